@@ -1,0 +1,59 @@
+"""Writing files so that nothing half-written is ever taken for done."""
+
+import errno
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+
+@contextmanager
+def write_atomically(path: Path | str) -> Iterator[Path]:
+    """Give a temporary path beside `path`, renamed to it when the block ends well.
+
+    Args:
+        path: the file to write; its folder is made when missing.
+
+    Yields:
+        A path with the same suffix, in the same folder.
+
+    Raises:
+        OSError: the disk is full or the folder can't be written; `path` keeps its former content.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise OSError(
+                errno.ENOSPC,
+                f"the disk is full: {path} was not written (a former version is kept); "
+                "free some space and run again, what is finished is kept",
+            ) from error
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_png(path: Path | str, pixels: np.ndarray) -> None:
+    """Write a uint8 image, or a bool mask as 0 / 255, as PNG."""
+    if pixels.dtype == bool:
+        pixels = pixels.astype(np.uint8) * 255
+    if pixels.dtype != np.uint8:
+        raise ValueError(f"{path}: expected uint8 or bool pixels, got {pixels.dtype}")
+    with write_atomically(path) as temporary:
+        Image.fromarray(pixels).save(temporary, compress_level=1)
+
+
+def write_json(path: Path | str, content: object) -> None:
+    """Write indented JSON with sorted keys; NaN is refused, since JSON has none."""
+    text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    with write_atomically(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")

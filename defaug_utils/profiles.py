@@ -1,0 +1,71 @@
+"""Profiles: the parameters of every notebook, checked against what the notebooks declare."""
+
+import difflib
+from pathlib import Path
+
+import yaml
+from papermill import inspect_notebook
+
+
+class ProfileError(ValueError):
+    """A profile names a notebook or a parameter that doesn't exist, or can't be read."""
+
+
+def read_profile(path: Path | str, notebook_folder: Path | str = "notebooks") -> dict[str, dict]:
+    """Read a profile and check every key against the notebooks' parameters cells.
+
+    A profile is YAML: `shared` holds values for every notebook that declares them, and a section
+    named as a notebook (`02_memseg`) holds values for that one.
+
+    Args:
+        path: the YAML file.
+        notebook_folder: where the notebooks are.
+
+    Returns:
+        For every notebook's name, the parameters that papermill shall inject.
+
+    Raises:
+        ProfileError: lists every unknown key, with the nearest known one.
+    """
+    path = Path(path)
+    if not path.is_file():
+        known = ", ".join(sorted(other.stem for other in path.parent.glob("*.yaml"))) or "none"
+        raise ProfileError(f"no profile {path}: {path.parent} has {known}")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ProfileError(f"profile {path} is not valid YAML: {error}") from error
+    if not isinstance(content, dict) or not all(isinstance(part or {}, dict) for part in content.values()):
+        raise ProfileError(f"profile {path}: expected sections of `name: value` lines")
+
+    declared = {
+        notebook.stem: set(inspect_notebook(str(notebook)))
+        for notebook in sorted(Path(notebook_folder).glob("[0-9][0-9]_*.ipynb"))
+    }
+    shared = content.get("shared") or {}
+    problems = [
+        f"shared: unknown parameter {name!r}{_nearest(name, set().union(*declared.values()))}"
+        for name in shared
+        if not any(name in names for names in declared.values())
+    ]
+    for section, values in content.items():
+        if section == "shared":
+            continue
+        if section not in declared:
+            problems.append(f"unknown section {section!r}{_nearest(section, declared)}")
+            continue
+        for name in values or {}:
+            if name not in declared[section]:
+                problems.append(f"{section}: unknown parameter {name!r}{_nearest(name, declared[section])}")
+    if problems:
+        raise ProfileError(f"profile {path}:\n" + "\n".join(f"  - {problem}" for problem in problems))
+    return {
+        notebook: {name: value for name, value in shared.items() if name in names}
+        | (content.get(notebook) or {})
+        for notebook, names in declared.items()
+    }
+
+
+def _nearest(name: str, known: object) -> str:
+    matches = difflib.get_close_matches(str(name), [str(word) for word in known], n=1)
+    return f" (did you mean {matches[0]!r}?)" if matches else ""
