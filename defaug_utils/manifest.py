@@ -62,7 +62,7 @@ def make_manifest(rows: Iterable[dict]) -> pd.DataFrame:
     """Build a manifest from row dictionaries; missing columns are empty, further ones are kept."""
     manifest = pd.DataFrame(list(rows), dtype=object)
     further = [column for column in manifest.columns if column not in COLUMNS]
-    manifest = manifest.reindex(columns=[*COLUMNS, *further]).infer_objects()
+    manifest = manifest.reindex(columns=[*COLUMNS, *further])
     for column in COLUMNS:
         values = [None if _is_empty(value) else value for value in manifest[column].astype(object)]
         if column == "seed":
@@ -71,6 +71,8 @@ def make_manifest(rows: Iterable[dict]) -> pd.DataFrame:
             manifest[column] = pd.array([_parse_accepted(v) for v in values], dtype="boolean")
         else:
             manifest[column] = pd.array(["" if v is None else str(v) for v in values], dtype="str")
+    for column in further:
+        manifest[column] = manifest[column].infer_objects()
     return manifest
 
 
