@@ -104,7 +104,7 @@ def read_manifest(path: Path | str, check_files: bool = False) -> pd.DataFrame:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no manifest at {path}: run the notebook that makes it first")
-    table = pd.read_csv(path, dtype=dict.fromkeys(COLUMNS, str), keep_default_na=False)
+    table = pd.read_csv(path, dtype=dict.fromkeys(COLUMNS, str), keep_default_na=False, na_values=[""])
     missing = [column for column in COLUMNS if column not in table.columns]
     raise_problems(f"manifest {path}", [f"column {column} is missing" for column in missing])
     manifest = make_manifest(table.to_dict("records"))
