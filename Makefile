@@ -1,0 +1,35 @@
+# make book | make test | make lab      each sets itself up in .venv first
+#   PROFILE=workshop   parameters, from profiles/
+#   DATA=              folder of your own data set; empty = procedural surfaces
+#   CORES=             processor cores to use
+#   PYTHON=python3     Python 3.11 or newer, to make .venv with
+#   PIP_OPTIONS=       further options for pip, such as --index-url for a CPU-only PyTorch
+PROFILE ?= workshop
+DATA ?=
+CORES ?= $(shell getconf _NPROCESSORS_ONLN)
+PYTHON ?= python3
+PIP_OPTIONS ?=
+
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: book test lab clean
+book: $(INSTALLED)
+	$(BIN)/python -m snakemake --cores $(CORES) --rerun-incomplete --keep-going --quiet rules \
+		--config profile="$(PROFILE)" data="$(DATA)"
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+lab: $(INSTALLED)
+	$(BIN)/python -m jupyter lab notebooks/01_data_prep.ipynb
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11')"
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet $(PIP_OPTIONS) --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet $(PIP_OPTIONS) --constraint constraints.txt --editable ".[notebooks,dev]"
+	touch $@
+
+clean:
+	rm -rf .venv runs

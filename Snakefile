@@ -1,0 +1,132 @@
+# The batch engine: one rule per notebook; results appear because targets are missing.
+#
+#   snakemake --cores 2 --config profile=workshop data=path/to/data threads=1
+#
+# An executed notebook is the proof that its stage is done: it exists only when every cell has run.
+# A run that was killed goes on where it stopped, since pools and classifiers resume by themselves too.
+from pathlib import Path
+
+from defaug_utils.mixing import ARMS, planned_runs, run_name
+from defaug_utils.profiles import read_profile
+
+PROFILE = config.get("profile") or "workshop"
+DATA = str(config.get("data") or "")
+THREADS = int(config.get("threads") or 1)
+RUN = config.get("run") or f"runs/{PROFILE}" + (f"-{Path(DATA).resolve().name}" if DATA else "")
+EXECUTED = f"{RUN}/notebooks"
+PARAMETERS = read_profile(f"profiles/{PROFILE}.yaml")
+
+# Which notebook makes the images of which origin; an arm waits until all of its origins have one.
+POOL_NOTEBOOKS = {"memseg": "02_memseg"}
+MIXING = PARAMETERS["06_in_and_out"]
+RUNS = {
+    run_name(run.scenario, run.arm, run.n_aug, run.seed): run
+    for run in planned_runs(MIXING["scenarios"], MIXING["arms"], MIXING["n_aug"], MIXING["seeds"])
+    if set(ARMS[run.arm]) <= set(POOL_NOTEBOOKS)
+}
+SHOWN_RUN = list(RUNS)[-1]  # the run whose notebook 07 stands in the book
+RESULTS = [f"{EXECUTED}/07_classifier/{name}.ipynb" for name in RUNS]
+CHAPTERS = {
+    **{name: f"{EXECUTED}/{name}.ipynb" for name in PARAMETERS},
+    "07_classifier": f"{EXECUTED}/07_classifier/{SHOWN_RUN}.ipynb",
+}
+
+
+def values(notebook, **further):
+    """The profile's parameters of a notebook, those of this run on top."""
+    return PARAMETERS[notebook] | {"run_dir": RUN} | further
+
+
+rule book:
+    input:
+        chapters=list(CHAPTERS.values()),
+        results=RESULTS,
+        prose=[path for path in Path("book").rglob("*") if path.is_file()],
+        settings=["_config.yml", "_toc.yml"],
+    output:
+        f"{RUN}/book/_build/html/index.html",
+    params:
+        executed=CHAPTERS,
+        folder=f"{RUN}/book",
+    script:
+        "scripts/build_book.py"
+
+
+rule data_prep:
+    input:
+        notebook="notebooks/01_data_prep.ipynb",
+    output:
+        f"{EXECUTED}/01_data_prep.ipynb",
+    params:
+        values=values("01_data_prep", **({"data_root": DATA} if DATA else {})),
+    threads: THREADS
+    script:
+        "scripts/run_notebook.py"
+
+
+rule memseg:
+    input:
+        rules.data_prep.output,
+        notebook="notebooks/02_memseg.ipynb",
+    output:
+        f"{EXECUTED}/02_memseg.ipynb",
+    params:
+        values=values("02_memseg"),
+    threads: THREADS
+    script:
+        "scripts/run_notebook.py"
+
+
+rule in_and_out:
+    input:
+        [f"{EXECUTED}/{name}.ipynb" for name in POOL_NOTEBOOKS.values()],
+        notebook="notebooks/06_in_and_out.ipynb",
+    output:
+        f"{EXECUTED}/06_in_and_out.ipynb",
+    params:
+        values=values("06_in_and_out"),
+    threads: THREADS
+    script:
+        "scripts/run_notebook.py"
+
+
+rule classifier:
+    input:
+        rules.in_and_out.output,
+        notebook="notebooks/07_classifier.ipynb",
+    output:
+        f"{EXECUTED}/07_classifier/{{run_name}}.ipynb",
+    params:
+        values=lambda wildcards: values(
+            "07_classifier",
+            scenario=RUNS[wildcards.run_name].scenario,
+            arm=RUNS[wildcards.run_name].arm,
+            n_aug=RUNS[wildcards.run_name].n_aug,
+            training_seed=RUNS[wildcards.run_name].seed,
+        ),
+    threads: THREADS
+    resources:
+        gpu=1,
+    script:
+        "scripts/run_notebook.py"
+
+
+rule results:
+    input:
+        RESULTS,
+        notebook="notebooks/08_results.ipynb",
+    output:
+        f"{EXECUTED}/08_results.ipynb",
+    params:
+        values=values("08_results", **({"data_name": Path(DATA).resolve().name} if DATA else {})),
+    threads: THREADS
+    script:
+        "scripts/run_notebook.py"
+
+
+onsuccess:
+    print(f"\nThe book is ready: open {RUN}/book/_build/html/index.html in a browser.\n")
+
+
+onerror:
+    print(f"\nThe run stopped. What is finished is kept in {RUN}: mend the error above and run again.\n")

@@ -1,0 +1,104 @@
+"""Running notebooks unattended and building the book from what they produced."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import papermill
+from papermill.exceptions import PapermillExecutionError
+
+START_ATTEMPTS = 3
+START_TIMEOUT_SECONDS = 120
+
+
+class NotebookError(RuntimeError):
+    """A cell of a notebook failed, or its kernel did not start."""
+
+
+def execute_notebook(source: Path | str, target: Path | str, parameters: dict, threads: int = 1) -> None:
+    """Execute a notebook by papermill; the target appears only when every cell has run.
+
+    Args:
+        source: the notebook to run, from the project's root.
+        target: where the executed notebook goes.
+        parameters: values for its parameters cell.
+        threads: threads that the notebook's numerical libraries may use.
+
+    Raises:
+        NotebookError: a cell failed; names the notebook, the cell's error and the partly executed
+            copy (`<target>.failed.ipynb`) to look at.
+    """
+    source, target = Path(source), Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = target.with_suffix(".failed.ipynb")
+    os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads)))
+    for attempt in range(1, START_ATTEMPTS + 1):
+        try:
+            papermill.execute_notebook(
+                str(source),
+                str(unfinished),
+                parameters=parameters,
+                kernel_name="python3",
+                progress_bar=False,
+                cwd=".",
+                start_timeout=START_TIMEOUT_SECONDS,
+            )
+        except PapermillExecutionError as error:
+            raise NotebookError(
+                f"{source} failed in cell [{error.exec_count}]: {error.ename}: {error.evalue}\n"
+                f"The notebook as far as it came: {unfinished}"
+            ) from None
+        except RuntimeError as error:  # the kernel died or lost the race for a port before its first answer
+            if attempt == START_ATTEMPTS:
+                raise NotebookError(f"{source}: its kernel did not start or died ({error})") from error
+        else:
+            break
+    os.replace(unfinished, target)
+
+
+def stage_book(project: Path | str, executed: dict[str, Path | str], folder: Path | str) -> None:
+    """Lay out the book's sources with the executed notebooks in place of the bare ones.
+
+    Args:
+        project: root of the repository.
+        executed: notebook name (`02_memseg`) → executed notebook.
+        folder: where the sources go; what was there before is removed, a finished build apart.
+
+    Raises:
+        FileNotFoundError: an executed notebook is missing.
+    """
+    project, folder = Path(project), Path(folder)
+    missing = [str(path) for path in executed.values() if not Path(path).is_file()]
+    if missing:
+        raise FileNotFoundError(f"not executed yet: {', '.join(missing)}")
+    for part in ("book", "notebooks"):
+        shutil.rmtree(folder / part, ignore_errors=True)
+    shutil.copytree(project / "book", folder / "book")
+    (folder / "notebooks").mkdir()
+    for name in ("_config.yml", "_toc.yml"):
+        shutil.copy2(project / name, folder / name)
+    for name, path in executed.items():
+        shutil.copy2(path, folder / "notebooks" / f"{name}.ipynb")
+
+
+def build_book(folder: Path | str) -> Path:
+    """Build the staged book with warnings as errors.
+
+    Args:
+        folder: the staged sources.
+
+    Returns:
+        The book's first page.
+
+    Raises:
+        RuntimeError: Sphinx found an error or gave a warning; its words were printed.
+    """
+    program = str(Path(sys.executable).with_name("jupyter-book"))
+    command = [program, "build", str(folder), "-n", "-W", "--keep-going"]
+    finished = subprocess.run(command, check=False)  # noqa: S603
+    page = Path(folder) / "_build" / "html" / "index.html"
+    if finished.returncode or not page.is_file():
+        raise RuntimeError(f"the book in {folder} did not build without warnings: see the lines above")
+    return page

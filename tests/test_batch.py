@@ -1,0 +1,86 @@
+"""The batch engine: a failing cell is told, a killed run goes on, and the book comes out whole."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from defaug_utils.batch import NotebookError, execute_notebook, stage_book
+
+PROJECT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def notebook(tmp_path):
+    """A notebook with a parameters cell that divides 1 by a parameter."""
+    cells = [
+        nbformat.v4.new_code_cell("divisor: int = 1", metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell("print(1 / divisor)"),
+    ]
+    path = tmp_path / "divide.ipynb"
+    python = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": python}), path)
+    return path
+
+
+def test_parameters_reach_the_notebook(notebook, tmp_path):
+    execute_notebook(notebook, tmp_path / "out" / "divide.ipynb", {"divisor": 4})
+    executed = nbformat.read(tmp_path / "out" / "divide.ipynb", as_version=4)
+    assert executed.cells[-1].outputs[0].text == "0.25\n"
+    assert not list((tmp_path / "out").glob("*.failed.ipynb"))
+
+
+def test_a_failing_cell_names_notebook_and_error_and_leaves_no_target(notebook, tmp_path):
+    target = tmp_path / "out" / "divide.ipynb"
+    with pytest.raises(
+        NotebookError, match=r"divide\.ipynb failed in cell \[3\]: ZeroDivisionError"
+    ) as caught:
+        execute_notebook(notebook, target, {"divisor": 0})
+    assert not target.exists()
+    kept = target.with_suffix(".failed.ipynb")
+    assert kept.is_file()
+    assert str(kept) in str(caught.value)
+
+
+def test_staging_refuses_an_unexecuted_chapter(tmp_path):
+    with pytest.raises(FileNotFoundError, match="02_memseg"):
+        stage_book(PROJECT, {"02_memseg": tmp_path / "02_memseg.ipynb"}, tmp_path / "book")
+
+
+def start_snakemake(run: Path, log: Path) -> subprocess.Popen:
+    command = [sys.executable, "-m", "snakemake", "--cores", "2", "--rerun-incomplete", "--nolock"]
+    command += ["--config", "profile=smoke", f"run={run}"]
+    with log.open("w") as output:
+        return subprocess.Popen(
+            command, cwd=PROJECT, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+
+
+def test_a_killed_run_goes_on_and_the_book_comes_out_whole(tmp_path):
+    run = tmp_path / "smoke"
+    first = start_snakemake(run, tmp_path / "first.log")
+    done = run / "notebooks" / "01_data_prep.ipynb"
+    deadline = time.monotonic() + 180
+    while not done.is_file():
+        assert first.poll() is None, (tmp_path / "first.log").read_text()
+        assert time.monotonic() < deadline, "notebook 01 did not finish in three minutes"
+        time.sleep(0.2)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    assert not (run / "notebooks" / "08_results.ipynb").exists()
+    finished_at = done.stat().st_mtime_ns
+
+    second = start_snakemake(run, tmp_path / "second.log")
+    assert second.wait(timeout=540) == 0, (tmp_path / "second.log").read_text()
+    assert done.stat().st_mtime_ns == finished_at, "a finished notebook was run again"
+    html = run / "book" / "_build" / "html"
+    assert (html / "index.html").is_file()
+    pages = {page.stem for page in (html / "notebooks").glob("*.html")}
+    assert pages == {path.stem for path in (PROJECT / "notebooks").glob("*.ipynb")}
+    for page in html.rglob("*.html"):
+        assert "Traceback" not in page.read_text(encoding="utf-8"), page
