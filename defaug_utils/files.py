@@ -3,12 +3,28 @@
 import errno
 import json
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+
+@contextmanager
+def explain_full_disk(path: Path | str) -> Iterator[None]:
+    """Turn the system's "no space left" into a message that names the file and what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise OSError(
+            errno.ENOSPC,
+            f"the disk is full: {path} was not written (a former version is kept); "
+            "free some space and run again, what is finished is kept",
+        ) from error
 
 
 @contextmanager
@@ -25,21 +41,14 @@ def write_atomically(path: Path | str) -> Iterator[Path]:
         OSError: the disk is full or the folder can't be written; `path` keeps its former content.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
-    try:
+    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.tmp{path.suffix}")
+    with explain_full_disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        os.replace(temporary, path)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise OSError(
-                errno.ENOSPC,
-                f"the disk is full: {path} was not written (a former version is kept); "
-                "free some space and run again, what is finished is kept",
-            ) from error
-        raise
-    finally:
-        temporary.unlink(missing_ok=True)
+        try:
+            yield temporary
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def write_png(path: Path | str, pixels: np.ndarray) -> None:

@@ -2,17 +2,20 @@
 
 from pathlib import Path
 
+import cv2
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 FITS = ("resize", "centre_crop")
+# What Pillow raises on damaged files (found by flipping and cutting bytes of all common formats).
+DECODING_ERRORS = (OSError, SyntaxError, ValueError, LookupError, EOFError, Image.DecompressionBombError)
 
 
 def read_image(path: Path | str) -> np.ndarray:
     """Read an image as RGB.
 
-    16-bit grey is scaled to 8 bits, a palette is resolved, an alpha channel is dropped and grey is
-    repeated over three channels.
+    16 bits are brought to 8 (0 … 65535 onto 0 … 255), a palette is resolved, an alpha channel is
+    dropped, grey is repeated over three channels, and a camera's orientation tag is obeyed.
 
     Args:
         path: an image file that Pillow reads.
@@ -21,9 +24,15 @@ def read_image(path: Path | str) -> np.ndarray:
         Shape (height, width, 3), uint8.
 
     Raises:
-        ValueError: the file is missing, truncated or no image; the message names it.
+        ValueError: the file is missing, truncated, no image, or holds fractions instead of whole
+            numbers; the message names it.
     """
-    return np.asarray(_open(path).convert("RGB"))
+    opened = _open(path)
+    if opened.mode == "F":
+        raise ValueError(f"{path}: pixels are fractions, expected 8 or 16 bits a channel: convert it first")
+    if opened.mode.startswith("I"):
+        opened = Image.fromarray(_to_u8(np.asarray(opened).astype(np.int64)))
+    return np.asarray(opened.convert("RGB"))
 
 
 def read_mask(path: Path | str) -> np.ndarray:
@@ -36,25 +45,31 @@ def read_mask(path: Path | str) -> np.ndarray:
         Shape (height, width), bool.
 
     Raises:
-        ValueError: as `read_image`.
+        ValueError: the file is missing, truncated or no image; the message names it.
     """
-    opened = _open(path, scale=False)
-    if opened.mode not in ("1", "L", "I", "F"):
-        opened = opened.convert("RGB")
-    values = np.asarray(opened)
-    return values.any(axis=2) if values.ndim == 3 else values > 0
+    opened = _open(path)
+    if opened.mode in ("1", "L", "I", "F") or opened.mode.startswith("I;"):
+        return np.asarray(opened) > 0
+    if opened.info["has_16_bit_colours"]:
+        # Pillow keeps the high byte only, which would lose a defect drawn with values below 256.
+        opened_u16 = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+        return opened_u16[..., :3].any(axis=2)
+    return np.asarray(opened.convert("RGB")).any(axis=2)
 
 
-def _open(path: Path | str, scale: bool = True) -> Image.Image:
+def _open(path: Path | str) -> Image.Image:
+    """Decode a file completely; a palette is resolved, the orientation tag is obeyed."""
     try:
         with Image.open(path) as opened:
+            rawmode = str(opened.tile[0].args) if opened.tile else ""
             opened.load()
-            if opened.mode.startswith("I"):
-                values = np.asarray(opened).astype(np.int64)
-                return Image.fromarray(_to_u8(values) if scale else (values > 0).astype(np.uint8) * 255)
-            return opened.copy()
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+            upright = ImageOps.exif_transpose(opened)
+            if upright.mode in ("P", "PA"):
+                upright = upright.convert("RGBA")
+    except DECODING_ERRORS as error:
         raise ValueError(f"{path}: not a readable image ({error})") from error
+    upright.info["has_16_bit_colours"] = ";16" in rawmode and not upright.mode.startswith("I")
+    return upright
 
 
 def _to_u8(values: np.ndarray) -> np.ndarray:
@@ -73,7 +88,7 @@ def fit_image(image_u8: np.ndarray, size: tuple[int, int], fit: str = "resize") 
     Returns:
         Shape (size[1], size[0], 3), uint8.
     """
-    box = _crop_box(image_u8.shape[:2], size, fit)
+    box = crop_box(image_u8.shape[:2], size, fit)
     left, top, right, bottom = box
     cropped = Image.fromarray(image_u8[top:bottom, left:right])
     return np.asarray(cropped.resize(size, Image.Resampling.LANCZOS))
@@ -90,8 +105,8 @@ def fit_mask(mask: np.ndarray, size: tuple[int, int], fit: str = "resize") -> np
     Returns:
         Shape (size[1], size[0]), bool.
     """
-    left, top, right, bottom = _crop_box(mask.shape, size, fit)
-    counts = mask[top:bottom, left:right].astype(np.int64).cumsum(0).cumsum(1)
+    left, top, right, bottom = crop_box(mask.shape, size, fit)
+    counts = mask[top:bottom, left:right].astype(np.int32).cumsum(0).cumsum(1)
     counts = np.pad(counts, ((1, 0), (1, 0)))
     width, height = size
     first_row, last_row = _covered(bottom - top, height)
@@ -107,8 +122,17 @@ def _covered(source: int, target: int) -> tuple[np.ndarray, np.ndarray]:
     return index * source // target, -(-(index + 1) * source // target)
 
 
-def _crop_box(shape: tuple[int, ...], size: tuple[int, int], fit: str) -> tuple[int, int, int, int]:
-    """Left, top, right and bottom of the part of an image that is kept."""
+def crop_box(shape: tuple[int, ...], size: tuple[int, int], fit: str) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of the part of an image that a fit keeps.
+
+    Args:
+        shape: (height, width, …) of the image.
+        size: (width, height) that the part will be resized to.
+        fit: "resize" keeps everything, "centre_crop" the largest centred part of the size's aspect.
+
+    Raises:
+        ValueError: unknown fit, or a size without pixels.
+    """
     if fit not in FITS:
         raise ValueError(f"fit {fit!r} is none of {', '.join(FITS)}")
     if min(size) < 1:

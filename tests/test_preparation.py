@@ -1,0 +1,269 @@
+"""Prepared images keep their labels; whatever interrupts the work, it goes on where it stopped."""
+
+import errno
+import json
+import shutil
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from layouts import draw_part, save, write_btad, write_folder, write_ksdd2, write_mvtec
+from PIL import Image
+
+from defaug_utils.datasets import draw_validation, load_dataset
+from defaug_utils.images import fit_image, fit_mask, read_image, read_mask
+from defaug_utils.layouts import DatasetError
+from defaug_utils.manifest import read_manifest
+from defaug_utils.preparation import name_files, prepare_dataset
+
+SIZE = (8, 24)
+
+
+def written(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture
+def surfaces(tmp_path):
+    write_ksdd2(tmp_path / "set", train=(6, 4), test=(3, 2))
+    return load_dataset(tmp_path / "set")
+
+
+def test_files_and_manifest(tmp_path, surfaces):
+    dataset = draw_validation(surfaces, 0.3, 0)
+    prepared = prepare_dataset(dataset, tmp_path / "set", tmp_path / "data", SIZE)
+    pd.testing.assert_frame_equal(prepared, read_manifest(tmp_path / "data/manifest.csv", check_files=True))
+    for column in ("split", "label"):
+        assert list(prepared[column]) == list(dataset[column])
+    assert list(prepared["original_image"]) == list(dataset["image"])
+    for old, new in zip(dataset.itertuples(), prepared.itertuples(), strict=True):
+        expected = fit_image(read_image(tmp_path / "set" / old.image), SIZE)
+        np.testing.assert_array_equal(read_image(tmp_path / "data" / new.image), expected)
+        assert bool(new.mask) == (new.label == "positive")
+        if new.mask:
+            mask = read_mask(tmp_path / "data" / new.mask)
+            np.testing.assert_array_equal(mask, fit_mask(read_mask(tmp_path / "set" / old.mask), SIZE))
+            assert new.defect_pixels == mask.sum() > 0
+
+
+def test_masks_are_binary_and_one_pixel_defects_survive(tmp_path):
+    write_ksdd2(tmp_path / "set", train=(3, 0), test=(3, 0))
+    for path, value in (("train/10002_GT.png", 1), ("test/20002_GT.png", 255)):
+        mask_u8 = np.zeros((63, 23), np.uint8)
+        mask_u8[17, 5] = value
+        save(tmp_path / "set" / path, mask_u8)
+    prepared = prepare_dataset(load_dataset(tmp_path / "set"), tmp_path / "set", tmp_path / "data", SIZE)
+    positives = prepared[prepared["label"] == "positive"]
+    assert list(positives["split"]) == ["train", "test"]
+    for mask in positives["mask"]:
+        with Image.open(tmp_path / "data" / mask) as opened:
+            assert opened.mode == "L" and set(np.unique(opened)) == {0, 255}
+
+
+@pytest.mark.parametrize("write", [write_mvtec, write_btad, write_folder])
+def test_every_layout_is_prepared_under_unique_plain_names(tmp_path, write):
+    write(tmp_path / "set")
+    dataset = load_dataset(tmp_path / "set")
+    prepared = prepare_dataset(dataset, tmp_path / "set", tmp_path / "data", SIZE)
+    assert prepared["image"].str.fullmatch(r"images/[A-Za-z0-9_-]+\.png").all()
+    assert prepared["image"].is_unique and len(prepared) == len(dataset)
+    assert list(prepared["defect_type"]) == list(dataset["defect_type"])
+
+
+def test_names_tell_where_an_image_came_from():
+    assert name_files(["test/bent/000.png", "train/positive/Kratzer ä/Teil (1).v2.bmp"]) == [
+        "test-bent-000",
+        "train-positive-Kratzer-a-Teil-1-v2",
+    ]
+
+
+@given(st.lists(st.text(min_size=1, max_size=300).map(lambda name: f"a/{name}.png"), unique=True))
+def test_names_are_plain_unique_and_short(images):
+    names = name_files(images)
+    assert len({name.lower() for name in names}) == len(images)
+    assert all(name.replace("-", "").replace("_", "").isalnum() and name.isascii() for name in names)
+    assert all(len(name) <= 120 for name in names)
+
+
+def test_16_bit_palette_rgba_and_grey_files_are_prepared(tmp_path):
+    grey = draw_part(0)[0][..., 0]
+    flavours = {
+        "16 bit": Image.fromarray(grey.astype(np.uint16) * 257),
+        "grey": Image.fromarray(grey),
+        "palette": Image.fromarray(grey).convert("P"),
+        "rgba": Image.fromarray(grey).convert("RGBA"),
+        "rgb": Image.fromarray(grey).convert("RGB"),
+    }
+    (tmp_path / "set/negative").mkdir(parents=True)
+    for name, picture in flavours.items():
+        picture.save(tmp_path / "set/negative" / f"{name}.png")
+    dataset = load_dataset(tmp_path / "set", test_share=0)
+    prepared = prepare_dataset(dataset, tmp_path / "set", tmp_path / "data", SIZE)
+    pixels = [read_image(tmp_path / "data" / image) for image in prepared["image"]]
+    assert len(pixels) == len(flavours)
+    assert all((image_u8 == pixels[0]).all() and image_u8.shape == (24, 8, 3) for image_u8 in pixels)
+
+
+def test_crop_that_loses_a_defect_is_refused_before_anything_is_written(tmp_path):
+    write_ksdd2(tmp_path / "set", train=(3, 2), test=(3, 1))
+    for image, column in (("train/10003", 0), ("test/20003", 22)):
+        mask = np.zeros((63, 23), bool)
+        mask[30:33, column] = True
+        save(tmp_path / "set" / f"{image}_GT.png", mask)
+    dataset = load_dataset(tmp_path / "set")
+    with pytest.raises(DatasetError) as error:
+        prepare_dataset(dataset, tmp_path / "set", tmp_path / "data", (10, 60), fit="centre_crop")
+    message = str(error.value)
+    assert "train/10003.png" in message and "test/20003.png" in message and "train/10004.png" not in message
+    assert "fit 'resize'" in message and not (tmp_path / "data").exists()
+    prepared = prepare_dataset(dataset, tmp_path / "set", tmp_path / "data", (10, 60), fit="resize")
+    assert (prepared["label"] == "positive").sum() == 3
+
+
+def test_crop_that_keeps_every_defect(tmp_path, surfaces):
+    prepared = prepare_dataset(surfaces, tmp_path / "set", tmp_path / "data", (10, 30), fit="centre_crop")
+    assert prepared.groupby(["split", "label"]).size().equals(surfaces.groupby(["split", "label"]).size())
+
+
+def test_second_run_writes_no_image_again(tmp_path, surfaces, monkeypatch):
+    first = prepare_dataset(surfaces, tmp_path / "set", tmp_path / "data", SIZE)
+    monkeypatch.setattr("defaug_utils.preparation.write_png", lambda *_: pytest.fail("written again"))
+    calls = []
+    redrawn = draw_validation(surfaces, 0.3, 5)
+    second = prepare_dataset(redrawn, tmp_path / "set", tmp_path / "data", SIZE, on_image=calls.append)
+    assert len(calls) == len(first) and "val" in set(second["split"])
+    pd.testing.assert_frame_equal(second.drop(columns="split"), first.drop(columns="split"))
+
+
+def test_what_changed_in_the_data_set_is_made_again(tmp_path, surfaces):
+    prepare_dataset(surfaces, tmp_path / "set", tmp_path / "data", SIZE)
+    save(tmp_path / "set/train/10000_GT.png", draw_part(0, is_positive=True)[1])
+    save(tmp_path / "set/train/10001.png", np.full((63, 23, 3), 7, np.uint8))
+    prepared = prepare_dataset(load_dataset(tmp_path / "set"), tmp_path / "set", tmp_path / "data", SIZE)
+    rows = prepared.set_index("original_image")
+    assert rows.loc["train/10000.png", "label"] == "positive" and rows.loc["train/10000.png", "mask"]
+    assert (read_image(tmp_path / "data" / rows.loc["train/10001.png", "image"]) == 7).all()
+
+
+def test_deleted_files_are_made_again(tmp_path, surfaces):
+    prepare_dataset(surfaces, tmp_path / "set", tmp_path / "data", SIZE)
+    whole = written(tmp_path / "data")
+    shutil.rmtree(tmp_path / "data/masks")
+    (tmp_path / "data/images/train-10000.png").unlink()
+    prepare_dataset(surfaces, tmp_path / "set", tmp_path / "data", SIZE)
+    now = written(tmp_path / "data")
+    assert now.keys() == whole.keys()
+    assert all(now[name] == whole[name] for name in whole if name.endswith((".png", ".csv")))
+
+
+def test_other_size_or_fit_is_refused(tmp_path, surfaces):
+    prepare_dataset(surfaces, tmp_path / "set", tmp_path / "data", SIZE)
+    before = written(tmp_path / "data")
+    with pytest.raises(DatasetError, match="delete the folder"):
+        prepare_dataset(surfaces, tmp_path / "set", tmp_path / "data", (8, 25))
+    with pytest.raises(ValueError, match="fit 'stretch' is none of"):
+        prepare_dataset(surfaces, tmp_path / "set", tmp_path / "data", SIZE, fit="stretch")
+    assert written(tmp_path / "data") == before
+
+
+def fill_disk_after(monkeypatch, count: int) -> None:
+    """From the given number of saved images on, half a file is written and then the disk is full."""
+    saved, save_image = [], Image.Image.save
+
+    def save_some(picture, path, *args, **options):
+        saved.append(path)
+        if len(saved) > count:
+            Path(path).write_bytes(b"\x89PNG half a picture")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save_image(picture, path, *args, **options)
+
+    monkeypatch.setattr(Image.Image, "save", save_some)
+
+
+def test_full_disk(tmp_path, surfaces, monkeypatch):
+    prepare_dataset(surfaces, tmp_path / "set", tmp_path / "whole", SIZE)
+    with monkeypatch.context() as patch:
+        fill_disk_after(patch, 9)
+        with pytest.raises(OSError, match=r"the disk is full: .*png was not written .* run again"):
+            prepare_dataset(surfaces, tmp_path / "set", tmp_path / "data", SIZE)
+    left = written(tmp_path / "data")
+    assert "manifest.csv" not in left and any(name.startswith("images/") for name in left)
+    whole = written(tmp_path / "whole")
+    assert all(left[name] == whole[name] for name in left if name.endswith(".png"))
+    prepare_dataset(surfaces, tmp_path / "set", tmp_path / "data", SIZE)
+    assert written(tmp_path / "data") == whole
+
+
+def test_full_disk_in_the_journal_and_in_the_manifest(tmp_path, surfaces, monkeypatch):
+    open_path = Path.open
+
+    def refuse(path, *args, **options):
+        if path.name == "finished.jsonl" and args[:1] == ("a",):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return open_path(path, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", refuse)
+        with pytest.raises(OSError, match=r"the disk is full: .*finished\.jsonl"):
+            prepare_dataset(surfaces, tmp_path / "set", tmp_path / "data", SIZE)
+    assert not (tmp_path / "data/manifest.csv").exists()
+
+
+def test_stopped_in_the_middle_with_a_torn_journal(tmp_path, surfaces):
+    prepare_dataset(surfaces, tmp_path / "set", tmp_path / "whole", SIZE)
+    calls = []
+
+    def stop(number):
+        calls.append(number)
+        if len(calls) == 7:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare_dataset(surfaces, tmp_path / "set", tmp_path / "data", SIZE, on_image=stop)
+    journal = tmp_path / "data/finished.jsonl"
+    journal.write_bytes(journal.read_bytes() + b'\n["train-100')
+    prepared = prepare_dataset(surfaces, tmp_path / "set", tmp_path / "data", SIZE)
+    assert len(prepared) == len(surfaces)
+    whole, now = written(tmp_path / "whole"), written(tmp_path / "data")
+    assert all(now[name] == whole[name] for name in whole if name != "finished.jsonl")
+
+
+def test_a_half_made_renewal_leaves_no_manifest(tmp_path, surfaces, monkeypatch):
+    prepare_dataset(surfaces, tmp_path / "set", tmp_path / "data", SIZE)
+    save(tmp_path / "set/train/10000.png", np.full((63, 23, 3), 7, np.uint8))
+    fill_disk_after(monkeypatch, 0)
+    with pytest.raises(OSError, match="the disk is full"):
+        prepare_dataset(load_dataset(tmp_path / "set"), tmp_path / "set", tmp_path / "data", SIZE)
+    assert not (tmp_path / "data/manifest.csv").exists()
+
+
+def test_files_that_changed_since_they_were_loaded(tmp_path, surfaces):
+    save(tmp_path / "set/train/10006_GT.png", np.zeros((63, 23), bool))
+    with pytest.raises(DatasetError, match=r"train/10006.png: was positive .* load the data set again"):
+        prepare_dataset(surfaces, tmp_path / "set", tmp_path / "data", SIZE)
+    assert not (tmp_path / "data/manifest.csv").exists()
+
+
+def test_settings_are_stored_beside(tmp_path, surfaces):
+    prepare_dataset(surfaces, tmp_path / "set", tmp_path / "data", SIZE)
+    assert json.loads((tmp_path / "data/settings.json").read_text()) == {"size": [8, 24], "fit": "resize"}
+
+
+def test_memory_does_not_grow_with_the_number_of_images(tmp_path):
+    peaks = []
+    for count in (20, 120):
+        root = tmp_path / f"set{count}"
+        write_folder(root, splits=("",), negatives=count, positives=2)
+        tracemalloc.start()
+        prepare_dataset(load_dataset(root), root, tmp_path / f"data{count}", (96, 288))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] - peaks[0] < 100 * 96 * 288  # a hundred more images, less than a third of their pixels
