@@ -1,0 +1,93 @@
+"""Perlin noise against a slow, written-out computation, at any size."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from defaug_utils.perlin import (
+    draw_gradients,
+    draw_lattice,
+    draw_perlin_noise,
+    evaluate_noise,
+    rotate_noise,
+    threshold_noise,
+)
+
+
+def slow_noise(gradients: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Perlin's definition, pixel by pixel: faded mean of the corners' gradients times the distances."""
+    rows, columns = gradients.shape[0] - 1, gradients.shape[1] - 1
+    width, height = size
+    noise = np.zeros((height, width))
+    for y in range(height):
+        for x in range(width):
+            v, u = y * rows / height, x * columns / width
+            row, column = min(int(v), rows - 1), min(int(u), columns - 1)
+            for next_row in (0, 1):
+                for next_column in (0, 1):
+                    dy, dx = v - row - next_row, u - column - next_column
+                    weight = fade(1 - abs(dy)) * fade(1 - abs(dx))
+                    gradient_x, gradient_y = gradients[row + next_row, column + next_column]
+                    noise[y, x] += weight * (gradient_x * dx + gradient_y * dy)
+    return math.sqrt(2) * noise
+
+
+def fade(t: float) -> float:
+    return 6 * t**5 - 15 * t**4 + 10 * t**3
+
+
+@pytest.mark.parametrize("lattice", [(1, 1), (2, 8), (32, 4), (3, 5)])
+@pytest.mark.parametrize("size", [(64, 64), (23, 63), (37, 10)])
+def test_agrees_with_the_definition(lattice, size):
+    gradients = draw_gradients(lattice, np.random.default_rng(1))
+    assert evaluate_noise(gradients, size) == pytest.approx(slow_noise(gradients, size), abs=2e-5)
+
+
+def test_gradients_are_unit_vectors_one_a_corner():
+    gradients = draw_gradients((4, 2), np.random.default_rng(0))
+    assert gradients.shape == (3, 5, 2)
+    assert np.linalg.norm(gradients, axis=-1) == pytest.approx(np.ones((3, 5)), abs=1e-6)
+
+
+def test_noise_is_zero_on_the_lattice():
+    noise = evaluate_noise(draw_gradients((4, 2), np.random.default_rng(0)), (64, 64))
+    assert np.abs(noise[::32, ::16]).max() == 0
+
+
+def test_height_and_width_are_not_swapped():
+    gradients = np.zeros((2, 9, 2), np.float32)
+    gradients[..., 0] = 1  # eight cells along x, one along y: the noise changes along x only
+    noise = evaluate_noise(gradients, (128, 384))
+    assert noise.shape == (384, 128)
+    assert np.ptp(noise, axis=0).max() < 1e-5 < np.ptp(noise, axis=1).min()
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 90), st.integers(1, 90), st.integers(0, 2**32 - 1))
+def test_any_size_works_and_stays_in_range(width, height, seed):
+    noise = draw_perlin_noise((width, height), np.random.default_rng(seed))
+    assert noise.shape == (height, width)
+    assert np.abs(noise).max() <= 1.0 + 1e-5
+
+
+def test_lattice_sides_are_powers_of_two_up_to_32():
+    generator = np.random.default_rng(0)
+    sides = {side for _ in range(400) for side in draw_lattice(generator)}
+    assert sides == {1, 2, 4, 8, 16, 32}
+
+
+def test_rotation_turns_counter_clockwise_and_fills_with_no_defect():
+    noise = np.zeros((5, 5), np.float32)
+    noise[2, 4] = 1  # right of the centre
+    turned = rotate_noise(noise, 90)
+    assert turned[0, 2] == pytest.approx(1, abs=1e-4)  # above it
+    assert not threshold_noise(rotate_noise(np.ones((9, 41), np.float32), 90))[:, 0].any()
+
+
+@pytest.mark.parametrize("size", [(0, 5), (5, -1)])
+def test_refuses_a_size_of_nothing(size):
+    with pytest.raises(ValueError, match="at least 1 × 1"):
+        evaluate_noise(draw_gradients((1, 1), np.random.default_rng(0)), size)
