@@ -1,0 +1,45 @@
+"""Where a run's folder holds its data set and its pools of generated images."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+
+from defaug_utils.manifest import read_manifest, rebase_manifest
+from defaug_utils.runs import NOTEBOOK_OF, Arms, Run, arm_shares
+
+DATA_FOLDER = "data"
+
+
+def read_data(run_dir: Path | str) -> pd.DataFrame:
+    """The prepared data set's manifest, rebased to the run's folder; every file that it lists exists."""
+    folder = Path(run_dir) / DATA_FOLDER
+    return rebase_manifest(read_manifest(folder / "manifest.csv", check_files=True), folder, run_dir)
+
+
+def find_pool(run_dir: Path | str, origin: str, run: Run) -> Path | None:
+    """Folder of the pool that a run draws from, or None: the most special of three that has a manifest.
+
+    A generator that was fine-tuned on the positives of one scenario, or of one seed, stores its pool in
+    `<origin>/<scenario>-seed<seed>` or `<origin>/<scenario>`; one that suits every run in `<origin>`.
+    """
+    special = (f"{origin}/{run.scenario}-seed{run.seed}", f"{origin}/{run.scenario}", origin)
+    folders = [Path(run_dir) / folder for folder in special]
+    return next((folder for folder in folders if (folder / "manifest.csv").is_file()), None)
+
+
+def read_pools(run_dir: Path | str, run: Run) -> dict[str, pd.DataFrame]:
+    """Every pool that exists for a run, rebased to the run's folder."""
+    folders = {origin: find_pool(run_dir, origin, run) for origin in NOTEBOOK_OF}
+    return {
+        origin: rebase_manifest(read_manifest(folder / "manifest.csv"), folder, run_dir)
+        for origin, folder in folders.items()
+        if folder
+    }
+
+
+def list_waiting(
+    run: Run, pools: Mapping[str, pd.DataFrame], share: float = 0.5, extra_arms: Arms | None = None
+) -> list[str]:
+    """Notebooks that have to make a pool before this run can be put together; empty when it can be now."""
+    return [NOTEBOOK_OF[origin] for origin in arm_shares(run.arm, share, extra_arms) if origin not in pools]

@@ -1,0 +1,448 @@
+"""Training sets against counted tables, and every refusal."""
+
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from defaug_utils.manifest import (
+    ManifestError,
+    make_manifest,
+    rebase_manifest,
+    validate_manifest,
+    write_manifest,
+)
+from defaug_utils.mixing import (
+    choose_positives,
+    compose_training_set,
+    count_by_origin,
+    count_reviews,
+    count_rows,
+    usable_rows,
+)
+from defaug_utils.run_folder import find_pool, list_waiting, read_data, read_pools
+from defaug_utils.runs import (
+    ARMS,
+    NOTEBOOK_OF,
+    MixingError,
+    Run,
+    arm_shares,
+    parse_run_name,
+    planned_runs,
+    run_name,
+)
+
+COUNTS = {
+    ("train", "negative"): 30,
+    ("train", "positive"): 8,
+    ("val", "negative"): 6,
+    ("val", "positive"): 2,
+    ("test", "negative"): 12,
+    ("test", "positive"): 4,
+}
+
+
+def make_data(counts: dict = COUNTS) -> pd.DataFrame:
+    """A data set's manifest as `data/manifest.csv` holds it."""
+    rows = [
+        {"image": f"images/{split}-{label}-{i}.png", "label": label, "split": split, "origin": "real"}
+        for (split, label), count in counts.items()
+        for i in range(count)
+    ]
+    return make_manifest(row | {"mask": row["image"].replace("images", "masks")} for row in rows)
+
+
+def make_pool(origin: str, count: int, accepted: dict | None = None, **fields) -> pd.DataFrame:
+    """A pool rebased to the run's folder; `accepted` says what the review said of which index."""
+    return make_manifest(
+        {
+            "image": f"{origin}/images/{i:06d}.png",
+            "label": "positive",
+            "split": "train",
+            "origin": origin,
+            "source_image": f"images/train-negative-{i % 30}.png",
+            "seed": 1000 + i,
+            "recipe": "0123456789ab",
+            "accepted": (accepted or {}).get(i),
+        }
+        | fields
+        for i in range(count)
+    )
+
+
+DATA = rebase_manifest(make_data(), "run/data", "run")
+POOLS = {"memseg": make_pool("memseg", 120), "ddpm": make_pool("ddpm", 120)}
+
+
+def count(training_set: pd.DataFrame, **fields) -> int:
+    return int((training_set[list(fields)] == list(fields.values())).all(axis=1).sum())
+
+
+@pytest.mark.parametrize(
+    ("scenario", "real_positives", "validation_positives"),
+    [("zero-shot", 0, 0), ("few-shot", 5, 0), ("full-shot", 8, 2)],
+)
+def test_parts_of_a_training_set(scenario, real_positives, validation_positives):
+    training_set = compose_training_set(DATA, POOLS, scenario, "in_and_out", 40, seed=0)
+    validate_manifest(training_set, "run/train-x.csv")
+    assert count(training_set, split="train", label="negative") == 30
+    assert count(training_set, split="train", label="positive", origin="real") == real_positives
+    assert count(training_set, split="train", origin="ddpm") == 20
+    assert count(training_set, split="train", origin="memseg") == 20
+    assert count(training_set, split="val", label="negative") == 6
+    assert count(training_set, split="val", label="positive") == validation_positives
+    assert count(training_set, split="test", label="negative") == 12
+    assert count(training_set, split="test", label="positive") == 4
+    assert len(training_set) == 30 + real_positives + 40 + 6 + validation_positives + 16
+
+
+def test_generated_rows_keep_their_history():
+    training_set = compose_training_set(DATA, POOLS, "few-shot", "memseg", 10, seed=3)
+    drawn = training_set[training_set["origin"] == "memseg"].set_index("image")
+    expected = POOLS["memseg"].set_index("image").loc[drawn.index]
+    pd.testing.assert_frame_equal(drawn, expected)
+    assert str(training_set["seed"].dtype) == "Int64"
+
+
+def test_arm_none_has_no_generated_row():
+    training_set = compose_training_set(DATA, {}, "full-shot", "none", 0, seed=0)
+    assert set(training_set["origin"]) == {"real"}
+    assert len(training_set) == sum(COUNTS.values())
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    small=st.integers(1, 50),
+    large=st.integers(50, 100),
+    seed=st.integers(0, 2**32),
+    share=st.floats(0, 1),
+    scenario=st.sampled_from(["zero-shot", "few-shot", "full-shot"]),
+)
+def test_draws_are_nested_and_repeat(small, large, seed, share, scenario):
+    options = {"scenario": scenario, "arm": "in_and_out", "seed": seed, "share": share}
+    few = compose_training_set(DATA, POOLS, n_aug=small, **options)
+    many = compose_training_set(DATA, POOLS, n_aug=large, **options)
+    assert set(few["image"]) <= set(many["image"])
+    assert (few["origin"] != "real").sum() == small
+    assert abs((few["origin"] == "ddpm").sum() - small * share) <= 0.5 + 1e-6
+    shuffled = {origin: pool.sample(frac=1, random_state=seed % 99) for origin, pool in POOLS.items()}
+    again = compose_training_set(DATA, shuffled, n_aug=small, **options)
+    pd.testing.assert_frame_equal(few, again)
+
+
+def test_seeds_draw_differently():
+    images = [
+        frozenset(compose_training_set(DATA, POOLS, "few-shot", "memseg", 40, seed)["image"])
+        for seed in range(4)
+    ]
+    assert len(set(images)) == 4
+    chosen = [frozenset(choose_positives(DATA, "few-shot", seed)["image"]) for seed in range(4)]
+    assert len(set(chosen)) == 4
+
+
+def test_every_positive_is_drawn_about_equally_often():
+    seeds = 300
+    drawn = pd.concat([choose_positives(DATA, "few-shot", seed, 2) for seed in range(seeds)])
+    frequencies = drawn["image"].value_counts() / seeds
+    assert len(frequencies) == 8
+    assert frequencies.between(0.15, 0.35).all()  # 2 of 8, standard deviation 0.025
+
+
+def test_generators_choose_the_same_positives_from_the_data_folder():
+    rebased = choose_positives(DATA, "few-shot", 7)["image"].str.removeprefix("data/")
+    assert list(rebased) == list(choose_positives(make_data(), "few-shot", 7)["image"])
+
+
+@pytest.mark.parametrize(
+    ("n_aug", "share", "ddpm", "memseg"),
+    [(4, 0.5, 2, 2), (5, 0.5, 3, 2), (1, 0.5, 1, 0), (10, 0.3, 3, 7), (3, 1.0, 3, 0), (3, 0.0, 0, 3)],
+)
+def test_rounding_of_shares(n_aug, share, ddpm, memseg):
+    counts = count_by_origin(n_aug, arm_shares("in_and_out", share))
+    assert counts.get("ddpm", 0) == ddpm
+    assert counts.get("memseg", 0) == memseg
+
+
+@settings(max_examples=50, deadline=None)
+@given(weights=st.lists(st.integers(1, 20), min_size=1, max_size=4), n_aug=st.integers(0, 60))
+def test_counts_add_up_and_never_shrink(weights, n_aug):
+    shares = {str(i): weight / sum(weights) for i, weight in enumerate(weights)}
+    counts, more = count_by_origin(n_aug, shares), count_by_origin(n_aug + 1, shares)
+    assert sum(counts.values()) == n_aug
+    assert all(more[origin] >= counts[origin] for origin in shares)
+
+
+def test_an_arm_from_a_profile():
+    own = {"three": {"ddpm": 0.25, "memseg": 0.5, "diag": 0.25}}
+    pools = POOLS | {"diag": make_pool("diag", 10)}
+    training_set = compose_training_set(DATA, pools, "zero-shot", "three", 40, 0, extra_arms=own)
+    assert dict(training_set[training_set["origin"] != "real"]["origin"].value_counts()) == {
+        "memseg": 20,
+        "ddpm": 10,
+        "diag": 10,
+    }
+    assert planned_runs(["zero-shot"], ["three"], [40], [0], own) == [Run("zero-shot", "three", 40, 0)]
+
+
+@pytest.mark.parametrize(
+    ("arm", "options", "message"),
+    [
+        ("mixup", {}, "none of none, memseg"),
+        ("in_and_out", {"share": 1.5}, "not in"),
+        ("own", {"extra_arms": {"own": {"memseg": 0.4}}}, "add up to 0.4"),
+        ("own", {"extra_arms": {"own": {"gan": 1.0}}}, "'gan' is unknown"),
+        ("own", {"extra_arms": {"own": {"real": 1.0}}}, "'real' is unknown"),
+        ("memseg", {"extra_arms": {"memseg": {"ddpm": 1.0}}}, "built in"),
+    ],
+)
+def test_wrong_arms(arm, options, message):
+    with pytest.raises(MixingError, match=message):
+        arm_shares(arm, **options)
+
+
+def test_rejected_rows_are_never_drawn():
+    review = {i: i % 2 == 0 for i in range(20)}
+    pools = {"memseg": make_pool("memseg", 30, review)}
+    training_set = compose_training_set(DATA, pools, "zero-shot", "memseg", 20, 0)
+    assert not (training_set["accepted"] == False).any()  # noqa: E712
+    strict = compose_training_set(DATA, pools, "zero-shot", "memseg", 10, 0, require_review=True)
+    assert strict["accepted"][strict["origin"] == "memseg"].all()
+
+
+def test_usable_rows():
+    pool = make_pool("memseg", 3, {0: True, 1: False})
+    assert list(usable_rows(pool).index) == [0, 2]
+    assert list(usable_rows(pool, require_review=True).index) == [0]
+
+
+def test_a_rejection_replaces_one_image_only():
+    before = compose_training_set(DATA, POOLS, "zero-shot", "memseg", 40, 0)
+    drawn = before[before["origin"] == "memseg"]["image"]
+    index = int(drawn.iloc[5][-10:-4])
+    pools = {"memseg": make_pool("memseg", 120, {index: False})}
+    after = compose_training_set(DATA, pools, "zero-shot", "memseg", 40, 0)
+    assert set(drawn) - set(after["image"]) == {drawn.iloc[5]}
+    assert (after["origin"] == "memseg").sum() == 40
+
+
+def test_pools_missing_and_too_small_are_told_together():
+    pools = {"memseg": make_pool("memseg", 30, {0: True, 1: False})}
+    with pytest.raises(MixingError) as error:
+        compose_training_set(DATA, pools, "few-shot", "in_and_out", 80, 0)
+    message = str(error.value)
+    assert "few-shot-in_and_out-80-seed0" in message
+    assert "there is no ddpm pool: run notebook 03_lora_finetune first" in message
+    assert "40 images are asked for, 29 of 30 are usable (1 rejected, 28 not reviewed)" in message
+    assert "notebook 02_memseg" in message
+
+
+def test_an_unreviewed_pool_is_too_small_when_review_is_required():
+    with pytest.raises(MixingError, match=r"0 of 120 are usable \(0 rejected, 120 not reviewed\)"):
+        compose_training_set(DATA, POOLS, "few-shot", "memseg", 1, 0, require_review=True)
+
+
+@pytest.mark.parametrize(
+    "source", ["images/test-negative-1.png", "images/val-negative-1.png", "images/x.png"]
+)
+def test_sources_outside_train_are_refused(source):
+    with pytest.raises(ManifestError, match="only train images may be sources"):
+        compose_training_set(
+            DATA, {"memseg": make_pool("memseg", 5, source_image=source)}, "few-shot", "memseg", 2, 0
+        )
+
+
+def test_zero_shot_refuses_images_made_from_real_positives():
+    pools = {"memseg": make_pool("memseg", 5, source_image="images/train-positive-1.png")}
+    with pytest.raises(MixingError, match="real positive that this scenario does not know"):
+        compose_training_set(DATA, pools, "zero-shot", "memseg", 2, 0)
+    compose_training_set(DATA, pools, "full-shot", "memseg", 2, 0)
+
+
+@pytest.mark.parametrize("field", [{"split": "test"}, {"label": "negative"}, {"origin": "ddpm"}])
+def test_rows_of_another_kind_in_a_pool_are_refused(field):
+    pools = {"memseg": make_pool("memseg", 5).assign(**field)}
+    with pytest.raises(MixingError, match="5 rows that are no memseg positives"):
+        compose_training_set(DATA, pools, "few-shot", "memseg", 2, 0)
+
+
+@pytest.mark.parametrize(
+    ("scenario", "arm", "n_aug"),
+    [("few-shot", "memseg", -1), ("few-shot", "memseg", 0), ("few-shot", "none", 4)],
+)
+def test_wrong_n_aug(scenario, arm, n_aug):
+    with pytest.raises(MixingError, match="n_aug must be 0 for the arm none and at least 1"):
+        compose_training_set(DATA, POOLS, scenario, arm, n_aug, 0)
+
+
+def test_unknown_scenario():
+    with pytest.raises(MixingError, match="'one-shot' is none of zero-shot, few-shot, full-shot"):
+        compose_training_set(DATA, POOLS, "one-shot", "memseg", 4, 0)
+
+
+@pytest.mark.parametrize("few_shot_count", [0, 9])
+def test_wrong_few_shot_count(few_shot_count):
+    with pytest.raises(MixingError, match=f"few_shot_count is {few_shot_count}, expected 1 … 8"):
+        compose_training_set(DATA, POOLS, "few-shot", "memseg", 4, 0, few_shot_count=few_shot_count)
+
+
+@pytest.mark.parametrize("missing", [("train", "negative"), ("test", "negative"), ("test", "positive")])
+def test_a_class_without_sample(missing):
+    data = make_data({part: count for part, count in COUNTS.items() if part != missing})
+    pools = {"memseg": make_pool("memseg", 40, source_image="")}
+    with pytest.raises(MixingError, match=f"the {missing[0]} part has no {missing[1]}"):
+        compose_training_set(data, pools, "few-shot", "memseg", 4, 0)
+
+
+def test_zero_shot_without_augmentation_has_no_positive():
+    with pytest.raises(MixingError, match="the train part has no positive"):
+        compose_training_set(DATA, {}, "zero-shot", "none", 0, 0)
+
+
+def test_generated_rows_in_the_data_set_are_refused():
+    data = pd.concat([DATA, make_pool("ddpm", 1)], ignore_index=True)
+    with pytest.raises(MixingError, match=r"ddpm/images/000000.png of the data set is not real"):
+        compose_training_set(data, POOLS, "full-shot", "none", 0, 0)
+
+
+@given(
+    scenario=st.sampled_from(["zero-shot", "few-shot", "full-shot"]),
+    arm=st.from_regex(r"[a-z0-9_]{1,12}", fullmatch=True),
+    n_aug=st.integers(0, 10**6),
+    seed=st.integers(0, 2**63),
+)
+def test_run_names_there_and_back(scenario, arm, n_aug, seed):
+    assert parse_run_name(run_name(scenario, arm, n_aug, seed)) == Run(scenario, arm, n_aug, seed)
+
+
+def test_run_name_is_as_documented():
+    assert run_name("few-shot", "memseg", 40, 0) == "few-shot-memseg-40-seed0"
+
+
+@pytest.mark.parametrize(
+    "name", ["few-shot-memseg-40", "few-shot-memseg-040-seed0", "../x", "few-shot-a/b-4-seed0"]
+)
+def test_other_names_are_no_run_names(name):
+    with pytest.raises(MixingError, match="is no run name"):
+        parse_run_name(name)
+
+
+def test_arms_that_make_no_run_name_are_refused():
+    with pytest.raises(MixingError, match="small letters"):
+        run_name("few-shot", "My-Arm", 4, 0)
+
+
+def test_planned_runs_of_the_paper():
+    runs = planned_runs(
+        ["zero-shot", "few-shot", "full-shot"],
+        ["none", "memseg", "ddpm", "in_and_out"],
+        [80, 100, 120],
+        range(4),
+    )
+    assert len(runs) == len(set(runs)) == 3 * 3 * 3 * 4 + 2 * 4
+    assert not any(run.scenario == "zero-shot" and run.arm == "none" for run in runs)
+    assert {run.n_aug for run in runs if run.arm == "none"} == {0}
+    assert runs[0] == Run("zero-shot", "memseg", 80, 0)
+
+
+def test_planned_runs_pass_over_zero_and_repeats():
+    runs = planned_runs(["few-shot"], ["none", "memseg"], [0, 40, 40], [1])
+    assert runs == [Run("few-shot", "none", 0, 1), Run("few-shot", "memseg", 40, 1)]
+
+
+@pytest.mark.parametrize(
+    ("lists", "message"),
+    [
+        ((["one-shot"], ["none"], [1], [0]), "'one-shot' is none of"),
+        ((["few-shot"], ["mixup"], [1], [0]), "'mixup' is none of"),
+        (("few-shot", ["none"], [1], [0]), "scenarios is 'few-shot', not a list"),
+        ((["few-shot"], ["none"], 40, [0]), "n_aug is 40, not a list"),
+        ((["few-shot"], ["memseg"], ["40"], [0]), "'40' is no whole number"),
+        ((["few-shot"], ["memseg"], [40], [-1]), "-1 is no whole number"),
+        ((["zero-shot"], ["none"], [40], [0]), "no run is left"),
+        ((["few-shot"], ["memseg"], [0], [0]), "no run is left"),
+    ],
+)
+def test_wrong_plans(lists, message):
+    with pytest.raises(MixingError, match=message):
+        planned_runs(*lists)
+
+
+def test_pools_are_found_from_special_to_general(tmp_path):
+    run = Run("few-shot", "ddpm", 4, 1)
+    assert find_pool(tmp_path, "ddpm", run) is None
+    assert read_pools(tmp_path, run) == {}
+    for folder in ("ddpm", "ddpm/few-shot", "ddpm/few-shot-seed1"):
+        pool = make_manifest(
+            [{"image": "images/0.png", "label": "positive", "split": "train", "origin": "ddpm"}]
+        )
+        write_manifest(pool, tmp_path / folder / "manifest.csv")
+        assert find_pool(tmp_path, "ddpm", run) == tmp_path / folder
+        assert list(read_pools(tmp_path, run)["ddpm"]["image"]) == [f"{folder}/images/0.png"]
+    assert find_pool(tmp_path, "ddpm", Run("few-shot", "ddpm", 4, 2)) == tmp_path / "ddpm/few-shot"
+    assert find_pool(tmp_path, "ddpm", Run("zero-shot", "ddpm", 4, 1)) == tmp_path / "ddpm"
+
+
+def test_runs_wait_for_the_notebooks_of_missing_pools():
+    run = Run("few-shot", "in_and_out", 4, 0)
+    assert list_waiting(run, {}) == ["03_lora_finetune", "02_memseg"]
+    assert list_waiting(run, {"memseg": POOLS["memseg"]}) == ["03_lora_finetune"]
+    assert list_waiting(run, {}, share=0.0) == ["02_memseg"]
+    assert list_waiting(run, POOLS) == list_waiting(run._replace(arm="none"), {}) == []
+    assert list_waiting(run._replace(arm="own"), {}, extra_arms={"own": {"diag": 1.0}}) == [
+        "04_diag_inpainting"
+    ]
+
+
+def test_data_are_read_relative_to_the_run(tmp_path):
+    with pytest.raises(FileNotFoundError, match="run the notebook that makes it first"):
+        read_data(tmp_path)
+    manifest = make_data({("train", "negative"): 2})
+    write_manifest(manifest.assign(mask=""), tmp_path / "data/manifest.csv")
+    with pytest.raises(ManifestError, match="does not exist"):
+        read_data(tmp_path)
+    for image in manifest["image"]:
+        (tmp_path / "data" / image).parent.mkdir(exist_ok=True)
+        (tmp_path / "data" / image).touch()
+    assert list(read_data(tmp_path)["image"]) == [f"data/{image}" for image in manifest["image"]]
+
+
+def test_counts_of_reviews():
+    pools = {
+        "memseg": make_pool("memseg", 4, {0: True, 1: False, 2: False}).assign(mask=["m.png", "", "", ""])
+    }
+    counted = count_reviews(pools).loc["memseg"]
+    expected = {"images": 4, "with mask": 1, "accepted": 1, "rejected": 2, "not reviewed": 1}
+    assert counted.to_dict() == expected
+
+
+def test_counts_of_rows():
+    sets = {
+        "a": compose_training_set(DATA, POOLS, "few-shot", "in_and_out", 5, 0),
+        "b": compose_training_set(DATA, POOLS, "full-shot", "none", 0, 0),
+    }
+    counted = count_rows(sets)
+    assert counted.loc["a"].to_dict() == {
+        "train negative": 30,
+        "train positive": 5,
+        "train ddpm": 3,
+        "train memseg": 2,
+        "val negative": 6,
+        "val positive": 0,
+        "test negative": 12,
+        "test positive": 4,
+    }
+    assert list(counted)[:4] == ["train negative", "train positive", "train memseg", "train ddpm"]
+    assert counted.loc["b", "val positive"] == 2
+    assert list(counted.sum(axis=1)) == [len(sets["a"]), len(sets["b"])]
+
+
+def test_every_origin_of_an_arm_has_a_notebook():
+    assert {origin for shares in ARMS.values() for origin in shares} == set(NOTEBOOK_OF)
+
+
+def test_planning_needs_no_torch():
+    code = "import sys, defaug_utils.mixing; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
