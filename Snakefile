@@ -6,8 +6,8 @@
 # A run that was killed goes on where it stopped, since pools and classifiers resume by themselves too.
 from pathlib import Path
 
-from defaug_utils.mixing import ARMS, planned_runs, run_name
 from defaug_utils.profiles import read_profile
+from defaug_utils.runs import NOTEBOOK_OF, arm_shares, planned_runs, run_name
 
 PROFILE = config.get("profile") or "workshop"
 DATA = str(config.get("data") or "")
@@ -16,13 +16,15 @@ RUN = config.get("run") or f"runs/{PROFILE}" + (f"-{Path(DATA).resolve().name}" 
 EXECUTED = f"{RUN}/notebooks"
 PARAMETERS = read_profile(f"profiles/{PROFILE}.yaml")
 
-# Which notebook makes the images of which origin; an arm waits until all of its origins have one.
-POOL_NOTEBOOKS = {"memseg": "02_memseg"}
+# An arm waits until every one of its origins has a notebook that makes its pool.
+POOLS = {origin: name for origin, name in NOTEBOOK_OF.items() if name in PARAMETERS}
 MIXING = PARAMETERS["06_in_and_out"]
+EXTRA_ARMS = MIXING.get("extra_arms", {})
+PLAN = planned_runs(MIXING["scenarios"], MIXING["arms"], MIXING["n_aug"], MIXING["seeds"], EXTRA_ARMS)
 RUNS = {
-    run_name(run.scenario, run.arm, run.n_aug, run.seed): run
-    for run in planned_runs(MIXING["scenarios"], MIXING["arms"], MIXING["n_aug"], MIXING["seeds"])
-    if set(ARMS[run.arm]) <= set(POOL_NOTEBOOKS)
+    run_name(*run): run
+    for run in PLAN
+    if arm_shares(run.arm, MIXING.get("share", 0.5), EXTRA_ARMS).keys() <= POOLS.keys()
 }
 SHOWN_RUN = list(RUNS)[-1]  # the run whose notebook 07 stands in the book
 RESULTS = [f"{EXECUTED}/07_classifier/{name}.ipynb" for name in RUNS]
@@ -79,7 +81,7 @@ rule memseg:
 
 rule in_and_out:
     input:
-        [f"{EXECUTED}/{name}.ipynb" for name in POOL_NOTEBOOKS.values()],
+        [f"{EXECUTED}/{name}.ipynb" for name in POOLS.values()],
         notebook="notebooks/06_in_and_out.ipynb",
     output:
         f"{EXECUTED}/06_in_and_out.ipynb",

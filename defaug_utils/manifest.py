@@ -59,18 +59,26 @@ def image_seed(pool_seed: int, index: int) -> int:
 
 
 def make_manifest(rows: Iterable[dict]) -> pd.DataFrame:
-    """Build a manifest from row dictionaries; missing columns are empty, further ones are kept."""
+    """Build a manifest from row dictionaries; missing columns are empty, further ones are kept.
+
+    Raises:
+        ManifestError: lists every seed and every `accepted` that can't be read.
+    """
     manifest = pd.DataFrame(list(rows), dtype=object)
     further = [column for column in manifest.columns if column not in COLUMNS]
     manifest = manifest.reindex(columns=[*COLUMNS, *further])
+    problems: list[str] = []
     for column in COLUMNS:
-        values = [None if _is_empty(value) else value for value in manifest[column].astype(object)]
-        if column == "seed":
-            manifest[column] = pd.array([None if v is None else int(v) for v in values], dtype="Int64")
-        elif column == "accepted":
-            manifest[column] = pd.array([_parse_accepted(v) for v in values], dtype="boolean")
-        else:
-            manifest[column] = pd.array(["" if v is None else str(v) for v in values], dtype="str")
+        parse, empty, dtype = PARSERS.get(column, (str, "", "str"))
+        values = []
+        for row, value in enumerate(manifest[column].astype(object)):
+            try:
+                values.append(empty if _is_empty(value) else parse(value))
+            except ValueError as error:
+                values.append(empty)
+                problems.append(f"row {row}: column {column}: {value!r} {error}")
+        manifest[column] = pd.array(values, dtype=dtype)
+    raise_problems("manifest", problems)
     for column in further:
         manifest[column] = manifest[column].infer_objects()
     return manifest
@@ -80,11 +88,20 @@ def _is_empty(value: object) -> bool:
     return value is None or value is pd.NA or value == "" or value != value
 
 
-def _parse_accepted(value: object) -> bool | None:
-    known = {"true": True, "false": False}
-    if value is not None and str(value).lower() not in known:
-        raise ManifestError(f"column accepted: {value!r} is neither empty nor true nor false")
-    return None if value is None else known[str(value).lower()]
+def _parse_seed(value: object) -> int:
+    digits = str(value).removesuffix(".0")
+    if not digits.isdecimal() or int(digits) >= 2**63:
+        raise ValueError("is no whole number in 0 … 2**63 - 1")
+    return int(digits)
+
+
+def _parse_accepted(value: object) -> bool:
+    if str(value).lower() not in ("true", "false"):
+        raise ValueError("is neither empty nor true nor false")
+    return str(value).lower() == "true"
+
+
+PARSERS = {"seed": (_parse_seed, None, "Int64"), "accepted": (_parse_accepted, None, "boolean")}
 
 
 def read_manifest(path: Path | str, check_files: bool = False) -> pd.DataFrame:
@@ -104,10 +121,13 @@ def read_manifest(path: Path | str, check_files: bool = False) -> pd.DataFrame:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no manifest at {path}: run the notebook that makes it first")
-    table = pd.read_csv(path, dtype=dict.fromkeys(COLUMNS, str), keep_default_na=False, na_values=[""])
-    missing = [column for column in COLUMNS if column not in table.columns]
-    raise_problems(f"manifest {path}", [f"column {column} is missing" for column in missing])
-    manifest = make_manifest(table.to_dict("records"))
+    try:
+        table = pd.read_csv(path, dtype=dict.fromkeys(COLUMNS, str), keep_default_na=False, na_values=[""])
+        missing = [column for column in COLUMNS if column not in table.columns]
+        raise_problems("columns", [f"column {column} is missing" for column in missing])
+        manifest = make_manifest(table.to_dict("records"))
+    except ValueError as error:  # all of the reader's own errors are ValueErrors
+        raise ManifestError(f"manifest {path} is not a readable table: {error}") from error
     validate_manifest(manifest, path, check_files)
     return manifest
 
@@ -132,10 +152,9 @@ def validate_manifest(manifest: pd.DataFrame, path: Path | str, check_files: boo
     """
     problems = []
     for column, words in (("label", LABELS), ("split", SPLITS), ("origin", ORIGINS)):
-        for row in manifest.index[~manifest[column].isin(words)]:
-            problems.append(
-                f"row {row}: {column} {manifest.loc[row, column]!r} is none of {', '.join(words)}"
-            )
+        for row, word in manifest[column].items():
+            if word not in words:
+                problems.append(f"row {row}: {column} {word!r} is none of {', '.join(words)}")
     for image in manifest["image"][manifest["image"].duplicated()]:
         problems.append(f"image {image!r} is listed more than once")
     folder = Path(path).parent

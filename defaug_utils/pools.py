@@ -3,13 +3,14 @@
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from defaug_utils.files import write_json, write_png
+from defaug_utils.files import explain_full_disk, write_json, write_png
 from defaug_utils.manifest import image_seed, make_manifest, read_manifest, write_manifest
 
 
@@ -95,6 +96,7 @@ def generate_pool(
 
 
 def _claim_folder(folder: Path, recipe: dict) -> str:
+    recipe = json.loads(json.dumps(recipe))  # as it reads back: a tuple is a list
     key, stored = recipe_key(recipe), folder / "recipe.json"
     if stored.is_file():
         (found,) = json.loads(stored.read_text(encoding="utf-8")).values()
@@ -121,7 +123,7 @@ def _write_image(folder: Path, index: int, generated: GeneratedImage) -> dict:
 
 def _append_line(path: Path, line: str) -> None:
     """Append a line, starting a new one when a killed run left a torn line behind."""
-    with path.open("a+b") as journal:
+    with explain_full_disk(path), path.open("a+b") as journal:
         if journal.tell():
             journal.seek(-1, 2)
             if journal.read(1) != b"\n":
@@ -130,14 +132,16 @@ def _append_line(path: Path, line: str) -> None:
 
 
 def _read_journals(folder: Path) -> list[dict]:
-    """All finished rows; a line torn by a kill is passed over, so its image is made again."""
+    """All finished rows; a line torn by a kill is passed over, so its image is made again.
+
+    A journal that another shard has just merged into the manifest is passed over, too.
+    """
     rows = []
     for journal in sorted(folder.glob("rows-*.jsonl")):
-        for line in journal.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue
+        with suppress(FileNotFoundError):
+            for line in journal.read_text(encoding="utf-8", errors="replace").splitlines():
+                with suppress(json.JSONDecodeError):
+                    rows.append(json.loads(line))
     return rows
 
 
@@ -157,5 +161,5 @@ def _finish_pool(folder: Path, count: int) -> pd.DataFrame | None:
     manifest = make_manifest(row_of[index] for index in sorted(row_of))
     write_manifest(manifest, folder / "manifest.csv")
     for journal in folder.glob("rows-*.jsonl"):
-        journal.unlink()
+        journal.unlink(missing_ok=True)
     return manifest

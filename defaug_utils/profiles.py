@@ -33,9 +33,11 @@ def read_profile(path: Path | str, notebook_folder: Path | str = "notebooks") ->
         raise ProfileError(f"no profile {path}: {path.parent} has {known}")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ProfileError(f"profile {path} is not valid YAML: {error}") from error
-    if not isinstance(content, dict) or not all(isinstance(part or {}, dict) for part in content.values()):
+    if not isinstance(content, dict) or not all(
+        part is None or isinstance(part, dict) for part in content.values()
+    ):
         raise ProfileError(f"profile {path}: expected sections of `name: value` lines")
 
     declared = {
@@ -52,7 +54,7 @@ def read_profile(path: Path | str, notebook_folder: Path | str = "notebooks") ->
         if section == "shared":
             continue
         if section not in declared:
-            problems.append(f"unknown section {section!r}{_nearest(section, declared)}")
+            problems.append(f"unknown section {section!r}{_nearest(section, [*declared, 'shared'])}")
             continue
         for name in values or {}:
             if name not in declared[section]:

@@ -1,0 +1,44 @@
+"""Formulas as MathML, which every current browser draws by itself: the book needs no network to be read."""
+
+from docutils import nodes
+from docutils.utils.math.latex2mathml import tex2mathml
+from sphinx.application import Sphinx
+from sphinx.util import logging
+from sphinx.util.math import get_node_equation_number
+from sphinx.writers.html5 import HTML5Translator
+
+logger = logging.getLogger(__name__)
+
+
+def to_mathml(node: nodes.Element, is_block: bool) -> str:
+    """Turn a formula's LaTeX into MathML; what is not understood is a warning with its place."""
+    try:
+        return tex2mathml(node.astext(), as_block=is_block)
+    except (SyntaxError, ValueError) as error:
+        logger.warning("formula %r: %s", node.astext(), error, location=node)
+        return nodes.unescape(node.astext())
+
+
+def visit_inline(self: HTML5Translator, node: nodes.math) -> None:
+    """Write a formula inside a line."""
+    self.body.append(self.starttag(node, "span", "", CLASS="math notranslate"))
+    self.body.append(to_mathml(node, is_block=False) + "</span>")
+    raise nodes.SkipNode
+
+
+def visit_block(self: HTML5Translator, node: nodes.math_block) -> None:
+    """Write a displayed formula, with its number where it has one."""
+    self.body.append(self.starttag(node, "div", CLASS="math notranslate"))
+    if node["number"]:
+        number = get_node_equation_number(self, node)
+        self.body.append(f'<span class="eqno">({number})')
+        self.add_permalink_ref(node, "Link to this equation")
+        self.body.append("</span>")
+    self.body.append(to_mathml(node, is_block=True) + "</div>\n")
+    raise nodes.SkipNode
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Register the renderer under the name `mathml`."""
+    app.add_html_math_renderer("mathml", (visit_inline, None), (visit_block, None))
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,324 @@
+"""A pool is the same whatever its batch size, its shards and what interrupted it."""
+
+import errno
+import json
+import multiprocessing
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from defaug_utils.manifest import ManifestError, image_seed, read_manifest, write_manifest
+from defaug_utils.pools import GeneratedImage, generate_pool, recipe_key
+
+COUNT = 11
+RECIPE = {"size": (6, 4), "opacity": [0.15, 1.0]}
+SETTINGS = {"origin": "memseg", "recipe": RECIPE, "pool_seed": 7}
+
+
+def make_batch(indices: Sequence[int], seeds: Sequence[int]) -> list[GeneratedImage]:
+    return [draw_one(index, seed) for index, seed in zip(indices, seeds, strict=True)]
+
+
+def draw_one(index: int, seed: int) -> GeneratedImage:
+    generator = np.random.default_rng(seed)
+    image_u8 = generator.integers(0, 256, (4, 6, 3), dtype=np.uint8)
+    mask = generator.random((4, 6)) > 0.5
+    row = {"source_image": f"images/{seed % 5}.png", "mask_source": "procedural", "opacity": index / 10}
+    return GeneratedImage(image_u8, mask if index != 3 else None, row)
+
+
+def stop_at(index: int, stop: Callable[[], object]) -> Callable:
+    """A `make_batch` that stops when it is asked for image `index`."""
+
+    def make_until(indices: Sequence[int], seeds: Sequence[int]) -> list[GeneratedImage]:
+        if index in indices:
+            stop()
+        return make_batch(indices, seeds)
+
+    return make_until
+
+
+def crash() -> None:
+    raise RuntimeError("the power went")
+
+
+def read_all(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder by its relative name."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture
+def whole(tmp_path: Path) -> dict[str, bytes]:
+    """The files of a pool that was made in one undisturbed run."""
+    folder = tmp_path / "whole"
+    assert len(generate_pool(folder, COUNT, make_batch, **SETTINGS)) == COUNT
+    return read_all(folder)
+
+
+def test_pool_holds_images_masks_recipe_and_one_row_each(tmp_path: Path):
+    folder = tmp_path / "pool"
+    pool = generate_pool(folder, COUNT, make_batch, **SETTINGS)
+    pd.testing.assert_frame_equal(read_manifest(folder / "manifest.csv", check_files=True), pool)
+    recipes = json.loads((folder / "recipe.json").read_text())
+    for index, row in enumerate(pool.to_dict("records")):
+        expected = draw_one(index, image_seed(7, index))
+        assert row["seed"] == image_seed(7, index)
+        assert (row["label"], row["split"], row["origin"]) == ("positive", "train", "memseg")
+        assert row["recipe"] in recipes
+        assert row["opacity"] == expected.row["opacity"]
+        assert np.array_equal(np.asarray(Image.open(folder / row["image"])), expected.image_u8)
+        if index == 3:
+            assert row["mask"] == ""
+        else:
+            assert np.array_equal(np.asarray(Image.open(folder / row["mask"])) > 0, expected.mask)
+    assert list(recipes.values()) == [
+        {"size": [6, 4], "opacity": [0.15, 1.0], "origin": "memseg", "pool_seed": 7}
+    ]
+    assert not list(folder.glob("rows-*")), "the journals are merged into the manifest"
+
+
+@pytest.mark.parametrize("batch_size", [2, 4, COUNT, 50])
+def test_batch_size_changes_nothing(tmp_path: Path, whole: dict, batch_size: int):
+    asked: list[int] = []
+
+    def record(indices: Sequence[int], seeds: Sequence[int]) -> list[GeneratedImage]:
+        asked.append(len(indices))
+        return make_batch(indices, seeds)
+
+    generate_pool(tmp_path / "pool", COUNT, record, batch_size=batch_size, **SETTINGS)
+    assert max(asked) == min(batch_size, COUNT)
+    assert read_all(tmp_path / "pool") == whole
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
+def test_three_shards_are_one_run(tmp_path: Path, whole: dict, order: tuple[int, ...]):
+    folder = tmp_path / "pool"
+    *early, last = (
+        generate_pool(folder, COUNT, make_batch, shard=shard, shard_count=3, **SETTINGS) for shard in order
+    )
+    assert early == [None, None], "the pool is not there before its last shard"
+    assert len(last) == COUNT
+    assert read_all(folder) == whole
+
+
+def test_killed_shards_may_go_on_under_another_split(tmp_path: Path, whole: dict):
+    folder = tmp_path / "pool"
+    for shard in range(2):
+        with pytest.raises(RuntimeError, match="power"):
+            generate_pool(folder, COUNT, stop_at(4 + shard, crash), shard=shard, shard_count=2, **SETTINGS)
+    assert not (folder / "manifest.csv").exists()
+    generate_pool(folder, COUNT, make_batch, batch_size=3, **SETTINGS)
+    assert read_all(folder) == whole
+
+
+@pytest.mark.parametrize("stopped_at", [0, 5, COUNT - 1])
+def test_a_crashed_run_resumes_without_making_an_image_twice(tmp_path: Path, whole: dict, stopped_at: int):
+    folder = tmp_path / "pool"
+    made: list[int] = []
+    with pytest.raises(RuntimeError, match="power"):
+        generate_pool(folder, COUNT, stop_at(stopped_at, crash), **SETTINGS)
+
+    def record(indices: Sequence[int], seeds: Sequence[int]) -> list[GeneratedImage]:
+        made.extend(indices)
+        return make_batch(indices, seeds)
+
+    generate_pool(folder, COUNT, record, **SETTINGS)
+    assert made == list(range(stopped_at, COUNT))
+    assert read_all(folder) == whole
+
+
+def test_a_killed_process_loses_nothing_that_was_finished(tmp_path: Path, whole: dict):
+    folder = tmp_path / "pool"
+    process = multiprocessing.get_context("fork").Process(
+        target=generate_pool,
+        args=(folder, COUNT, stop_at(6, lambda: os._exit(9))),
+        kwargs=SETTINGS,
+    )
+    process.start()
+    process.join()
+    assert process.exitcode == 9
+    assert len(list((folder / "images").iterdir())) == 6
+    generate_pool(folder, COUNT, stop_at(5, crash), **SETTINGS)
+    assert read_all(folder) == whole
+
+
+@pytest.mark.parametrize("torn_bytes", [1, 2, 40])
+def test_a_torn_last_journal_line_is_made_again(tmp_path: Path, whole: dict, torn_bytes: int):
+    folder = tmp_path / "pool"
+    with pytest.raises(RuntimeError):
+        generate_pool(folder, COUNT, stop_at(6, crash), **SETTINGS)
+    journal = folder / "rows-0-of-1.jsonl"
+    journal.write_bytes(journal.read_bytes()[:-torn_bytes])
+    (folder / "images" / "000005.png").write_bytes(b"half of an ima")
+    made: list[int] = []
+    with pytest.raises(RuntimeError):
+        generate_pool(folder, COUNT, stop_at(8, crash), **SETTINGS, on_images=made.append)
+    lost = 1 if torn_bytes > 1 else 0  # with one byte gone only the line's end is missing
+    assert made == [6 - lost] + [1] * (2 + lost)
+    generate_pool(folder, COUNT, make_batch, **SETTINGS)
+    remade = read_all(folder)
+    if not lost:
+        remade.pop("images/000005.png")
+        whole.pop("images/000005.png")
+    assert remade == whole
+
+
+def test_shards_that_end_together_do_not_stumble_over_each_other(tmp_path: Path, whole: dict):
+    folder = tmp_path / "pool"
+    context = multiprocessing.get_context("fork")
+    shards = [
+        context.Process(
+            target=generate_pool,
+            args=(folder, COUNT, make_batch),
+            kwargs={**SETTINGS, "shard": shard, "shard_count": 4},
+        )
+        for shard in range(4)
+    ]
+    for process in shards:
+        process.start()
+    for process in shards:
+        process.join()
+    assert [process.exitcode for process in shards] == [0, 0, 0, 0]
+    assert read_all(folder) == whole
+
+
+def test_a_journal_merged_by_another_shard_meanwhile_is_no_error(
+    tmp_path: Path, whole: dict, monkeypatch: pytest.MonkeyPatch
+):
+    folder = tmp_path / "pool"
+    generate_pool(folder, COUNT, make_batch, **SETTINGS)
+    vanished = folder / "rows-1-of-2.jsonl"
+    found = Path.glob
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: [*found(self, pattern), vanished])
+    assert len(generate_pool(folder, COUNT, crash, **SETTINGS)) == COUNT
+    assert read_all(folder) == whole
+
+
+def test_a_grown_pool_keeps_its_rows_and_their_review(tmp_path: Path, whole: dict):
+    folder = tmp_path / "pool"
+    pool = generate_pool(folder, 4, make_batch, **SETTINGS)
+    pool["accepted"] = pd.array([True, False, None, None], dtype="boolean")
+    pool.loc[1, "reviewer_note"] = "off the object"
+    write_manifest(pool, folder / "manifest.csv")
+    with pytest.raises(RuntimeError):
+        generate_pool(folder, COUNT, stop_at(6, crash), **SETTINGS)
+    grown = generate_pool(folder, COUNT, stop_at(3, crash), **SETTINGS)
+    pd.testing.assert_frame_equal(grown.head(4), pool)
+    assert grown["accepted"].isna().sum() == COUNT - 2
+    files = read_all(folder)
+    assert files.pop("manifest.csv") != whole.pop("manifest.csv")
+    assert files == whole
+
+
+def test_a_finished_pool_is_not_touched_again(tmp_path: Path):
+    folder = tmp_path / "pool"
+    first = generate_pool(folder, COUNT, make_batch, **SETTINGS)
+    finished: list[int] = []
+    again = generate_pool(folder, COUNT, crash, on_images=finished.append, **SETTINGS)
+    pd.testing.assert_frame_equal(again, first)
+    assert finished == [COUNT]
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"recipe": {**RECIPE, "size": [6, 5]}}, "size"),
+        ({"recipe": {**RECIPE, "steps": 30}}, "steps"),
+        ({"pool_seed": 8}, "pool_seed"),
+        ({"origin": "diag"}, "origin"),
+    ],
+)
+def test_another_recipe_is_refused_by_name(tmp_path: Path, changed: dict, named: str):
+    folder = tmp_path / "pool"
+    generate_pool(folder, 2, make_batch, **SETTINGS)
+    before = read_all(folder)
+    with pytest.raises(ValueError, match=rf"pool made with other settings \({named} differ\).*delete"):
+        generate_pool(folder, 2, make_batch, **{**SETTINGS, **changed})
+    assert read_all(folder) == before
+
+
+def test_recipe_key_knows_values_not_order_or_sequence_type():
+    assert recipe_key({"a": 1, "b": (1, 2)}) == recipe_key({"b": [1, 2], "a": 1})
+    assert recipe_key({"a": 1}) != recipe_key({"a": 2})
+    with pytest.raises(ValueError, match="JSON"):
+        recipe_key({"a": float("nan")})
+
+
+@pytest.mark.parametrize(
+    "numbers", [{"count": 0}, {"batch_size": 0}, {"shard": 3, "shard_count": 3}, {"shard": -1}]
+)
+def test_impossible_numbers_are_refused_before_anything_is_written(tmp_path: Path, numbers: dict):
+    with pytest.raises(ValueError, match="must be at least 1"):
+        generate_pool(tmp_path / "pool", **{"count": 2, **numbers}, make_batch=make_batch, **SETTINGS)
+    assert not (tmp_path / "pool").exists()
+
+
+def test_too_few_images_from_a_method_are_an_error(tmp_path: Path):
+    with pytest.raises(ValueError, match="shorter"):
+        generate_pool(tmp_path / "pool", 4, lambda *asked: make_batch(*asked)[:-1], batch_size=2, **SETTINGS)
+    assert not (tmp_path / "pool" / "manifest.csv").exists()
+
+
+@pytest.mark.parametrize("full_at", range(1, 2 * COUNT, 4))
+def test_a_full_disk_is_told_and_the_pool_completes_afterwards(
+    tmp_path: Path, whole: dict, monkeypatch: pytest.MonkeyPatch, full_at: int
+):
+    folder, saved, save = tmp_path / "pool", [], Image.Image.save
+
+    def save_until_full(image: Image.Image, path: Path, **options) -> None:
+        save(image, path, **options)
+        saved.append(path)
+        if len(saved) == full_at:
+            path.write_bytes(path.read_bytes()[:20])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Image.Image, "save", save_until_full)
+    with pytest.raises(OSError, match=r"disk is full: .*\.png was not written"):
+        generate_pool(folder, COUNT, make_batch, batch_size=3, **SETTINGS)
+    for path, content in read_all(folder).items():
+        assert path.startswith("rows-") or content == whole[path], "only whole files are there"
+    generate_pool(folder, COUNT, make_batch, **SETTINGS)
+    assert read_all(folder) == whole
+
+
+def test_a_disk_that_fills_at_the_journal_or_the_manifest_is_told_too(
+    tmp_path: Path, whole: dict, monkeypatch: pytest.MonkeyPatch
+):
+    folder, open_file, is_full = tmp_path / "pool", Path.open, True
+
+    def open_until_full(path: Path, mode: str = "r", *args, **options):
+        if is_full and path.suffix == ".jsonl" and "a" in mode and path.exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return open_file(path, mode, *args, **options)
+
+    monkeypatch.setattr(Path, "open", open_until_full)
+    with pytest.raises(OSError, match=r"disk is full: .*rows-0-of-1\.jsonl"):
+        generate_pool(folder, COUNT, make_batch, **SETTINGS)
+    is_full = False
+
+    def write_nothing(*args, **options) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pd.DataFrame, "to_csv", write_nothing)
+        with pytest.raises(OSError, match=r"disk is full: .*manifest\.csv"):
+            generate_pool(folder, COUNT, make_batch, **SETTINGS)
+    generate_pool(folder, COUNT, crash, **SETTINGS)
+    assert read_all(folder) == whole
+
+
+def test_a_finished_pool_that_lost_an_image_says_which(tmp_path: Path):
+    folder = tmp_path / "pool"
+    generate_pool(folder, 3, make_batch, **SETTINGS)
+    (folder / "images" / "000001.png").unlink()
+    with pytest.raises(ManifestError, match=r"images/000001\.png' does not exist"):
+        generate_pool(folder, 3, make_batch, **SETTINGS)

@@ -1,0 +1,135 @@
+"""Profiles reach the notebooks that declare a parameter, and every slip is named."""
+
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+
+from defaug_utils.profiles import ProfileError, read_profile
+
+ROOT = Path(__file__).parents[1]
+DECLARED = {
+    "01_data_prep": 'run_dir: str = "runs/workshop"\nseed: int = 0\ndata_root: str = ""',
+    "02_memseg": 'run_dir: str = "runs/workshop"\nseed: int = 0\nimage_count: int = 40  # images',
+}
+
+
+@pytest.fixture
+def notebooks(tmp_path: Path) -> Path:
+    """A folder with two small notebooks and one file that is none of the book's."""
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    for name, source in {**DECLARED, "scratch": "speed: int = 1"}.items():
+        cell = new_code_cell(source, metadata={"tags": ["parameters"]})
+        notebook = new_notebook(cells=[cell])
+        notebook.metadata["kernelspec"] = {
+            "name": "python3",
+            "display_name": "Python 3",
+            "language": "python",
+        }
+        nbformat.write(notebook, folder / f"{name}.ipynb")
+    return folder
+
+
+@pytest.fixture
+def read(tmp_path: Path, notebooks: Path):
+    """Write a profile's text and read it."""
+
+    def write_and_read(text: str | bytes) -> dict[str, dict]:
+        path = tmp_path / "mine.yaml"
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return read_profile(path, notebooks)
+
+    return write_and_read
+
+
+def test_shared_values_reach_those_that_declare_them_and_sections_win(read):
+    text = """
+    shared: {run_dir: runs/mine, seed: 1, data_root: parts}
+    02_memseg: {image_count: 8, seed: 2}
+    """
+    assert read(text) == {
+        "01_data_prep": {"run_dir": "runs/mine", "seed": 1, "data_root": "parts"},
+        "02_memseg": {"run_dir": "runs/mine", "seed": 2, "image_count": 8},
+    }
+
+
+@pytest.mark.parametrize("text", ["", "# nothing yet\n", "shared:\n02_memseg:\n"])
+def test_an_empty_profile_leaves_the_notebooks_defaults(read, text: str):
+    assert read(text) == {"01_data_prep": {}, "02_memseg": {}}
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("shared: {sede: 1}", "shared: unknown parameter 'sede' (did you mean 'seed'?)"),
+        ("shared: {seed : 1, qqq: 1}", "shared: unknown parameter 'qqq'"),
+        (
+            "02_memseg: {image_cuont: 8}",
+            "02_memseg: unknown parameter 'image_cuont' (did you mean 'image_count'?)",
+        ),
+        ("01_data_prep: {image_count: 8}", "01_data_prep: unknown parameter 'image_count'"),
+        ("02_memsge: {seed: 8}", "unknown section '02_memsge' (did you mean '02_memseg'?)"),
+        ("scratch: {speed: 8}", "unknown section 'scratch'"),
+        ("share: {seed: 8}", "unknown section 'share' (did you mean 'shared'?)"),
+        ("shared: {1: 8}", "shared: unknown parameter 1"),
+    ],
+)
+def test_unknown_keys_are_named_with_the_nearest_known_one(read, text: str, told: str):
+    with pytest.raises(ProfileError) as caught:
+        read(text)
+    assert "mine.yaml" in str(caught.value)
+    assert f"- {told}\n" in f"{caught.value}\n"
+
+
+def test_every_slip_is_in_one_error(read):
+    with pytest.raises(ProfileError) as caught:
+        read("shared: {sede: 1}\n02_memseg: {image_cuont: 8}\n09_more: {}")
+    assert str(caught.value).count("\n  - ") == 3
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["shared: {seed: 1", "shared:\n\tseed: 1", "a: b: c", "shared: [}", b"shared: {run_dir: \xff\xfe}"],
+)
+def test_broken_yaml_is_told_with_its_file(read, text: str | bytes):
+    with pytest.raises(ProfileError, match=r"mine\.yaml is not valid YAML"):
+        read(text)
+
+
+@pytest.mark.parametrize("text", ["- seed", "seed", "42", "shared: [seed]", "seed: 1", "shared: 0"])
+def test_yaml_of_another_shape_is_refused(read, text: str):
+    with pytest.raises(ProfileError, match=r"mine\.yaml: expected sections"):
+        read(text)
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["!!python/object/apply:os.mkdir [{}]", "!!python/name:os.system ''", "!!python/tuple [1, 2]"],
+)
+def test_yaml_that_would_run_python_is_refused(read, tmp_path: Path, value: str):
+    with pytest.raises(ProfileError, match="not valid YAML"):
+        read(f"shared: {{seed: {value.format(tmp_path / 'made')}}}")
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_missing_profile_names_those_there_are(tmp_path: Path, notebooks: Path):
+    for name in ("smoke", "paper"):
+        (tmp_path / f"{name}.yaml").touch()
+    with pytest.raises(ProfileError, match=r"no profile .*workshp\.yaml: .* has paper, smoke"):
+        read_profile(tmp_path / "workshp.yaml", notebooks)
+    with pytest.raises(ProfileError, match="has none"):
+        read_profile(notebooks / "workshop.yaml", notebooks)
+
+
+def test_the_projects_profiles_are_the_designs():
+    assert {path.stem for path in (ROOT / "profiles").glob("*.yaml")} >= {"smoke", "workshop", "paper"}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "profiles").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_profile_of_the_project_is_valid(path: Path):
+    parameters = read_profile(path, ROOT / "notebooks")
+    names = {notebook.stem for notebook in (ROOT / "notebooks").glob("*.ipynb")}
+    assert set(parameters) == names
+    assert not any("run_dir" in values for values in parameters.values()), "the batch engine sets the folder"

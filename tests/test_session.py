@@ -1,0 +1,105 @@
+"""The start and the end of a notebook."""
+
+import os
+import random
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from defaug_utils import __version__
+from defaug_utils.session import find_project_root, pick_device, start_notebook, watermark
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that looks like the project's root; the working directory is put back afterwards."""
+    (tmp_path / "defaug_utils").mkdir()
+    (tmp_path / "notebooks" / "drafts").mkdir(parents=True)
+    (tmp_path / "_toc.yml").touch()
+    monkeypatch.chdir(tmp_path / "notebooks")
+    return tmp_path
+
+
+@pytest.mark.parametrize("start", [".", "notebooks", "notebooks/drafts"])
+def test_the_root_is_found_from_anywhere_inside(project: Path, start: str):
+    assert find_project_root(project / start) == project
+
+
+def test_outside_the_project_the_error_says_so(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match="open the notebook from inside the repository"):
+        find_project_root(tmp_path)
+
+
+def test_a_notebook_starts_at_the_root_with_its_run_folder(project: Path):
+    run = start_notebook("runs/some run", seed=0)
+    assert Path.cwd() == project
+    assert run == Path("runs/some run")
+    assert (project / "runs" / "some run").is_dir()
+    (run / "kept").touch()
+    start_notebook("runs/some run", seed=0)
+    assert (run / "kept").exists()
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_every_generator_starts_from_the_seed(project: Path, seed: int):
+    def draw() -> tuple[float, float, float]:
+        start_notebook("runs/seeds", seed)
+        return random.random(), np.random.random(), torch.rand(1).item()  # noqa: NPY002
+
+    first = draw()
+    assert draw() == first
+    torch.manual_seed(seed)
+    assert torch.rand(1).item() == first[2]
+    start_notebook("runs/seeds", seed + 1)
+    assert random.random() != first[0]
+
+
+def test_the_device_can_compute():
+    assert torch.ones(2, device=pick_device()).sum().item() == 2
+
+
+def test_the_watermark_tells_versions_device_commit_and_parameters(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(ROOT)
+    table = watermark({"seed": 0, "run_dir": "runs/smoke"})
+    assert list(table.columns) == ["what", "value"]
+    told = dict(table.itertuples(index=False))
+    assert told["defaug_utils"] == __version__
+    assert told["torch"] == torch.__version__
+    assert told["seed"] == "0"
+    assert told["run_dir"] == "'runs/smoke'"
+    assert told["device"]
+    assert str(Path.home()) not in table.to_string()
+
+
+def test_the_watermark_names_the_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert commit_of_watermark() == "not in a git checkout"
+    git("init", "--quiet")
+    (tmp_path / "file").write_text("one")
+    git("add", "file")
+    git("commit", "--quiet", "--message", "one")
+    commit = git("rev-parse", "HEAD")
+    assert commit.startswith(commit_of_watermark())
+    (tmp_path / "file").write_text("two")
+    assert commit_of_watermark().endswith("-dirty")
+
+
+def test_the_watermark_does_without_git(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PATH", os.devnull)
+    assert commit_of_watermark() == "not in a git checkout"
+
+
+def commit_of_watermark() -> str:
+    return dict(watermark({}).itertuples(index=False))["commit"]
+
+
+def git(*arguments: str) -> str:
+    identity = ("-c", "user.name=Tester", "-c", "user.email=tester@example.org")
+    found = subprocess.run(["git", *identity, *arguments], capture_output=True, text=True, check=True)
+    return found.stdout.strip()
