@@ -1,4 +1,4 @@
-"""MemSeg's anomaly simulation: a foreign texture under a mask of Perlin noise (Yang et al. 2023, section 3.1)."""
+"""MemSeg's anomaly simulation: foreign matter under a mask of noise (Yang et al. 2023, section 3.1)."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -93,9 +93,7 @@ class Anomaly(NamedTuple):
     opacity: float
 
 
-def draw_mask(
-    foreground: np.ndarray, generator: np.random.Generator, settings: MemSegSettings
-) -> np.ndarray:
+def draw_mask(foreground: np.ndarray, generator: np.random.Generator, settings: MemSegSettings) -> np.ndarray:
     """Draw a mask of turned, thresholded noise within the foreground; an empty one is drawn again.
 
     Args:
@@ -204,7 +202,8 @@ def blend_anomaly(
         )
     if (image_u8.dtype, source_u8.dtype, mask.dtype) != (np.uint8, np.uint8, bool):
         raise ValueError(
-            f"image {image_u8.dtype}, source {source_u8.dtype}, mask {mask.dtype}: expected uint8, uint8, bool"
+            f"image {image_u8.dtype}, source {source_u8.dtype}, mask {mask.dtype}: "
+            "expected uint8, uint8, bool"
         )
     mixed = cv2.addWeighted(source_u8, opacity, image_u8, 1 - opacity, 0)
     return cv2.copyTo(mixed, mask.view(np.uint8), image_u8.copy())

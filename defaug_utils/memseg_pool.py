@@ -3,29 +3,87 @@
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pandas as pd
+import PIL
 
+import defaug_utils
+from defaug_utils.foreground import find_foreground
 from defaug_utils.images import read_image
-from defaug_utils.manifest import check_sources, read_manifest
+from defaug_utils.manifest import ManifestError, check_sources, raise_problems, read_manifest
 from defaug_utils.memseg import MemSegSettings, simulate_anomaly
 from defaug_utils.pools import GeneratedImage, generate_pool
 from defaug_utils.textures import TextureCollection
 
+VERSIONS = {  # of what may change a pixel
+    "defaug_utils": defaug_utils.__version__,
+    "numpy": np.__version__,
+    "opencv": cv2.__version__,
+    "pillow": PIL.__version__,
+}
 
-def describe_recipe(settings: MemSegSettings, textures: TextureCollection, sources: Sequence[str]) -> dict:
+
+def list_sources(dataset: pd.DataFrame) -> pd.DataFrame:
+    """The only rows that anomalies may start from: real, without defect, of the train split.
+
+    Args:
+        dataset: manifest of the prepared data set.
+
+    Returns:
+        These rows in the order of their `image`, counted from 0.
+
+    Raises:
+        ManifestError: there is none.
+    """
+    is_source = (dataset["split"] == "train") & (dataset["label"] == "negative")
+    sources = dataset[is_source & (dataset["origin"] == "real")]
+    if sources.empty:
+        raise ManifestError(
+            f"none of the data set's {len(dataset)} rows is a training negative to put an anomaly on"
+        )
+    return sources.sort_values("image", ignore_index=True)
+
+
+def survey_sources(sources: pd.DataFrame, data_folder: Path | str, foreground: str = "whole") -> dict:
+    """Read every source once, one at a time, to find broken ones now and to tell this data from other.
+
+    Args:
+        sources: rows of the data set, see `list_sources`.
+        data_folder: folder of its manifest.
+        foreground: as `find_foreground`; an image without any object is a problem.
+
+    Returns:
+        The number of images, their sizes (as "128 × 384", width × height) and a hash of names and pixels.
+
+    Raises:
+        ManifestError: lists every image that can't be read or shows no object.
+    """
+    digest, sizes, problems = hashlib.sha256(), set(), []
+    for name in sources["image"]:
+        try:
+            image_u8 = read_image(Path(data_folder) / name)
+        except ValueError as error:
+            problems.append(str(error))
+            continue
+        if not find_foreground(image_u8, foreground).any():
+            problems.append(f"{name}: foreground {foreground!r} finds no object; use 'whole' for surfaces")
+        size = f"{image_u8.shape[1]} × {image_u8.shape[0]}"
+        digest.update(f"{name}\n{size}\n".encode() + hashlib.sha256(image_u8).digest())
+        sizes.add(size)
+    raise_problems(f"training negatives in {data_folder}", problems)
+    return {"count": len(sources), "sizes": sorted(sizes), "sha256": digest.hexdigest()}
+
+
+def describe_recipe(settings: MemSegSettings, textures: TextureCollection, survey: dict) -> dict:
     """Everything besides the seed on which an image of the pool depends, as JSON values."""
     return {
-        "settings": {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in asdict(settings).items()
-        },
+        "settings": asdict(settings),
         "textures": textures.describe(),
-        "sources": {"count": len(sources), "sha256": hashlib.sha256("\n".join(sources).encode()).hexdigest()},
-        "versions": {package: version(package) for package in ("numpy", "opencv-python-headless", "pillow")},
+        "sources": survey,
+        "versions": VERSIONS,
     }
 
 
@@ -54,29 +112,27 @@ def make_memseg_pool(
         on_images: called with the number of images just finished.
 
     Returns:
-        The pool's manifest with the further columns `texture` (source's kind and name) and `opacity`;
-        None while other shards are unfinished.
+        The pool's manifest with the further columns of `make_memseg_image`; None while other shards are
+        unfinished.
 
     Raises:
-        ValueError: the data set has no training negative, or see `generate_pool`.
+        FileNotFoundError: there is no prepared data set.
+        ManifestError: it has no training negative, or some can't be used.
+        ValueError: the folder holds a pool of other settings, textures or data, see `generate_pool`.
     """
     settings, data_folder = settings or MemSegSettings(), Path(data_folder)
-    dataset = read_manifest(data_folder / "manifest.csv")
-    is_source = (dataset["split"] == "train") & (dataset["label"] == "negative")
-    sources = sorted(dataset.loc[is_source, "image"])
-    if not sources:
-        raise ValueError(f"{data_folder}: no training negative to put an anomaly on")
+    dataset = read_dataset(data_folder)
+    sources = list_sources(dataset)
 
     def make_batch(indices: Sequence[int], seeds: Sequence[int]) -> list[GeneratedImage]:
         return [make_memseg_image(data_folder, sources, textures, settings, seed) for seed in seeds]
 
-    recipe = describe_recipe(settings, textures, sources)
     pool = generate_pool(
         folder,
         count,
         make_batch,
         "memseg",
-        recipe,
+        describe_recipe(settings, textures, survey_sources(sources, data_folder, settings.foreground)),
         pool_seed,
         shard=shard,
         shard_count=shard_count,
@@ -87,21 +143,50 @@ def make_memseg_pool(
     return pool
 
 
+def read_dataset(data_folder: Path | str) -> pd.DataFrame:
+    """The prepared data set's manifest; where it is missing, the error names the notebook that makes it."""
+    path = Path(data_folder) / "manifest.csv"
+    if not path.is_file():
+        raise FileNotFoundError(f"no data set at {path}: run notebook 01_data_prep with this run_dir first")
+    return read_manifest(path)
+
+
 def make_memseg_image(
-    data_folder: Path,
-    sources: Sequence[str],
+    data_folder: Path | str,
+    sources: pd.DataFrame,
     textures: TextureCollection,
     settings: MemSegSettings,
     seed: int,
 ) -> GeneratedImage:
-    """One image of the pool: a function of its seed and the recipe alone."""
+    """One image of the pool: a function of its seed and the recipe alone.
+
+    Args:
+        data_folder: folder of the prepared data set.
+        sources: its rows that may be drawn, see `list_sources`.
+        textures: from `open_textures`.
+        settings: MemSeg's.
+        seed: the image's own.
+
+    Returns:
+        The image, its mask and its row, with the further columns `texture` (the source's kind and name),
+        `opacity`, and `change` (mean absolute difference inside the mask, in grey levels).
+
+    Raises:
+        ValueError: no mask can be drawn on the source that the message names.
+    """
     generator = np.random.default_rng(seed)
-    source = sources[int(generator.integers(len(sources)))]
-    anomaly = simulate_anomaly(read_image(data_folder / source), textures, generator, settings)
+    source = sources.iloc[int(generator.integers(len(sources)))]
+    image_u8 = read_image(Path(data_folder) / source["image"])
+    try:
+        anomaly = simulate_anomaly(image_u8, textures, generator, settings)
+    except ValueError as error:
+        raise ValueError(f"{source['image']}: {error}") from error
     row = {
-        "source_image": source,
+        "source_image": source["image"],
+        "category": source["category"],
         "mask_source": "perlin",
         "texture": f"{anomaly.source.kind}: {anomaly.source.name}",
         "opacity": round(anomaly.opacity, 4),
+        "change": round(float(cv2.absdiff(image_u8, anomaly.image_u8)[anomaly.mask].mean()), 3),
     }
     return GeneratedImage(anomaly.image_u8, anomaly.mask, row)

@@ -112,9 +112,7 @@ def open_texture_folder(folder: Path | str, cache_bytes: int = CACHE_BYTES) -> T
         except (ValueError, OSError) as error:
             problems.append(str(error))
     raise_problems(f"texture folder {folder}", problems, ValueError)
-    return TextureCollection(
-        names, lambda name: read_image(folder / name), digest.hexdigest(), cache_bytes
-    )
+    return TextureCollection(names, lambda name: read_image(folder / name), digest.hexdigest(), cache_bytes)
 
 
 def open_builtin_textures(cache_bytes: int = CACHE_BYTES) -> TextureCollection:

@@ -1,14 +1,17 @@
 """MemSeg: each step by hand-solved cases, the whole by its properties, the pool by its bytes."""
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image, ImageEnhance, ImageOps
+from skimage.data import coffee
 
 from defaug_utils.augmenters import AUGMENTERS, augment
 from defaug_utils.files import write_png
 from defaug_utils.images import read_image, read_mask
-from defaug_utils.manifest import make_manifest, write_manifest
+from defaug_utils.manifest import ManifestError, make_manifest, write_manifest
 from defaug_utils.memseg import (
     MemSegSettings,
     blend_anomaly,
@@ -16,7 +19,7 @@ from defaug_utils.memseg import (
     shuffle_grid,
     simulate_anomaly,
 )
-from defaug_utils.memseg_pool import make_memseg_pool
+from defaug_utils.memseg_pool import list_sources, make_memseg_image, make_memseg_pool, read_dataset
 from defaug_utils.textures import TextureCollection, open_builtin_textures
 
 
@@ -93,16 +96,34 @@ def test_half_of_the_sources_are_textures(textures):
     }
 
 
-@pytest.mark.parametrize("shape", [(64, 32), (63, 31), (632, 232)])
+@pytest.mark.parametrize("shape", [(64, 32), (63, 31), (632, 232), (3, 2)])
 def test_shuffling_moves_whole_cells(shape):
     height, width = shape
-    rows, columns = 8, 4
-    numbered = np.arange(height * width * 3, dtype=np.int64).reshape(height, width, 3) % 251
-    shuffled = shuffle_grid(numbered.astype(np.uint8), (rows, columns), np.random.default_rng(0))
-    assert shuffled.shape == numbered.shape
-    if height % rows == 0 and width % columns == 0:
-        assert sorted(shuffled.ravel()) == sorted(numbered.ravel())
-    assert (shuffled != numbered).any()
+    cell_height, cell_width = -(-height // 8), -(-width // 4)
+    image = np.random.default_rng(7).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    shuffled = shuffle_grid(image, (8, 4), np.random.default_rng(0))
+    assert shuffled.shape == image.shape
+    padding = ((0, 8 * cell_height - height), (0, 4 * cell_width - width), (0, 0))
+    padded = np.pad(image, padding, "symmetric")
+    cells = {cell.tobytes() for cell in cut(padded, cell_height, cell_width)}
+    whole = shuffled[: height // cell_height * cell_height, : width // cell_width * cell_width]
+    assert all(cell.tobytes() in cells for cell in cut(whole, cell_height, cell_width))
+
+
+def cut(image: np.ndarray, height: int, width: int) -> list[np.ndarray]:
+    return [
+        image[top : top + height, left : left + width]
+        for top in range(0, image.shape[0], height)
+        for left in range(0, image.shape[1], width)
+    ]
+
+
+def test_shuffling_keeps_every_cell_once_and_reorders_them():
+    image = random_image(64, 32)
+    shuffled = shuffle_grid(image, (8, 4), np.random.default_rng(0))
+    before, after = ([cell.tobytes() for cell in cut(pixels, 8, 8)] for pixels in (image, shuffled))
+    assert sorted(after) == sorted(before)
+    assert after != before
 
 
 def test_shuffling_one_cell_changes_nothing():
@@ -127,6 +148,58 @@ def test_augmenters_keep_shape_and_type_and_their_input(name):
     assert (image == before).all()
 
 
+def photo() -> np.ndarray:
+    return np.ascontiguousarray(coffee()[100:228, 200:296])
+
+
+def test_contrast_operations_agree_with_pillow():
+    image, pillow = photo(), Image.fromarray(photo())
+    cutoff = np.random.default_rng(2).integers(0, 20, endpoint=True)
+    stretched = AUGMENTERS["autocontrast"](image, np.random.default_rng(2))
+    assert (stretched == np.asarray(ImageOps.autocontrast(pillow, int(cutoff)))).all()
+    bits = int(np.random.default_rng(2).integers(1, 8, endpoint=True))
+    posterised = AUGMENTERS["posterise"](image, np.random.default_rng(2))
+    assert (posterised == np.asarray(ImageOps.posterize(pillow, bits))).all()
+    inverted = AUGMENTERS["invert"](image, np.random.default_rng(2))
+    assert (inverted == np.asarray(ImageOps.invert(pillow))).all()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_sharpness_agrees_with_pillow(seed):
+    factor = np.random.default_rng(seed).uniform(0, 3)
+    ours = AUGMENTERS["sharpness"](photo(), np.random.default_rng(seed))[1:-1, 1:-1].astype(int)
+    theirs = np.asarray(ImageEnhance.Sharpness(Image.fromarray(photo())).enhance(factor))[1:-1, 1:-1]
+    assert np.abs(ours - theirs).max() <= 3  # each rounds the smoothed image its own way
+
+
+def test_solarising_inverts_from_the_threshold_in_half_of_the_cases():
+    ramp = np.arange(256, dtype=np.uint8)[:, None, None].repeat(3, axis=2)
+    results = [AUGMENTERS["solarise"](ramp, np.random.default_rng(seed))[:, 0, 0] for seed in range(200)]
+    changed = [result for result in results if (result != ramp[:, 0, 0]).any()]
+    assert 70 <= len(changed) <= 130
+    for result in changed:
+        threshold = int(np.argmax(result != ramp[:, 0, 0]))
+        assert 32 <= threshold <= 128
+        assert (result[threshold:] == 255 - ramp[threshold:, 0, 0]).all()
+
+
+def test_hue_turns_and_grey_stays_grey():
+    grey = np.full((4, 4, 3), 90, np.uint8)
+    red = np.full((4, 4, 3), (200, 30, 30), np.uint8)
+    shift = np.random.default_rng(1).integers(-50, 50, size=2, endpoint=True)
+    turned = AUGMENTERS["hue and saturation"](red, np.random.default_rng(1))
+    hue = cv2.cvtColor(turned, cv2.COLOR_RGB2HSV_FULL)[0, 0, 0]
+    assert abs((int(hue) - int(shift[0]) + 128) % 256 - 128) <= 2
+    value = AUGMENTERS["hue and saturation"](grey, np.random.default_rng(1))
+    assert cv2.cvtColor(value, cv2.COLOR_RGB2HSV_FULL)[0, 0, 2] == 90
+
+
+def test_empty_masks_are_drawn_again():
+    foreground = np.zeros((64, 64), bool)
+    foreground[30:34, 30:34] = True  # most noise misses it
+    assert all(draw_mask(foreground, np.random.default_rng(s), MemSegSettings()).any() for s in range(60))
+
+
 def test_masks_lie_in_the_foreground():
     foreground = np.zeros((40, 60), bool)
     foreground[10:30, 20:50] = True
@@ -144,32 +217,43 @@ def test_an_empty_or_unreachable_foreground_ends_with_a_message():
 
 
 def test_all_wrong_settings_are_told_at_once():
-    with pytest.raises(ValueError, match="texture_share 2.*grid.*foreground 'object'"):
+    with pytest.raises(ValueError, match=r"texture_share 2.*grid.*foreground 'object'"):
         MemSegSettings(texture_share=2, grid=(0, 4), foreground="object")
 
 
 @pytest.fixture
 def data_folder(tmp_path):
     """A prepared data set: three training negatives, a training positive, and others that are no sources."""
+    write_data(tmp_path, (48, 16))
+    return tmp_path / "data"
+
+
+def write_data(tmp_path, shape):
     rows = []
     parts = [("train", "negative")] * 3 + [("train", "positive"), ("val", "negative"), ("test", "negative")]
     for number, (split, label) in enumerate(parts):
         image = f"images/{number}.png"
-        write_png(tmp_path / "data" / image, random_image(48, 16, number))
-        rows.append({"image": image, "label": label, "split": split, "origin": "real"})
-    write_manifest(make_manifest(rows), tmp_path / "data" / "manifest.csv")
-    return tmp_path / "data"
+        write_png(tmp_path / "data" / image, random_image(*shape, number))
+        row = {"image": image, "label": label, "split": split, "origin": "real", "category": "plate"}
+        rows.append(row)
+    write_manifest(
+        make_manifest([*rows, {**rows[0], "image": "x.png", "origin": "diag"}]),
+        tmp_path / "data" / "manifest.csv",
+    )
 
 
 def test_a_pool_starts_from_training_negatives_only_and_keeps_their_pixels(data_folder, tmp_path, textures):
     pool = make_memseg_pool(tmp_path / "pool", data_folder, 12, textures, pool_seed=3)
     assert set(pool["source_image"]) <= {"images/0.png", "images/1.png", "images/2.png"}
     assert (pool["origin"] == "memseg").all()
+    assert (pool["category"] == "plate").all()
     for row in pool.itertuples():
         mask = read_mask(tmp_path / "pool" / row.mask)
         image, source = read_image(tmp_path / "pool" / row.image), read_image(data_folder / row.source_image)
         assert mask.any()
         assert (image[~mask] == source[~mask]).all()
+        change = np.abs(image[mask].astype(int) - source[mask]).mean()
+        assert row.change == pytest.approx(change, abs=1e-3)
 
 
 def test_shards_make_the_same_pool(data_folder, tmp_path, textures):
@@ -191,8 +275,43 @@ def test_other_settings_or_textures_are_not_mixed_into_a_pool(data_folder, tmp_p
         )
 
 
+def test_other_data_under_the_same_names_is_not_mixed_into_a_pool(data_folder, tmp_path, textures):
+    make_memseg_pool(tmp_path / "pool", data_folder, 2, textures, pool_seed=3)
+    write_data(tmp_path, (96, 32))
+    with pytest.raises(ValueError, match="sources differ"):
+        make_memseg_pool(tmp_path / "pool", data_folder, 3, textures, pool_seed=3)
+
+
+def test_an_image_is_made_again_from_its_row(data_folder, tmp_path, textures):
+    pool = make_memseg_pool(tmp_path / "pool", data_folder, 3, textures, pool_seed=3)
+    sources = list_sources(read_dataset(data_folder))
+    again = make_memseg_image(data_folder, sources, textures, MemSegSettings(), int(pool.loc[2, "seed"]))
+    assert (again.image_u8 == read_image(tmp_path / "pool" / pool.loc[2, "image"])).all()
+
+
+def test_every_unusable_source_is_told_before_the_first_image(data_folder, tmp_path, textures):
+    (data_folder / "images" / "0.png").write_bytes(b"torn")
+    write_png(data_folder / "images" / "2.png", np.full((48, 16, 3), 9, np.uint8))
+    with pytest.raises(ManifestError, match="2 problem") as caught:
+        make_memseg_pool(tmp_path / "pool", data_folder, 2, textures, 3, MemSegSettings(foreground="auto"))
+    assert "0.png" in str(caught.value)
+    assert "images/2.png: foreground 'auto' finds no object" in str(caught.value)
+    assert not (tmp_path / "pool").exists()
+
+
+def test_an_image_without_a_possible_mask_is_named(data_folder, textures):
+    sources = list_sources(read_dataset(data_folder))
+    with pytest.raises(ValueError, match=r"images/[0-2]\.png: .*none met the foreground"):
+        make_memseg_image(data_folder, sources, textures, MemSegSettings(threshold=2.0), 0)
+
+
+def test_missing_data_names_the_notebook_that_makes_it(tmp_path, textures):
+    with pytest.raises(FileNotFoundError, match="run notebook 01_data_prep"):
+        make_memseg_pool(tmp_path / "pool", tmp_path / "data", 2, textures, pool_seed=3)
+
+
 def test_no_training_negative_is_told(data_folder, tmp_path, textures):
     row = {"image": "images/5.png", "label": "negative", "split": "test", "origin": "real"}
     write_manifest(make_manifest([row]), data_folder / "manifest.csv")
-    with pytest.raises(ValueError, match="no training negative"):
+    with pytest.raises(ManifestError, match=r"none of .* is a training negative"):
         make_memseg_pool(tmp_path / "pool", data_folder, 2, textures, pool_seed=3)

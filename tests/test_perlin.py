@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import ks_2samp
 
 from defaug_utils.perlin import (
     draw_gradients,
@@ -85,6 +86,39 @@ def test_rotation_turns_counter_clockwise_and_fills_with_no_defect():
     turned = rotate_noise(noise, 90)
     assert turned[0, 2] == pytest.approx(1, abs=1e-4)  # above it
     assert not threshold_noise(rotate_noise(np.ones((9, 41), np.float32), 90))[:, 0].any()
+
+
+def usual_noise(side: int, generator: np.random.Generator) -> np.ndarray:
+    """The usual re-implementation: a full-size array for each of the four corners, float64."""
+    rows, columns = 2 ** generator.integers(0, 6, 2)
+    grid = np.stack(np.mgrid[0 : rows : rows / side, 0 : columns : columns / side], axis=-1) % 1
+    angles = 2 * np.pi * generator.random((rows + 1, columns + 1))
+    gradients = np.stack([np.cos(angles), np.sin(angles)], axis=-1)
+    t = 6 * grid**5 - 15 * grid**4 + 10 * grid**3
+    noise = np.zeros((side, side))
+    for down in (0, 1):
+        for right in (0, 1):
+            corners = gradients[down : down + rows, right : right + columns]
+            corners = corners.repeat(side // rows, axis=0).repeat(side // columns, axis=1)
+            weight = np.abs(1 - down - t[..., 0]) * np.abs(1 - right - t[..., 1])
+            noise += weight * ((grid - [down, right]) * corners).sum(axis=-1)
+    return math.sqrt(2) * noise
+
+
+def test_masks_cover_as_much_as_the_usual_recipes():
+    ours, usual = np.random.default_rng(0), np.random.default_rng(1)
+    coverages = [
+        [
+            threshold_noise(rotate_noise(noise.astype(np.float32), generator.uniform(-90, 90))).mean()
+            for noise in noises
+        ]
+        for generator, noises in (
+            (ours, (draw_perlin_noise((64, 64), ours) for _ in range(800))),
+            (usual, (usual_noise(64, usual) for _ in range(800))),
+        )
+    ]
+    assert ks_2samp(*coverages).pvalue > 0.01
+    assert np.mean(coverages[0]) == pytest.approx(np.mean(coverages[1]), rel=0.15)
 
 
 @pytest.mark.parametrize("size", [(0, 5), (5, -1)])
