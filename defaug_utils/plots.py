@@ -1,0 +1,191 @@
+"""Pictures that several notebooks share: montages with outlined masks, precision-recall curves.
+
+Every function returns a figure that pyplot does not know: it shows once, as the last expression of a
+cell, and nothing stays open.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+
+import numpy as np
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from sklearn.metrics import average_precision_score, precision_recall_curve
+
+OUTLINE_COLOUR = "#FF8C00"  # stands out from grey in every kind of colour vision
+GAP = 0.06  # between the pictures of a montage, inches
+LINE_HEIGHT = 1.3  # of a title, in font sizes
+TITLE_PAD = 5  # between a title and its picture, points
+
+
+class NotebookFigure(Figure):
+    """A matplotlib Figure that a notebook shows by itself, cropped to what is drawn."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = BytesIO()
+        self.savefig(buffer, format="png", bbox_inches="tight")
+        return buffer.getvalue()
+
+
+def show_images(
+    images: Sequence[np.ndarray],
+    titles: Sequence[str] | None = None,
+    masks: Sequence[np.ndarray | None] | None = None,
+    columns: int = 8,
+    width: float = 11.0,
+) -> Figure:
+    """Lay images out in a grid, each with its title and the exact outline of its mask.
+
+    Args:
+        images: each (height, width, 3) uint8 or float in [0, 1], or (height, width): bool and uint8
+            in their own range, floats from their least to their greatest value; sizes may differ.
+        titles: one an image; long ones are broken into lines.
+        masks: one an image, shape (height, width), bool, or None where there is nothing to outline.
+        columns: images in a row; fewer images keep this size and make a narrower figure.
+        width: of a full row, inches.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: no images, lists of other lengths, or a mask of another size than its image.
+    """
+    _check_montage(images, titles, masks, columns)
+    cell = width / columns
+    used = min(columns, len(images))
+    font = max(10.0, 1.2 * used * cell)
+    texts = _wrap_titles(titles or [""] * len(images), cell, font)
+    starts = range(0, len(images), used)
+    picture_heights = [_row_height(images[start : start + used], cell - GAP) for start in starts]
+    lines = [max((t.count("\n") + 1 for t in texts[s : s + used] if t), default=0) for s in starts]
+    title_heights = [(count * LINE_HEIGHT * font + TITLE_PAD + 1) / 72 if count else GAP for count in lines]
+    total = sum(picture_heights) + sum(title_heights)
+    figure = NotebookFigure(figsize=(used * cell, total))
+    top = total
+    for row, start in enumerate(starts):
+        top -= title_heights[row] + picture_heights[row]
+        for index in range(start, min(start + used, len(images))):
+            left = (index - start) * cell + GAP / 2
+            inches = np.array([left, top, cell - GAP, picture_heights[row]])
+            axes = figure.add_axes(tuple(inches / [used * cell, total, used * cell, total]), anchor="N")
+            draw_image(axes, images[index], None if masks is None else masks[index])
+            axes.set_title(texts[index], fontsize=font, pad=TITLE_PAD, linespacing=1.1)
+    return figure
+
+
+def _check_montage(
+    images: Sequence[np.ndarray],
+    titles: Sequence[str] | None,
+    masks: Sequence[np.ndarray | None] | None,
+    columns: int,
+) -> None:
+    if len(images) == 0 or columns < 1:
+        raise ValueError(f"{len(images)} images in {columns} columns: at least one of each is needed")
+    for name, values in (("titles", titles), ("masks", masks)):
+        if values is not None and len(values) != len(images):
+            raise ValueError(f"{len(values)} {name} for {len(images)} images: give one an image")
+
+
+def _wrap_titles(titles: Sequence[str], cell: float, font: float) -> list[str]:
+    """Break titles at the letter that would leave the cell: a letter is about 0.62 font sizes wide."""
+    letters = max(4, int(cell * 72 / (0.62 * font)))
+    return ["\n".join(_wrap(line, letters) for line in str(title).splitlines()) for title in titles]
+
+
+def _wrap(line: str, letters: int) -> str:
+    """Break a line after spaces, hyphens, underscores and slashes; inside a word only where it must be."""
+    lines = [""]
+    for word in re.split(r"(?<=\s)|(?<=\w[-_/])", line):
+        for part in (word[start : start + letters] for start in range(0, len(word), letters)):
+            if lines[-1] and len(lines[-1] + part.rstrip()) > letters:
+                lines.append("")
+            lines[-1] += part
+    return "\n".join(text.strip() for text in lines)
+
+
+def _row_height(images: Sequence[np.ndarray], width: float) -> float:
+    return max(image.shape[0] / image.shape[1] for image in images) * width
+
+
+def draw_image(axes: Axes, image: np.ndarray, mask: np.ndarray | None = None) -> None:
+    """Draw one image without ticks, and its mask's outline along the edges of the pixels.
+
+    Args:
+        axes: where to draw.
+        image: as in `show_images`.
+        mask: shape (height, width), bool.
+
+    Raises:
+        ValueError: the mask has another size than the image.
+    """
+    if mask is not None and mask.shape != image.shape[:2]:
+        raise ValueError(f"mask of shape {mask.shape} on an image of shape {image.shape[:2]}")
+    limits = {}
+    if image.ndim == 2 and image.dtype.kind in "bu":
+        limits = {"vmin": 0, "vmax": 1 if image.dtype == bool else np.iinfo(image.dtype).max}
+    axes.imshow(image, cmap="gray", **limits)
+    axes.set_axis_off()
+    if mask is not None and mask.any():
+        pixel = 72 * axes.get_position().width * axes.figure.get_figwidth() / mask.shape[1]
+        lines = LineCollection(outline_mask(mask), colors=OUTLINE_COLOUR, capstyle="projecting")
+        lines.set_linewidth(np.clip(0.6 * pixel, 0.7, 1.5))  # thin: a crack must show between its edges
+        axes.add_collection(lines, autolim=False)
+
+
+def outline_mask(mask: np.ndarray) -> np.ndarray:
+    """Edges between a mask's pixels and the pixels around it.
+
+    Args:
+        mask: shape (height, width), bool.
+
+    Returns:
+        Line segments, shape (edges, 2, 2): start and end as (x, y), where pixel (row, column) has
+        its centre at (x = column, y = row), as in `imshow`.
+    """
+    padded = np.pad(mask.astype(bool), 1)
+    rows, columns = np.nonzero(padded[1:-1, 1:] != padded[1:-1, :-1])
+    upright = [[columns, rows], [columns, rows + 1]]
+    rows, columns = np.nonzero(padded[1:, 1:-1] != padded[:-1, 1:-1])
+    level = [[columns, rows], [columns + 1, rows]]
+    return np.concatenate([np.moveaxis(np.array(ends), -1, 0) for ends in (upright, level)]) - 0.5
+
+
+def plot_precision_recall(
+    scores: Mapping[str, tuple[np.ndarray, np.ndarray]], thresholds: Mapping[str, float] | None = None
+) -> Figure:
+    """Precision over recall, as steps (AP is the area under them), one curve a run.
+
+    Args:
+        scores: for every curve's name, the labels (true where positive) and the scores, same length.
+        thresholds: for some of the names, a threshold to mark on the curve (score ≥ threshold).
+
+    Returns:
+        The figure; a dotted line shows what guessing reaches, the share of positives.
+
+    Raises:
+        ValueError: no curve, or labels without any positive.
+    """
+    if not scores:
+        raise ValueError("no scores to draw: give at least one run")
+    figure = NotebookFigure(figsize=(7, 5.2 + 0.25 * len(scores)), layout="constrained")
+    axes = figure.subplots()
+    colours = sns.color_palette("colorblind", len(scores))
+    for number, (name, (labels, values)) in enumerate(scores.items()):
+        labels, values = np.asarray(labels).astype(bool), np.asarray(values, dtype=float)
+        if not labels.any():
+            raise ValueError(f"{name}: no positive among {len(labels)} labels, so there is no recall")
+        precision, recall, _ = precision_recall_curve(labels, values)
+        title = f"{name} (AP {average_precision_score(labels, values):.3f})"
+        style = {"color": colours[number], "linestyle": ("-", "--", "-.")[number % 3]}
+        axes.plot(recall, precision, drawstyle="steps-post", linewidth=2, label=title, **style)
+        axes.axhline(labels.mean(), color="grey", linestyle=":", linewidth=1)
+        if thresholds and name in thresholds:
+            called = values >= thresholds[name]
+            point = (called[labels].mean(), labels[called].mean() if called.any() else 1.0)
+            axes.plot(*point, "o", color=colours[number], markeredgecolor="black", markersize=9)
+    axes.set(xlabel="recall", ylabel="precision", xlim=(-0.02, 1.02), ylim=(-0.02, 1.04))
+    figure.legend(loc="outside lower left", frameon=False)
+    return figure

@@ -1,0 +1,183 @@
+"""Tables and sentences: right whatever the numbers are, and never mixing ours with the papers'."""
+
+import math
+import re
+
+import pandas as pd
+import pytest
+
+from defaug_utils.reports import (
+    NOTHING,
+    PAPER_PROTOCOL,
+    PUBLISHED,
+    PUBLISHED_ON,
+    compare_protocols,
+    compare_with_papers,
+    format_spread,
+    layout_differences,
+    layout_results,
+    layout_spreads,
+    name_setup,
+    style_table,
+)
+from defaug_utils.results import (
+    METRICS,
+    compare_spreads,
+    list_missing_arms,
+    paired_differences,
+    published_results,
+    summarise_results,
+)
+from defaug_utils.sentences import (
+    describe_differences,
+    describe_optimism,
+    describe_runs,
+    describe_scenarios,
+    describe_spreads,
+    describe_unfinished,
+)
+
+
+@pytest.fixture
+def runs() -> pd.DataFrame:
+    """Few-shot: none 0.40 and 0.50, MemSeg 0.60 and 0.80 with the same seeds; zero-shot: one run."""
+    table = pd.DataFrame(
+        {
+            "scenario": ["zero-shot"] + ["few-shot"] * 4,
+            "arm": ["memseg", "none", "none", "memseg", "memseg"],
+            "n_aug": [80, 0, 0, 80, 80],
+            "seed": [0, 0, 1, 0, 1],
+            "ap": [0.3, 0.4, 0.5, 0.6, 0.8],
+        }
+    )
+    table = table.assign(**{name: table["ap"] for name in METRICS if name != "ap"})
+    table = table.assign(ap_low=table["ap"] - 0.1, ap_high=table["ap"] + 0.1)
+    return table.assign(n_test=200, n_test_positive=20, validation_recall=0.25)
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ((0.7123, 0.0341, 4), "0.712 ± 0.034 (n = 4)"),
+        ((0.5, math.nan, 1), "0.500 (n = 1)"),
+        ((0.5, 0.1), "0.500 ± 0.100"),
+        ((0.5,), "0.500"),
+        ((math.nan, math.nan, 3), NOTHING),
+    ],
+)
+def test_spread_is_written_without_what_is_not_there(values, text):
+    assert format_spread(*values) == text
+
+
+def test_layout_has_the_papers_rows_and_columns(runs):
+    summary = summarise_results(runs)
+    table = layout_results(summary[summary["scenario"] == "few-shot"], PAPER_PROTOCOL)
+    assert list(table.columns) == ["AP", "precision", "recall", "n"]
+    assert table.index.tolist() == [("no augmentation", 0), ("MemSeg", 80)]
+    assert table["AP"].tolist() == ["0.450 ± 0.071", "0.700 ± 0.141"]
+    printed = published_results().query("source == 'In&Out' and table == 5")
+    table = layout_results(printed, PUBLISHED)
+    assert table.loc[("no augmentation", 0), "AP"] == "0.747 ± 0.055"
+    assert table.loc[("MixSegDec, weakly supervised", 0)].tolist() == ["0.733", NOTHING, NOTHING]
+
+
+def test_protocols_stand_side_by_side(runs):
+    summary = summarise_results(runs)
+    table = compare_protocols(summary[summary["scenario"] == "few-shot"])
+    paper, validation = table.columns.get_level_values(0).unique()
+    assert table.loc[("MemSeg", 80), (paper, "recall")] == "0.700 ± 0.141"
+    assert table.loc[("MemSeg", 80), (validation, "recall")] == "0.250 ± 0.000"
+
+
+def test_ours_and_the_papers_never_share_a_column(runs):
+    table = compare_with_papers(
+        summarise_results(runs), published_results(), "few-shot", "drawn surfaces, small net"
+    )
+    whose = table.columns.get_level_values(0)
+    assert list(whose.unique()) == ["ours: drawn surfaces, small net", PUBLISHED_ON]
+    ours, printed = (table[name] for name in whose.unique())
+    assert ours.loc[("MemSeg", 80), "AP"] == "0.700 ± 0.141"
+    assert printed.loc[("MemSeg", 80), ["AP", "in"]].tolist() == ["0.582 ± 0.018", "In&Out, table 3"]
+    assert (ours.loc[("In&Out", 100)] == NOTHING).all()
+    assert (printed.loc[("no augmentation", 0)] == NOTHING).all()
+    methods = list(dict.fromkeys(table.index.get_level_values("method")))
+    assert methods == ["no augmentation", "MemSeg", "DDPM", "In&Out"]
+
+
+def test_an_arm_of_ones_own_stands_after_the_papers(runs):
+    own = runs.assign(arm=runs["arm"].replace("memseg", "half_real"))
+    table = compare_with_papers(summarise_results(own), published_results(), "few-shot", "x")
+    assert table.index[-1] == ("half real", 80)
+
+
+def test_setup_names_the_data_and_the_backbone(tmp_path, runs):
+    assert name_setup(runs, tmp_path) == "own data set"
+    (tmp_path / "surfaces").mkdir()
+    assert name_setup(runs, tmp_path) == "procedural surfaces"
+    assert name_setup(runs.assign(backbone="resnet50"), tmp_path, "KSDD2") == "KSDD2, resnet50"
+
+
+def test_differences_and_spreads_are_signed_and_counted(runs):
+    table = layout_differences(paired_differences(runs, "none"))
+    assert table.loc[("few-shot", "MemSeg", 80)].tolist() == ["+0.250 ± 0.071", "2 of 2"]
+    worse = runs.assign(ap=1 - runs["ap"])
+    assert layout_differences(paired_differences(worse, "none"))["difference"].item() == "−0.250 ± 0.071"
+    spreads = layout_spreads(compare_spreads(runs))
+    assert spreads["± test images"].tolist() == pytest.approx([0.1] * 3)
+
+
+def test_styled_table_escapes_nothing_away_and_scrolls(runs):
+    summary = summarise_results(runs)
+    html = style_table(
+        layout_results(summary[summary["scenario"] == "few-shot"], PAPER_PROTOCOL), "Ours"
+    ).to_html()
+    assert re.search(r"<caption>Ours</caption>", html)
+    assert "overflow: auto" in html
+    heads = re.findall(r"<th [^>]*>([^<]*)</th>", html)
+    assert heads == ["method", "N_aug", "AP", "precision", "recall", "n"]
+    assert "0.450 ± 0.071" in html
+    assert html == style_table(layout_results(summary[1:], PAPER_PROTOCOL), "Ours").to_html()
+
+
+def test_styled_table_of_two_sides_has_two_rows_of_heads(runs):
+    both = compare_with_papers(summarise_results(runs), published_results(), "few-shot", "x")
+    heads, body = style_table(both, "few-shot").to_html().split("<tbody>")
+    assert heads.count("<tr>") == 2
+    assert f">{PUBLISHED_ON}<" in heads
+    assert body.count("<tr>") == len(both)
+
+
+def test_sentences_say_what_the_numbers_say(runs):
+    summary, over_none = summarise_results(runs), paired_differences(runs, "none")
+    assert "5 runs, in 2 scenarios and 2 arms, with 1 to 2 seeds" in describe_runs(runs)
+    assert "200 images, of which 20 are positive" in describe_runs(runs)
+    assert "recall by 0.050" in describe_runs(runs)
+    zero, few = describe_scenarios(summary).splitlines()
+    assert zero == "- **zero-shot**: the highest mean AP is 0.300 (n = 1) of MemSeg with N_aug = 80."
+    assert "highest mean AP is 0.700 ± 0.141 (n = 2) of MemSeg" in few
+    assert "lowest 0.450 ± 0.071 (n = 2) of no augmentation" in few
+    text = describe_differences(over_none, paired_differences(runs, "memseg"))
+    assert "In 1 of 1 comparison the mean AP lies above that of **no augmentation**" in text
+    assert "+0.250 ± 0.071, higher in 2 of 2 seeds" in text
+    assert "50.0% of comparisons" in text  # two coins agree in half of all throws
+    assert "least favourable" not in text
+    assert "by 0.250 on average" in describe_optimism(runs.assign(validation_f1=runs["paper_f1"] - 0.25))
+
+
+def test_the_larger_doubt_is_named(runs):
+    few_shot = runs[runs["scenario"] == "few-shot"]
+    assert "choice of seeds is the larger doubt" in describe_spreads(few_shot)
+    wide = few_shot.assign(ap_low=0.0, ap_high=1.0)
+    assert "choice of test images is the larger doubt" in describe_spreads(wide)
+    assert "the spread over seeds is unknown" in describe_spreads(runs.groupby("arm").head(1))
+
+
+def test_sentences_without_a_comparison(runs):
+    zero_shot = runs[runs["scenario"] == "zero-shot"]
+    assert "no difference to show" in describe_differences(paired_differences(zero_shot, "none"))
+    missing = list_missing_arms(zero_shot)
+    text = describe_unfinished([f"run{number}" for number in range(14)], missing)
+    assert "`run11` and 2 more" in text
+    assert "- **zero-shot**: the papers have DDPM, In&Out, DIAG; this run has not." in text
+    assert "Every planned run has finished." in describe_unfinished([], missing)
+    assert "Every arm that the papers print" in describe_unfinished([], missing[:0])

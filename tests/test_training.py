@@ -1,0 +1,364 @@
+"""Samples in memory, recipes, the plan of epochs, and a training that repeats and resumes bit for bit."""
+
+import errno
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from defaug_utils import checkpoints
+from defaug_utils.classifier import build_classifier, torchvision_key
+from defaug_utils.files import write_png
+from defaug_utils.manifest import ManifestError, make_manifest
+from defaug_utils.recipes import RECIPES, Recipe, choose_recipe, plan_epochs, split_batches
+from defaug_utils.samples import Samples, count_samples, hash_samples, load_samples
+from defaug_utils.training import flip_images, score_samples, set_training_mode, train_classifier
+
+BACKBONE = "resnet10_quarter"
+QUICK = Recipe("sgd", 0.01, batch_size=4, epochs=3, balanced=True, momentum=0.9, flips=True)
+SPLIT_COUNTS = {"train": (9, 3), "val": (3, 0), "test": (4, 2)}  # negatives, positives
+
+
+def make_rows() -> list[dict]:
+    rows = []
+    for split, (negatives, positives) in SPLIT_COUNTS.items():
+        for index in range(negatives + positives):
+            label = "positive" if index >= negatives else "negative"
+            rows.append({"image": f"{split} {index}.png", "label": label, "split": split, "origin": "real"})
+    return rows
+
+
+def draw_image(index: int, label: str, size: tuple[int, int] = (24, 40)) -> np.ndarray:
+    image_u8 = np.random.default_rng(index).integers(90, 130, (size[1], size[0], 3), dtype=np.uint8)
+    if label == "positive":
+        image_u8[10:25, 5:15] = 250
+    return image_u8
+
+
+@pytest.fixture
+def manifest_folder(tmp_path):
+    """A manifest's rows and the folder of their images."""
+    rows = make_rows()
+    for index, row in enumerate(rows):
+        write_png(tmp_path / row["image"], draw_image(index, row["label"]))
+    return make_manifest(rows), tmp_path
+
+
+@pytest.fixture(scope="module")
+def samples():
+    rows = make_rows()
+    images = [draw_image(index, row["label"]) for index, row in enumerate(rows)]
+    labels = torch.tensor([float(row["label"] == "positive") for row in rows])
+    return Samples(torch.from_numpy(np.stack(images)), labels, make_manifest(rows))
+
+
+def test_every_image_is_in_memory_once(manifest_folder):
+    manifest, folder = manifest_folder
+    found = load_samples(manifest, folder)
+    assert found.images_u8.shape == (21, 40, 24, 3)
+    assert found.images_u8.dtype == torch.uint8
+    for index, row in manifest.iterrows():
+        np.testing.assert_array_equal(found.images_u8[index], draw_image(index, row["label"]))
+        assert found.labels[index] == (row["label"] == "positive")
+    assert found.indices("val").tolist() == [12, 13, 14]
+
+
+def test_generated_images_take_the_size_of_the_real_ones(manifest_folder):
+    _, folder = manifest_folder
+    write_png(folder / "generated.png", np.full((80, 48, 3), 77, np.uint8))
+    row = {"image": "generated.png", "label": "positive", "split": "train", "origin": "memseg"}
+    found = load_samples(make_manifest([row, *make_rows()]), folder)
+    assert found.images_u8.shape == (22, 40, 24, 3)
+    assert (found.images_u8[0] == 77).all()
+
+
+def test_input_size_is_width_and_height(manifest_folder):
+    assert load_samples(*manifest_folder, (16, 32)).images_u8.shape == (21, 32, 16, 3)
+
+
+def test_real_images_of_two_sizes_need_a_size(manifest_folder):
+    manifest, folder = manifest_folder
+    write_png(folder / "test 1.png", draw_image(0, "negative", (30, 50)))
+    with pytest.raises(ManifestError, match=r"2 sizes, such as 24 × 40 .*, 30 × 50 \(test 1.png\)"):
+        load_samples(manifest, folder)
+    assert load_samples(manifest, folder, (24, 40)).images_u8.shape == (21, 40, 24, 3)
+
+
+def test_every_unreadable_image_is_listed(manifest_folder):
+    manifest, folder = manifest_folder
+    (folder / "train 2.png").unlink()
+    content = (folder / "val 1.png").read_bytes()
+    (folder / "val 1.png").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ManifestError, match="2 problem") as error:
+        load_samples(manifest, folder)
+    assert "train 2.png" in str(error.value)
+    assert "val 1.png" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("split", "label"),
+    [("train", "positive"), ("train", "negative"), ("val", "negative"), ("test", "positive")],
+)
+def test_a_class_without_sample_is_refused(manifest_folder, split, label):
+    manifest, folder = manifest_folder
+    kept = manifest[(manifest["split"] != split) | (manifest["label"] != label)]
+    with pytest.raises(ManifestError, match=f"split {split} has no {label} image"):
+        load_samples(kept, folder)
+
+
+def test_counts_by_split_and_label():
+    counts = count_samples(make_manifest(make_rows()))
+    assert counts.to_numpy().tolist() == [list(SPLIT_COUNTS[split]) for split in ("train", "val", "test")]
+
+
+def test_the_hash_sees_pixels_labels_and_order_of_its_split_only(samples):
+    found = hash_samples(samples, "train")
+    images_u8 = samples.images_u8.clone()
+    images_u8[-1] += 1
+    assert hash_samples(samples._replace(images_u8=images_u8), "train") == found
+    images_u8[0, 3, 3, 1] += 1
+    assert hash_samples(samples._replace(images_u8=images_u8), "train") != found
+    assert hash_samples(samples._replace(labels=1 - samples.labels), "train") != found
+
+
+def test_recipes_are_the_papers():
+    assert RECIPES["in_and_out"] == Recipe("sgd", 0.01, 5, 50, balanced=True)
+    assert RECIPES["diag"] == Recipe("adam", 1e-4, 32, 30, balanced=False)
+
+
+def test_overrides_replace_only_what_is_given():
+    assert choose_recipe("diag", epochs=0, learning_rate=0.0, flips=False) == RECIPES["diag"]
+    found = choose_recipe("in_and_out", epochs=7, momentum=0.9)
+    assert found == replace(RECIPES["in_and_out"], epochs=7, momentum=0.9)
+
+
+def test_wrong_recipes():
+    with pytest.raises(ValueError, match="in_and_out, "):
+        choose_recipe("in_an_out")
+    with pytest.raises(ValueError, match="must be positive"):
+        choose_recipe("diag", epochs=-1)
+
+
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 3))
+def test_a_balanced_epoch_has_all_positives_and_as_many_of_the_least_used_negatives(
+    positives, negatives, seed
+):
+    labels = np.array([1] * positives + [0] * negatives)
+    recipe = replace(QUICK, epochs=6)
+    uses = np.zeros(negatives, int)
+    for epoch in plan_epochs(labels, recipe, seed):
+        assert sorted(epoch[epoch < positives]) == list(range(positives))
+        drawn = epoch[epoch >= positives] - positives
+        assert len(drawn) == positives
+        np.add.at(uses, drawn, 1)
+        assert uses.max() - uses.min() <= 1 + (positives > negatives)
+
+
+def test_an_unbalanced_epoch_has_everything_once():
+    plan = plan_epochs(np.array([0] * 30 + [1] * 3), replace(QUICK, balanced=False), 0)
+    assert [sorted(epoch) for epoch in plan] == [list(range(33))] * 3
+    assert plan[0].tolist() != plan[1].tolist()
+
+
+def test_more_epochs_do_not_change_the_first_ones():
+    labels = np.array([0] * 30 + [1] * 5)
+    short, long = (plan_epochs(labels, replace(QUICK, epochs=epochs), 4) for epochs in (3, 9))
+    assert [epoch.tolist() for epoch in short] == [epoch.tolist() for epoch in long[:3]]
+    assert short[0].tolist() != plan_epochs(labels, QUICK, 5)[0].tolist()
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "lengths"),
+    [(10, 5, [5, 5]), (11, 5, [5, 6]), (12, 5, [5, 5, 2]), (1, 5, [1]), (3, 1, [1, 1, 1])],
+)
+def test_no_batch_of_one_at_the_end(count, size, lengths):
+    batches = split_batches(np.arange(count), size)
+    assert [len(batch) for batch in batches] == lengths
+    assert torch.cat(batches).tolist() == list(range(count))
+
+
+def test_flips_mirror_each_image_on_its_own():
+    image = torch.arange(12.0).reshape(1, 1, 3, 4)
+    wanted = [image, image.flip(2), image.flip(3), image.flip((2, 3))]
+    flipped = flip_images(image.repeat(200, 1, 1, 1), torch.Generator().manual_seed(0))
+    counts = [int((flipped == form).all((1, 2, 3)).sum()) for form in wanted]
+    assert sum(counts) == 200
+    assert min(counts) > 25
+
+
+def test_frozen_batch_norm_keeps_its_statistics():
+    model = build_classifier(BACKBONE)
+    norm = model.resnet.embedder.embedder.normalization
+    for is_frozen in (True, False):
+        before = norm.running_mean.clone()
+        set_training_mode(model, is_frozen)
+        model(torch.randn(2, 3, 32, 32))
+        assert torch.equal(norm.running_mean, before) == is_frozen
+        assert model.training
+
+
+def tensors(folder) -> dict:
+    return load_file(folder / "checkpoint.safetensors")
+
+
+def assert_same_training(one, other):
+    """The same bits in model and optimiser, and the same losses."""
+    assert tensors(one).keys() == tensors(other).keys()
+    for key, value in tensors(one).items():
+        assert torch.equal(value, tensors(other)[key]), key
+    histories = [pd.read_csv(folder / "history.csv")[["epoch", "loss"]] for folder in (one, other)]
+    pd.testing.assert_frame_equal(*histories, check_exact=True)
+
+
+def test_training_repeats_exactly_and_follows_the_seed(samples, tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        torch.manual_seed(len(name))
+        train_classifier(samples, tmp_path / name, QUICK, BACKBONE, seed)
+    assert_same_training(tmp_path / "a", tmp_path / "b")
+    first, third = tensors(tmp_path / "a"), tensors(tmp_path / "c")
+    assert not torch.equal(first["model.classifier.1.weight"], third["model.classifier.1.weight"])
+
+
+class KillError(Exception):
+    """Stands for a kill."""
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [QUICK, replace(QUICK, optimiser="adam", learning_rate=1e-3, balanced=False, freeze_batch_norm_after=1)],
+    ids=["sgd", "adam"],
+)
+def test_interrupted_and_resumed_equals_uninterrupted(samples, tmp_path, recipe):
+    whole = train_classifier(samples, tmp_path / "whole", recipe, BACKBONE)
+    assert whole.resumed_epochs == 0
+
+    def kill(epoch: int, loss: float) -> None:
+        if epoch == 2:
+            raise KillError
+
+    with pytest.raises(KillError):
+        train_classifier(samples, tmp_path / "parts", recipe, BACKBONE, on_epoch=kill)
+    assert len(pd.read_csv(tmp_path / "parts" / "history.csv")) == 2
+    resumed = train_classifier(samples, tmp_path / "parts", recipe, BACKBONE)
+    assert resumed.resumed_epochs == 2
+    assert_same_training(tmp_path / "whole", tmp_path / "parts")
+    scores = [score_samples(run.model, samples, recipe.normalisation) for run in (whole, resumed)]
+    pd.testing.assert_frame_equal(*scores, check_exact=True)
+
+
+def test_a_finished_run_returns_at_once(samples, tmp_path):
+    first = train_classifier(samples, tmp_path, QUICK, BACKBONE)
+    epochs = []
+    again = train_classifier(samples, tmp_path, QUICK, BACKBONE, on_epoch=lambda *args: epochs.append(args))
+    assert epochs == []
+    assert again.resumed_epochs == QUICK.epochs
+    assert not again.model.training
+    pd.testing.assert_frame_equal(first.history, again.history, check_exact=True)
+    for key, value in first.model.state_dict().items():
+        assert torch.equal(value, again.model.state_dict()[key])
+
+
+def test_other_settings_start_afresh_and_are_named(samples, tmp_path):
+    train_classifier(samples, tmp_path, QUICK, BACKBONE)
+    (tmp_path / "metrics.json").write_text("{}")
+    other = train_classifier(samples, tmp_path, replace(QUICK, learning_rate=0.02), BACKBONE, seed=1)
+    assert other.replaced == ("learning_rate", "seed")
+    assert other.resumed_epochs == 0
+    assert not (tmp_path / "metrics.json").exists()
+    images_u8 = samples.images_u8.clone()
+    images_u8[0] = 0
+    changed = samples._replace(images_u8=images_u8)
+    again = train_classifier(changed, tmp_path, replace(QUICK, learning_rate=0.02), BACKBONE, seed=1)
+    assert again.replaced == ("training_set",)
+
+
+def test_other_weights_under_the_same_name_start_afresh(samples, tmp_path):
+    path = tmp_path / "start.safetensors"
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        model = build_classifier(BACKBONE)
+        save_file({torchvision_key(key): value for key, value in model.state_dict().items()}, path)
+        run = train_classifier(samples, tmp_path, replace(QUICK, epochs=1), BACKBONE, weights=str(path))
+        assert run.replaced == (("weights_content",) if seed else ())
+
+
+def test_a_torn_checkpoint_starts_afresh(samples, tmp_path):
+    train_classifier(samples, tmp_path, QUICK, BACKBONE)
+    checkpoint = tmp_path / "checkpoint.safetensors"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    assert train_classifier(samples, tmp_path, QUICK, BACKBONE).replaced == ("checkpoint can't be read",)
+
+
+def test_a_full_disk_keeps_the_former_epoch(samples, tmp_path, monkeypatch):
+    train_classifier(samples, tmp_path / "whole", QUICK, BACKBONE)
+    write, calls = checkpoints.save_file, []
+
+    def fill_up(*args) -> None:
+        calls.append(args)
+        if len(calls) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(*args)
+
+    monkeypatch.setattr(checkpoints, "save_file", fill_up)
+    with pytest.raises(OSError, match="disk is full"):
+        train_classifier(samples, tmp_path / "parts", QUICK, BACKBONE)
+    monkeypatch.undo()
+    assert [path.name for path in (tmp_path / "parts").glob("*.safetensors")] == ["checkpoint.safetensors"]
+    assert train_classifier(samples, tmp_path / "parts", QUICK, BACKBONE).resumed_epochs == 2
+    assert_same_training(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_its_epoch(samples, tmp_path):
+    with pytest.raises(FloatingPointError, match=r"the loss of epoch \d is .*learning rate 1e\+30"):
+        train_classifier(samples, tmp_path, replace(QUICK, learning_rate=1e30), BACKBONE)
+
+
+def test_training_leaves_global_state_alone(samples, tmp_path):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    train_classifier(samples, tmp_path, replace(QUICK, epochs=1), BACKBONE)
+    assert torch.equal(torch.rand(3), expected)
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_unknown_optimiser(samples, tmp_path):
+    with pytest.raises(ValueError, match="neither sgd nor adam"):
+        train_classifier(samples, tmp_path, replace(QUICK, optimiser="lion"), BACKBONE)
+
+
+def test_it_learns_bright_marks(samples, tmp_path):
+    run = train_classifier(samples, tmp_path, replace(QUICK, epochs=25), BACKBONE)
+    assert run.history["loss"].iloc[-1] < 0.5 * run.history["loss"].iloc[0]
+    scores = score_samples(run.model, samples, "imagenet")
+    means = scores[scores["split"] == "test"].groupby("label")["score"].mean()
+    assert means["positive"] > means["negative"] + 0.3
+
+
+def test_scores_of_val_and_test_in_full_precision(samples):
+    torch.manual_seed(0)
+    model = build_classifier(BACKBONE)
+    scores = score_samples(model, samples, "imagenet")
+    assert scores.columns.tolist() == ["image", "split", "label", "score"]
+    assert scores["split"].tolist() == ["val"] * 3 + ["test"] * 6
+    assert scores["score"].dtype == np.float64
+    assert scores["score"].between(0, 1).all()
+    other = score_samples(model, samples, "imagenet", batch_size=2)
+    np.testing.assert_allclose(other["score"], scores["score"], atol=1e-6)
+    with torch.no_grad():
+        model.classifier[1].bias.fill_(20)  # a float32 probability would be 1 for every image
+    assert (score_samples(model, samples, "imagenet")["score"].nunique()) == 9
+
+
+def test_batch_norm_layers_are_all_switched():
+    model = build_classifier(BACKBONE)
+    set_training_mode(model, True)
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert norms
+    assert not any(module.training for module in norms)
