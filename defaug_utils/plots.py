@@ -57,7 +57,7 @@ def show_images(
     cell = width / columns
     used = min(columns, len(images))
     font = max(10.0, 1.2 * used * cell)
-    texts = _wrap_titles(titles or [""] * len(images), cell, font)
+    texts = _wrap_titles([""] * len(images) if titles is None else titles, cell, font)
     starts = range(0, len(images), used)
     picture_heights = [_row_height(images[start : start + used], cell - GAP) for start in starts]
     lines = [max((t.count("\n") + 1 for t in texts[s : s + used] if t), default=0) for s in starts]
