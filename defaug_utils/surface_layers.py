@@ -177,7 +177,7 @@ def draw_pit(canvas: Canvas, size: float) -> np.ndarray:
     first, strength = canvas.place(), np.zeros(canvas.shape, np.float32)
     centre = first
     for _ in range(canvas.rng.integers(1, 9)):
-        radii = tuple(canvas.rng.uniform(2.0, 5.0, 2) * size)
+        radii = tuple(canvas.rng.uniform(2.2, 5.5, 2) * size)
         strength = np.maximum(strength, canvas.blob(centre, radii, 0.15, 0.5))
         centre = canvas.rng.normal(first, 12 * canvas.scale)
     return strength
@@ -210,9 +210,9 @@ class DefectLook(NamedTuple):
 
 
 LOOKS = {
-    "scratch": DefectLook(draw_scratch, (4.2, 15), is_bright=True),
-    "crack": DefectLook(draw_crack, (4.5, 15), is_bright=False),
-    "pit": DefectLook(draw_pit, (4.2, 14), is_bright=False),
-    "stain": DefectLook(draw_stain, (2, 9), is_bright=False, colour=(0.85, 1, 1.2)),
-    "white_mark": DefectLook(draw_white_mark, (3, 14), is_bright=True),
+    "scratch": DefectLook(draw_scratch, (5, 16), is_bright=True),
+    "crack": DefectLook(draw_crack, (5, 16), is_bright=False),
+    "pit": DefectLook(draw_pit, (5, 16), is_bright=False),
+    "stain": DefectLook(draw_stain, (2.5, 10), is_bright=False, colour=(0.85, 1, 1.2)),
+    "white_mark": DefectLook(draw_white_mark, (3.5, 15), is_bright=True),
 }
