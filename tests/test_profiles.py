@@ -1,10 +1,12 @@
 """Profiles reach the notebooks that declare a parameter, and every slip is named."""
 
+import ast
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
+from papermill import inspect_notebook
 
 from defaug_utils.profiles import ProfileError, read_profile
 
@@ -133,3 +135,13 @@ def test_every_profile_of_the_project_is_valid(path: Path):
     names = {notebook.stem for notebook in (ROOT / "notebooks").glob("*.ipynb")}
     assert set(parameters) == names
     assert not any("run_dir" in values for values in parameters.values()), "the batch engine sets the folder"
+
+
+def test_by_hand_a_notebook_does_what_the_workshop_profile_does():
+    differing = []
+    for notebook, values in read_profile(ROOT / "profiles" / "workshop.yaml", ROOT / "notebooks").items():
+        declared = inspect_notebook(str(ROOT / "notebooks" / f"{notebook}.ipynb"))
+        for name, value in values.items():
+            if ast.literal_eval(declared[name]["default"]) != value:
+                differing.append(f"{notebook}: {name} is {value!r}, by hand {declared[name]['default']}")
+    assert not differing
