@@ -15,8 +15,7 @@ INSTALLED := .venv/.installed
 
 .PHONY: book test lab clean
 book: $(INSTALLED)
-	$(BIN)/python -m snakemake --cores $(CORES) --rerun-incomplete --keep-going --quiet rules \
-		--config profile="$(PROFILE)" data="$(DATA)"
+	$(BIN)/python -m snakemake --cores $(CORES) --config profile="$(PROFILE)" data="$(DATA)"
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest

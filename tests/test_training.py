@@ -16,12 +16,19 @@ from defaug_utils import checkpoints
 from defaug_utils.classifier import build_classifier, torchvision_key
 from defaug_utils.files import write_png
 from defaug_utils.manifest import ManifestError, make_manifest
-from defaug_utils.recipes import RECIPES, Recipe, choose_recipe, plan_epochs, split_batches
+from defaug_utils.recipes import (
+    RECIPES,
+    Recipe,
+    choose_recipe,
+    learning_rate_of,
+    plan_epochs,
+    split_batches,
+)
 from defaug_utils.samples import Samples, count_samples, hash_samples, load_samples
 from defaug_utils.training import flip_images, score_samples, set_training_mode, train_classifier
 
 BACKBONE = "resnet10_quarter"
-QUICK = Recipe("sgd", 0.01, batch_size=4, epochs=3, balanced=True, momentum=0.9, flips=True)
+QUICK = Recipe("sgd", 0.01, batch_size=4, epochs=3, balanced=True, momentum=0.9, flips=True, decay=True)
 SPLIT_COUNTS = {"train": (9, 3), "val": (3, 0), "test": (4, 2)}  # negatives, positives
 
 
@@ -136,6 +143,13 @@ def test_overrides_replace_only_what_is_given():
     assert choose_recipe("diag", epochs=0, learning_rate=0.0, flips=False) == RECIPES["diag"]
     found = choose_recipe("in_and_out", epochs=7, momentum=0.9)
     assert found == replace(RECIPES["in_and_out"], epochs=7, momentum=0.9)
+
+
+def test_decay_is_half_a_cosine():
+    decaying = replace(QUICK, learning_rate=0.4, epochs=4, decay=True)
+    found = [learning_rate_of(decaying, epoch) for epoch in range(4)]
+    assert found == pytest.approx([0.4, 0.2 * (1 + 0.5**0.5), 0.2, 0.2 * (1 - 0.5**0.5)])
+    assert [learning_rate_of(QUICK, epoch) for epoch in range(3)] == [0.01] * 3
 
 
 def test_wrong_recipes():
