@@ -83,10 +83,12 @@ def precision_recall_at(labels: np.ndarray, scores: np.ndarray, threshold: float
 def best_f1_threshold(labels: np.ndarray, scores: np.ndarray) -> float:
     """The score that, as threshold, gives the largest F1 (the lowest such score)."""
     labels, scores = _check_scores(labels, scores)
-    precision, recall, thresholds = precision_recall_curve(labels, scores)
-    total = precision[:-1] + recall[:-1]
-    f1 = 2 * precision[:-1] * recall[:-1] / np.where(total > 0, total, 1)
-    return float(thresholds[np.argmax(f1)])
+    thresholds = np.unique(scores)
+    found, alarms = (
+        len(values) - np.searchsorted(np.sort(values), thresholds)
+        for values in (scores[labels], scores[~labels])
+    )
+    return float(thresholds[np.argmax(2 * found / (found + alarms + labels.sum()))])
 
 
 def choose_threshold(

@@ -210,9 +210,9 @@ class DefectLook(NamedTuple):
 
 
 LOOKS = {
-    "scratch": DefectLook(draw_scratch, (2.8, 15), is_bright=True),
-    "crack": DefectLook(draw_crack, (2.5, 14), is_bright=False),
-    "pit": DefectLook(draw_pit, (2.8, 14), is_bright=False),
-    "stain": DefectLook(draw_stain, (1, 8), is_bright=False, colour=(0.85, 1, 1.2)),
-    "white_mark": DefectLook(draw_white_mark, (1.8, 13), is_bright=True),
+    "scratch": DefectLook(draw_scratch, (3.6, 16), is_bright=True),
+    "crack": DefectLook(draw_crack, (3.6, 16), is_bright=False),
+    "pit": DefectLook(draw_pit, (3.3, 14), is_bright=False),
+    "stain": DefectLook(draw_stain, (1.5, 9), is_bright=False, colour=(0.85, 1, 1.2)),
+    "white_mark": DefectLook(draw_white_mark, (2, 13), is_bright=True),
 }

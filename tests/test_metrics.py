@@ -48,6 +48,13 @@ def test_hand_solved_thresholds():
     assert precision_recall_at(LABELS, SCORES, 0.95) == (0.95, 0.0, 0.0, 0.0)
 
 
+def test_of_equally_good_thresholds_the_lowest_is_taken():
+    # F1 is 2/3 at 0.9 (2 of 4 found, no alarm) and at 0.5 (all found, 4 alarms)
+    labels = np.array([True, True, True, True, False, False, False, False])
+    scores = np.array([0.9, 0.9, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5])
+    assert best_f1_threshold(labels, scores) == 0.5
+
+
 def test_a_score_at_the_threshold_counts_as_positive():
     assert precision_recall_at(LABELS, SCORES, 0.9).recall == 0.5
     assert precision_recall_at(LABELS, SCORES, np.nextafter(0.9, 1)).recall == 0.0

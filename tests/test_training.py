@@ -149,7 +149,8 @@ def test_decay_is_half_a_cosine():
     decaying = replace(QUICK, learning_rate=0.4, epochs=4, decay=True)
     found = [learning_rate_of(decaying, epoch) for epoch in range(4)]
     assert found == pytest.approx([0.4, 0.2 * (1 + 0.5**0.5), 0.2, 0.2 * (1 - 0.5**0.5)])
-    assert [learning_rate_of(QUICK, epoch) for epoch in range(3)] == [0.01] * 3
+    constant = replace(decaying, decay=False)
+    assert [learning_rate_of(constant, epoch) for epoch in range(4)] == [0.4] * 4
 
 
 def test_wrong_recipes():
