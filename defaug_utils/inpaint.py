@@ -89,8 +89,8 @@ def load_inpainter(model: Path | str, device: str = "cpu", dtype: torch.dtype = 
             pipeline = load(str(model), dtype)
     except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
         raise ModelError(
-            f"{model} can't be loaded for inpainting: {error}; expected a complete Stable Diffusion model (1.5, "
-            "2 or XL) in safetensors; a hub id needs a connection or a copy from an earlier use"
+            f"{model} can't be loaded for inpainting: {error}; expected a complete Stable Diffusion "
+            "model (1.5, 2 or XL) in safetensors; a hub id needs a connection or a copy from an earlier use"
         ) from error
     return wrap_pipeline(pipeline.to(device), str(model), device)
 

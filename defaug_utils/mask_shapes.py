@@ -79,8 +79,8 @@ def draw_shape(
         if canvas.any() and not canvas.all():
             return canvas.astype(bool)
     raise ValueError(
-        f"{MAX_DRAWS} shapes ({kind}) drawn on {size[0]} × {size[1]} pixels, all empty or covering everything: "
-        f"use other lengths than {priors.length}"
+        f"{MAX_DRAWS} shapes ({kind}) drawn on {size[0]} × {size[1]} pixels, all empty or "
+        f"covering everything: use other lengths than {priors.length}"
     )
 
 

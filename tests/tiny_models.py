@@ -61,7 +61,7 @@ def make_parts(unet_channels: int) -> dict:
         ),
         "text_encoder": CLIPTextModel(text),
         "tokenizer": make_tokenizer(),
-        "scheduler": DDIMScheduler(clip_sample=False),
+        "scheduler": DDIMScheduler(clip_sample=False, steps_offset=1),
         "safety_checker": None,
         "feature_extractor": None,
         "requires_safety_checker": False,
