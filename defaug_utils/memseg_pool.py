@@ -1,6 +1,5 @@
 """A pool of MemSeg positives: training negatives with simulated anomalies, each made again by its seed."""
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,11 +10,11 @@ import pandas as pd
 import PIL
 
 import defaug_utils
-from defaug_utils.foreground import find_foreground
 from defaug_utils.images import read_image
-from defaug_utils.manifest import ManifestError, check_sources, raise_problems, read_manifest
+from defaug_utils.manifest import check_sources
 from defaug_utils.memseg import MemSegSettings, simulate_anomaly
 from defaug_utils.pools import GeneratedImage, generate_pool
+from defaug_utils.sources import list_sources, read_dataset, survey_sources
 from defaug_utils.textures import TextureCollection
 
 VERSIONS = {  # of what may change a pixel
@@ -24,57 +23,6 @@ VERSIONS = {  # of what may change a pixel
     "opencv": cv2.__version__,
     "pillow": PIL.__version__,
 }
-
-
-def list_sources(dataset: pd.DataFrame) -> pd.DataFrame:
-    """The only rows that anomalies may start from: real, without defect, of the train split.
-
-    Args:
-        dataset: manifest of the prepared data set.
-
-    Returns:
-        These rows in the order of their `image`, counted from 0.
-
-    Raises:
-        ManifestError: there is none.
-    """
-    is_source = (dataset["split"] == "train") & (dataset["label"] == "negative")
-    sources = dataset[is_source & (dataset["origin"] == "real")]
-    if sources.empty:
-        raise ManifestError(
-            f"none of the data set's {len(dataset)} rows is a training negative to put an anomaly on"
-        )
-    return sources.sort_values("image", ignore_index=True)
-
-
-def survey_sources(sources: pd.DataFrame, data_folder: Path | str, foreground: str = "whole") -> dict:
-    """Read every source once, one at a time, to find broken ones now and to tell this data from other.
-
-    Args:
-        sources: rows of the data set, see `list_sources`.
-        data_folder: folder of its manifest.
-        foreground: as `find_foreground`; an image without any object is a problem.
-
-    Returns:
-        The number of images, their sizes (as "128 × 384", width × height) and a hash of names and pixels.
-
-    Raises:
-        ManifestError: lists every image that can't be read or shows no object.
-    """
-    digest, sizes, problems = hashlib.sha256(), set(), []
-    for name in sources["image"]:
-        try:
-            image_u8 = read_image(Path(data_folder) / name)
-        except ValueError as error:
-            problems.append(str(error))
-            continue
-        if not find_foreground(image_u8, foreground).any():
-            problems.append(f"{name}: foreground {foreground!r} finds no object; use 'whole' for surfaces")
-        size = f"{image_u8.shape[1]} × {image_u8.shape[0]}"
-        digest.update(f"{name}\n{size}\n".encode() + hashlib.sha256(image_u8).digest())
-        sizes.add(size)
-    raise_problems(f"training negatives in {data_folder}", problems)
-    return {"count": len(sources), "sizes": sorted(sizes), "sha256": digest.hexdigest()}
 
 
 def describe_recipe(settings: MemSegSettings, textures: TextureCollection, survey: dict) -> dict:
@@ -141,14 +89,6 @@ def make_memseg_pool(
     if pool is not None:
         check_sources(pool, dataset)
     return pool
-
-
-def read_dataset(data_folder: Path | str) -> pd.DataFrame:
-    """The prepared data set's manifest; where it is missing, the error names the notebook that makes it."""
-    path = Path(data_folder) / "manifest.csv"
-    if not path.is_file():
-        raise FileNotFoundError(f"no data set at {path}: run notebook 01_data_prep with this run_dir first")
-    return read_manifest(path)
 
 
 def make_memseg_image(

@@ -48,6 +48,7 @@ def generate_pool(
     shard: int = 0,
     shard_count: int = 1,
     on_images: Callable[[int], None] | None = None,
+    group_size: int = 1,
 ) -> pd.DataFrame | None:
     """Generate a pool of positives, going on where an earlier run of the same recipe stopped.
 
@@ -55,15 +56,19 @@ def generate_pool(
         folder: where `manifest.csv`, `recipe.json`, `images/` and `masks/` go.
         count: size of the whole pool, all shards together; a pool may be made larger later.
         make_batch: takes indices and their seeds, returns one `GeneratedImage` each; must depend on
-            nothing else, so that batch size, shards and restarts don't change an image.
+            nothing else, so that batch size, shards and restarts don't change an image. Where an image
+            depends on those made beside it, ask for groups.
         origin: the method's word in the manifest, such as "memseg".
         recipe: everything else the images depend on, as JSON values.
         pool_seed: seed from which the images' own seeds are derived.
-        batch_size: images asked for at a time.
+        batch_size: images asked for at a time; counts only without groups.
         shard: which part to make, from 0.
-        shard_count: into how many parts the pool is cut (part k has the indices i with
-            i mod shard_count = k).
+        shard_count: into how many parts the pool is cut (part k has the groups g with
+            g mod shard_count = k).
         on_images: called with the number of images just finished (for a progress bar).
+        group_size: image i belongs to group i // group_size. Groups above 1 are always made whole, with
+            members that are finished already or lie beyond `count` (these are thrown away), so that an
+            image has the same neighbours in its batch whatever was interrupted or cut into shards.
 
     Returns:
         The pool's manifest, or None while other shards are unfinished.
@@ -72,27 +77,36 @@ def generate_pool(
         ValueError: the folder holds a pool of another recipe or seed, or the numbers make no sense.
     """
     folder = Path(folder)
-    if count < 1 or batch_size < 1 or not 0 <= shard < shard_count:
+    if min(count, batch_size, group_size) < 1 or not 0 <= shard < shard_count:
         raise ValueError(
-            f"count {count} and batch_size {batch_size} must be at least 1, "
+            f"count {count}, batch_size {batch_size} and group_size {group_size} must be at least 1, "
             f"shard {shard} in 0 … {shard_count - 1}"
         )
     key = _claim_folder(folder, {**recipe, "origin": origin, "pool_seed": pool_seed})
     report = on_images or (lambda finished: None)
     journal = folder / f"rows-{shard}-of-{shard_count}.jsonl"
-    mine = range(shard, count, shard_count)
+    mine = [index for index in range(count) if index // group_size % shard_count == shard]
     finished = _finished_rows(folder)
     wanted = [index for index in mine if index not in finished]
     report(len(mine) - len(wanted))
-    for start in range(0, len(wanted), batch_size):
-        indices = wanted[start : start + batch_size]
+    for indices in _cut_batches(wanted, batch_size, group_size):
         seeds = [image_seed(pool_seed, index) for index in indices]
+        missing = set(wanted).intersection(indices)
         for index, seed, generated in zip(indices, seeds, make_batch(indices, seeds), strict=True):
-            row = _write_image(folder, index, generated)
-            row |= {"seed": seed, "origin": origin, "recipe": key}
-            _append_line(journal, json.dumps({"index": index, "row": row}))
-        report(len(indices))
+            if index in missing:
+                row = _write_image(folder, index, generated)
+                row |= {"seed": seed, "origin": origin, "recipe": key}
+                _append_line(journal, json.dumps({"index": index, "row": row}))
+        report(len(missing))
     return _finish_pool(folder, count)
+
+
+def _cut_batches(wanted: list[int], batch_size: int, group_size: int) -> list[Sequence[int]]:
+    """The indices to ask for at a time: those wanted, or the whole groups that hold them."""
+    if group_size == 1:
+        return [wanted[start : start + batch_size] for start in range(0, len(wanted), batch_size)]
+    groups = sorted({index // group_size for index in wanted})
+    return [range(group * group_size, (group + 1) * group_size) for group in groups]
 
 
 def _claim_folder(folder: Path, recipe: dict) -> str:

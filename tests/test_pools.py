@@ -99,6 +99,36 @@ def test_batch_size_changes_nothing(tmp_path: Path, whole: dict, batch_size: int
     assert read_all(tmp_path / "pool") == whole
 
 
+def make_neighbours(indices: Sequence[int], seeds: Sequence[int]) -> list[GeneratedImage]:
+    """Images that depend on all those made beside them, as the last bits of a network's batch do."""
+    shift = np.uint8(sum(indices) % 251)
+    return [made._replace(image_u8=made.image_u8 + shift) for made in make_batch(indices, seeds)]
+
+
+def test_groups_are_made_whole_whatever_was_cut_or_interrupted(tmp_path: Path):
+    in_groups = {**SETTINGS, "group_size": 4}
+    asked: list[list[int]] = []
+
+    def record(indices: Sequence[int], seeds: Sequence[int]) -> list[GeneratedImage]:
+        asked.append(list(indices))
+        return make_neighbours(indices, seeds)
+
+    generate_pool(tmp_path / "whole", COUNT, record, **in_groups)
+    assert asked == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]], "with one beyond the pool, thrown away"
+    whole = read_all(tmp_path / "whole")
+    assert len([name for name in whole if name.startswith("images")]) == COUNT
+    for shard in (2, 0, 1):
+        generate_pool(tmp_path / "cut", COUNT, make_neighbours, shard=shard, shard_count=3, **in_groups)
+    assert read_all(tmp_path / "cut") == whole
+    generate_pool(tmp_path / "grown", 6, make_neighbours, **in_groups)
+    finished: list[int] = []
+    generate_pool(tmp_path / "grown", COUNT, make_neighbours, on_images=finished.append, **in_groups)
+    assert finished == [6, 2, 3], "of the second group two were there already"
+    assert read_all(tmp_path / "grown") == whole
+    generate_pool(tmp_path / "alone", COUNT, make_neighbours, **SETTINGS)
+    assert read_all(tmp_path / "alone") != whole, "the neighbours do matter to this method"
+
+
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
 def test_three_shards_are_one_run(tmp_path: Path, whole: dict, order: tuple[int, ...]):
     folder = tmp_path / "pool"
@@ -254,7 +284,8 @@ def test_recipe_key_knows_values_not_order_or_sequence_type():
 
 
 @pytest.mark.parametrize(
-    "numbers", [{"count": 0}, {"batch_size": 0}, {"shard": 3, "shard_count": 3}, {"shard": -1}]
+    "numbers",
+    [{"count": 0}, {"batch_size": 0}, {"group_size": 0}, {"shard": 3, "shard_count": 3}, {"shard": -1}],
 )
 def test_impossible_numbers_are_refused_before_anything_is_written(tmp_path: Path, numbers: dict):
     with pytest.raises(ValueError, match="must be at least 1"):

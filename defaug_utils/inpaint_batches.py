@@ -1,0 +1,200 @@
+"""Painting defects in batches: every image by its own seed, the original kept outside its mask."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from defaug_utils.compositing import Box, choose_box, composite, cover_cells, cut_out, paste_back
+from defaug_utils.inpaint import Inpainter
+from defaug_utils.inpaint_settings import InpaintSettings
+
+
+class InpaintJob(NamedTuple):
+    """One image to make: a negative (height, width, 3) uint8, a mask (bool), texts and the noise's seed."""
+
+    image_u8: np.ndarray
+    mask: np.ndarray
+    prompt: str
+    negative_prompt: str
+    seed: int
+
+
+class InpaintedImage(NamedTuple):
+    """What became of a job.
+
+    Attributes:
+        image_u8: finished, shape (height, width, 3), uint8; the original's own pixels outside the mask.
+        painted_u8: what the model made, before the original was put back.
+        is_finite: false where the model gave values that are no numbers.
+        latent_cells: cells of the latent grid that the mask touched; below some ten, expect little.
+    """
+
+    image_u8: np.ndarray
+    painted_u8: np.ndarray
+    is_finite: bool
+    latent_cells: int
+
+
+def check_prompts(inpainter: Inpainter, prompts: Sequence[str]) -> None:
+    """Refuse texts that the model would silently cut.
+
+    Raises:
+        ValueError: lists every text that is empty or longer than the tokenizer's limit.
+    """
+    problems = []
+    names = [name for name in ("tokenizer", "tokenizer_2") if getattr(inpainter.pipeline, name, None)]
+    for prompt in dict.fromkeys(prompts):
+        if not prompt.strip():
+            problems.append("a prompt is empty: say what defect to paint")
+        for name in names:
+            tokenizer = getattr(inpainter.pipeline, name)
+            count = len(tokenizer(prompt, truncation=False, verbose=False).input_ids)
+            if count > tokenizer.model_max_length:
+                problems.append(
+                    f"{prompt[:60]!r}… has {count} tokens, the model's limit is {tokenizer.model_max_length}"
+                )
+                break
+    if problems:
+        raise ValueError("prompts: " + "; ".join(problems) + ": nothing is cut silently, shorten them")
+
+
+def inpaint_batch(
+    inpainter: Inpainter,
+    jobs: Sequence[InpaintJob],
+    settings: InpaintSettings,
+    on_images: Callable[[int], None] | None = None,
+) -> list[InpaintedImage]:
+    """Paint all jobs at once; when memory does not suffice, in halves.
+
+    Each image has a CPU generator of its own seed. On one machine an image is the same whatever its place
+    among as many others; among fewer or more, the last bits of floating point may differ.
+
+    Args:
+        inpainter: the model.
+        jobs: what to paint; images of any size.
+        settings: steps, guidance, strength, sizes.
+        on_images: called with the number of images just painted.
+
+    Returns:
+        One result a job, in order.
+
+    Raises:
+        ValueError: a mask is empty, full, not bool or of another size; a text is empty or too long; the
+            working size does not suit the model.
+        MemoryError: not even one image fits.
+    """
+    settings.check_size(inpainter.cell)
+    check_jobs(jobs)
+    check_prompts(inpainter, [job.prompt for job in jobs])
+    check_prompts(inpainter, [job.negative_prompt for job in jobs if job.negative_prompt])
+    results: list[InpaintedImage] = []
+    while len(results) < len(jobs):
+        limit = inpainter.batch_limit or len(jobs)
+        part = jobs[len(results) : len(results) + limit]
+        try:
+            made = _paint(inpainter, part, settings)
+        except torch.OutOfMemoryError as error:
+            if len(part) == 1:
+                raise MemoryError(
+                    f"not even one image of {settings.size[0]} × {settings.size[1]} fits in the memory of "
+                    f"{inpainter.device}: choose a smaller size, half precision or a smaller model"
+                ) from error
+            inpainter.batch_limit = len(part) // 2
+        else:
+            results += made
+            if on_images:
+                on_images(len(made))
+            continue
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    return results
+
+
+def check_jobs(jobs: Sequence[InpaintJob]) -> None:
+    """Refuse masks that make no sense, all in one message.
+
+    Raises:
+        ValueError: lists every job whose mask is not bool, of another size than its image, empty or full.
+    """
+    problems = []
+    for number, job in enumerate(jobs):
+        shape = job.image_u8.shape
+        if job.mask.dtype != bool:
+            problems.append(f"job {number}: mask of {job.mask.dtype}, expected bool (read_mask gives that)")
+        elif job.mask.shape != shape[:2]:
+            problems.append(f"job {number}: mask {job.mask.shape} on an image {shape[:2]}; use fit_mask")
+        elif not job.mask.any():
+            problems.append(f"job {number}: the mask is empty, there is nothing to paint")
+        elif job.mask.all():
+            problems.append(f"job {number}: the mask covers everything, nothing of the part would be left")
+    if problems:
+        raise ValueError("inpainting: " + "; ".join(problems))
+
+
+def _paint(
+    inpainter: Inpainter, jobs: Sequence[InpaintJob], settings: InpaintSettings
+) -> list[InpaintedImage]:
+    """One call of the pipeline, and its pictures put back under their masks."""
+    boxes = [choose_box(job.mask, settings.size, settings.padding_mask_crop) for job in jobs]
+    cuts = [cut_out(job.image_u8, job.mask, box, settings.size) for job, box in zip(jobs, boxes, strict=True)]
+    covers = [cover_cells(mask, inpainter.cell) for _, mask in cuts]
+    masks = covers if settings.cover_cells else [mask for _, mask in cuts]
+    images = torch.stack([torch.from_numpy(image.copy()).permute(2, 0, 1) for image, _ in cuts]).float() / 255
+    with torch.inference_mode():
+        painted = inpainter.pipeline(
+            image=images,
+            mask_image=torch.from_numpy(np.stack(masks)[:, None]).float(),
+            width=settings.size[0],
+            height=settings.size[1],
+            num_inference_steps=settings.steps,
+            guidance_scale=settings.guidance,
+            strength=settings.strength,
+            generator=[torch.Generator("cpu").manual_seed(job.seed) for job in jobs],
+            output_type="pt",
+            **embed_texts(inpainter, jobs, settings),
+        ).images.float()
+    painted = painted.permute(0, 2, 3, 1).cpu().numpy()
+    return [
+        _finish(job, box, pixels, int(cover.sum()) // inpainter.cell**2, settings.feather)
+        for job, box, pixels, cover in zip(jobs, boxes, painted, covers, strict=True)
+    ]
+
+
+def _finish(job: InpaintJob, box: Box, pixels: np.ndarray, cells: int, feather: int) -> InpaintedImage:
+    is_finite = bool(np.isfinite(pixels).all())
+    pixels_u8 = np.rint(255 * np.clip(np.nan_to_num(pixels), 0, 1)).astype(np.uint8)
+    painted_u8 = paste_back(job.image_u8, pixels_u8, box)
+    return InpaintedImage(
+        composite(job.image_u8, painted_u8, job.mask, feather), painted_u8, is_finite, cells
+    )
+
+
+def embed_texts(
+    inpainter: Inpainter, jobs: Sequence[InpaintJob], settings: InpaintSettings
+) -> dict[str, torch.Tensor]:
+    """The pipeline's text arguments for some jobs, each pair of texts encoded once."""
+    for pair in {(job.prompt, job.negative_prompt) for job in jobs} - set(inpainter.embeddings):
+        inpainter.embeddings[pair] = _embed_pair(inpainter, *pair)
+    per_job = [inpainter.embeddings[job.prompt, job.negative_prompt] for job in jobs]
+    names = [name for name in per_job[0] if settings.guidance > 1 or not name.startswith("negative")]
+    return {name: torch.cat([embedded[name] for embedded in per_job]) for name in names}
+
+
+def _embed_pair(inpainter: Inpainter, prompt: str, negative_prompt: str) -> dict[str, torch.Tensor]:
+    names = [
+        "prompt_embeds",
+        "negative_prompt_embeds",
+        "pooled_prompt_embeds",
+        "negative_pooled_prompt_embeds",
+    ]
+    with torch.inference_mode():
+        tensors = inpainter.pipeline.encode_prompt(
+            prompt=prompt,
+            device=inpainter.device,
+            num_images_per_prompt=1,
+            do_classifier_free_guidance=True,
+            negative_prompt=negative_prompt,
+        )
+    return dict(zip(names[: len(tensors)], tensors, strict=True))

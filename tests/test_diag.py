@@ -1,0 +1,230 @@
+"""DIAG pools: the same bytes whatever was interrupted, sources from train only, failures told."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_models import save_model
+
+from defaug_utils import diag, pools
+from defaug_utils.changes import CheckLimits
+from defaug_utils.diag import attempt_seed, list_failures, make_diag_pool, paint_until_passed
+from defaug_utils.files import write_png
+from defaug_utils.images import read_image, read_mask
+from defaug_utils.inpaint import Inpainter, load_inpainter
+from defaug_utils.inpaint_batches import InpaintedImage, InpaintJob
+from defaug_utils.inpaint_settings import InpaintSettings
+from defaug_utils.manifest import ManifestError, image_seed, make_manifest, read_manifest, write_manifest
+from defaug_utils.masks import open_mask_source
+from defaug_utils.prompts import Prompt, choose_prompt, make_prompts
+
+COUNT, SIZE = 7, (16, 48)
+ANYTHING = CheckLimits(contrast=0, completeness=0)
+MASKS = open_mask_source("procedural")
+PLAN = {
+    "count": COUNT,
+    "prompts": make_prompts(["white marks", "crack"], "dark"),
+    "mask_source": MASKS,
+    "settings": InpaintSettings(SIZE, steps=2),
+    "limits": ANYTHING,
+    "pool_seed": 3,
+    "batch_size": 3,
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder, generator, rows = tmp_path_factory.mktemp("data"), np.random.default_rng(0), []
+    for number in range(8):
+        split, label = (
+            ("train", "train", "val", "test")[number % 4],
+            "positive" if number == 4 else "negative",
+        )
+        row = {"image": f"images/{number}.png", "label": label, "split": split, "origin": "real"}
+        write_png(folder / row["image"], generator.integers(60, 200, (48, 16, 3), dtype=np.uint8))
+        if label == "positive":
+            row["mask"] = f"masks/{number}.png"
+            write_png(folder / row["mask"], np.eye(48, 16, dtype=bool))
+        rows.append(row)
+    write_manifest(make_manifest(rows), folder / "manifest.csv")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def inpainter(tmp_path_factory: pytest.TempPathFactory) -> Inpainter:
+    return load_inpainter(save_model(tmp_path_factory.mktemp("models") / "inpainting"))
+
+
+def read_all(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, data: Path, inpainter: Inpainter) -> Path:
+    """A pool made in one undisturbed run."""
+    folder = tmp_path_factory.mktemp("pools") / "diag"
+    make_diag_pool(folder, data, inpainter=inpainter, **PLAN)
+    return folder
+
+
+def test_rows_say_how_each_image_was_made(whole: Path, data: Path):
+    pool = read_manifest(whole / "manifest.csv", check_files=True)
+    assert len(pool) == COUNT
+    assert set(pool["source_image"]) <= {"images/0.png", "images/1.png", "images/5.png"}
+    assert pool["prompt"].tolist() == (["white marks", "crack"] * 4)[:COUNT]
+    assert set(pool["mask_source"]) == {"procedural"} and set(pool["origin"]) == {"diag"}
+    assert (pool["check_outside"] == 0).all() and pool["check_passed"].all() and (pool["attempt"] == 0).all()
+    assert (pool["latent_cells"] > 0).all()
+    for row in pool.to_dict("records"):
+        mask, source = read_mask(whole / row["mask"]), read_image(data / row["source_image"])
+        finished = read_image(whole / row["image"])
+        assert (finished[~mask] == source[~mask]).all()
+        change = np.abs(finished.astype(int) - source).max(axis=2)[mask].mean()
+        assert row["check_contrast"] == pytest.approx(change, abs=1e-3)
+
+
+def test_the_recipe_holds_everything_else(whole: Path):
+    (recipe,) = json.loads((whole / "recipe.json").read_text()).values()
+    assert recipe["settings"] | {"steps": 2, "guidance": 20.0, "strength": 0.99} == recipe["settings"]
+    assert recipe["settings"]["effective_steps"] == 1
+    assert recipe["model"]["scheduler"]["class"] == "DDIMScheduler" and recipe["model"]["fingerprint"]
+    assert {"torch", "diffusers", "defaug_utils"} <= set(recipe["versions"])
+    assert (recipe["batch_size"], recipe["pool_seed"], recipe["mask_source"]) == (3, 3, "procedural")
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
+def test_three_shards_give_the_same_bytes(tmp_path: Path, whole: Path, data: Path, inpainter, order):
+    parts = [
+        make_diag_pool(tmp_path, data, inpainter=inpainter, **PLAN, shard=k, shard_count=3) for k in order
+    ]
+    assert [part is None for part in parts] == [True, True, False]
+    assert read_all(tmp_path) == read_all(whole)
+
+
+def test_a_grown_pool_is_the_large_one(tmp_path: Path, whole: Path, data: Path, inpainter):
+    make_diag_pool(tmp_path, data, inpainter=inpainter, **PLAN | {"count": 4})
+    make_diag_pool(tmp_path, data, inpainter=inpainter, **PLAN)
+    assert read_all(tmp_path) == read_all(whole)
+
+
+@pytest.mark.parametrize("stopped_at", [2, 8, 11])
+def test_stopped_in_the_middle_of_a_batch_and_started_again(
+    tmp_path: Path, whole: Path, data: Path, inpainter, monkeypatch, stopped_at: int
+):
+    calls = []
+
+    def write_until(path: Path, pixels: np.ndarray) -> None:
+        calls.append(path)
+        if len(calls) == stopped_at:
+            raise KeyboardInterrupt
+        write_png(path, pixels)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pools, "write_png", write_until)
+        with pytest.raises(KeyboardInterrupt):
+            make_diag_pool(tmp_path, data, inpainter=inpainter, **PLAN)
+    assert not (tmp_path / "manifest.csv").exists()
+    make_diag_pool(tmp_path, data, inpainter=inpainter, **PLAN)
+    assert read_all(tmp_path) == read_all(whole)
+
+
+def test_another_model_or_setting_is_refused(whole: Path, data: Path, inpainter):
+    before = read_all(whole)
+    for changed in ({"settings": InpaintSettings(SIZE, steps=3)}, {"batch_size": 2}):
+        with pytest.raises(ValueError, match="made with other settings"):
+            make_diag_pool(whole, data, inpainter=inpainter, **PLAN | changed)
+    assert read_all(whole) == before
+
+
+def test_a_source_from_test_is_refused(tmp_path: Path, data: Path, inpainter, monkeypatch):
+    monkeypatch.setattr(
+        diag, "list_sources", lambda dataset: dataset[dataset["split"] == "test"].reset_index(drop=True)
+    )
+    with pytest.raises(ManifestError, match="is test, only train images may be sources"):
+        make_diag_pool(tmp_path, data, inpainter=inpainter, **PLAN)
+
+
+def test_wrong_wishes_are_refused_before_anything_is_written(tmp_path: Path, data: Path, inpainter):
+    for wrong, said in (
+        ({"settings": InpaintSettings((15, 48), 2)}, "not divisible"),
+        ({"prompts": [Prompt("a" * 70)]}, "tokens"),
+        ({"max_attempts": 0}, "max_attempts"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            make_diag_pool(tmp_path / "pool", data, inpainter=inpainter, **PLAN | wrong)
+    assert not (tmp_path / "pool").exists()
+
+
+def paint_by_seed(monkeypatch: pytest.MonkeyPatch, shift: dict[int, int]) -> list[list[int]]:
+    """Let painting shift the image by grey levels that depend on the seed; the seeds asked for."""
+    asked = []
+
+    def inpaint(_: object, jobs: Sequence[InpaintJob], settings: InpaintSettings) -> list[InpaintedImage]:
+        asked.append([job.seed for job in jobs])
+        made = [np.where(j.mask[..., None], j.image_u8 + np.uint8(shift[j.seed]), j.image_u8) for j in jobs]
+        return [InpaintedImage(image_u8, image_u8, True, 9) for image_u8 in made]
+
+    monkeypatch.setattr(diag, "inpaint_batch", inpaint)
+    return asked
+
+
+def test_failures_are_painted_again_with_their_next_seeds_and_the_best_is_kept(monkeypatch):
+    mask = np.zeros((12, 12), bool)
+    mask[3:9, 3:9] = True
+    image_u8 = np.random.default_rng(0).integers(50, 100, (12, 12, 3), dtype=np.uint8)
+    jobs = [InpaintJob(image_u8, mask, "crack", "", seed) for seed in (1, 2, 3)]
+    second, third = (lambda seed, k=k: attempt_seed(seed, k) for k in (1, 2))
+    shift = {1: 50, 2: 0, 3: 0, second(2): 50, second(3): 3, third(3): 2}
+    asked = paint_by_seed(monkeypatch, shift)
+    results = paint_until_passed(None, jobs, InpaintSettings(), CheckLimits(), max_attempts=3)
+    assert asked == [[1, 2, 3], [second(2), second(3)], [third(3)]]
+    assert [result.attempt for result in results] == [0, 1, 1]
+    assert [result.check.passed for result in results] == [True, True, False]
+    assert results[2].check.contrast == 3, "the strongest of those that failed"
+
+
+def test_images_that_never_pass_stay_and_are_told(tmp_path: Path, data: Path, inpainter):
+    strict = PLAN | {"limits": CheckLimits(contrast=255), "count": 2, "batch_size": 2, "max_attempts": 2}
+    pool = make_diag_pool(tmp_path, data, inpainter=inpainter, **strict)
+    failures = list_failures(pool)
+    assert len(failures) == 2 and failures["check_reason"].str.contains("contrast").all()
+    assert len(list_failures(read_manifest(tmp_path / "manifest.csv"))) == 2
+
+
+def test_seeds_of_attempts():
+    assert attempt_seed(5, 0) == 5
+    assert attempt_seed(5, 1) == image_seed(5, 1) != attempt_seed(5, 2)
+    assert attempt_seed(2**63 - 1, 3) < 2**63
+
+
+def test_prompts_take_turns_by_their_weights():
+    board = make_prompts([{"text": "scratch", "weight": 3}, "crack"], "dark")
+    chosen = [choose_prompt(board, index).text for index in range(40)]
+    assert chosen.count("scratch") == 30
+    assert all(abs(chosen[:n].count("scratch") - 0.75 * n) <= 1 for n in range(1, 41))
+    paper = [choose_prompt(make_prompts(diag.PROMPTS), i).text for i in range(2 * diag.IMAGES_PER_PROMPT)]
+    assert [paper.count(prompt) for prompt in diag.PROMPTS] == [50, 50]
+
+
+@pytest.mark.parametrize(
+    ("board", "said"),
+    [
+        ([], "no prompt at all"),
+        ([""], "line 0: the prompt is empty"),
+        (["a", {"text": "b", "weight": 0}], "line 1: weight 0 must be above 0"),
+        (["a", "a"], "line 1: 'a' is on the board already"),
+        ([{"text": "a", "colour": "red"}], "unknown colour"),
+    ],
+)
+def test_boards_that_make_no_sense_are_refused(board, said):
+    with pytest.raises(ValueError, match=said):
+        make_prompts(board)
+
+
+def test_the_papers_settings():
+    settings = diag.PAPER_SETTINGS
+    assert (settings.steps, settings.guidance, settings.strength) == (30, 20.0, 0.99)
+    assert (settings.padding_mask_crop, settings.size, diag.OUTPUT_SIZE) == (2, (1024, 1024), (224, 632))
+    assert diag.NEGATIVE_PROMPT == "smooth, plain, black, dark, shadow"
