@@ -76,7 +76,7 @@ def start_linear(model: AutoencoderKL) -> None:
     _read(model.encoder.conv_out)
     _read(model.decoder.conv_out)
     random = torch.Generator().manual_seed(0)
-    model.encoder.conv_out.weight[3] = torch.randn(model.encoder.conv_out.weight[3].shape, generator=random) * 0.02
+    model.encoder.conv_out.weight[3] = torch.randn(model.encoder.conv_out.weight[3].shape, generator=random) * 0.12
     colors = torch.rand(64, 3, generator=random) * 2 - 1
     patches = colors[..., None, None].expand(-1, -1, 64, 64).contiguous()
     latents = model.encode(patches).latent_dist.mean
