@@ -45,7 +45,10 @@ def _draw_blob(rng, shape, radius: float, roughness: float, squeeze: float) -> n
     """Coverage of a closed, wobbly outline around a random centre."""
     turns = np.linspace(0, 2 * np.pi, 40, endpoint=False)
     wobble = sum(rng.normal(0, roughness / k) * np.sin(k * turns + rng.uniform(0, 6)) for k in range(2, 7))
-    around = np.stack([np.cos(turns), np.sin(turns) * squeeze], 1) * (radius * np.clip(1 + wobble, 0.35, 2))[:, None]
+    around = (
+        np.stack([np.cos(turns), np.sin(turns) * squeeze], 1)
+        * (radius * np.clip(1 + wobble, 0.35, 2))[:, None]
+    )
     spin = rng.uniform(0, np.pi)
     rotation = np.array([[np.cos(spin), -np.sin(spin)], [np.sin(spin), np.cos(spin)]])
     outline = around @ rotation.T + _pick_center(rng, shape)
@@ -82,24 +85,32 @@ def _crack(rng, shape):
         turn = angle + rng.choice([-1, 1]) * rng.uniform(0.5, 1.1)
         branch = _walk(rng, path[rng.integers(2, len(path))], turn, length * rng.uniform(0.2, 0.5), 0.35, 5)
         _draw_path(canvas, branch, thickness * 0.7)
-    return Defect(canvas / np.float32(255), "dark", rng.uniform(0.75, 1), "branching" if branches else "jagged")
+    return Defect(
+        canvas / np.float32(255), "dark", rng.uniform(0.75, 1), "branching" if branches else "jagged"
+    )
 
 
 def _pit(rng, shape):
     canvas, center = np.zeros(shape, np.uint8), _pick_center(rng, shape)
     count = int(rng.integers(3, 14))
     for x, y in center + rng.normal(0, 14, (count, 2)):
-        cv2.circle(canvas, (round(x * 16), round(y * 16)), round(rng.uniform(1.2, 3.6) * 16), 255, -1, cv2.LINE_AA, 4)
+        cv2.circle(
+            canvas, (round(x * 16), round(y * 16)), round(rng.uniform(1.2, 3.6) * 16), 255, -1, cv2.LINE_AA, 4
+        )
     return Defect(canvas / np.float32(255), "dark", rng.uniform(0.7, 1), "scattered" if count > 7 else "few")
 
 
 def _spot(rng, shape):
     coverage = _draw_blob(rng, shape, rng.uniform(4, 16), 0.06, rng.uniform(0.75, 1))
-    return Defect(cv2.GaussianBlur(coverage, (0, 0), rng.uniform(0.4, 1.5)), "any", rng.uniform(0.6, 1), "round")
+    return Defect(
+        cv2.GaussianBlur(coverage, (0, 0), rng.uniform(0.4, 1.5)), "any", rng.uniform(0.6, 1), "round"
+    )
 
 
 def _stain(rng, shape):
-    coverage = cv2.GaussianBlur(_draw_blob(rng, shape, rng.uniform(15, 42), 0.3, rng.uniform(0.4, 1)), (0, 0), 3)
+    coverage = cv2.GaussianBlur(
+        _draw_blob(rng, shape, rng.uniform(15, 42), 0.3, rng.uniform(0.4, 1)), (0, 0), 3
+    )
     mottled = coverage * (1 + 0.25 * draw_fractal(rng, shape, 12, 2))
     return Defect(mottled.clip(0, 1), "dark", rng.uniform(0.3, 0.65), "blurred")
 
@@ -108,7 +119,9 @@ def _white_mark(rng, shape):
     angle, canvas = rng.uniform(0, 2 * np.pi), np.zeros(shape, np.uint8)
     start = _pick_center(rng, shape)
     for _ in range(int(rng.integers(1, 4))):
-        path = _walk(rng, start + rng.normal(0, 9, 2), angle + rng.normal(0, 0.4), rng.uniform(15, 60), 0.15, 5)
+        path = _walk(
+            rng, start + rng.normal(0, 9, 2), angle + rng.normal(0, 0.4), rng.uniform(15, 60), 0.15, 5
+        )
         _draw_path(canvas, path, rng.uniform(3, 11))
     chalk = (0.75 + 0.45 * draw_noise(rng, shape, (3, 3))).clip(0, 1)
     return Defect(canvas / np.float32(255) * chalk, "white", rng.uniform(0.75, 1), "smeared")
@@ -138,7 +151,9 @@ def _scuff(rng, shape):
 
 
 def _dent(rng, shape):
-    coverage = cv2.GaussianBlur(_draw_blob(rng, shape, rng.uniform(10, 26), 0.06, rng.uniform(0.6, 1)), (0, 0), 2.5)
+    coverage = cv2.GaussianBlur(
+        _draw_blob(rng, shape, rng.uniform(10, 26), 0.06, rng.uniform(0.6, 1)), (0, 0), 2.5
+    )
     return Defect(coverage, "relief", rng.uniform(0.5, 1), "pressed")
 
 
@@ -163,7 +178,9 @@ def _choose_color(rng, surface: np.ndarray, shade: str) -> tuple[np.ndarray, str
         return np.full(3, rng.uniform(0.88, 1.0) if shade == "white" else rng.uniform(0.0, 0.08)), shade
     if shade == "colored":
         color = rng.uniform(0.05, 0.95, 3)
-        return (color, "colored") if np.abs(color - surface).max() > 0.35 else (1 - surface.round(), "colored")
+        return (
+            (color, "colored") if np.abs(color - surface).max() > 0.35 else (1 - surface.round(), "colored")
+        )
     is_light = shade == "light" or (shade == "any" and rng.random() < 0.5)
     is_light = False if level > 0.72 else True if level < 0.2 else is_light
     change = rng.uniform(0.25, 0.55)
@@ -191,7 +208,9 @@ def paint_defect(
         return paint_defect(rng, picture, name)
     weight = np.where(mask, defect.coverage * defect.opacity, 0)[..., None].astype(np.float32)
     if defect.shade == "relief":
-        slope = cv2.Sobel(defect.coverage, cv2.CV_32F, 1, 0, ksize=5) + cv2.Sobel(defect.coverage, cv2.CV_32F, 0, 1, ksize=5)
+        slope = cv2.Sobel(defect.coverage, cv2.CV_32F, 1, 0, ksize=5) + cv2.Sobel(
+            defect.coverage, cv2.CV_32F, 0, 1, ksize=5
+        )
         lit = slope / (np.abs(slope).max() + 1e-6) * 0.4 * rng.choice([-1, 1]) * mask - 0.06 * mask
         return (picture + lit[..., None] * max(defect.opacity, 0.6)).clip(0, 1), mask, "pressed", defect.look
     color, shade = _choose_color(rng, picture[mask].mean(0), defect.shade)

@@ -1,7 +1,8 @@
 """Materials of the procedural world that the embedded model is trained on.
 
-Walls, wood, leather, cloth, tiles, stone, rubber, coated panels, copper and brass, circuit boards, paper, felt:
-everyday surfaces, and on purpose no grey brushed, rolled or ground metal, the family of the workshop data set.
+Walls, wood, leather, cloth, tiles, stone, rubber, coated panels, copper and brass, circuit boards,
+paper, felt: everyday surfaces, and on purpose no grey brushed, rolled or ground metal, the family of the
+workshop data set.
 """
 
 from collections.abc import Callable
@@ -27,7 +28,7 @@ COLORS = {
 
 
 def draw_noise(rng: np.random.Generator, shape: tuple[int, int], cells: tuple[float, float]) -> np.ndarray:
-    """Smooth noise of unit variance at its lattice; `cells` is the (height, width) of a lattice cell in pixels."""
+    """Smooth noise, unit variance at its lattice; `cells` is the (height, width) of a lattice cell in pixels."""
     lattice = tuple(max(2, round(side / cell) + 1) for side, cell in zip(shape, cells, strict=True))
     coarse = rng.standard_normal(lattice, dtype=np.float32)
     if lattice[0] > shape[0] and lattice[1] > shape[1]:
@@ -67,7 +68,9 @@ def _colorize(relief: np.ndarray, color: np.ndarray, contrast: float) -> np.ndar
 
 def _concrete(rng, shape, color):
     relief = draw_fractal(rng, shape, rng.uniform(30, 120), 6)
-    pores = cv2.GaussianBlur((rng.random(shape, dtype=np.float32) < rng.uniform(0, 0.006)) * np.float32(8), (0, 0), 1)
+    pores = cv2.GaussianBlur(
+        (rng.random(shape, dtype=np.float32) < rng.uniform(0, 0.006)) * np.float32(8), (0, 0), 1
+    )
     return _colorize(relief + 0.4 * draw_noise(rng, shape, (1, 1)) - pores, color, rng.uniform(0.03, 0.09))
 
 
@@ -101,8 +104,12 @@ def _tile(rng, shape, color):
     pitch, shift = rng.uniform(40, 110), rng.uniform(0, 100, 2)
     joints = np.zeros(shape, np.float32)
     for angle, offset in zip((0, np.pi / 2), shift, strict=True):
-        joints = np.maximum(joints, np.abs((_ramp(shape, angle) + offset) % pitch - pitch / 2) > pitch / 2 - 1.6)
-    relief = 0.5 * draw_fractal(rng, shape, 50, 3) + rng.choice([-6, 5]) * cv2.GaussianBlur(joints, (0, 0), 0.7)
+        joints = np.maximum(
+            joints, np.abs((_ramp(shape, angle) + offset) % pitch - pitch / 2) > pitch / 2 - 1.6
+        )
+    relief = 0.5 * draw_fractal(rng, shape, 50, 3) + rng.choice([-6, 5]) * cv2.GaussianBlur(
+        joints, (0, 0), 0.7
+    )
     return _colorize(relief, color, rng.uniform(0.03, 0.07))
 
 
@@ -112,7 +119,10 @@ def _marble(rng, shape, color):
 
 
 def _granite(rng, shape, color):
-    relief = np.round(draw_noise(rng, shape, (rng.uniform(2, 4),) * 2) * 1.2) + draw_noise(rng, shape, (1.5, 1.5)) * 0.5
+    relief = (
+        np.round(draw_noise(rng, shape, (rng.uniform(2, 4),) * 2) * 1.2)
+        + draw_noise(rng, shape, (1.5, 1.5)) * 0.5
+    )
     return _colorize(relief, color, rng.uniform(0.06, 0.16))
 
 
@@ -126,7 +136,9 @@ def _panel(rng, shape, color):
 
 
 def _sheet(rng, shape, color):
-    glow = np.sin(_ramp(shape, rng.uniform(0, np.pi)) * np.float32(2 * np.pi / rng.uniform(90, 400)) + rng.uniform(0, 6))
+    glow = np.sin(
+        _ramp(shape, rng.uniform(0, np.pi)) * np.float32(2 * np.pi / rng.uniform(90, 400)) + rng.uniform(0, 6)
+    )
     patina = draw_fractal(rng, shape, rng.uniform(20, 80), 4)
     return _colorize(2 * glow + patina + 0.4 * draw_noise(rng, shape, (1, 1)), color, rng.uniform(0.03, 0.08))
 
@@ -137,7 +149,9 @@ def _board(rng, shape, color):
     for column in range(int(rng.integers(3, 9)), shape[1], pitch):
         bend = column + int(rng.integers(-1, 2)) * pitch // 2
         middle = int(rng.integers(step, shape[0] - step))
-        path = np.array([(column, 0), (column, middle), (bend, middle + step // 2), (bend, shape[0])], np.int32)
+        path = np.array(
+            [(column, 0), (column, middle), (bend, middle + step // 2), (bend, shape[0])], np.int32
+        )
         cv2.polylines(relief, [path], False, 2.0, int(rng.integers(1, 4)), cv2.LINE_AA)
         cv2.circle(relief, (column, middle), 4, 4.0, -1, cv2.LINE_AA)
     return _colorize(relief, color, rng.uniform(0.1, 0.2))
@@ -150,7 +164,9 @@ def _paper(rng, shape, color):
 
 def _felt(rng, shape, color):
     fuzz = sum(cv2.GaussianBlur(draw_noise(rng, shape, (1, 1)), (0, 0), *s) for s in ((2.5, 0.6), (0.6, 2.5)))
-    return _colorize(fuzz / (fuzz.std() + 1e-6) + 0.5 * draw_fractal(rng, shape, 30, 3), color, rng.uniform(0.05, 0.12))
+    return _colorize(
+        fuzz / (fuzz.std() + 1e-6) + 0.5 * draw_fractal(rng, shape, 30, 3), color, rng.uniform(0.05, 0.12)
+    )
 
 
 def _cork(rng, shape, color):
@@ -160,7 +176,9 @@ def _cork(rng, shape, color):
 
 def _plastic(rng, shape, color):
     pitch = np.float32(2 * np.pi / rng.uniform(5, 14))
-    knobs = np.sin(_ramp(shape, 0.0) * pitch) * np.sin(_ramp(shape, np.pi / 2) * pitch) * rng.choice([0.0, 1.0])
+    knobs = (
+        np.sin(_ramp(shape, 0.0) * pitch) * np.sin(_ramp(shape, np.pi / 2) * pitch) * rng.choice([0.0, 1.0])
+    )
     return _colorize(knobs + 0.3 * draw_noise(rng, shape, (1.5, 1.5)), color, rng.uniform(0.02, 0.07))
 
 
@@ -189,9 +207,7 @@ MATERIALS: dict[str, tuple[Painter, tuple[str, ...]]] = {
 }
 
 
-def draw_material(
-    rng: np.random.Generator, shape: tuple[int, int], material: str
-) -> tuple[np.ndarray, str]:
+def draw_material(rng: np.random.Generator, shape: tuple[int, int], material: str) -> tuple[np.ndarray, str]:
     """Draw a clean surface of one material.
 
     Args:

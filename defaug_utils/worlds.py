@@ -1,4 +1,4 @@
-"""The procedural world that the embedded model is trained on: surface, defect, mask and caption from one seed."""
+"""The world that the embedded model is trained on: surface, defect, mask and caption from one seed."""
 
 from typing import NamedTuple
 
@@ -87,7 +87,13 @@ def _pluralize(defect: str) -> str:
 def list_phrases(words: dict[str, str]) -> list[str]:
     """The short prompts of the papers, and their like, that are true of a part with a defect."""
     material, defect = words["material"], words["defect"]
-    verb = {"scratch": "scratched", "crack": "cracked", "stain": "stained", "dent": "dented", "scuff": "scuffed"}
+    verb = {
+        "scratch": "scratched",
+        "crack": "cracked",
+        "stain": "stained",
+        "dent": "dented",
+        "scuff": "scuffed",
+    }
     surface = "wall" if material.endswith("wall") else material
     return [
         f"background {verb[defect]}" if defect in verb else f"background with {_pluralize(defect)}",
@@ -99,13 +105,15 @@ def list_phrases(words: dict[str, str]) -> list[str]:
 
 
 def caption_defect(rng: np.random.Generator, words: dict[str, str]) -> str:
-    """Write a caption of a part with its defect; parts of it are left out at random, now and then all of it."""
+    """Write a caption of a part with its defect; words are left out at random, now and then all of them."""
     draw = rng.random()
     if draw < EMPTY_PROMPT_SHARE:
         return ""
     if draw < 0.55:
         return str(rng.choice(list_phrases(words)))
-    defect = _join("a", _keep(rng, words["size"]), _keep(rng, words["look"]), _keep(rng, words["shade"]), words["defect"])
+    defect = _join(
+        "a", _keep(rng, words["size"]), _keep(rng, words["look"]), _keep(rng, words["shade"]), words["defect"]
+    )
     defect = defect.replace("white white", "white")
     material = _join(_keep(rng, words["color"]), words["material"])
     return _join(defect, f"on {material}" if rng.random() < 0.8 else "", _keep(rng, words["place"]))

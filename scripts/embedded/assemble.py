@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from cache_latents import load_autoencoder
 from diffusers import StableDiffusionPipeline
-from parts import Denoiser, build_inpainting, build_scheduler, load_average
+from loop import load_average
+from parts import Denoiser, build_inpainting, build_scheduler
 from train_backbone import build_backbone
 from train_unet import load_latents
 from transformers import CLIPTokenizer
@@ -30,8 +31,10 @@ def declare_float32(folder: Path) -> None:
 def save_pipelines(root: Path, folder: Path) -> None:
     """Write the inpainting folder, and the text-to-image folder if its U-Net is trained."""
     tokenizer = CLIPTokenizer.from_pretrained(root / "tokenizer")
-    autoencoder = load_autoencoder(root / "autoencoder" / "checkpoint.safetensors")
+    autoencoder = load_autoencoder(root / "autoencoder")
     factor = load_latents(root / "latents", root / "pool", autoencoder).factor
+    if (root / "decoder" / "checkpoint.safetensors").exists():
+        load_average(autoencoder, root / "decoder")
     autoencoder.register_to_config(scaling_factor=round(factor, 5))
     painter = load_average(Denoiser(tokenizer, 9), root / "inpainting")
     pipelines = {"inpainting": build_inpainting(autoencoder, painter, tokenizer)}

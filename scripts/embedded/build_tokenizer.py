@@ -2,8 +2,8 @@
 
     python scripts/embedded/build_tokenizer.py --pool runs/embedded/pool --folder runs/embedded/tokenizer
 
-Every word of the captions becomes one token; any other word falls apart into pieces and single bytes, so that it
-comes back unchanged.
+Every word of the captions becomes one token; any other word falls apart into pieces and single bytes, so
+that it comes back unchanged.
 """
 
 import argparse
@@ -19,7 +19,12 @@ from transformers import CLIPTokenizer
 from defaug_utils.worlds import caption_clean, caption_defect
 
 VOCABULARY_SIZE = 1024
-PAPER_PHRASES = ["skt background", "smooth, plain, black, dark, shadow", "white marks on the wall", "wooden texture"]
+PAPER_PHRASES = [
+    "skt background",
+    "smooth, plain, black, dark, shadow",
+    "white marks on the wall",
+    "wooden texture",
+]
 
 
 def write_captions(pool: Path, count: int = 20000) -> list[str]:
@@ -34,15 +39,23 @@ def build_tokenizer(captions: list[str]) -> CLIPTokenizer:
     """Learn the merges and wrap them in transformers' class."""
     base = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     base.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [
+            pre_tokenizers.WhitespaceSplit(),
+            pre_tokenizers.Punctuation(),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
     )
     trainer = trainers.BpeTrainer(vocab_size=VOCABULARY_SIZE, min_frequency=1, end_of_word_suffix="</w>")
     counts = Counter(word for caption in captions for word in re.findall(r"\w+|[^\w\s]", caption))
     base.train_from_iterator(counts, trainer)
     merges = [tuple(merge) for merge in json.loads(base.to_str())["model"]["merges"]]
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokens = [*letters, *(letter + "</w>" for letter in letters), *dict.fromkeys("".join(merge) for merge in merges)]
-    tokens = list(dict.fromkeys(tokens)) + ["<|startoftext|>", "<|endoftext|>"]
+    tokens = [
+        *letters,
+        *(letter + "</w>" for letter in letters),
+        *dict.fromkeys("".join(merge) for merge in merges),
+    ]
+    tokens = [*dict.fromkeys(tokens), "<|startoftext|>", "<|endoftext|>"]
     vocabulary = {token: index for index, token in enumerate(tokens)}
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77)
 

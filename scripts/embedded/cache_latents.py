@@ -2,8 +2,9 @@
 
     python scripts/embedded/cache_latents.py --pool runs/embedded/pool --count 4000
 
-For every part: the latents with defect, without, and of the clean surface with a mask cut out (grey, as the inpainting
-pipelines do it), and that mask. Masks are exact, widened, boxes or loose blobs around the defect.
+For every part: the latents with defect, without, and of the clean surface with a mask cut out (grey, as
+the inpainting pipelines do it), and that mask. Masks are exact, widened, boxes or loose blobs around the
+defect.
 """
 
 import argparse
@@ -12,9 +13,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from loop import load_average
 from train_autoencoder import build_autoencoder
-
-from safetensors.torch import load_file
 
 BATCH = 16
 
@@ -28,24 +28,22 @@ def loosen_mask(rng: np.random.Generator, mask: np.ndarray) -> np.ndarray:
         left, top, width, height = cv2.boundingRect(mask.astype(np.uint8))
         box = np.zeros_like(mask)
         gap = rng.integers(1, 9, 4)
-        box[max(0, top - gap[0]) : top + height + gap[1], max(0, left - gap[2]) : left + width + gap[3]] = True
+        box[max(0, top - gap[0]) : top + height + gap[1], max(0, left - gap[2]) : left + width + gap[3]] = (
+            True
+        )
         return box
     side = 2 * int(rng.integers(1, 4) if kind == "tight" else rng.integers(5, 12)) + 1
     return cv2.dilate(mask.astype(np.uint8), cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))) > 0
 
 
-def load_autoencoder(checkpoint: Path) -> torch.nn.Module:
+def load_autoencoder(folder: Path) -> torch.nn.Module:
     """The autoencoder with its averaged weights."""
-    tensors = load_file(checkpoint)
-    model = build_autoencoder()
-    prefix = "average/"
-    model.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
-    return model.eval()
+    return load_average(build_autoencoder(), folder)
 
 
 @torch.no_grad()
 def encode(model: torch.nn.Module, images_u8: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
-    """Mean latents of images, shape (batch, 4, height / 8, width / 8), float16; pixels under the mask become grey."""
+    """Mean latents, shape (batch, 4, height / 8, width / 8), float16; pixels under the mask become grey."""
     pixels = torch.from_numpy(images_u8).permute(0, 3, 1, 2).float() / 127.5 - 1
     if mask is not None:
         pixels = pixels * ~torch.from_numpy(mask)[:, None]
@@ -55,7 +53,7 @@ def encode(model: torch.nn.Module, images_u8: np.ndarray, mask: np.ndarray | Non
 
 
 def cache_latents(pool: Path, folder: Path, model: torch.nn.Module, count: int) -> None:
-    """Write image.npy, clean.npy, masked.npy (latents) and mask.npy; goes on where a former call was interrupted."""
+    """Write image.npy, clean.npy, masked.npy (latents) and mask.npy; goes on where a former call ended."""
     folder.mkdir(parents=True, exist_ok=True)
     image, clean, mask = (np.load(pool / f"{name}.npy", mmap_mode="r") for name in ("image", "clean", "mask"))
     shape = (count, 4, mask.shape[1] // 8, mask.shape[2] // 8)
@@ -69,7 +67,9 @@ def cache_latents(pool: Path, folder: Path, model: torch.nn.Module, count: int) 
     masks = np.lib.format.open_memmap(folder / "mask.npy", mode, bool, (count, *mask.shape[1:]))
     for first in range(start, count, BATCH):
         part = slice(first, min(count, first + BATCH))
-        loose = np.stack([loosen_mask(np.random.default_rng([7, i]), mask[i]) for i in range(part.start, part.stop)])
+        loose = np.stack(
+            [loosen_mask(np.random.default_rng([7, i]), mask[i]) for i in range(part.start, part.stop)]
+        )
         outputs["image"][part] = encode(model, image[part])
         outputs["clean"][part] = encode(model, clean[part])
         outputs["masked"][part] = encode(model, clean[part], loose)
@@ -81,7 +81,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pool", type=Path, default=Path("runs/embedded/pool"))
     parser.add_argument("--folder", type=Path, default=Path("runs/embedded/latents"))
-    parser.add_argument("--checkpoint", type=Path, default=Path("runs/embedded/autoencoder/checkpoint.safetensors"))
+    parser.add_argument("--autoencoder", type=Path, default=Path("runs/embedded/autoencoder"))
     parser.add_argument("--count", type=int, default=4000)
     arguments = parser.parse_args()
-    cache_latents(arguments.pool, arguments.folder, load_autoencoder(arguments.checkpoint), arguments.count)
+    cache_latents(arguments.pool, arguments.folder, load_autoencoder(arguments.autoencoder), arguments.count)

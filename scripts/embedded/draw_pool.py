@@ -2,8 +2,8 @@
 
     python scripts/embedded/draw_pool.py --folder runs/embedded/pool --count 10000
 
-Writes clean.npy, image.npy (count, height, width, 3), mask.npy (count, height, width) and words.json. The validation
-pool is drawn with another first seed; no part is in both.
+Writes clean.npy, image.npy (count, height, width, 3), mask.npy (count, height, width) and words.json.
+The validation pool is drawn with another first seed; no part is in both.
 """
 
 import argparse

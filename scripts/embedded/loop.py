@@ -1,4 +1,4 @@
-"""The training loop that all parts of the embedded model share: constant rate, averaged weights, exact restart."""
+"""The training loop of all parts of the embedded model: constant rate, averaged weights, exact restart."""
 
 import csv
 import signal
@@ -33,6 +33,16 @@ def average_weights(average: dict[str, torch.Tensor], model: torch.nn.Module, st
             average[name].copy_(values[name])
 
 
+def load_average(model: torch.nn.Module, folder: Path) -> torch.nn.Module:
+    """Load the averaged weights of a training run's checkpoint."""
+    tensors = load_file(folder / "checkpoint.safetensors")
+    prefix = "average/"
+    model.load_state_dict(
+        {name.removeprefix(prefix): v for name, v in tensors.items() if name.startswith(prefix)}
+    )
+    return model.eval()
+
+
 class Run:
     """One training run in one folder: model, averaged weights, optimizer state and step."""
 
@@ -40,7 +50,9 @@ class Run:
         """Start the run, or take it up where its checkpoint left it."""
         self.folder, self.model, self.rate, self.seed, self.warmup = folder, model, rate, seed, warmup
         self.step, self.stopped = 0, False
-        self.optimizer = torch.optim.AdamW(model.parameters(), rate, betas=(0.9, 0.99), weight_decay=1e-3, fused=True)
+        self.optimizer = torch.optim.AdamW(
+            model.parameters(), rate, betas=(0.9, 0.99), weight_decay=1e-3, fused=True
+        )
         self.average = {name: value.clone() for name, value in model.state_dict().items()}
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / "checkpoint.safetensors").exists():

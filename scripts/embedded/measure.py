@@ -3,10 +3,12 @@
     python scripts/embedded/measure.py --model models/workshop --folder runs/embedded/measured
 
 - Reconstruction PSNR of the autoencoder inside and outside the defect masks.
-- Inpainted images: the share in which the segmenter (trained on procedural parts only) finds a defect inside the mask,
-  and the asked-for one, beside the same for untouched negatives and for the world's own defects. Once with masks of
-  the asked type's own shape, once with one oval for all types, so that the shape gives nothing away.
-- The largest difference outside the mask after pasting, which must be 0, and the time that 8 images take.
+- Inpainted images: the share in which the segmenter (trained on procedural parts only) finds a defect
+  inside the mask, and the asked-for one, beside the same for untouched negatives and for the world's own
+  defects. Once with masks of the asked type's own shape, once with one oval for all types, so that the
+  shape gives nothing away.
+- The largest difference outside the mask after pasting, which must be 0, and the time that 8 images
+  take.
 """
 
 import argparse
@@ -18,7 +20,7 @@ import cv2
 import numpy as np
 import torch
 from diffusers import StableDiffusionInpaintPipeline, StableDiffusionPipeline
-from parts import load_average
+from loop import load_average
 from PIL import Image
 from train_segmenter import Segmenter
 
@@ -27,6 +29,20 @@ from defaug_utils.world_defects import DEFECTS
 
 FOUND_SHARE = 0.25  # of the mask's pixels must be called a defect
 BATCH = 8
+TEXTS = [
+    "background",
+    "background",
+    "background scratched",
+    "background cracked",
+    "white marks on the wall",
+    "copper metal scratches",
+    "red leather",
+    "a large stain on grey fabric",
+    "wood",
+    "smooth, plain",
+    "green circuit board",
+    "a deep black hole on white paper",
+]
 
 
 @torch.no_grad()
@@ -44,7 +60,9 @@ def measure_reconstruction(vae, images_u8: np.ndarray, masks: np.ndarray) -> dic
     return {f"psnr_{name}_db": round(float(values.mean()), 2) for name, values in psnr.items()}
 
 
-def inpaint(pipeline, prompts: list[str], images_u8: np.ndarray, masks: np.ndarray, settings: dict) -> np.ndarray:
+def inpaint(
+    pipeline, prompts: list[str], images_u8: np.ndarray, masks: np.ndarray, settings: dict
+) -> np.ndarray:
     """Paint each prompt into its mask and paste the result over the original."""
     pasted = []
     for first in range(0, len(prompts), BATCH):
@@ -55,7 +73,9 @@ def inpaint(pipeline, prompts: list[str], images_u8: np.ndarray, masks: np.ndarr
             mask_image=[Image.fromarray(mask.astype(np.uint8) * 255) for mask in masks[part]],
             height=images_u8.shape[1],
             width=images_u8.shape[2],
-            generator=[torch.Generator().manual_seed(i) for i in range(first, min(first + BATCH, len(prompts)))],
+            generator=[
+                torch.Generator().manual_seed(i) for i in range(first, min(first + BATCH, len(prompts)))
+            ],
             **settings,
         ).images
         pasted += [np.where(m[..., None], np.asarray(ours), image) for ours, image, m in
@@ -81,7 +101,10 @@ def judge(segmenter: Segmenter, images_u8: np.ndarray, masks: np.ndarray) -> tup
 def summarize(shares: np.ndarray, types: np.ndarray, asked: np.ndarray) -> dict[str, float]:
     """Shares of images with a defect found, and with the asked-for one found."""
     found = shares >= FOUND_SHARE
-    return {"found": round(float(found.mean()), 3), "found_as_asked": round(float((found & (types == asked)).mean()), 3)}
+    return {
+        "found": round(float(found.mean()), 3),
+        "found_as_asked": round(float((found & (types == asked)).mean()), 3),
+    }
 
 
 def draw_ovals(rng: np.random.Generator, count: int, shape: tuple[int, int]) -> np.ndarray:
@@ -103,7 +126,11 @@ def measure_inpainting(arguments: argparse.Namespace, pool: dict[str, np.ndarray
     pipeline = StableDiffusionInpaintPipeline.from_pretrained(arguments.model / "inpainting")
     pipeline.set_progress_bar_config(disable=True)
     segmenter = load_average(Segmenter(), arguments.root / "segmenter")
-    settings = {"num_inference_steps": arguments.steps, "guidance_scale": arguments.guidance, "strength": 0.99}
+    settings = {
+        "num_inference_steps": arguments.steps,
+        "guidance_scale": arguments.guidance,
+        "strength": 0.99,
+    }
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (5, 5))
     shaped = np.stack([cv2.dilate(mask.astype(np.uint8), kernel) > 0 for mask in pool["mask"]])
     ovals = draw_ovals(np.random.default_rng(0), len(asked), shaped.shape[1:])
@@ -131,11 +158,10 @@ def draw_text2image(arguments: argparse.Namespace) -> None:
     """Write a row of pictures drawn from text alone."""
     pipeline = StableDiffusionPipeline.from_pretrained(arguments.model / "text2image")
     pipeline.set_progress_bar_config(disable=True)
-    prompts = ["background", "background", "background scratched", "background cracked", "white marks on the wall",
-               "copper metal scratches", "red leather", "a large stain on grey fabric", "wood", "smooth, plain",
-               "green circuit board", "a deep black hole on white paper"]  # fmt: skip
     generator = [torch.Generator().manual_seed(i) for i in range(len(prompts))]
-    images = pipeline(prompts, num_inference_steps=arguments.steps, guidance_scale=4.0, generator=generator).images
+    images = pipeline(
+        prompts, num_inference_steps=arguments.steps, guidance_scale=4.0, generator=generator
+    ).images
     write_png(arguments.folder / "text2image.png", np.hstack([np.asarray(image) for image in images]))
 
 
@@ -149,7 +175,10 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, default=5.0)
     arguments = parser.parse_args()
     validation = arguments.root / "validation"
-    pool = {n: np.load(validation / f"{n}.npy", mmap_mode="r")[: arguments.images] for n in ("image", "clean", "mask")}
+    pool = {
+        n: np.load(validation / f"{n}.npy", mmap_mode="r")[: arguments.images]
+        for n in ("image", "clean", "mask")
+    }
     words = json.loads((validation / "words.json").read_text())[: arguments.images]
     asked = np.array([list(DEFECTS).index(entry["defect"]) for entry in words])
     report = {"inpainting": measure_inpainting(arguments, pool, asked)}

@@ -1,10 +1,7 @@
 """The parts of the embedded model around its autoencoder: text encoder, U-Nets, scheduler, pipelines."""
 
-from pathlib import Path
-
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionInpaintPipeline, UNet2DConditionModel
-from safetensors.torch import load_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 TEXT_WIDTH = 128
@@ -68,14 +65,6 @@ class Denoiser(torch.nn.Module):
     def forward(self, sample: torch.Tensor, times: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """Predict the velocity for latents (with mask and masked latents behind them, where inpainting)."""
         return self.unet(sample, times, self.text_encoder(tokens)[0]).sample
-
-
-def load_average(model: torch.nn.Module, folder: Path) -> torch.nn.Module:
-    """Load the averaged weights of a training run's checkpoint."""
-    tensors = load_file(folder / "checkpoint.safetensors")
-    prefix = "average/"
-    model.load_state_dict({name.removeprefix(prefix): v for name, v in tensors.items() if name.startswith(prefix)})
-    return model.eval()
 
 
 def build_inpainting(vae: AutoencoderKL, denoiser: Denoiser, tokenizer: CLIPTokenizer):

@@ -1,9 +1,10 @@
-"""A start for the autoencoder: before any training it already is a linear one (mean colour of 8 x 8 blocks).
+"""A start for the autoencoder: before any training it already is a linear one (mean colour of 8 x 8
+blocks).
 
-Group normalisation hides mean colours, so that a small autoencoder needs most of a short training to find them
-again. Here three pairs of channels carry plus and minus a colour through the whole network, beside constant channels
-that keep the normalisation's scale fixed, and every residual branch starts at zero. silu(x) - silu(-x) = x makes the
-last activation linear. All other weights keep their random start.
+Group normalisation hides mean colours, so that a small autoencoder needs most of a short training to
+find them again. Here three pairs of channels carry plus and minus a colour through the whole network,
+beside constant channels that keep the normalisation's scale fixed, and every residual branch starts at
+zero. silu(x) - silu(-x) = x makes the last activation linear. All other weights keep their random start.
 """
 
 import torch
@@ -22,7 +23,7 @@ def _rows(channels: int, color: int) -> list[int]:
 
 
 def _carry(conv: nn.Conv2d, kernel: torch.Tensor, sources: list[tuple[int, int]] | None = None) -> None:
-    """Let a convolution hand the colour pairs on, smoothed by `kernel`; `sources` names its input channels."""
+    """Let a convolution hand the colour pairs on, smoothed by `kernel`, from its own or given `sources`."""
     for color in range(3):
         plus, minus, high, low = _rows(conv.out_channels, color)
         inputs = sources[color] if sources else _rows(conv.in_channels, color)[:2]
@@ -76,7 +77,9 @@ def start_linear(model: AutoencoderKL) -> None:
     _read(model.encoder.conv_out)
     _read(model.decoder.conv_out)
     random = torch.Generator().manual_seed(0)
-    model.encoder.conv_out.weight[3] = torch.randn(model.encoder.conv_out.weight[3].shape, generator=random) * 0.12
+    model.encoder.conv_out.weight[3] = (
+        torch.randn(model.encoder.conv_out.weight[3].shape, generator=random) * 0.12
+    )
     colors = torch.rand(64, 3, generator=random) * 2 - 1
     patches = colors[..., None, None].expand(-1, -1, 64, 64).contiguous()
     latents = model.encode(patches).latent_dist.mean

@@ -1,9 +1,14 @@
 """Train the autoencoder of the embedded model (factor 8, 4 channels) on crops of the drawn parts.
 
-    python scripts/embedded/train_autoencoder.py --pool runs/embedded/pool --folder runs/embedded/autoencoder
+    python scripts/embedded/train_autoencoder.py
+    python scripts/embedded/train_autoencoder.py --decoder-only
 
-The loss is the absolute difference, counted more on defects so that thin ones survive, plus the differences of the
-image gradients and of their local energy (so that textures keep their roughness), plus a small Kullback-Leibler term.
+The second call, at any time after the first, trains the decoder on with the encoder as it is: latents
+and U-Nets made meanwhile stay valid.
+
+The loss is the absolute difference, counted more on defects so that thin ones survive, plus the
+differences of the image gradients and of their local energy (so that textures keep their roughness),
+plus a small Kullback-Leibler term.
 """
 
 import argparse
@@ -13,7 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as functional
 from diffusers import AutoencoderKL
-from loop import Run
+from loop import Run, load_average
 from start_linear import GROUPS, start_linear
 
 from defaug_utils.files import write_png
@@ -38,7 +43,7 @@ def build_autoencoder() -> AutoencoderKL:
 
 
 def read_crops(rng: np.random.Generator, pool: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    """Random crops, two of three around a defect, with random flips: images in [-1, 1] and masks as floats."""
+    """Random crops, most of them around a defect, with flips: images in [-1, 1] and masks as floats."""
     image, clean, mask = (np.load(pool / f"{name}.npy", mmap_mode="r") for name in ("image", "clean", "mask"))
     crops, masks = [], []
     for index in rng.integers(0, len(mask), BATCH):
@@ -53,7 +58,9 @@ def read_crops(rng: np.random.Generator, pool: Path) -> tuple[torch.Tensor, torc
         crops.append((clean if is_clean else image)[window][flip])
         masks.append(mask[window][flip] & (not is_clean))
     pixels = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float() / 127.5 - 1
-    return pixels.contiguous(memory_format=torch.channels_last), torch.from_numpy(np.stack(masks))[:, None].float()
+    return pixels.contiguous(memory_format=torch.channels_last), torch.from_numpy(np.stack(masks))[
+        :, None
+    ].float()
 
 
 def compute_gradients(pixels: torch.Tensor) -> torch.Tensor:
@@ -68,19 +75,30 @@ def measure_energy(gradients: torch.Tensor) -> torch.Tensor:
     return (functional.avg_pool2d(gradients.square(), 6, 3) + 1e-5).sqrt()
 
 
-def compute_losses(model: AutoencoderKL, pixels: torch.Tensor, mask: torch.Tensor, generator: torch.Generator):
+def compute_losses(
+    model: AutoencoderKL, pixels: torch.Tensor, mask: torch.Tensor, generator: torch.Generator
+):
     """All terms of the loss for one batch."""
     with torch.autocast("cpu", torch.bfloat16):
-        posterior = model.encode(pixels).latent_dist
+        with torch.set_grad_enabled(model.encoder.conv_in.weight.requires_grad):
+            posterior = model.encode(pixels).latent_dist
         decoded = model.decode(posterior.sample(generator)).sample.float()
     weight = 1 + DEFECT_WEIGHT * mask
     difference = ((decoded - pixels).abs() * weight).mean()
     ours, theirs = compute_gradients(decoded), compute_gradients(pixels)
     gradient = ((ours - theirs).abs() * weight[..., :-1, :-1]).mean()
     energy = (measure_energy(ours) - measure_energy(theirs)).abs().mean()
-    divergence = 0.5 * (posterior.mean.float().square() + posterior.var.float() - 1 - posterior.logvar.float()).mean()
+    divergence = (
+        0.5 * (posterior.mean.float().square() + posterior.var.float() - 1 - posterior.logvar.float()).mean()
+    )
     loss = difference + GRADIENT_WEIGHT * gradient + ENERGY_WEIGHT * energy + KL_WEIGHT * divergence
-    return {"loss": loss, "difference": difference, "gradient": gradient, "energy": energy, "divergence": divergence}
+    return {
+        "loss": loss,
+        "difference": difference,
+        "gradient": gradient,
+        "energy": energy,
+        "divergence": divergence,
+    }
 
 
 def save_samples(run: Run, validation: Path) -> None:
@@ -105,11 +123,19 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--minutes", type=float, default=1e6)
     parser.add_argument("--rate", type=float, default=6e-4)
+    parser.add_argument("--decoder-only", action="store_true")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     model = build_autoencoder()
-    start_linear(model)
-    run = Run(arguments.folder, model, arguments.rate)
+    folder = arguments.folder
+    if arguments.decoder_only:
+        load_average(model, folder)
+        model.encoder.requires_grad_(False)
+        model.quant_conv.requires_grad_(False)
+        folder = folder.with_name("decoder")
+    else:
+        start_linear(model)
+    run = Run(folder, model, arguments.rate)
     run.train(
         lambda rng, generator: compute_losses(run.model, *read_crops(rng, arguments.pool), generator),
         arguments.steps,

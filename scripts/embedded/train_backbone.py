@@ -1,6 +1,7 @@
-"""Train the backbone of the embedded model: a small ResNet that names material and defect of the drawn parts.
+"""Train the backbone of the embedded model: a small ResNet that names material and defect of the drawn
+parts.
 
-    python scripts/embedded/train_backbone.py --folder runs/embedded/backbone
+python scripts/embedded/train_backbone.py --folder runs/embedded/backbone
 """
 
 import argparse
@@ -47,7 +48,9 @@ def read_labels(words: dict[str, str], is_clean: bool) -> np.ndarray:
     return np.array([label in present for label in LABELS], np.float32)
 
 
-def read_batch(rng: np.random.Generator, pool: Path, words: list[dict[str, str]]) -> tuple[torch.Tensor, torch.Tensor]:
+def read_batch(
+    rng: np.random.Generator, pool: Path, words: list[dict[str, str]]
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Parts, two of three with their defect, mirrored at random."""
     arrays = {name: np.load(pool / f"{name}.npy", mmap_mode="r") for name in ("image", "clean")}
     images, labels = [], []

@@ -2,8 +2,8 @@
 
     python scripts/embedded/train_segmenter.py --folder runs/embedded/segmenter
 
-It sees procedural parts only, half of them slightly blurred, and never a generated image. It is used by measure.py
-and not part of the model.
+It sees procedural parts only, half of them slightly blurred, and never a generated image. It is used by
+measure.py and not part of the model.
 """
 
 import argparse
@@ -55,7 +55,9 @@ class Segmenter(nn.Module):
         return self.head(pixels)
 
 
-def read_batch(rng: np.random.Generator, pool: Path, words: list[dict[str, str]]) -> tuple[torch.Tensor, torch.Tensor]:
+def read_batch(
+    rng: np.random.Generator, pool: Path, words: list[dict[str, str]]
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Crops, three of four with a defect, and the class of every second pixel."""
     arrays = {name: np.load(pool / f"{name}.npy", mmap_mode="r") for name in ("image", "clean", "mask")}
     names = list(DEFECTS)
@@ -69,7 +71,9 @@ def read_batch(rng: np.random.Generator, pool: Path, words: list[dict[str, str]]
         crop = arrays["clean" if is_clean else "image"][index][window]
         blur = rng.uniform(0.3, 1.2)
         crops.append(cv2.GaussianBlur(crop, (0, 0), blur) if rng.random() < 0.5 else crop)
-        target = mask[window].reshape(CROP // 2, 2, -1, 2).any((1, 3)) * (1 + names.index(words[index]["defect"]))
+        target = mask[window].reshape(CROP // 2, 2, -1, 2).any((1, 3)) * (
+            1 + names.index(words[index]["defect"])
+        )
         targets.append(np.zeros_like(target) if is_clean else target)
     pixels = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float() / 127.5 - 1
     return pixels.contiguous(memory_format=torch.channels_last), torch.from_numpy(np.stack(targets))

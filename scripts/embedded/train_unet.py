@@ -3,9 +3,10 @@
     python scripts/embedded/train_unet.py --task inpainting
     python scripts/embedded/train_unet.py --task text2image
 
-Inpainting paints a named defect (or clean surface) into a masked clean surface; every second step works on windows
-around the defect. A fifth of the full frames has everything masked, which is text to image: the text-to-image U-Net
-starts as that special case of the inpainting one, folded into a first layer of 4 channels, with the text encoder kept.
+Inpainting paints a named defect (or clean surface) into a masked clean surface; every second step works
+on windows around the defect. A fifth of the full frames has everything masked, which is text to image:
+the text-to-image U-Net starts as that special case of the inpainting one, folded into a first layer of 4
+channels, with the text encoder kept.
 """
 
 import argparse
@@ -15,10 +16,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as functional
 from cache_latents import encode, load_autoencoder
-from loop import Run
-from parts import Denoiser, build_inpainting, build_scheduler, load_average
+from loop import Run, load_average
+from parts import Denoiser, build_inpainting, build_scheduler
 from PIL import Image
 from transformers import CLIPTokenizer
 
@@ -62,7 +62,9 @@ def load_latents(folder: Path, pool: Path, autoencoder: torch.nn.Module) -> Late
     return Latents(*arrays, json.loads((pool / "words.json").read_text()), factor, grey)
 
 
-def read_batch(rng: np.random.Generator, latents: Latents, with_windows: bool, all_masked_share: float) -> Batch:
+def read_batch(
+    rng: np.random.Generator, latents: Latents, with_windows: bool, all_masked_share: float
+) -> Batch:
     """Draw parts, defective or clean, and what is known of them: mask, surroundings, caption."""
     rows = []
     for index in rng.integers(0, len(latents.mask), WINDOWS if with_windows else FRAMES):
@@ -78,7 +80,12 @@ def read_batch(rng: np.random.Generator, latents: Latents, with_windows: bool, a
             hit = int(rng.choice(np.nonzero(touched)[0]))
             top = int(np.clip(hit - rng.integers(WINDOW), 0, 48 - WINDOW))
             window = slice(top, top + WINDOW)
-            target, known, coarse, weight = target[:, window], known[:, window], coarse[window], weight[window]
+            target, known, coarse, weight = (
+                target[:, window],
+                known[:, window],
+                coarse[window],
+                weight[window],
+            )
         caption = (caption_clean if is_clean else caption_defect)(rng, words)
         rows.append((target, coarse[None], known, weight[None], caption))
     target, coarse, known, weight, captions = zip(*rows, strict=True)
@@ -95,7 +102,9 @@ def compute_losses(denoiser: Denoiser, tokenizer: CLIPTokenizer, batch: Batch, g
     sample = scheduler.add_noise(batch.target, noise, times)
     if denoiser.unet.config.in_channels == 9:
         sample = torch.cat([sample, batch.mask, batch.masked], 1)
-    tokens = tokenizer(batch.captions, padding="max_length", max_length=77, truncation=True, return_tensors="pt")
+    tokens = tokenizer(
+        batch.captions, padding="max_length", max_length=77, truncation=True, return_tensors="pt"
+    )
     with torch.autocast("cpu", torch.bfloat16):
         velocity = denoiser(sample, times, tokens.input_ids).float()
     error = (velocity - scheduler.get_velocity(batch.target, noise, times)).square()
@@ -107,7 +116,7 @@ def compute_losses(denoiser: Denoiser, tokenizer: CLIPTokenizer, batch: Batch, g
 
 @torch.no_grad()
 def fold_unet(inpainting: Denoiser, tokenizer: CLIPTokenizer, latents: Latents) -> Denoiser:
-    """Text to image as the special case of inpainting where all is masked: constants move into the first bias."""
+    """Text to image as inpainting where all is masked: its constants move into the first bias."""
     denoiser = Denoiser(tokenizer, 4)
     state = inpainting.state_dict()
     weight = state.pop("unet.conv_in.weight")
@@ -125,7 +134,10 @@ def save_inpainted(run: Run, tokenizer: CLIPTokenizer, autoencoder, factor: floa
     autoencoder.register_to_config(scaling_factor=factor)
     pipeline = build_inpainting(autoencoder, denoiser.eval(), tokenizer)
     pipeline.set_progress_bar_config(disable=True)
-    clean, mask = (np.load(validation / f"{name}.npy", mmap_mode="r")[: len(SAMPLE_PROMPTS)] for name in ("clean", "mask"))
+    clean, mask = (
+        np.load(validation / f"{name}.npy", mmap_mode="r")[: len(SAMPLE_PROMPTS)]
+        for name in ("clean", "mask")
+    )
     loose = [mask[i].copy() for i in range(len(mask))]
     images = pipeline(
         SAMPLE_PROMPTS,
@@ -134,7 +146,9 @@ def save_inpainted(run: Run, tokenizer: CLIPTokenizer, autoencoder, factor: floa
         height=384, width=128, num_inference_steps=15, guidance_scale=5.0,
         generator=[torch.Generator().manual_seed(i) for i in range(len(mask))],
     ).images  # fmt: skip
-    holes = [np.where(m[..., None], 127, picture).astype(np.uint8) for picture, m in zip(clean, loose, strict=True)]
+    holes = [
+        np.where(m[..., None], 127, picture).astype(np.uint8) for picture, m in zip(clean, loose, strict=True)
+    ]
     ours = [np.asarray(picture) for picture in images]
     pasted = [np.where(m[..., None], a, c) for a, c, m in zip(ours, clean, loose, strict=True)]
     rows = [np.hstack(row) for row in (holes, ours, pasted)]
@@ -152,7 +166,7 @@ def main() -> None:
     root, is_inpainting = arguments.root, arguments.task == "inpainting"
     torch.manual_seed(0)
     tokenizer = CLIPTokenizer.from_pretrained(root / "tokenizer")
-    autoencoder = load_autoencoder(root / "autoencoder" / "checkpoint.safetensors")
+    autoencoder = load_autoencoder(root / "autoencoder")
     latents = load_latents(root / "latents", root / "pool", autoencoder)
     if is_inpainting:
         model = Denoiser(tokenizer, 9)
