@@ -28,7 +28,7 @@ COLORS = {
 
 
 def draw_noise(rng: np.random.Generator, shape: tuple[int, int], cells: tuple[float, float]) -> np.ndarray:
-    """Smooth noise, unit variance at its lattice; `cells` is the (height, width) of a lattice cell in pixels."""
+    """Smooth noise, unit variance at its lattice; `cells` is (height, width) of a lattice cell, pixels."""
     lattice = tuple(max(2, round(side / cell) + 1) for side, cell in zip(shape, cells, strict=True))
     coarse = rng.standard_normal(lattice, dtype=np.float32)
     if lattice[0] > shape[0] and lattice[1] > shape[1]:

@@ -158,9 +158,9 @@ def draw_text2image(arguments: argparse.Namespace) -> None:
     """Write a row of pictures drawn from text alone."""
     pipeline = StableDiffusionPipeline.from_pretrained(arguments.model / "text2image")
     pipeline.set_progress_bar_config(disable=True)
-    generator = [torch.Generator().manual_seed(i) for i in range(len(prompts))]
+    generator = [torch.Generator().manual_seed(i) for i in range(len(TEXTS))]
     images = pipeline(
-        prompts, num_inference_steps=arguments.steps, guidance_scale=4.0, generator=generator
+        TEXTS, num_inference_steps=arguments.steps, guidance_scale=4.0, generator=generator
     ).images
     write_png(arguments.folder / "text2image.png", np.hstack([np.asarray(image) for image in images]))
 
