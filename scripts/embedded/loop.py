@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from defaug_utils.files import write_atomically
 
 LOG_EVERY = 20  # steps
-SAVE_SECONDS = 150
+SAVE_SECONDS = 240
 
 
 def seed_step(seed: int, step: int) -> tuple[np.random.Generator, torch.Generator]:

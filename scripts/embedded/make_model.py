@@ -1,4 +1,4 @@
-"""Make models/workshop again from nothing: draw, train, assemble, measure. Interrupt and call it again at will.
+"""Make models/workshop from nothing: draw, train, assemble, measure. Interrupt and call it again at will.
 
     python scripts/embedded/make_model.py            # some hours on two processor cores
     python scripts/embedded/make_model.py --scale 4  # four times as many steps

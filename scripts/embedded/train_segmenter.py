@@ -20,7 +20,7 @@ from torch import nn
 from defaug_utils.world_defects import DEFECTS
 
 CROP, BATCH = 128, 8
-DEFECT_WEIGHT = 4.0
+DEFECT_WEIGHT = 12.0
 
 
 def _block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:

@@ -25,7 +25,7 @@ from transformers import CLIPTokenizer
 from defaug_utils.files import write_png
 from defaug_utils.worlds import caption_clean, caption_defect
 
-FRAMES, WINDOWS, WINDOW = 8, 24, 16  # images a step: full frames, or windows of that many latent rows
+FRAMES, WINDOWS, WINDOW = 4, 12, 16  # images a step: full frames, or windows of that many latent rows
 CLEAN_SHARE, ALL_MASKED_SHARE = 0.25, 0.2
 DEFECT_WEIGHT = 4.0
 SAMPLE_PROMPTS = ["a long dark scratch", "background cracked", "white marks on the wall", "a deep black hole",
@@ -176,7 +176,7 @@ def main() -> None:
     run = Run(root / arguments.task, model, arguments.rate if is_inpainting else 0.25 * arguments.rate)
 
     def compute(rng: np.random.Generator, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        with_windows = is_inpainting and run.step % 2 == 0
+        with_windows = is_inpainting and run.step % 3 > 0
         batch = read_batch(rng, latents, with_windows, ALL_MASKED_SHARE)
         return compute_losses(model, tokenizer, batch, generator)
 
