@@ -1,0 +1,78 @@
+"""Put the trained parts together: models/workshop in diffusers' folder layout, float16 safetensors only.
+
+    python scripts/embedded/assemble.py --root runs/embedded --folder models/workshop
+
+Writes text2image/ and inpainting/ (each loads by plain `from_pretrained` of its pipeline) and backbone/.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from cache_latents import load_autoencoder
+from diffusers import StableDiffusionPipeline
+from loop import load_average
+from parts import Denoiser, build_inpainting, build_scheduler
+from train_backbone import build_backbone
+from train_unet import load_latents
+from transformers import CLIPTokenizer
+
+from defaug_utils.files import write_json
+
+
+def declare_float32(folder: Path) -> None:
+    """Let transformers load the half-size weights as float32, which every processor computes."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    write_json(path, {**config, "dtype": "float32"})
+
+
+def save_pipelines(root: Path, folder: Path) -> None:
+    """Write the inpainting folder, and the text-to-image folder if its U-Net is trained."""
+    tokenizer = CLIPTokenizer.from_pretrained(root / "tokenizer")
+    autoencoder = load_autoencoder(root / "autoencoder")
+    factor = load_latents(root / "latents", root / "pool", autoencoder).factor
+    if (root / "decoder" / "checkpoint.safetensors").exists():
+        load_average(autoencoder, root / "decoder")
+    autoencoder.register_to_config(scaling_factor=round(factor, 5))
+    painter = load_average(Denoiser(tokenizer, 9), root / "inpainting")
+    pipelines = {"inpainting": build_inpainting(autoencoder, painter, tokenizer)}
+    if (root / "text2image" / "checkpoint.safetensors").exists():
+        drawer = load_average(Denoiser(tokenizer, 4), root / "text2image")
+        pipelines["text2image"] = StableDiffusionPipeline(
+            vae=autoencoder,
+            text_encoder=drawer.text_encoder,
+            tokenizer=tokenizer,
+            unet=drawer.unet,
+            scheduler=build_scheduler(),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+    for name, pipeline in pipelines.items():
+        pipeline.to(dtype=torch.float16).save_pretrained(folder / name, safe_serialization=True)
+        declare_float32(folder / name / "text_encoder")
+
+
+def save_backbone(root: Path, folder: Path) -> None:
+    """Write the backbone."""
+    model = load_average(build_backbone(), root / "backbone")
+    model.to(dtype=torch.float16, memory_format=torch.contiguous_format).save_pretrained(folder / "backbone")
+    declare_float32(folder / "backbone")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--root", type=Path, default=Path("runs/embedded"))
+    parser.add_argument("--folder", type=Path, default=Path("models/workshop"))
+    arguments = parser.parse_args()
+    save_pipelines(arguments.root, arguments.folder)
+    if (arguments.root / "backbone" / "checkpoint.safetensors").exists():
+        save_backbone(arguments.root, arguments.folder)
+    sizes = [path.stat().st_size for path in arguments.folder.rglob("*") if path.is_file()]
+    print(f"{arguments.folder}: {sum(sizes) / 1e6:.1f} MB in {len(sizes)} files")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,194 @@
+"""Measure the embedded model on parts that no training saw; writes measurements.json and pictures.
+
+    python scripts/embedded/measure.py --model models/workshop --folder runs/embedded/measured
+
+- Reconstruction PSNR of the autoencoder inside and outside the defect masks.
+- Inpainted images: the share in which the segmenter (trained on procedural parts only) finds a defect
+  inside the mask, and the asked-for one, beside the same for untouched negatives and for the world's own
+  defects. Once with masks of the asked type's own shape, once with one oval for all types, so that the
+  shape gives nothing away.
+- The largest difference outside the mask after pasting, which must be 0, and the time that 8 images
+  take.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from diffusers import StableDiffusionInpaintPipeline, StableDiffusionPipeline
+from loop import load_average
+from PIL import Image
+from train_segmenter import Segmenter
+
+from defaug_utils.files import write_json, write_png
+from defaug_utils.world_defects import DEFECTS
+
+FOUND_SHARE = 0.25  # of the mask's pixels must be called a defect
+BATCH = 8
+TEXTS = [
+    "background",
+    "background",
+    "background scratched",
+    "background cracked",
+    "white marks on the wall",
+    "copper metal scratches",
+    "red leather",
+    "a large stain on grey fabric",
+    "wood",
+    "smooth, plain",
+    "green circuit board",
+    "a deep black hole on white paper",
+]
+
+
+@torch.no_grad()
+def measure_reconstruction(vae, images_u8: np.ndarray, masks: np.ndarray) -> dict[str, float]:
+    """Mean over images of the PSNR in dB, inside and outside the masks."""
+    inside, outside = [], []
+    for image, mask in zip(images_u8, masks, strict=True):
+        pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
+        decoded = vae.decode(vae.encode(pixels).latent_dist.mode()).sample[0].permute(1, 2, 0)
+        error = np.square((decoded.clamp(-1, 1) * 127.5 + 127.5).numpy() - image).mean(2)
+        inside.append(error[mask].mean())
+        outside.append(error[~mask].mean())
+    psnr = {name: 10 * np.log10(255**2 / np.array(errors)) for name, errors in
+            (("inside", inside), ("outside", outside))}  # fmt: skip
+    return {f"psnr_{name}_db": round(float(values.mean()), 2) for name, values in psnr.items()}
+
+
+def inpaint(
+    pipeline, prompts: list[str], images_u8: np.ndarray, masks: np.ndarray, settings: dict
+) -> np.ndarray:
+    """Paint each prompt into its mask and paste the result over the original."""
+    pasted = []
+    for first in range(0, len(prompts), BATCH):
+        part = slice(first, first + BATCH)
+        painted = pipeline(
+            prompts[part],
+            image=[Image.fromarray(image) for image in images_u8[part]],
+            mask_image=[Image.fromarray(mask.astype(np.uint8) * 255) for mask in masks[part]],
+            height=images_u8.shape[1],
+            width=images_u8.shape[2],
+            generator=[
+                torch.Generator().manual_seed(i) for i in range(first, min(first + BATCH, len(prompts)))
+            ],
+            **settings,
+        ).images
+        pasted += [np.where(m[..., None], np.asarray(ours), image) for ours, image, m in
+                   zip(painted, images_u8[part], masks[part], strict=True)]  # fmt: skip
+    return np.stack(pasted)
+
+
+@torch.no_grad()
+def judge(segmenter: Segmenter, images_u8: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For each image: share of the mask called a defect, and the defect type called most (-1 for none)."""
+    shares, types = [], []
+    for image, mask in zip(images_u8, masks, strict=True):
+        pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
+        logits = segmenter(pixels)[0]
+        inside = torch.from_numpy(mask.reshape(mask.shape[0] // 2, 2, -1, 2).any((1, 3)))
+        calls = logits.argmax(0)[inside]
+        shares.append(float((calls > 0).float().mean()))
+        counts = torch.bincount(calls, minlength=1 + len(DEFECTS))[1:]
+        types.append(int(counts.argmax()) if counts.sum() else -1)
+    return np.array(shares), np.array(types)
+
+
+def summarize(shares: np.ndarray, types: np.ndarray, asked: np.ndarray) -> dict[str, float]:
+    """Shares of images with a defect found, and with the asked-for one found."""
+    found = shares >= FOUND_SHARE
+    return {
+        "found": round(float(found.mean()), 3),
+        "found_as_asked": round(float((found & (types == asked)).mean()), 3),
+    }
+
+
+def draw_ovals(rng: np.random.Generator, count: int, shape: tuple[int, int]) -> np.ndarray:
+    """One oval of 36 x 28 pixels a picture, anywhere inside."""
+    masks = np.zeros((count, *shape), np.uint8)
+    for mask in masks:
+        center = int(rng.integers(24, shape[1] - 24)), int(rng.integers(24, shape[0] - 24))
+        cv2.ellipse(mask, center, (18, 14), float(rng.uniform(0, 180)), 0, 360, 1, -1)
+    return masks > 0
+
+
+def make_grid(rows: list[np.ndarray], count: int) -> np.ndarray:
+    """Rows of pictures, the first `count` of each."""
+    return np.vstack([np.hstack(list(row[:count])) for row in rows])
+
+
+def measure_inpainting(arguments: argparse.Namespace, pool: dict[str, np.ndarray], asked: np.ndarray) -> dict:
+    """All that concerns the inpainting U-Net."""
+    pipeline = StableDiffusionInpaintPipeline.from_pretrained(arguments.model / "inpainting")
+    pipeline.set_progress_bar_config(disable=True)
+    segmenter = load_average(Segmenter(), arguments.root / "segmenter")
+    settings = {
+        "num_inference_steps": arguments.steps,
+        "guidance_scale": arguments.guidance,
+        "strength": 0.99,
+    }
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (5, 5))
+    shaped = np.stack([cv2.dilate(mask.astype(np.uint8), kernel) > 0 for mask in pool["mask"]])
+    ovals = draw_ovals(np.random.default_rng(0), len(asked), shaped.shape[1:])
+    names = list(DEFECTS)
+    prompts = [f"a {names[kind]}" for kind in asked]
+    report = {"settings": settings, "images": len(asked), "chance_as_asked": round(1 / len(names), 3)}
+    outside = 0
+    for name, masks in (("own_shape", shaped), ("oval", ovals)):
+        images = inpaint(pipeline, prompts, pool["clean"], masks, settings)
+        difference = np.abs(images.astype(int) - pool["clean"])
+        outside = max(outside, int(difference[~masks].max()))
+        report[name] = summarize(*judge(segmenter, images, masks), asked)
+        report[name]["untouched_found"] = summarize(*judge(segmenter, pool["clean"], masks), asked)["found"]
+        report[name]["mean_change_inside"] = round(float(difference[masks].mean()), 2)
+        write_png(arguments.folder / f"{name}.png", make_grid([pool["clean"], images], 12))
+    report["largest_change_outside"] = outside
+    report["world"] = summarize(*judge(segmenter, pool["image"], shaped), asked)
+    start = time.perf_counter()
+    inpaint(pipeline, prompts[:8], pool["clean"][:8], ovals[:8], {**settings, "num_inference_steps": 30})
+    report["seconds_8_images_30_steps"] = round(time.perf_counter() - start, 1)
+    return report
+
+
+def draw_text2image(arguments: argparse.Namespace) -> None:
+    """Write a row of pictures drawn from text alone."""
+    pipeline = StableDiffusionPipeline.from_pretrained(arguments.model / "text2image")
+    pipeline.set_progress_bar_config(disable=True)
+    generator = [torch.Generator().manual_seed(i) for i in range(len(TEXTS))]
+    images = pipeline(
+        TEXTS, num_inference_steps=arguments.steps, guidance_scale=4.0, generator=generator
+    ).images
+    write_png(arguments.folder / "text2image.png", np.hstack([np.asarray(image) for image in images]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--root", type=Path, default=Path("runs/embedded"))
+    parser.add_argument("--model", type=Path, default=Path("models/workshop"))
+    parser.add_argument("--folder", type=Path, default=Path("runs/embedded/measured"))
+    parser.add_argument("--images", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--guidance", type=float, default=5.0)
+    arguments = parser.parse_args()
+    validation = arguments.root / "validation"
+    pool = {
+        n: np.load(validation / f"{n}.npy", mmap_mode="r")[: arguments.images]
+        for n in ("image", "clean", "mask")
+    }
+    words = json.loads((validation / "words.json").read_text())[: arguments.images]
+    asked = np.array([list(DEFECTS).index(entry["defect"]) for entry in words])
+    report = {"inpainting": measure_inpainting(arguments, pool, asked)}
+    vae = StableDiffusionInpaintPipeline.from_pretrained(arguments.model / "inpainting").vae
+    report["reconstruction"] = measure_reconstruction(vae, pool["image"], pool["mask"])
+    if (arguments.model / "text2image").exists():
+        draw_text2image(arguments)
+    write_json(arguments.folder / "measurements.json", report)
+    print(json.dumps(report, indent=2))
+
+
+if __name__ == "__main__":
+    main()

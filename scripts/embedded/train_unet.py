@@ -1,0 +1,191 @@
+"""Train text encoder and inpainting U-Net together, and from them the text-to-image U-Net.
+
+    python scripts/embedded/train_unet.py --task inpainting
+    python scripts/embedded/train_unet.py --task text2image
+
+Inpainting paints a named defect (or clean surface) into a masked clean surface; every second step works
+on windows around the defect. A fifth of the full frames has everything masked, which is text to image:
+the text-to-image U-Net starts as that special case of the inpainting one, folded into a first layer of 4
+channels, with the text encoder kept.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from cache_latents import encode, load_autoencoder
+from loop import Run, load_average
+from parts import Denoiser, build_inpainting, build_scheduler
+from PIL import Image
+from transformers import CLIPTokenizer
+
+from defaug_utils.files import write_png
+from defaug_utils.worlds import caption_clean, caption_defect
+
+FRAMES, WINDOWS, WINDOW = 4, 12, 16  # images a step: full frames, or windows of that many latent rows
+CLEAN_SHARE, ALL_MASKED_SHARE = 0.25, 0.2
+DEFECT_WEIGHT = 4.0
+SAMPLE_PROMPTS = ["a long dark scratch", "background cracked", "white marks on the wall", "a deep black hole",
+                  "a large stain", "copper metal scratches"]  # fmt: skip
+
+
+class Latents(NamedTuple):
+    """The cached arrays, the factor that gives them unit variance, and the latents of an all-grey picture."""
+
+    image: np.ndarray
+    clean: np.ndarray
+    masked: np.ndarray
+    mask: np.ndarray
+    words: list[dict[str, str]]
+    factor: float
+    grey: torch.Tensor
+
+
+class Batch(NamedTuple):
+    """What one step sees."""
+
+    target: torch.Tensor
+    mask: torch.Tensor
+    masked: torch.Tensor
+    weight: torch.Tensor
+    captions: list[str]
+
+
+def load_latents(folder: Path, pool: Path, autoencoder: torch.nn.Module) -> Latents:
+    """Open the cache."""
+    arrays = [np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("image", "clean", "masked", "mask")]
+    grey = torch.from_numpy(encode(autoencoder, np.full((1, 384, 128, 3), 127.5, np.float32))).float()
+    factor = 1 / float(arrays[1][:1000].astype(np.float32).std())
+    return Latents(*arrays, json.loads((pool / "words.json").read_text()), factor, grey)
+
+
+def read_batch(
+    rng: np.random.Generator, latents: Latents, with_windows: bool, all_masked_share: float
+) -> Batch:
+    """Draw parts, defective or clean, and what is known of them: mask, surroundings, caption."""
+    rows = []
+    for index in rng.integers(0, len(latents.mask), WINDOWS if with_windows else FRAMES):
+        words, mask = latents.words[index], latents.mask[index]
+        is_clean = rng.random() < CLEAN_SHARE
+        target = (latents.clean if is_clean else latents.image)[index]
+        known, coarse, touched = latents.masked[index], mask[::8, ::8], mask.reshape(48, 8, 16, 8).any((1, 3))
+        weight = (1 + DEFECT_WEIGHT * touched).astype(np.float32)
+        if not with_windows and rng.random() < all_masked_share:
+            known, coarse = latents.grey[0].numpy(), np.ones_like(coarse)
+        if with_windows:
+            words = {**words, "place": ""}
+            hit = int(rng.choice(np.nonzero(touched)[0]))
+            top = int(np.clip(hit - rng.integers(WINDOW), 0, 48 - WINDOW))
+            window = slice(top, top + WINDOW)
+            target, known, coarse, weight = (
+                target[:, window],
+                known[:, window],
+                coarse[window],
+                weight[window],
+            )
+        caption = (caption_clean if is_clean else caption_defect)(rng, words)
+        rows.append((target, coarse[None], known, weight[None], caption))
+    target, coarse, known, weight, captions = zip(*rows, strict=True)
+    stack = [torch.from_numpy(np.stack(part).astype(np.float32)) for part in (target, coarse, known, weight)]
+    return Batch(stack[0] * latents.factor, stack[1], stack[2] * latents.factor, stack[3], list(captions))
+
+
+def compute_losses(denoiser: Denoiser, tokenizer: CLIPTokenizer, batch: Batch, generator: torch.Generator):
+    """Weighted squared error of the predicted velocity."""
+    scheduler = build_scheduler()
+    count = len(batch.captions)
+    noise = torch.randn(batch.target.shape, generator=generator)
+    times = torch.randint(0, scheduler.config.num_train_timesteps, (count,), generator=generator)
+    sample = scheduler.add_noise(batch.target, noise, times)
+    if denoiser.unet.config.in_channels == 9:
+        sample = torch.cat([sample, batch.mask, batch.masked], 1)
+    tokens = tokenizer(
+        batch.captions, padding="max_length", max_length=77, truncation=True, return_tensors="pt"
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        velocity = denoiser(sample, times, tokens.input_ids).float()
+    error = (velocity - scheduler.get_velocity(batch.target, noise, times)).square()
+    return {
+        "loss": (error * batch.weight).mean() / batch.weight.mean(),
+        "in_mask": (error.detach() * (batch.weight > 1)).sum() / (4 * (batch.weight > 1).sum()),
+    }
+
+
+@torch.no_grad()
+def fold_unet(inpainting: Denoiser, tokenizer: CLIPTokenizer, latents: Latents) -> Denoiser:
+    """Text to image as inpainting where all is masked: its constants move into the first bias."""
+    denoiser = Denoiser(tokenizer, 4)
+    state = inpainting.state_dict()
+    weight = state.pop("unet.conv_in.weight")
+    constants = torch.cat([torch.ones(1), latents.factor * latents.grey[0, :, 20:28, 6:10].mean((1, 2))])
+    state["unet.conv_in.bias"] = state["unet.conv_in.bias"] + weight[:, 4:].sum((2, 3)) @ constants
+    state["unet.conv_in.weight"] = weight[:, :4].clone()
+    denoiser.load_state_dict(state)
+    return denoiser
+
+
+def save_inpainted(run: Run, tokenizer: CLIPTokenizer, autoencoder, factor: float, validation: Path) -> None:
+    """Write a grid: masked surfaces above what the averaged weights paint into them."""
+    denoiser = Denoiser(tokenizer, 9)
+    denoiser.load_state_dict(run.average)
+    autoencoder.register_to_config(scaling_factor=factor)
+    pipeline = build_inpainting(autoencoder, denoiser.eval(), tokenizer)
+    pipeline.set_progress_bar_config(disable=True)
+    clean, mask = (
+        np.load(validation / f"{name}.npy", mmap_mode="r")[: len(SAMPLE_PROMPTS)]
+        for name in ("clean", "mask")
+    )
+    loose = [mask[i].copy() for i in range(len(mask))]
+    images = pipeline(
+        SAMPLE_PROMPTS,
+        image=[Image.fromarray(picture) for picture in clean],
+        mask_image=[Image.fromarray((m * 255).astype(np.uint8)) for m in loose],
+        height=384, width=128, num_inference_steps=15, guidance_scale=5.0,
+        generator=[torch.Generator().manual_seed(i) for i in range(len(mask))],
+    ).images  # fmt: skip
+    holes = [
+        np.where(m[..., None], 127, picture).astype(np.uint8) for picture, m in zip(clean, loose, strict=True)
+    ]
+    ours = [np.asarray(picture) for picture in images]
+    pasted = [np.where(m[..., None], a, c) for a, c, m in zip(ours, clean, loose, strict=True)]
+    rows = [np.hstack(row) for row in (holes, ours, pasted)]
+    write_png(run.folder / "samples" / f"{run.step:06d}.png", np.hstack(rows))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--task", choices=["inpainting", "text2image"], required=True)
+    parser.add_argument("--root", type=Path, default=Path("runs/embedded"))
+    parser.add_argument("--steps", type=int, default=20000)
+    parser.add_argument("--minutes", type=float, default=1e6)
+    parser.add_argument("--rate", type=float, default=8e-4)
+    arguments = parser.parse_args()
+    root, is_inpainting = arguments.root, arguments.task == "inpainting"
+    torch.manual_seed(0)
+    tokenizer = CLIPTokenizer.from_pretrained(root / "tokenizer")
+    autoencoder = load_autoencoder(root / "autoencoder")
+    latents = load_latents(root / "latents", root / "pool", autoencoder)
+    if is_inpainting:
+        model = Denoiser(tokenizer, 9)
+    else:
+        model = fold_unet(load_average(Denoiser(tokenizer, 9), root / "inpainting"), tokenizer, latents)
+        model.text_encoder.requires_grad_(False)
+    run = Run(root / arguments.task, model, arguments.rate if is_inpainting else 0.25 * arguments.rate)
+
+    def compute(rng: np.random.Generator, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        with_windows = is_inpainting and run.step % 3 > 0
+        batch = read_batch(rng, latents, with_windows, ALL_MASKED_SHARE)
+        return compute_losses(model, tokenizer, batch, generator)
+
+    def on_save() -> None:
+        if is_inpainting:
+            save_inpainted(run, tokenizer, autoencoder, latents.factor, root / "validation")
+
+    run.train(compute, arguments.steps, arguments.minutes, on_save)
+
+
+if __name__ == "__main__":
+    main()
