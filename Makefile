@@ -21,7 +21,7 @@ test: $(INSTALLED)
 	$(BIN)/python -m pytest
 
 lab: $(INSTALLED)
-	$(BIN)/python -m jupyter lab notebooks/01_data_prep.ipynb
+	$(BIN)/python -m jupyter lab --LabApp.default_url=/lab/tree/notebooks/01_data_prep.ipynb
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11')"
