@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
 
-from defaug_utils.files import write_atomically
+from defaug_utils.files import write_csv
 
 COLUMNS = (
     "image",
@@ -135,8 +135,7 @@ def read_manifest(path: Path | str, check_files: bool = False) -> pd.DataFrame:
 def write_manifest(manifest: pd.DataFrame, path: Path | str) -> None:
     """Validate and write a manifest as CSV, whole or not at all."""
     validate_manifest(manifest, path)
-    with write_atomically(path) as temporary:
-        manifest.to_csv(temporary, index=False)
+    write_csv(manifest, path)
 
 
 def validate_manifest(manifest: pd.DataFrame, path: Path | str, check_files: bool = False) -> None:

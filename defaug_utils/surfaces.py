@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from defaug_utils.datasets import map_in_threads
-from defaug_utils.files import write_atomically, write_json, write_png
+from defaug_utils.files import write_csv, write_json, write_png
 from defaug_utils.manifest import image_seed
 from defaug_utils.surface_layers import HARMLESS_LAYERS, LOOKS, Canvas, DefectLook
 
@@ -161,8 +161,7 @@ def write_surfaces(
         for _ in written:
             if on_image:
                 on_image(1)
-    with write_atomically(folder / "surfaces.csv") as temporary:
-        pd.DataFrame(rows).drop(columns="seed").to_csv(temporary, index=False)
+    write_csv(pd.DataFrame(rows).drop(columns="seed"), folder / "surfaces.csv")
     if not (folder / "surfaces.json").is_file():
         os.replace(folder / "surfaces.part.json", folder / "surfaces.json")
 

@@ -17,7 +17,7 @@ from transformers import ResNetForImageClassification
 
 from defaug_utils.checkpoints import read_checkpoint, restore_checkpoint, save_checkpoint
 from defaug_utils.classifier import build_classifier, normalise_images
-from defaug_utils.files import write_atomically
+from defaug_utils.files import write_csv
 from defaug_utils.manifest import image_seed
 from defaug_utils.recipes import Recipe, learning_rate_of, plan_epochs, split_batches
 from defaug_utils.samples import Samples, hash_samples
@@ -257,9 +257,3 @@ def score_samples(
     ]
     table = samples.table.loc[indices, ["image", "split", "label"]].reset_index(drop=True)
     return table.assign(score=torch.cat(logits).double().sigmoid().numpy())
-
-
-def write_csv(table: pd.DataFrame, path: Path) -> None:
-    """Write a table as CSV at full precision, whole or not at all."""
-    with write_atomically(path) as temporary:
-        table.to_csv(temporary, index=False)
