@@ -165,7 +165,7 @@ def choose_window(mask: np.ndarray) -> tuple[slice, slice]:
     side = min(mask.shape)
     middles = [np.flatnonzero(mask.any(axis=1 - axis))[[0, -1]].mean() for axis in (0, 1)]
     starts = [
-        int(np.clip(middle - side / 2, 0, length - side))
+        int(np.clip(np.floor(middle - (side - 1) / 2), 0, length - side))
         for middle, length in zip(middles, mask.shape, strict=True)
     ]
     return slice(starts[0], starts[0] + side), slice(starts[1], starts[1] + side)
