@@ -13,6 +13,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from PIL import Image
 
 from defaug_utils.files import write_atomically, write_csv
@@ -59,7 +60,7 @@ def summarize(histories: dict[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def draw_losses(histories: dict[str, pd.DataFrame]) -> Figure:
-    """A panel for each part, with both axes logarithmic."""
+    """A panel for each part, over a logarithmic axis of steps."""
     rows = -(-len(histories) // 3)
     figure = Figure(figsize=(10, 2.6 * rows), layout="constrained")
     panels = figure.subplots(rows, 3, squeeze=False).ravel()
@@ -67,7 +68,8 @@ def draw_losses(histories: dict[str, pd.DataFrame]) -> Figure:
         axes.plot(history["step"], history["loss"], color="0.75", linewidth=0.8)
         smooth = history["loss"].rolling(SMOOTHED, center=True, min_periods=1).mean()
         axes.plot(history["step"], smooth, color="#0072b2")
-        axes.set(title=name, xscale="log", yscale="log", xlabel="step", ylabel="loss")
+        axes.set(title=name, xscale="log", xlabel="step", ylabel="loss")
+        axes.xaxis.set_minor_formatter(NullFormatter())
     for axes in panels[len(histories) :]:
         axes.set_axis_off()
     return figure
