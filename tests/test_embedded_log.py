@@ -60,6 +60,8 @@ def test_the_script_writes_what_the_page_shows(tmp_path: Path, monkeypatch: pyte
         for step in (100, 200, 300, 400, 500):
             pixels = np.full((8, 24, 3), step // 4, np.uint8)
             write_png(root / name / "samples" / f"{step:06d}.png", pixels)
+    (root / "measured").mkdir()
+    (root / "measured" / "measurements.json").write_text('{"inpainting": {"images": 200}}')
     monkeypatch.setattr(sys, "argv", ["draw_log.py", "--root", str(root), "--folder", str(folder)])
     draw_log.main()
     page = (ROOT / "book" / "embedded_model.md").read_text(encoding="utf-8")
@@ -69,6 +71,7 @@ def test_the_script_writes_what_the_page_shows(tmp_path: Path, monkeypatch: pyte
     for path in folder.glob("*g"):
         with Image.open(path) as opened:
             assert opened.width > 500
+    assert json.loads((folder / "measurements.json").read_text()) == {"inpainting": {"images": 200}}
     assert pd.read_csv(folder / "log.csv")["steps"].tolist() == [1180, 1180]
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     draw_log.main()

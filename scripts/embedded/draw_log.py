@@ -3,10 +3,11 @@
     python scripts/embedded/draw_log.py --root runs/embedded --folder book/embedded_model
 
 Reads every part's history.csv and sample pictures; writes losses.png, samples.jpg, reconstructions.jpg
-and log.csv. measure.py's measurements.json belongs beside them.
+and log.csv, and puts measure.py's measurements.json beside them.
 """
 
 import argparse
+import json
 from pathlib import Path
 
 import matplotlib
@@ -16,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 from PIL import Image
 
-from defaug_utils.files import write_atomically, write_csv
+from defaug_utils.files import write_atomically, write_csv, write_json
 
 ORDER = ("autoencoder", "text", "inpainting", "text2image", "decoder", "backbone", "segmenter")
 SMOOTHED = 15  # rows of the history whose mean is drawn over them
@@ -121,6 +122,9 @@ def main() -> None:
         arguments.folder / "reconstructions.jpg",
     )
     write_csv(summarize(histories), arguments.folder / "log.csv")
+    measurements = arguments.root / "measured" / "measurements.json"
+    if measurements.is_file():
+        write_json(arguments.folder / measurements.name, json.loads(measurements.read_text(encoding="utf-8")))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Make models/workshop from nothing: draw, train, assemble, measure. Interrupt and call it again at will.
+"""Make models/workshop from nothing: draw, train, assemble, measure, log. Interrupt it at will.
 
     python scripts/embedded/make_model.py            # some hours on two processor cores
     python scripts/embedded/make_model.py --scale 4  # four times as many steps
@@ -34,6 +34,7 @@ def list_stages(scale: float, parts: int, latents: int) -> list[list[str]]:
         ["train_segmenter.py", *steps(1500)],
         ["assemble.py"],
         ["measure.py"],
+        ["draw_log.py"],
     ]
 
 
