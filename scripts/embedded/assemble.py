@@ -11,9 +11,8 @@ from pathlib import Path
 
 import torch
 from cache_latents import load_autoencoder
-from diffusers import StableDiffusionPipeline
 from loop import load_average
-from parts import Denoiser, build_inpainting, build_scheduler
+from parts import Denoiser, build_pipeline
 from train_backbone import build_backbone
 from train_unet import load_latents
 from transformers import CLIPTokenizer
@@ -29,30 +28,20 @@ def declare_float32(folder: Path) -> None:
 
 
 def save_pipelines(root: Path, folder: Path) -> None:
-    """Write the inpainting folder, and the text-to-image folder if its U-Net is trained."""
+    """Write a folder for each U-Net that is trained."""
     tokenizer = CLIPTokenizer.from_pretrained(root / "tokenizer")
     autoencoder = load_autoencoder(root / "autoencoder")
     factor = load_latents(root / "latents", root / "pool", autoencoder).factor
     if (root / "decoder" / "checkpoint.safetensors").exists():
         load_average(autoencoder, root / "decoder")
     autoencoder.register_to_config(scaling_factor=round(factor, 5))
-    painter = load_average(Denoiser(tokenizer, 9), root / "inpainting")
-    pipelines = {"inpainting": build_inpainting(autoencoder, painter, tokenizer)}
-    if (root / "text2image" / "checkpoint.safetensors").exists():
-        drawer = load_average(Denoiser(tokenizer, 4), root / "text2image")
-        pipelines["text2image"] = StableDiffusionPipeline(
-            vae=autoencoder,
-            text_encoder=drawer.text_encoder,
-            tokenizer=tokenizer,
-            unet=drawer.unet,
-            scheduler=build_scheduler(),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
-    for name, pipeline in pipelines.items():
-        pipeline.to(dtype=torch.float16).save_pretrained(folder / name, safe_serialization=True)
-        declare_float32(folder / name / "text_encoder")
+    for name, channels in (("inpainting", 9), ("text2image", 4)):
+        if (root / name / "checkpoint.safetensors").exists():
+            denoiser = load_average(Denoiser(tokenizer, channels), root / name)
+            pipeline = build_pipeline(autoencoder, denoiser, tokenizer)
+            pipeline.to(dtype=torch.float16).save_pretrained(folder / name, safe_serialization=True)
+            declare_float32(folder / name / "text_encoder")
+            autoencoder.float()
 
 
 def save_backbone(root: Path, folder: Path) -> None:

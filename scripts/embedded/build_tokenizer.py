@@ -19,6 +19,7 @@ from transformers import CLIPTokenizer
 from defaug_utils.worlds import caption_clean, caption_defect
 
 VOCABULARY_SIZE = 1024
+LENGTH = 32  # tokens of a prompt; with CLIP's 77 nearly all would be padding
 PAPER_PHRASES = [
     "skt background",
     "smooth, plain, black, dark, shadow",
@@ -57,7 +58,7 @@ def build_tokenizer(captions: list[str]) -> CLIPTokenizer:
     ]
     tokens = [*dict.fromkeys(tokens), "<|startoftext|>", "<|endoftext|>"]
     vocabulary = {token: index for index, token in enumerate(tokens)}
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77)
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=LENGTH)
 
 
 if __name__ == "__main__":

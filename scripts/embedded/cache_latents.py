@@ -3,8 +3,7 @@
     python scripts/embedded/cache_latents.py --pool runs/embedded/pool --count 4000
 
 For every part: the latents with defect, without, and of the clean surface with a mask cut out (grey, as
-the inpainting pipelines do it), and that mask. Masks are exact, widened, boxes or loose blobs around the
-defect.
+the inpainting pipelines do it), and that mask. Masks are exact, widened, boxes or ovals around the defect.
 """
 
 import argparse
@@ -14,24 +13,33 @@ import cv2
 import numpy as np
 import torch
 from loop import load_average
+from tqdm import tqdm
 from train_autoencoder import build_autoencoder
 
 BATCH = 16
 
 
 def loosen_mask(rng: np.random.Generator, mask: np.ndarray) -> np.ndarray:
-    """A mask as people and programs give it: exact, a little or much wider, or a box."""
-    kind = rng.choice(["exact", "tight", "wide", "box"], p=[0.3, 0.35, 0.2, 0.15])
+    """A mask as people and programs give it: exact, a little or much wider, a box, or an oval around it.
+
+    Wide, box and oval masks hide the defect's own outline, so that its type can be told from the text alone.
+    """
+    kind = rng.choice(["exact", "tight", "wide", "box", "oval"], p=[0.1, 0.2, 0.25, 0.15, 0.3])
     if kind == "exact":
         return mask
+    left, top, width, height = cv2.boundingRect(mask.astype(np.uint8))
     if kind == "box":
-        left, top, width, height = cv2.boundingRect(mask.astype(np.uint8))
         box = np.zeros_like(mask)
         gap = rng.integers(1, 9, 4)
-        box[max(0, top - gap[0]) : top + height + gap[1], max(0, left - gap[2]) : left + width + gap[3]] = (
-            True
-        )
+        rows = slice(max(0, top - gap[0]), top + height + gap[1])
+        box[rows, max(0, left - gap[2]) : left + width + gap[3]] = True
         return box
+    if kind == "oval":
+        oval = np.zeros(mask.shape, np.uint8)
+        center = (left + width // 2, top + height // 2)
+        axes = (int(0.55 * width + rng.integers(3, 14)), int(0.55 * height + rng.integers(3, 14)))
+        cv2.ellipse(oval, center, axes, 0, 0, 360, 1, -1)
+        return (oval > 0) | mask
     side = 2 * int(rng.integers(1, 4) if kind == "tight" else rng.integers(5, 12)) + 1
     return cv2.dilate(mask.astype(np.uint8), cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))) > 0
 
@@ -65,7 +73,7 @@ def cache_latents(pool: Path, folder: Path, model: torch.nn.Module, count: int) 
         for name in ("image", "clean", "masked")
     }
     masks = np.lib.format.open_memmap(folder / "mask.npy", mode, bool, (count, *mask.shape[1:]))
-    for first in range(start, count, BATCH):
+    for first in tqdm(range(start, count, BATCH), desc="latents", unit="batch"):
         part = slice(first, min(count, first + BATCH))
         loose = np.stack(
             [loosen_mask(np.random.default_rng([7, i]), mask[i]) for i in range(part.start, part.stop)]

@@ -1,5 +1,6 @@
 """The training loop of all parts of the embedded model: constant rate, averaged weights, exact restart."""
 
+import argparse
 import csv
 import signal
 import time
@@ -14,6 +15,16 @@ from defaug_utils.files import write_atomically
 
 LOG_EVERY = 20  # steps
 SAVE_SECONDS = 240
+
+
+def read_options(description: str, folder: str, steps: int) -> argparse.Namespace:
+    """The command line of a training on the drawn pool."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--pool", type=Path, default=Path("runs/embedded/pool"))
+    parser.add_argument("--folder", type=Path, default=Path("runs/embedded") / folder)
+    parser.add_argument("--steps", type=int, default=steps)
+    parser.add_argument("--minutes", type=float, default=1e6)
+    return parser.parse_args()
 
 
 def seed_step(seed: int, step: int) -> tuple[np.random.Generator, torch.Generator]:

@@ -25,13 +25,15 @@ def list_stages(scale: float, parts: int, latents: int) -> list[list[str]]:
         ["draw_pool.py", "--folder", f"{ROOT}/pool", "--count", str(parts)],
         ["draw_pool.py", "--folder", f"{ROOT}/validation", "--count", "400", "--first-seed", "1000000000"],
         ["build_tokenizer.py"],
-        ["train_autoencoder.py", "--steps", "840"],
+        ["train_text.py"],
+        ["train_autoencoder.py", "--steps", "849"],
         ["cache_latents.py", "--count", str(latents)],
-        ["train_unet.py", "--task", "inpainting", *steps(3000)],
-        ["train_unet.py", "--task", "text2image", *steps(600)],
         ["train_autoencoder.py", "--decoder-only", *steps(2000)],
-        ["train_backbone.py", *steps(1500)],
-        ["train_segmenter.py", *steps(1500)],
+        ["train_unet.py", "--task", "inpainting", *steps(10000)],
+        ["train_unet.py", "--task", "text2image", *steps(5000)],
+        ["train_unet.py", "--task", "inpainting", *steps(16000)],
+        ["train_backbone.py", *steps(5000)],
+        ["train_segmenter.py", *steps(12000)],
         ["assemble.py"],
         ["measure.py"],
         ["draw_log.py"],
@@ -44,7 +46,7 @@ def main() -> None:
     )
     parser.add_argument("--scale", type=float, default=1.0)
     parser.add_argument("--parts", type=int, default=10000, help="parts drawn for training")
-    parser.add_argument("--latents", type=int, default=2000, help="parts whose latents the U-Nets see")
+    parser.add_argument("--latents", type=int, default=5000, help="parts whose latents the U-Nets see")
     arguments = parser.parse_args()
     for script, *options in list_stages(arguments.scale, arguments.parts, arguments.latents):
         print(script, *options, flush=True)

@@ -1,7 +1,13 @@
 """The parts of the embedded model around its autoencoder: text encoder, U-Nets, scheduler, pipelines."""
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionInpaintPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 TEXT_WIDTH = 128
@@ -16,7 +22,7 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
             intermediate_size=4 * TEXT_WIDTH,
             num_hidden_layers=4,
             num_attention_heads=4,
-            max_position_embeddings=77,
+            max_position_embeddings=tokenizer.model_max_length,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
@@ -67,9 +73,12 @@ class Denoiser(torch.nn.Module):
         return self.unet(sample, times, self.text_encoder(tokens)[0]).sample
 
 
-def build_inpainting(vae: AutoencoderKL, denoiser: Denoiser, tokenizer: CLIPTokenizer):
-    """The parts as diffusers' inpainting pipeline."""
-    return StableDiffusionInpaintPipeline(
+def build_pipeline(
+    vae: AutoencoderKL, denoiser: Denoiser, tokenizer: CLIPTokenizer
+) -> StableDiffusionPipeline | StableDiffusionInpaintPipeline:
+    """The parts as diffusers' pipeline: inpainting for a U-Net of 9 channels, else text to image."""
+    is_inpainting = denoiser.unet.config.in_channels == 9
+    return (StableDiffusionInpaintPipeline if is_inpainting else StableDiffusionPipeline)(
         vae=vae,
         text_encoder=denoiser.text_encoder,
         tokenizer=tokenizer,

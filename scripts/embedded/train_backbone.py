@@ -4,42 +4,32 @@ parts.
 python scripts/embedded/train_backbone.py --folder runs/embedded/backbone
 """
 
-import argparse
 import json
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as functional
-from loop import Run
+from loop import Run, read_options
 from transformers import ResNetConfig, ResNetForImageClassification
 
+from defaug_utils.classifier import BACKBONES, normalise_images
 from defaug_utils.world_defects import DEFECTS
 from defaug_utils.world_materials import MATERIALS
 
-MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as the classifier's input
 LABELS = [*DEFECTS, *MATERIALS]
-BATCH = 12
+WINDOW, BATCH = 128, 32
 
 
 def build_backbone() -> ResNetForImageClassification:
     """The architecture, with random weights."""
     config = ResNetConfig(
-        embedding_size=16,
-        hidden_sizes=[16, 32, 64, 128],
-        depths=[2, 2, 2, 2],
-        layer_type="basic",
+        **BACKBONES["resnet10_quarter"],
         id2label=dict(enumerate(LABELS)),
         label2id={label: index for index, label in enumerate(LABELS)},
         problem_type="multi_label_classification",
     )
     return ResNetForImageClassification(config).to(memory_format=torch.channels_last)
-
-
-def normalize(images_u8: np.ndarray) -> torch.Tensor:
-    """Images of shape (batch, height, width, 3) as the network's input."""
-    pixels = (images_u8.astype(np.float32) / 255 - np.float32(MEAN)) / np.float32(DEVIATION)
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
 
 
 def read_labels(words: dict[str, str], is_clean: bool) -> np.ndarray:
@@ -51,15 +41,17 @@ def read_labels(words: dict[str, str], is_clean: bool) -> np.ndarray:
 def read_batch(
     rng: np.random.Generator, pool: Path, words: list[dict[str, str]]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Parts, two of three with their defect, mirrored at random."""
-    arrays = {name: np.load(pool / f"{name}.npy", mmap_mode="r") for name in ("image", "clean")}
+    """Square windows, two of three with a defect in sight, mirrored at random."""
+    arrays = {name: np.load(pool / f"{name}.npy", mmap_mode="r") for name in ("image", "clean", "mask")}
     images, labels = [], []
     for index in rng.integers(0, len(words), BATCH):
         is_clean = bool(rng.random() < 1 / 3)
+        row = int(rng.choice(np.nonzero(arrays["mask"][index].any(1))[0]))
+        top = int(np.clip(row - rng.integers(WINDOW), 0, arrays["mask"].shape[1] - WINDOW))
         flip = (slice(None, None, int(rng.choice([-1, 1]))), slice(None, None, int(rng.choice([-1, 1]))))
-        images.append(arrays["clean" if is_clean else "image"][index][flip])
+        images.append(arrays["clean" if is_clean else "image"][index][top : top + WINDOW][flip])
         labels.append(read_labels(words[index], is_clean))
-    return normalize(np.stack(images)), torch.from_numpy(np.stack(labels))
+    return normalise_images(torch.from_numpy(np.stack(images))), torch.from_numpy(np.stack(labels))
 
 
 def compute_losses(model: ResNetForImageClassification, pixels: torch.Tensor, labels: torch.Tensor):
@@ -68,17 +60,14 @@ def compute_losses(model: ResNetForImageClassification, pixels: torch.Tensor, la
         logits = model(pixels).logits.float()
     loss = functional.binary_cross_entropy_with_logits(logits, labels) * len(LABELS)
     split = len(DEFECTS)
-    right = (logits[:, split:].argmax(1) == labels[:, split:].argmax(1)).float().mean()
-    return {"loss": loss, "material_right": right}
+    material_right = (logits[:, split:].argmax(1) == labels[:, split:].argmax(1)).float().mean()
+    has_defect = labels[:, :split].any(1)
+    defect_right = (logits[:, :split].argmax(1) == labels[:, :split].argmax(1))[has_defect].float().mean()
+    return {"loss": loss, "material_right": material_right, "defect_right": defect_right.nan_to_num()}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pool", type=Path, default=Path("runs/embedded/pool"))
-    parser.add_argument("--folder", type=Path, default=Path("runs/embedded/backbone"))
-    parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--minutes", type=float, default=1e6)
-    arguments = parser.parse_args()
+    arguments = read_options(__doc__, "backbone", 5000)
     torch.manual_seed(0)
     words = json.loads((arguments.pool / "words.json").read_text())
     run = Run(arguments.folder, build_backbone(), 2e-3)

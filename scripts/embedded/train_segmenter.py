@@ -6,7 +6,6 @@ It sees procedural parts only, half of them slightly blurred, and never a genera
 measure.py and not part of the model.
 """
 
-import argparse
 import json
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as functional
-from loop import Run
+from loop import Run, read_options
 from torch import nn
 
 from defaug_utils.world_defects import DEFECTS
@@ -90,12 +89,7 @@ def compute_losses(model: Segmenter, pixels: torch.Tensor, targets: torch.Tensor
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pool", type=Path, default=Path("runs/embedded/pool"))
-    parser.add_argument("--folder", type=Path, default=Path("runs/embedded/segmenter"))
-    parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--minutes", type=float, default=1e6)
-    arguments = parser.parse_args()
+    arguments = read_options(__doc__, "segmenter", 12000)
     torch.manual_seed(0)
     words = json.loads((arguments.pool / "words.json").read_text())
     run = Run(arguments.folder, Segmenter().to(memory_format=torch.channels_last), 2e-3)

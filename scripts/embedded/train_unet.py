@@ -3,10 +3,10 @@
     python scripts/embedded/train_unet.py --task inpainting
     python scripts/embedded/train_unet.py --task text2image
 
-Inpainting paints a named defect (or clean surface) into a masked clean surface; every second step works
-on windows around the defect. A fifth of the full frames has everything masked, which is text to image:
-the text-to-image U-Net starts as that special case of the inpainting one, folded into a first layer of 4
-channels, with the text encoder kept.
+Inpainting paints a named defect (or clean surface) into a masked clean surface; most steps work on
+windows around the defect. In three of ten pictures everything is masked, which is text to image: there
+the words matter most, and the text-to-image U-Net starts as that special case of the inpainting one,
+folded into a first layer of 4 channels, with the text encoder kept.
 """
 
 import argparse
@@ -14,20 +14,22 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 import torch
 from cache_latents import encode, load_autoencoder
 from loop import Run, load_average
-from parts import Denoiser, build_inpainting, build_scheduler
+from parts import Denoiser, build_pipeline, build_scheduler
 from PIL import Image
+from train_text import TextReader, list_labels
 from transformers import CLIPTokenizer
 
 from defaug_utils.files import write_png
 from defaug_utils.worlds import caption_clean, caption_defect
 
 FRAMES, WINDOWS, WINDOW = 4, 12, 16  # images a step: full frames, or windows of that many latent rows
-CLEAN_SHARE, ALL_MASKED_SHARE = 0.25, 0.2
-DEFECT_WEIGHT = 4.0
+CLEAN_SHARE, ALL_MASKED_SHARE = 0.2, 0.3
+MASK_WEIGHT, DEFECT_WEIGHT = 2.0, 6.0  # added to the loss's weight of 1, under the mask and on the defect
 SAMPLE_PROMPTS = ["a long dark scratch", "background cracked", "white marks on the wall", "a deep black hole",
                   "a large stain", "copper metal scratches"]  # fmt: skip
 
@@ -39,6 +41,7 @@ class Latents(NamedTuple):
     clean: np.ndarray
     masked: np.ndarray
     mask: np.ndarray
+    defect: np.ndarray
     words: list[dict[str, str]]
     factor: float
     grey: torch.Tensor
@@ -59,7 +62,13 @@ def load_latents(folder: Path, pool: Path, autoencoder: torch.nn.Module) -> Late
     arrays = [np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("image", "clean", "masked", "mask")]
     grey = torch.from_numpy(encode(autoencoder, np.full((1, 384, 128, 3), 127.5, np.float32))).float()
     factor = 1 / float(arrays[1][:1000].astype(np.float32).std())
-    return Latents(*arrays, json.loads((pool / "words.json").read_text()), factor, grey)
+    defect = np.load(pool / "mask.npy", mmap_mode="r")
+    return Latents(*arrays, defect, json.loads((pool / "words.json").read_text()), factor, grey)
+
+
+def touch_cells(mask: np.ndarray) -> np.ndarray:
+    """The latent cells in which a mask has any pixel."""
+    return mask.reshape(48, 8, 16, 8).any((1, 3))
 
 
 def read_batch(
@@ -71,13 +80,13 @@ def read_batch(
         words, mask = latents.words[index], latents.mask[index]
         is_clean = rng.random() < CLEAN_SHARE
         target = (latents.clean if is_clean else latents.image)[index]
-        known, coarse, touched = latents.masked[index], mask[::8, ::8], mask.reshape(48, 8, 16, 8).any((1, 3))
-        weight = (1 + DEFECT_WEIGHT * touched).astype(np.float32)
-        if not with_windows and rng.random() < all_masked_share:
+        known, coarse, defect = latents.masked[index], mask[::8, ::8], touch_cells(latents.defect[index])
+        weight = 1 + MASK_WEIGHT * touch_cells(mask) + DEFECT_WEIGHT * defect
+        if rng.random() < all_masked_share:
             known, coarse = latents.grey[0].numpy(), np.ones_like(coarse)
         if with_windows:
             words = {**words, "place": ""}
-            hit = int(rng.choice(np.nonzero(touched)[0]))
+            hit = int(rng.choice(np.nonzero(defect)[0]))
             top = int(np.clip(hit - rng.integers(WINDOW), 0, 48 - WINDOW))
             window = slice(top, top + WINDOW)
             target, known, coarse, weight = (
@@ -102,15 +111,14 @@ def compute_losses(denoiser: Denoiser, tokenizer: CLIPTokenizer, batch: Batch, g
     sample = scheduler.add_noise(batch.target, noise, times)
     if denoiser.unet.config.in_channels == 9:
         sample = torch.cat([sample, batch.mask, batch.masked], 1)
-    tokens = tokenizer(
-        batch.captions, padding="max_length", max_length=77, truncation=True, return_tensors="pt"
-    )
+    tokens = tokenizer(batch.captions, padding="max_length", truncation=True, return_tensors="pt")
     with torch.autocast("cpu", torch.bfloat16):
         velocity = denoiser(sample, times, tokens.input_ids).float()
+    is_defect = batch.weight > 1 + MASK_WEIGHT
     error = (velocity - scheduler.get_velocity(batch.target, noise, times)).square()
     return {
         "loss": (error * batch.weight).mean() / batch.weight.mean(),
-        "in_mask": (error.detach() * (batch.weight > 1)).sum() / (4 * (batch.weight > 1).sum()),
+        "on_defect": (error.detach() * is_defect).sum() / (4 * is_defect.sum()),
     }
 
 
@@ -132,25 +140,25 @@ def save_inpainted(run: Run, tokenizer: CLIPTokenizer, autoencoder, factor: floa
     denoiser = Denoiser(tokenizer, 9)
     denoiser.load_state_dict(run.average)
     autoencoder.register_to_config(scaling_factor=factor)
-    pipeline = build_inpainting(autoencoder, denoiser.eval(), tokenizer)
+    pipeline = build_pipeline(autoencoder, denoiser.eval(), tokenizer)
     pipeline.set_progress_bar_config(disable=True)
-    clean, mask = (
-        np.load(validation / f"{name}.npy", mmap_mode="r")[: len(SAMPLE_PROMPTS)]
-        for name in ("clean", "mask")
-    )
-    loose = [mask[i].copy() for i in range(len(mask))]
+    clean = np.load(validation / "clean.npy", mmap_mode="r")[: len(SAMPLE_PROMPTS)]
+    mask = np.zeros(clean.shape[:3], np.uint8)
+    for oval in mask:  # one for all, so that the outline says nothing
+        cv2.ellipse(oval, (64, 192), (44, 34), 0, 0, 360, 1, -1)
+    mask = mask > 0
     images = pipeline(
         SAMPLE_PROMPTS,
         image=[Image.fromarray(picture) for picture in clean],
-        mask_image=[Image.fromarray((m * 255).astype(np.uint8)) for m in loose],
+        mask_image=[Image.fromarray((m * 255).astype(np.uint8)) for m in mask],
         height=384, width=128, num_inference_steps=15, guidance_scale=5.0,
         generator=[torch.Generator().manual_seed(i) for i in range(len(mask))],
     ).images  # fmt: skip
     holes = [
-        np.where(m[..., None], 127, picture).astype(np.uint8) for picture, m in zip(clean, loose, strict=True)
+        np.where(m[..., None], 127, picture).astype(np.uint8) for picture, m in zip(clean, mask, strict=True)
     ]
     ours = [np.asarray(picture) for picture in images]
-    pasted = [np.where(m[..., None], a, c) for a, c, m in zip(ours, clean, loose, strict=True)]
+    pasted = [np.where(m[..., None], a, c) for a, c, m in zip(ours, clean, mask, strict=True)]
     rows = [np.hstack(row) for row in (holes, ours, pasted)]
     write_png(run.folder / "samples" / f"{run.step:06d}.png", np.hstack(rows))
 
@@ -170,6 +178,8 @@ def main() -> None:
     latents = load_latents(root / "latents", root / "pool", autoencoder)
     if is_inpainting:
         model = Denoiser(tokenizer, 9)
+        reader = load_average(TextReader(tokenizer, len(list_labels(latents.words))), root / "text")
+        model.text_encoder.load_state_dict(reader.text_encoder.state_dict())
     else:
         model = fold_unet(load_average(Denoiser(tokenizer, 9), root / "inpainting"), tokenizer, latents)
         model.text_encoder.requires_grad_(False)
