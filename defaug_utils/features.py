@@ -92,15 +92,15 @@ def open_features(backbone: str, weights: str, device: str | torch.device = "cpu
 
     Args:
         backbone: a name in `classifier.BACKBONES`, or "inception" (torchvision's, where it is installed).
-        weights: for a ResNet what `build_classifier` takes (a folder, a `.safetensors` file with torchvision's
-            key names or a hub id); for Inception such a file.
+        weights: for a ResNet what `build_classifier` takes (a folder, a `.safetensors` file with
+            torchvision's key names or a hub id); for Inception such a file.
         device: where it runs.
 
     Returns:
         The network with the layers `DIAG_LAYERS`; a ResNet also has the others of its stages.
 
     Raises:
-        ValueError: unknown backbone, weights that don't fit, or none: a random network's features say nothing.
+        ValueError: unknown backbone, weights that don't fit, or none (random features say nothing).
         ModuleNotFoundError: Inception is asked for and torchvision is not installed.
     """
     if not weights:
@@ -118,7 +118,9 @@ def _open_inception(weights: Path, device: str | torch.device) -> FeatureNetwork
     """Torchvision's Inception v3 with weights of its key names."""
     models = _import_torchvision_models()
     if weights.suffix != ".safetensors" or not weights.is_file():
-        raise ValueError(f"weights {weights}: expected an existing .safetensors file of torchvision's Inception")
+        raise ValueError(
+            f"weights {weights}: expected an existing .safetensors file of torchvision's Inception"
+        )
     network = models.inception_v3(weights=None, init_weights=False)
     network.load_state_dict(load_file(weights))
     network = network.eval().to(device)

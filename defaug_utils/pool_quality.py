@@ -52,9 +52,10 @@ def measure_pools(
 
     Returns:
         One row a set and layer: set, masks (where they came from), leaks_in (scenarios), layer, channels,
-        n and n_real (images on either side), fd (of all of them), n_equal, fd_equal and kd with their
-        `…_std` (between n_equal images on either side, half of the real positives), and diversity. NaN
-        where images are too few, or where two parts have no such number.
+        fd_name and kd_name (what the distances may be called), n and n_real (images on either side), fd
+        (of all of them), n_equal, fd_equal and kd with their `…_std` (between n_equal images on either
+        side, half of the real positives), and diversity. NaN where images are too few, or where two parts
+        have no such number.
 
     Raises:
         ValueError: the train split has no real positive, or an image can't be read.
@@ -75,7 +76,8 @@ def measure_pools(
     table = _measure_set(REAL, positives, real, real, draws, seed)
     for name, rows in ({UNTOUCHED: negatives} | _read_pools(run_dir)).items():
         table += _measure_set(name, rows, summarise(rows), real, draws, seed)
-    return pd.DataFrame(table)
+    names = {f"{kind.lower()}_name": network.name_distance(kind) for kind in ("FD", "KD")}
+    return pd.DataFrame(table).assign(**names)
 
 
 def _read_pools(run_dir: Path | str) -> dict[str, pd.DataFrame]:

@@ -38,9 +38,7 @@ def label_method(arm: str) -> str:
     return OTHER_DETECTORS.get(arm) or label_arm(arm)
 
 
-def layout_results(
-    rows: pd.DataFrame, columns: Mapping[str, str], mark_cells: bool = False
-) -> pd.DataFrame:
+def layout_results(rows: pd.DataFrame, columns: Mapping[str, str], mark_cells: bool = False) -> pd.DataFrame:
     """Lay results out as the papers do: rows are methods and N_aug, cells are mean ± std.
 
     Args:
