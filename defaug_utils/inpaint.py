@@ -33,6 +33,7 @@ class Inpainter:
         notices: what a user must be told.
         batch_limit: largest batch that fitted in memory; None while none failed.
         embeddings: text embeddings by (prompt, negative prompt), computed once.
+        speed: what `speed_up` has switched on; it may change the last bits of a picture.
     """
 
     pipeline: "DiffusionPipeline"
@@ -41,6 +42,7 @@ class Inpainter:
     notices: list[str] = field(default_factory=list)
     batch_limit: int | None = None
     embeddings: dict[tuple[str, str], dict[str, torch.Tensor]] = field(default_factory=dict)
+    speed: list[str] = field(default_factory=list)
 
     @property
     def cell(self) -> int:
@@ -56,17 +58,28 @@ class Inpainter:
             "fingerprint": fingerprint(self.pipeline),
             "scheduler": {"class": type(scheduler).__name__, **settings},
             "dtype": str(self.pipeline.unet.dtype).removeprefix("torch."),
+            "speed": sorted(self.speed),
             "device": self.device.partition(":")[0],
         }
 
 
-def load_inpainter(model: Path | str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Inpainter:
+def load_inpainter(
+    model: Path | str,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    channels_last: bool = False,
+    compile_unet: bool = False,
+    slice_vae: bool = False,
+) -> Inpainter:
     """Load a model that can inpaint, from safetensors only.
 
     Args:
         model: a folder of diffusers' layout, a single .safetensors checkpoint, or a hub id.
         device: such as "cpu" or "cuda".
-        dtype: of the weights; half precision is for GPUs.
+        dtype: of the weights; half precision is for GPUs, where bfloat16 is the one that does not overflow.
+        channels_last: see `speed_up`.
+        compile_unet: see `speed_up`.
+        slice_vae: see `speed_up`.
 
     Returns:
         The model. A text-to-image model works, too, by blending latents; its `notices` say so.
@@ -92,7 +105,9 @@ def load_inpainter(model: Path | str, device: str = "cpu", dtype: torch.dtype = 
             f"{model} can't be loaded for inpainting: {error}; expected a complete Stable Diffusion "
             "model (1.5, 2 or XL) in safetensors; a hub id needs a connection or a copy from an earlier use"
         ) from error
-    return wrap_pipeline(pipeline.to(device), str(model), device)
+    inpainter = wrap_pipeline(pipeline.to(device), str(model), device)
+    speed_up(inpainter, channels_last, compile_unet, slice_vae)
+    return inpainter
 
 
 def _load_folder(model: str, dtype: torch.dtype) -> "DiffusionPipeline":
@@ -153,6 +168,30 @@ def wrap_pipeline(pipeline: "DiffusionPipeline", model: str, device: str = "cpu"
         inpainter.notices.append("the model's picture filter is off: it blanks harmless pictures of parts")
     pipeline.set_progress_bar_config(disable=True)
     return inpainter
+
+
+def speed_up(
+    inpainter: Inpainter, channels_last: bool = False, compile_unet: bool = False, slice_vae: bool = False
+) -> None:
+    """Switch on what makes large batches faster or smaller, and record it for the recipe.
+
+    Args:
+        inpainter: the model, changed in place; its weights keep their names and values.
+        channels_last: memory layout of the convolutions that GPUs prefer.
+        compile_unet: translate the U-Net for this machine at its first use (minutes; again for every other
+            batch size), which pays for hundreds of images.
+        slice_vae: take the autoencoder's images one by one, so that a larger batch fits.
+    """
+    pipeline = inpainter.pipeline
+    if channels_last:
+        for part in (pipeline.unet, pipeline.vae):
+            part.to(memory_format=torch.channels_last)
+    if slice_vae:
+        pipeline.vae.enable_slicing()
+    if compile_unet:
+        pipeline.unet.compile()
+    chosen = {"channels_last": channels_last, "compile_unet": compile_unet, "slice_vae": slice_vae}
+    inpainter.speed += [name for name, is_on in chosen.items() if is_on and name not in inpainter.speed]
 
 
 def fingerprint(pipeline: "DiffusionPipeline") -> str:

@@ -106,6 +106,36 @@ def test_the_recipe_tells_models_apart_wherever_they_lie(inpainter, broken, tmp_
     json.dumps(inpainter.describe(), allow_nan=False)
 
 
+def test_the_fast_path_paints_the_same_and_says_that_it_was_taken(folder, inpainter):
+    fast = load_inpainter(folder, channels_last=True, compile_unet=True, slice_vae=True)
+    assert fast.pipeline.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+    assert fast.pipeline.vae.use_slicing and not inpainter.pipeline.vae.use_slicing
+    jobs = [make_job(0), make_job(1)]
+    calls = []
+    fast.pipeline.unet._compiled_call_impl = record_calls(fast.pipeline.unet, calls)
+    pairs = zip(inpaint_batch(fast, jobs, SETTINGS), inpaint_batch(inpainter, jobs, SETTINGS), strict=True)
+    assert calls, "the compiled U-Net was not used"
+    for quick, plain in pairs:
+        assert np.abs(quick.painted_u8.astype(int) - plain.painted_u8).max() <= 1
+    told, usual = fast.describe(), inpainter.describe()
+    assert told["speed"] == ["channels_last", "compile_unet", "slice_vae"] and usual["speed"] == []
+    assert told["fingerprint"] == usual["fingerprint"], "the weights are the same ones by the same names"
+
+
+def record_calls(unet: torch.nn.Module, calls: list) -> object:
+    """What the compiled U-Net would run, without the minutes that translating takes."""
+    assert unet._compiled_call_impl is not None
+    return lambda *inputs, **options: calls.append(1) or unet._call_impl(*inputs, **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_paints_finite_pictures(folder, dtype):
+    half = load_inpainter(folder, dtype=dtype)
+    (made,) = inpaint_batch(half, [make_job()], SETTINGS)
+    assert made.is_finite
+    assert half.describe()["dtype"] == str(dtype).removeprefix("torch.")
+
+
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "tokenizer", "scheduler"])
 def test_a_missing_part_is_named(broken, part):
     shutil.rmtree(broken / part)
