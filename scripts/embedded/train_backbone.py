@@ -67,7 +67,7 @@ def compute_losses(model: ResNetForImageClassification, pixels: torch.Tensor, la
 
 
 def main() -> None:
-    arguments = read_options(__doc__, "backbone", 5000)
+    arguments = read_options(__doc__, "backbone", 6000)
     torch.manual_seed(0)
     words = json.loads((arguments.pool / "words.json").read_text())
     run = Run(arguments.folder, build_backbone(), 2e-3)

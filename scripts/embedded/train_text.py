@@ -71,7 +71,7 @@ def compute_losses(
 
 
 def main() -> None:
-    arguments = read_options(__doc__, "text", 400)
+    arguments = read_options(__doc__, "text", 418)
     torch.manual_seed(0)
     words = json.loads((arguments.pool / "words.json").read_text())
     labels = list_labels(words)
