@@ -11,8 +11,8 @@ The baseline, in the same run: one call of the pipeline an image, with texts and
 it, in float16 (float32 on a processor), without compilation. Then the package's own path (`inpaint_batch`)
 with the options given. Printed are images a second, peak memory and, on a GPU, the share of the card's
 bfloat16 peak, measured by large matrix products in the same run: arithmetic of U-Net and autoencoder (counted
-without running them) over time. Time is wall time; the first round of either warms up and does not count
-on a GPU.
+without running them) over time. On a GPU time is wall time, after a first round of either that does not
+count; on a processor CPU time counts, so that other work on the machine does not.
 """
 
 import argparse
@@ -240,9 +240,9 @@ def paint_plainly(pipeline: diffusers.DiffusionPipeline, job: InpaintJob, settin
 def measure(paint: Callable[[], object], count: int, device: str) -> tuple[float, float]:
     """Images a second and peak memory in GiB; on a GPU after a round that does not count."""
     if device == "cpu":
-        start = time.perf_counter()
+        start = time.process_time()
         paint()
-        return count / (time.perf_counter() - start), resource.getrusage(
+        return count / (time.process_time() - start), resource.getrusage(
             resource.RUSAGE_SELF
         ).ru_maxrss / 2**20
     paint()
