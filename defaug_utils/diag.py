@@ -13,12 +13,12 @@ import defaug_utils
 from defaug_utils.changes import Check, CheckLimits, check_image
 from defaug_utils.images import read_image
 from defaug_utils.inpaint import Inpainter
-from defaug_utils.inpaint_batches import InpaintedImage, InpaintJob, check_prompts, inpaint_batch
+from defaug_utils.inpaint_batches import InpaintedImage, InpaintJob, inpaint_batch
 from defaug_utils.inpaint_settings import InpaintSettings
 from defaug_utils.manifest import check_sources, image_seed
 from defaug_utils.masks import MaskSource
 from defaug_utils.pools import GeneratedImage, generate_pool
-from defaug_utils.prompts import Prompt, choose_prompt
+from defaug_utils.prompts import Prompt, check_prompts, choose_prompt
 from defaug_utils.sources import list_sources, read_dataset, survey_sources
 
 MODEL = "diffusers/stable-diffusion-xl-1.0-inpainting-0.1"  # DIAG, section 4

@@ -9,6 +9,8 @@ import torch
 from defaug_utils.compositing import Box, choose_box, composite, cover_cells, cut_out, paste_back
 from defaug_utils.inpaint import Inpainter
 from defaug_utils.inpaint_settings import InpaintSettings
+from defaug_utils.memory import run_in_parts
+from defaug_utils.prompts import check_prompts
 
 
 class InpaintJob(NamedTuple):
@@ -35,29 +37,6 @@ class InpaintedImage(NamedTuple):
     painted_u8: np.ndarray
     is_finite: bool
     latent_cells: int
-
-
-def check_prompts(inpainter: Inpainter, prompts: Sequence[str]) -> None:
-    """Refuse texts that the model would silently cut.
-
-    Raises:
-        ValueError: lists every text that is empty or longer than the tokenizer's limit.
-    """
-    problems = []
-    names = [name for name in ("tokenizer", "tokenizer_2") if getattr(inpainter.pipeline, name, None)]
-    for prompt in dict.fromkeys(prompts):
-        if not prompt.strip():
-            problems.append("a prompt is empty: say what defect to paint")
-        for name in names:
-            tokenizer = getattr(inpainter.pipeline, name)
-            count = len(tokenizer(prompt, truncation=False, verbose=False).input_ids)
-            if count > tokenizer.model_max_length:
-                problems.append(
-                    f"{prompt[:60]!r}… has {count} tokens, the model's limit is {tokenizer.model_max_length}"
-                )
-                break
-    if problems:
-        raise ValueError("prompts: " + "; ".join(problems) + ": nothing is cut silently, shorten them")
 
 
 def inpaint_batch(
@@ -89,27 +68,9 @@ def inpaint_batch(
     check_jobs(jobs)
     check_prompts(inpainter, [job.prompt for job in jobs])
     check_prompts(inpainter, [job.negative_prompt for job in jobs if job.negative_prompt])
-    results: list[InpaintedImage] = []
-    while len(results) < len(jobs):
-        limit = inpainter.batch_limit or len(jobs)
-        part = jobs[len(results) : len(results) + limit]
-        try:
-            made = _paint(inpainter, part, settings)
-        except torch.OutOfMemoryError as error:
-            if len(part) == 1:
-                raise MemoryError(
-                    f"not even one image of {settings.size[0]} × {settings.size[1]} fits in the memory of "
-                    f"{inpainter.device}: choose a smaller size, half precision or a smaller model"
-                ) from error
-            inpainter.batch_limit = len(part) // 2
-        else:
-            results += made
-            if on_images:
-                on_images(len(made))
-            continue
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-    return results
+    return run_in_parts(
+        jobs, lambda part: _paint(inpainter, part, settings), inpainter, settings.size, on_images
+    )
 
 
 def check_jobs(jobs: Sequence[InpaintJob]) -> None:
