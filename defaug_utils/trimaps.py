@@ -3,8 +3,9 @@
 Li et al. (AdaBLDM, 2024), section 3.2; 20,000 triples in its code.
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from string import Formatter
 from typing import NamedTuple
@@ -252,6 +253,15 @@ class TripleSet(Sequence[Triple]):
         if count < 1:
             problems.append(f"count {count} must be 1 or more")
         raise_problems("triples", problems, ManifestError)
+
+    def describe(self) -> dict:
+        """Everything on which the triples depend, as JSON values."""
+        digest = hashlib.sha256()
+        for image_u8, mask, *names in [*self.defects, *self.goods]:
+            digest.update(f"{image_u8.shape} {names}\n".encode())
+            digest.update(image_u8.tobytes() + np.packbits(mask).tobytes())
+        counts = {"defects": len(self.defects), "goods": len(self.goods), "triples": self.count}
+        return asdict(self.settings) | counts | {"seed": self.seed, "sha256": digest.hexdigest()}
 
     def __len__(self) -> int:
         """How many there are before they repeat."""
