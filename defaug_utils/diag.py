@@ -17,7 +17,7 @@ from defaug_utils.inpaint_batches import InpaintedImage, InpaintJob, inpaint_bat
 from defaug_utils.inpaint_settings import InpaintSettings
 from defaug_utils.manifest import check_sources, image_seed
 from defaug_utils.masks import MaskSource
-from defaug_utils.pools import GeneratedImage, generate_pool
+from defaug_utils.pools import GeneratedImage, find_failed, generate_pool
 from defaug_utils.prompts import Prompt, check_prompts, choose_prompt
 from defaug_utils.sources import list_sources, read_dataset, survey_sources
 
@@ -189,8 +189,7 @@ def make_diag_pool(
             plan_image(index, seed, sources, data_folder, prompts, mask_source)
             for index, seed in zip(indices, seeds, strict=True)
         ]
-        results = paint_until_passed(inpainter, [plan.job for plan in plans], settings, limits, max_attempts)
-        return [_describe_image(plan, result) for plan, result in zip(plans, results, strict=True)]
+        return make_group(inpainter, plans, settings, limits, max_attempts)
 
     pool = generate_pool(
         folder,
@@ -219,6 +218,18 @@ def make_diag_pool(
     return pool
 
 
+def make_group(
+    inpainter: Inpainter,
+    plans: Sequence[DiagPlan],
+    settings: InpaintSettings,
+    limits: CheckLimits,
+    max_attempts: int = MAX_ATTEMPTS,
+) -> list[GeneratedImage]:
+    """Images of the pool that are painted at once, with their masks and rows; see `paint_until_passed`."""
+    results = paint_until_passed(inpainter, [plan.job for plan in plans], settings, limits, max_attempts)
+    return [_describe_image(plan, result) for plan, result in zip(plans, results, strict=True)]
+
+
 def _describe_image(plan: DiagPlan, result: DiagResult) -> GeneratedImage:
     row = plan.row | result.check.as_row()
     row |= {"attempt": result.attempt, "latent_cells": result.painted.latent_cells}
@@ -234,5 +245,5 @@ def list_failures(pool: pd.DataFrame) -> pd.DataFrame:
     Returns:
         The columns `image`, `prompt`, `mask_name`, `attempt` and `check_reason` of these rows.
     """
-    has_failed = pool["check_passed"].astype(str).str.lower() != "true"
-    return pool.loc[has_failed, ["image", "prompt", "mask_name", "attempt", "check_reason"]]
+    columns = ["image", "prompt", "mask_name", "attempt", "check_reason"]
+    return pool.loc[find_failed(pool), columns]
