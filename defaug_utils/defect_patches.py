@@ -173,3 +173,29 @@ def paste_defect(image_u8: np.ndarray, defect: Defect, top: int, left: int) -> t
     mask[box] = defect.mask
     pasted[box][defect.mask] = defect.image_u8[defect.mask]
     return pasted, mask
+
+
+def move_inside(
+    mask: np.ndarray, foreground: np.ndarray, generator: np.random.Generator
+) -> np.ndarray | None:
+    """A mask where it lies fully inside an object: where it is, if it does there, else at a random place.
+
+    Args:
+        mask: shape (height, width), bool, not empty.
+        foreground: same shape, bool, true on the object.
+        generator: draws the place.
+
+    Returns:
+        Same shape, bool; None where it fits nowhere.
+    """
+    if foreground[mask].all():
+        return mask
+    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+    shape = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    places = find_places(foreground, shape)
+    if not len(places):
+        return None
+    top, left = places[generator.integers(len(places))]
+    moved = np.zeros_like(mask)
+    moved[top : top + shape.shape[0], left : left + shape.shape[1]] = shape
+    return moved

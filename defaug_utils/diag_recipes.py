@@ -4,12 +4,13 @@ import json
 from pathlib import Path
 
 from defaug_utils.changes import CheckLimits
-from defaug_utils.diag import make_group, plan_image
+from defaug_utils.diag import make_painter
 from defaug_utils.inpaint import Inpainter
 from defaug_utils.inpaint_settings import InpaintSettings
 from defaug_utils.manifest import image_seed
 from defaug_utils.mask_shapes import ShapePriors
 from defaug_utils.masks import MaskSource, ProceduralMasks
+from defaug_utils.painted_pools import make_group, plan_image
 from defaug_utils.pools import GeneratedImage
 from defaug_utils.prompts import Prompt
 from defaug_utils.sources import list_sources, read_dataset, survey_sources
@@ -65,9 +66,8 @@ def remake_image(
     settings = {name: value for name, value in recipe["settings"].items() if name != "effective_steps"}
     limits = {name: value for name, value in recipe["checks"].items() if name != "max_attempts"}
     return make_group(
-        inpainter,
+        make_painter(inpainter, InpaintSettings(**settings | {"size": tuple(settings["size"])})),
         plans,
-        InpaintSettings(**settings | {"size": tuple(settings["size"])}),
         CheckLimits(**limits),
         recipe["checks"]["max_attempts"],
     )[index - first]

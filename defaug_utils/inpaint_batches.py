@@ -1,6 +1,7 @@
 """Painting defects in batches: every image by its own seed, the original kept outside its mask."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -31,12 +32,14 @@ class InpaintedImage(NamedTuple):
         painted_u8: what the model made, before the original was put back.
         is_finite: false where the model gave values that are no numbers.
         latent_cells: cells of the latent grid that the mask touched; below some ten, expect little.
+        further: columns that the method adds to the image's row.
     """
 
     image_u8: np.ndarray
     painted_u8: np.ndarray
     is_finite: bool
     latent_cells: int
+    further: Mapping[str, object] = MappingProxyType({})
 
 
 def inpaint_batch(
@@ -118,18 +121,29 @@ def _paint(
         ).images.float()
     painted = painted.permute(0, 2, 3, 1).cpu().numpy()
     return [
-        _finish(job, box, pixels, int(cover.sum()) // inpainter.cell**2, settings.feather)
+        finish_image(job, box, pixels, int(cover.sum()) // inpainter.cell**2, settings.feather)
         for job, box, pixels, cover in zip(jobs, boxes, painted, covers, strict=True)
     ]
 
 
-def _finish(job: InpaintJob, box: Box, pixels: np.ndarray, cells: int, feather: int) -> InpaintedImage:
+def finish_image(
+    job: InpaintJob, box: Box, pixels: np.ndarray, cells: int, feather: int = 0, further: dict | None = None
+) -> InpaintedImage:
+    """Put what was painted back into its image, under the mask only.
+
+    Args:
+        job: what was asked for.
+        box: the part that was worked on.
+        pixels: shape (height, width, 3) at the working size, in [0, 1].
+        cells: of the latent grid that the mask touched.
+        feather: see `composite`.
+        further: columns that the method adds to the image's row.
+    """
     is_finite = bool(np.isfinite(pixels).all())
     pixels_u8 = np.rint(255 * np.clip(np.nan_to_num(pixels), 0, 1)).astype(np.uint8)
     painted_u8 = paste_back(job.image_u8, pixels_u8, box)
-    return InpaintedImage(
-        composite(job.image_u8, painted_u8, job.mask, feather), painted_u8, is_finite, cells
-    )
+    finished_u8 = composite(job.image_u8, painted_u8, job.mask, feather)
+    return InpaintedImage(finished_u8, painted_u8, is_finite, cells, further or {})
 
 
 def embed_texts(

@@ -6,7 +6,14 @@ import cv2
 import numpy as np
 import pytest
 
-from defaug_utils.defect_patches import cut_defect, find_places, paste_defect, read_defects, turn_defect
+from defaug_utils.defect_patches import (
+    cut_defect,
+    find_places,
+    move_inside,
+    paste_defect,
+    read_defects,
+    turn_defect,
+)
 from defaug_utils.files import write_png
 from defaug_utils.manifest import ManifestError, make_manifest
 from defaug_utils.trimaps import (
@@ -223,3 +230,14 @@ def test_all_broken_files_are_told_at_once(tmp_path: Path, dataset):
     assert all(name in str(told.value) for name in ("2.png", "3.png", "5.png"))
     with pytest.raises(ManifestError, match=r"images/0.png: no object"):
         read_good_images(dataset.head(2), tmp_path, SIZE, lambda image_u8: np.zeros(image_u8.shape[:2], bool))
+
+
+def test_drawn_masks_are_moved_inside_the_object_only_where_they_must():
+    generator, foreground = np.random.default_rng(0), make_good().foreground
+    inside, outside = np.zeros((2, 40, 48), bool)
+    inside[18:20, 20:25] = True
+    outside[0:3, 0:4] = True
+    assert move_inside(inside, foreground, generator) is inside
+    moved = move_inside(outside, foreground, generator)
+    assert np.count_nonzero(moved) == 12 and foreground[moved].all()
+    assert move_inside(~inside, foreground, generator) is None
