@@ -18,7 +18,9 @@ from defaug_utils.inpaint_batches import InpaintedImage, InpaintJob, check_jobs,
 from defaug_utils.latents import decode_latents, to_floats
 from defaug_utils.masks import MaskSource
 from defaug_utils.memory import run_in_parts
-from defaug_utils.painted_pools import MAX_ATTEMPTS, FitMask, make_painted_pool
+from defaug_utils.painted_pools import MAX_ATTEMPTS, FitMask, Paint, make_painted_pool
+from defaug_utils.painted_recipes import read_settings, remake_painted_image
+from defaug_utils.pools import GeneratedImage
 from defaug_utils.prompts import Prompt, check_prompts
 from defaug_utils.text2image import check_size
 from defaug_utils.trimaps import FindForeground, make_trimap
@@ -79,7 +81,7 @@ def _blend(
     boxes = [choose_box(job.mask, settings.size, None) for job in jobs]
     cuts = [cut_out(job.image_u8, job.mask, box, settings.size) for job, box in zip(jobs, boxes, strict=True)]
     trimaps = [make_trimap(mask, find_foreground(image_u8)) for image_u8, mask in cuts]
-    images = to_floats([image_u8 for image_u8, _ in cuts]).to(model.device, model.pipeline.vae.dtype)
+    images = to_floats([image_u8 for image_u8, _ in cuts]).to(model.device)
     masks = torch.from_numpy(np.stack([mask for _, mask in cuts]))[:, None].to(model.device)
     prompts, negatives = ([getattr(job, name) for job in jobs] for name in ("prompt", "negative_prompt"))
     latents = blend_latents(
@@ -139,6 +141,20 @@ def decode_adapted(
 
 def _to_pixels(image: torch.Tensor) -> np.ndarray:
     return (image.detach().float() / 2 + 0.5).permute(1, 2, 0).cpu().numpy()
+
+
+def make_painter(
+    trimap_model: TrimapModel,
+    settings: BlendSettings,
+    adaptation: AdaptationSettings | None,
+    find_foreground: FindForeground,
+) -> Paint:
+    """Blending as `painted_pools` asks for it: jobs in, one result each out."""
+
+    def paint(jobs: Sequence[InpaintJob]) -> list[InpaintedImage]:
+        return blend_batch(trimap_model, jobs, settings, adaptation, find_foreground)
+
+    return paint
 
 
 def make_mask_fitter(find_foreground: FindForeground) -> FitMask:
@@ -215,14 +231,11 @@ def make_adabldm_pool(
         "foreground": foreground,
     }
 
-    def paint(jobs: Sequence[InpaintJob]) -> list[InpaintedImage]:
-        return blend_batch(trimap_model, jobs, settings, adaptation, find)
-
     return make_painted_pool(
         folder,
         data_folder,
         count,
-        paint,
+        make_painter(trimap_model, settings, adaptation, find),
         "adabldm",
         recipe,
         prompts,
@@ -234,5 +247,42 @@ def make_adabldm_pool(
         shard,
         shard_count,
         on_images,
+        make_mask_fitter(find) if find_foreground else None,
+    )
+
+
+def remake_image(
+    row: dict,
+    recipe: dict,
+    data_folder: Path | str,
+    trimap_model: TrimapModel,
+    mask_source: MaskSource | None = None,
+    find_foreground: FindForeground | None = None,
+) -> GeneratedImage:
+    """Make one image of a pool again, see `remake_painted_image`.
+
+    Args:
+        row: of the pool's manifest.
+        recipe: from `read_recipe`.
+        data_folder: folder of the prepared data set.
+        trimap_model: the models that made the pool.
+        mask_source: where masks come from files; procedural ones are drawn by the recipe's priors.
+        find_foreground: as the pool had it.
+
+    Returns:
+        The image, its mask and its row.
+
+    Raises:
+        ValueError: models, data or masks are not those of the recipe.
+    """
+    settings, adaptation = BlendSettings(**read_settings(recipe["settings"])), recipe["adaptation"]
+    find = find_foreground or find_everything
+    return remake_painted_image(
+        row,
+        recipe,
+        data_folder,
+        make_painter(trimap_model, settings, AdaptationSettings(**adaptation) if adaptation else None, find),
+        {"model": trimap_model.describe()},
+        mask_source,
         make_mask_fitter(find) if find_foreground else None,
     )

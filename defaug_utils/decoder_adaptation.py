@@ -129,7 +129,7 @@ def adapt_decoder(
             "one image, (1, 4, …), (1, 3, height, width) and (1, 1, height, width)"
         )
     with torch.no_grad():
-        own_image = decode_latents(vae, latents).float()
+        own_image = decode_latents(vae, latents)
     trained, features = split_decoder(vae, latents, settings.parameters)
     good = good.to(own_image)
 
@@ -161,13 +161,19 @@ def split_decoder(vae: nn.Module, latents: Tensor, parameters: str) -> tuple[nn.
     modules = [decoder.conv_in, decoder.mid_block, *decoder.up_blocks, *ending]
     cut = 0 if count is None else len(modules) - count
     with torch.no_grad():
-        features = latents.to(vae.dtype) / vae.config.scaling_factor
+        features = (latents / vae.config.scaling_factor).to(vae.dtype)
         if vae.post_quant_conv is not None:
             features = vae.post_quant_conv(features)
         for module in modules[:cut]:
             features = module(features)
     trained = copy.deepcopy(nn.Sequential(*modules[cut:])).float().requires_grad_(True)
-    return trained, features.float()
+    layout = torch.channels_last if uses_gpu(trained) else torch.contiguous_format
+    return trained.to(memory_format=layout), features.float().contiguous(memory_format=layout)
+
+
+def uses_gpu(module: nn.Module) -> bool:
+    """Whether a module lies on a GPU, where other layouts and optimisers are faster."""
+    return next(module.parameters()).is_cuda
 
 
 @torch.enable_grad()
@@ -178,7 +184,7 @@ def _descend(
     on_step: Callable[[int, float], None] | None,
 ) -> list[float]:
     """Steps of AdamW until all are done, nothing improves or the loss is no number; losses before them."""
-    optimiser = torch.optim.AdamW(trained.parameters(), settings.learning_rate)
+    optimiser = torch.optim.AdamW(trained.parameters(), settings.learning_rate, fused=uses_gpu(trained))
     losses: list[float] = []
     lowest, waited = float("inf"), 0
     for step in range(settings.steps):

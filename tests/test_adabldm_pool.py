@@ -10,7 +10,7 @@ from tiny_models import save_model
 
 from defaug_utils import adabldm_pool, pools
 from defaug_utils.adabldm import BlendSettings, scale_stages
-from defaug_utils.adabldm_pool import blend_batch, make_adabldm_pool
+from defaug_utils.adabldm_pool import blend_batch, make_adabldm_pool, remake_image
 from defaug_utils.changes import CheckLimits
 from defaug_utils.controlnet import TrimapModel, make_controlnet
 from defaug_utils.decoder_adaptation import AdaptationSettings
@@ -20,6 +20,7 @@ from defaug_utils.images import read_image, read_mask
 from defaug_utils.inpaint_batches import InpaintJob
 from defaug_utils.manifest import make_manifest, read_manifest, write_manifest
 from defaug_utils.masks import open_mask_source
+from defaug_utils.painted_recipes import read_recipe
 from defaug_utils.prompts import Prompt, make_prompts
 from defaug_utils.text2image import load_text2image
 
@@ -93,6 +94,18 @@ def test_the_recipe_holds_everything_else(whole: Path):
     assert recipe["settings"] | {"steps": 3, "guidance": 9.0, "latent_editing": [2, 3]} == recipe["settings"]
     assert recipe["adaptation"]["steps"] == 2 and recipe["foreground"] == "whole"
     assert recipe["model"]["fingerprint"] and recipe["model"]["controlnet_fingerprint"]
+
+
+def test_every_image_can_be_made_again_from_its_row_and_the_recipe(whole: Path, data: Path, trimap_model):
+    pool, recipe = read_manifest(whole / "manifest.csv"), read_recipe(whole)
+    for row in pool.iloc[[4, 1]].to_dict("records"):
+        again = remake_image(row, recipe, data, trimap_model)
+        assert (again.image_u8 == read_image(whole / row["image"])).all()
+        assert (again.mask == read_mask(whole / row["mask"])).all()
+        assert again.row["adaptation_after"] == row["adaptation_after"]
+    other = TrimapModel(trimap_model.model, make_controlnet(trimap_model.model, seed=1))
+    with pytest.raises(ValueError, match="model differ from the pool's recipe"):
+        remake_image(pool.iloc[0].to_dict(), recipe, data, other)
 
 
 def test_two_shards_give_the_same_bytes(tmp_path: Path, whole: Path, data: Path, trimap_model: TrimapModel):
