@@ -16,12 +16,14 @@ from defaug_utils.decoder_adaptation import AdaptationSettings, adapt_decoder
 from defaug_utils.defect_patches import move_inside
 from defaug_utils.inpaint_batches import InpaintedImage, InpaintJob, check_jobs, finish_image
 from defaug_utils.latents import decode_latents, to_floats
+from defaug_utils.manifest import raise_problems
 from defaug_utils.masks import MaskSource
 from defaug_utils.memory import run_in_parts
 from defaug_utils.painted_pools import MAX_ATTEMPTS, FitMask, Paint, make_painted_pool
 from defaug_utils.painted_recipes import read_settings, remake_painted_image
 from defaug_utils.pools import GeneratedImage
 from defaug_utils.prompts import Prompt, check_prompts
+from defaug_utils.sources import read_dataset
 from defaug_utils.text2image import check_size
 from defaug_utils.trimaps import FindForeground, make_trimap
 
@@ -143,6 +145,26 @@ def _to_pixels(image: torch.Tensor) -> np.ndarray:
     return (image.detach().float() / 2 + 0.5).permute(1, 2, 0).cpu().numpy()
 
 
+def check_training(trimap_model: TrimapModel, dataset: pd.DataFrame) -> None:
+    """Refuse a ControlNet that has seen test or validation images.
+
+    Args:
+        trimap_model: with what is known of its training.
+        dataset: manifest of the prepared data set.
+
+    Raises:
+        ManifestError: lists every image that it learned from and that is not in the train split.
+    """
+    split_of = dict(zip(dataset["image"], dataset["split"], strict=True))
+    names = [name for part in trimap_model.training.get("trained_on", {}).values() for name in part]
+    problems = [
+        f"{name} is {split_of.get(name, 'unknown to the data set')}, only train images may be learned from"
+        for name in names
+        if split_of.get(name) != "train"
+    ]
+    raise_problems("images that the ControlNet learned from", problems)
+
+
 def make_painter(
     trimap_model: TrimapModel,
     settings: BlendSettings,
@@ -217,10 +239,12 @@ def make_adabldm_pool(
 
     Raises:
         FileNotFoundError: there is no prepared data set.
-        ManifestError: it has no training negative, or some can't be used.
+        ManifestError: it has no training negative, or some can't be used; or the ControlNet learned from
+            images that are not in its train split.
         ValueError: texts, sizes or masks don't suit, or the folder holds a pool of other settings.
     """
     settings, find = settings or BlendSettings(), find_foreground or find_everything
+    check_training(trimap_model, read_dataset(data_folder))
     check_size(trimap_model.model, settings.size)
     texts = [text for prompt in prompts for text in (prompt.text, prompt.negative) if text]
     check_prompts(trimap_model.model, texts)

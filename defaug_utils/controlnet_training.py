@@ -126,7 +126,8 @@ def train_controlnet(
         controlnet, optimiser, compute_loss, folder, plan, described, accelerator, on_step, save_samples
     )
     if accelerator.is_main_process:
-        save_controlnet(controlnet, folder / "controlnet")
+        training = {"base": model.describe()["fingerprint"], "steps": plan.steps} | described
+        save_controlnet(controlnet, folder / "controlnet", training | {"trained_on": triples.list_names()})
     return ControlNetRun(controlnet.eval(), run.history, run.resumed_steps)
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import mse_loss
+from torch.nn.functional import max_pool2d, mse_loss
 
 from defaug_utils.latents import decode_latents
 
@@ -61,6 +61,13 @@ class AdaptationSettings:
         broken = [message for message, is_met in demands.items() if not is_met]
         if broken:
             raise ValueError("decoder adaptation: " + "; ".join(broken))
+
+
+class BackgroundError(NamedTuple):
+    """Mean absolute error against the good image, grey levels: outside the mask, and close to its border."""
+
+    outside: float
+    border: float
 
 
 class Adaptation(NamedTuple):
@@ -210,3 +217,20 @@ def find_divergence(losses: list[float]) -> str:
     if losses[-1] > losses[0]:
         return f"the loss rose from {losses[0]:.3g} to {losses[-1]:.3g}"
     return ""
+
+
+def measure_background(image: Tensor, good: Tensor, mask: Tensor, width: int = 3) -> BackgroundError:
+    """How far an image, before the original is put back, is from the good one where it should be it.
+
+    Args:
+        image: shape (1, 3, height, width) in [-1, 1].
+        good: same shape.
+        mask: shape (1, 1, height, width), bool, true on the defect.
+        width: of the border, pixels outside the mask; a seam shows there.
+
+    Returns:
+        Errors in grey levels; no number where nothing lies outside.
+    """
+    difference = (image.clamp(-1, 1) - good).abs().mean(dim=1, keepdim=True) * 127.5
+    grown = max_pool2d(mask.float(), 2 * width + 1, stride=1, padding=width) > 0
+    return BackgroundError(float(difference[~mask].mean()), float(difference[grown & ~mask].mean()))

@@ -263,6 +263,11 @@ class TripleSet(Sequence[Triple]):
         counts = {"defects": len(self.defects), "goods": len(self.goods), "triples": self.count}
         return asdict(self.settings) | counts | {"seed": self.seed, "sha256": digest.hexdigest()}
 
+    def list_names(self) -> dict[str, list[str]]:
+        """Images that the triples are made of: those with defects, and the good ones."""
+        pairs = (("defects", self.defects), ("goods", self.goods))
+        return {name: sorted({source.name for source in sources}) for name, sources in pairs}
+
     def __len__(self) -> int:
         """How many there are before they repeat."""
         return self.count

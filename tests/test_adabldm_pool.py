@@ -18,7 +18,7 @@ from defaug_utils.files import write_png
 from defaug_utils.foreground import find_foreground
 from defaug_utils.images import read_image, read_mask
 from defaug_utils.inpaint_batches import InpaintJob
-from defaug_utils.manifest import make_manifest, read_manifest, write_manifest
+from defaug_utils.manifest import ManifestError, make_manifest, read_manifest, write_manifest
 from defaug_utils.masks import open_mask_source
 from defaug_utils.painted_recipes import read_recipe
 from defaug_utils.prompts import Prompt, make_prompts
@@ -92,8 +92,9 @@ def test_rows_say_how_each_image_was_made(whole: Path, data: Path):
 def test_the_recipe_holds_everything_else(whole: Path):
     (recipe,) = json.loads((whole / "recipe.json").read_text()).values()
     assert recipe["settings"] | {"steps": 3, "guidance": 9.0, "latent_editing": [2, 3]} == recipe["settings"]
+    assert recipe["model"]["controlnet"]["trained_on"] == "unknown", "a fresh one, never trained"
     assert recipe["adaptation"]["steps"] == 2 and recipe["foreground"] == "whole"
-    assert recipe["model"]["fingerprint"] and recipe["model"]["controlnet_fingerprint"]
+    assert recipe["model"]["fingerprint"] and recipe["model"]["controlnet"]["fingerprint"]
 
 
 def test_every_image_can_be_made_again_from_its_row_and_the_recipe(whole: Path, data: Path, trimap_model):
@@ -162,6 +163,17 @@ def test_a_defect_larger_than_the_object_is_told(tmp_path: Path, data: Path, tri
         ValueError, match=r"images/\d.png: none of 50 masks .procedural. fits into its object"
     ):
         make_adabldm_pool(tmp_path, data, trimap_model=trimap_model, **PLAN, find_foreground=find_dot)
+
+
+def test_a_controlnet_that_saw_test_images_is_refused(tmp_path: Path, data: Path, trimap_model: TrimapModel):
+    trained_on = {"defects": ["images/2.png", "images/9.png"], "goods": ["images/0.png"]}
+    seeing = TrimapModel(trimap_model.model, trimap_model.controlnet, {"trained_on": trained_on, "steps": 3})
+    with pytest.raises(ManifestError, match=r"images/2.png is test, .*\n.*images/9.png is unknown"):
+        make_adabldm_pool(tmp_path / "pool", data, trimap_model=seeing, **PLAN)
+    assert not (tmp_path / "pool").exists()
+    trained_on["defects"] = ["images/1.png"]
+    make_adabldm_pool(tmp_path / "pool", data, trimap_model=seeing, **PLAN | {"count": 1})
+    assert read_recipe(tmp_path / "pool")["model"]["controlnet"]["trained_on"] == ["images/1.png"]
 
 
 def test_a_diverged_adaptation_is_told_in_the_row_and_the_own_image_taken(data: Path, trimap_model):
