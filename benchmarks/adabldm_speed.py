@@ -29,7 +29,7 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from defaug_utils.adabldm import BlendSettings, blend_latents, scale_stages
-from defaug_utils.adabldm_pool import decode_adapted
+from defaug_utils.adabldm_batches import decode_adapted
 from defaug_utils.controlnet import (
     TrimapModel,
     embed_prompts,

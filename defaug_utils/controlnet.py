@@ -1,5 +1,6 @@
 """Adapter to diffusers: a trimap ControlNet beside a frozen text-to-image U-Net (AdaBLDM, section 3.2)."""
 
+import copy
 import json
 import math
 from collections.abc import Sequence
@@ -81,7 +82,8 @@ def make_controlnet(model: TextToImage, seed: int = 0) -> "ControlNetModel":
 
 def save_controlnet(controlnet: "ControlNetModel", folder: Path | str, training: dict | None = None) -> None:
     """Write a ControlNet in diffusers' layout, safetensors, and `training.json`: how it came about."""
-    controlnet.save_pretrained(folder, safe_serialization=True)
+    with quiet_libraries():
+        controlnet.save_pretrained(folder, safe_serialization=True)
     write_json(Path(folder) / TRAINING, training or {})
 
 
@@ -184,6 +186,22 @@ def to_conditioning(trimaps_u8: Sequence[np.ndarray]) -> Tensor:
     return stacked.repeat(1, TRIMAP_CHANNELS, 1, 1)
 
 
+@torch.no_grad()
+def read_once(controlnet: "ControlNetModel", conditioning: Tensor) -> tuple["ControlNetModel", Tensor]:
+    """Read trimaps once for all steps, for which a small model needs as long as for all the rest of a step.
+
+    Args:
+        controlnet: stays as it is.
+        conditioning: from `to_conditioning`.
+
+    Returns:
+        A view of the ControlNet, with the same weights, that takes trimaps as they were read; and these.
+    """
+    view = copy.copy(controlnet)
+    view._modules = dict(controlnet._modules, controlnet_cond_embedding=torch.nn.Identity())
+    return view, controlnet.controlnet_cond_embedding(conditioning)
+
+
 def predict(
     model: TextToImage,
     controlnet: "ControlNetModel",
@@ -243,6 +261,7 @@ def make_denoiser(
     """
     model, controlnet = trimap_model.model, trimap_model.controlnet
     conditioning = to_conditioning(trimaps_u8).to(model.device, controlnet.dtype)
+    controlnet, conditioning = read_once(controlnet, conditioning)
     empty = embed_prompts(model, [""] * len(prompts)).to(controlnet.dtype)
     texts = [embed_prompts(model, prompts)]
     if guidance > 1:

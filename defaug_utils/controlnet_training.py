@@ -100,7 +100,7 @@ def train_controlnet(
         FloatingPointError: a loss is no number; the last checkpoint is kept.
     """
     settings, folder = settings or ControlNetSettings(), Path(folder)
-    accelerator = open_accelerator(plan.precision)
+    accelerator = open_accelerator(plan.precision, model.device)
     processes = accelerator.num_processes
     if settings.batch_size % processes:
         raise ValueError(f"batch_size {settings.batch_size} is not divisible by {processes} processes")

@@ -8,9 +8,10 @@ import pytest
 import torch
 from tiny_models import save_model
 
-from defaug_utils import adabldm_pool, pools
+from defaug_utils import adabldm_batches, pools
 from defaug_utils.adabldm import BlendSettings, scale_stages
-from defaug_utils.adabldm_pool import blend_batch, make_adabldm_pool, remake_image
+from defaug_utils.adabldm_batches import blend_batch
+from defaug_utils.adabldm_pool import make_adabldm_pool, remake_image
 from defaug_utils.changes import CheckLimits
 from defaug_utils.controlnet import TrimapModel, make_controlnet
 from defaug_utils.decoder_adaptation import AdaptationSettings
@@ -191,7 +192,7 @@ def test_values_that_are_no_numbers_are_told_by_the_checks(tmp_path: Path, data,
     def break_latents(images: torch.Tensor, *_: object) -> torch.Tensor:
         return torch.full((len(images), 4, 16, 8), float("nan"))
 
-    monkeypatch.setattr(adabldm_pool, "blend_latents", break_latents)
+    monkeypatch.setattr(adabldm_batches, "blend_latents", break_latents)
     pool = make_adabldm_pool(tmp_path, data, trimap_model=trimap_model, **PLAN)
     assert not pool["check_passed"].any() and pool["check_reason"].str.startswith("not a number").all()
     assert pool["adaptation_problem"].str.contains("is no number").all()
