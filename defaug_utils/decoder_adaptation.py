@@ -174,6 +174,7 @@ def split_decoder(vae: nn.Module, latents: Tensor, parameters: str) -> tuple[nn.
         for module in modules[:cut]:
             features = module(features)
     trained = copy.deepcopy(nn.Sequential(*modules[cut:])).float().requires_grad_(True)
+    # On processors PyTorch 2.13 crashes in this layout's backward pass on some shapes.
     layout = torch.channels_last if uses_gpu(trained) else torch.contiguous_format
     return trained.to(memory_format=layout), features.float().contiguous(memory_format=layout)
 
