@@ -190,13 +190,16 @@ def make_triple(
         seed: the triple's own; decides everything.
 
     Raises:
-        ValueError: no turned defect fitted into an object within `max_attempts`.
+        ValueError: there is no good image of the category, or no turned defect fitted into an object within
+            `max_attempts`.
     """
     generator = np.random.default_rng(seed)
     types = sorted({defect[2:4] for defect in defects})
     category, defect_type = types[generator.integers(len(types))]
     defects = [defect for defect in defects if defect[2:4] == (category, defect_type)]
     goods = [good for good in goods if good.category == category]
+    if not goods:
+        raise ValueError(f"category {category!r} has defects, but no good image to paste them into")
     for attempt in range(settings.max_attempts):
         good, defect = (choices[generator.integers(len(choices))] for choices in (goods, defects))
         scale = 1 + generator.uniform(-settings.scale_range, settings.scale_range)

@@ -177,6 +177,8 @@ def test_prompts():
         TripleSet([make_defect()._replace(category="")], [make_good()._replace(category="")])
     with pytest.raises(ManifestError, match="'nut' has defects, but no good image"):
         TripleSet([make_defect()], [make_good()._replace(category="bolt")])
+    with pytest.raises(ValueError, match="'nut' has defects, but no good image"):
+        make_triple([make_defect()], [make_good()._replace(category="bolt")], TripleSettings(), 0)
 
 
 @pytest.fixture
