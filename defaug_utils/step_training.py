@@ -1,5 +1,6 @@
 """Training step by step through accelerate: repeatable, and resumed exactly where it stopped."""
 
+import json
 import math
 import time
 from collections.abc import Callable
@@ -92,6 +93,7 @@ def train_steps(
     """
     folder, bare = Path(folder), trained
     settings = settings | {"precision": plan.precision, "processes": accelerator.num_processes}
+    settings = json.loads(json.dumps(settings))  # as it reads back: a tuple is a list
     history = _resume(folder, settings, plan, trained, optimiser, accelerator)
     resumed = history[-1]["step"] if history else 0
     trained, optimiser = accelerator.prepare(trained, optimiser)
