@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from tiny_models import save_model
 
-from defaug_utils import diag, pools
+from defaug_utils import diag, painted_pools, pools
 from defaug_utils.changes import CheckLimits
-from defaug_utils.diag import attempt_seed, list_failures, make_diag_pool, paint_until_passed
-from defaug_utils.diag_recipes import read_recipe, remake_image
+from defaug_utils.diag import make_diag_pool, make_painter
+from defaug_utils.diag_recipes import remake_image
 from defaug_utils.files import write_png
 from defaug_utils.images import read_image, read_mask
 from defaug_utils.inpaint import Inpainter, load_inpainter
@@ -19,6 +19,8 @@ from defaug_utils.inpaint_batches import InpaintedImage, InpaintJob
 from defaug_utils.inpaint_settings import InpaintSettings
 from defaug_utils.manifest import ManifestError, image_seed, make_manifest, read_manifest, write_manifest
 from defaug_utils.masks import open_mask_source
+from defaug_utils.painted_pools import attempt_seed, list_failures, paint_until_passed
+from defaug_utils.painted_recipes import read_recipe
 from defaug_utils.pools import fill_pool, find_failed
 from defaug_utils.prompts import Prompt, choose_prompt, make_prompts
 
@@ -208,7 +210,9 @@ def test_a_method_without_checks_has_no_failures(whole: Path):
 
 def test_a_source_from_test_is_refused(tmp_path: Path, data: Path, inpainter, monkeypatch):
     monkeypatch.setattr(
-        diag, "list_sources", lambda dataset: dataset[dataset["split"] == "test"].reset_index(drop=True)
+        painted_pools,
+        "list_sources",
+        lambda dataset: dataset[dataset["split"] == "test"].reset_index(drop=True),
     )
     with pytest.raises(ManifestError, match="is test, only train images may be sources"):
         make_diag_pool(tmp_path, data, inpainter=inpainter, **PLAN)
@@ -246,7 +250,7 @@ def test_failures_are_painted_again_with_their_next_seeds_and_the_best_is_kept(m
     second, third = (lambda seed, k=k: attempt_seed(seed, k) for k in (1, 2))
     shift = {1: 50, 2: 0, 3: 0, second(2): 50, second(3): 3, third(3): 2}
     asked = paint_by_seed(monkeypatch, shift)
-    results = paint_until_passed(None, jobs, InpaintSettings(), CheckLimits(), max_attempts=3)
+    results = paint_until_passed(make_painter(None, InpaintSettings()), jobs, CheckLimits(), 3)
     assert asked == [[1, 2, 3], [second(2), second(3)], [third(3)]]
     assert [result.attempt for result in results] == [0, 1, 1]
     assert [result.check.passed for result in results] == [True, True, False]
