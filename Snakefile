@@ -79,6 +79,21 @@ rule memseg:
         "scripts/run_notebook.py"
 
 
+rule diag:
+    input:
+        rules.data_prep.output,
+        notebook="notebooks/04_diag_inpainting.ipynb",
+    output:
+        f"{EXECUTED}/04_diag_inpainting.ipynb",
+    params:
+        values=values("04_diag_inpainting"),
+    threads: THREADS
+    resources:
+        gpu=1,
+    script:
+        "scripts/run_notebook.py"
+
+
 rule in_and_out:
     input:
         [f"{EXECUTED}/{name}.ipynb" for name in POOLS.values()],

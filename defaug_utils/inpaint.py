@@ -1,25 +1,16 @@
 """Adapter to diffusers: loads any model that can inpaint, and tells what it is."""
 
-import hashlib
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import safe_open
-from transformers.utils import logging as transformers_logging
 
-from defaug_utils.model_folders import ModelError, check_model_folder, check_single_file
+from defaug_utils.diffusion_models import describe_pipeline, is_xl_file, load_pipeline, prepare_pipeline
+from defaug_utils.model_folders import ModelError
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
-
-FINGERPRINT_VALUES = 1024  # of every weight tensor that the fingerprint looks at
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-FILE_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 
 
 @dataclass
@@ -49,15 +40,7 @@ class Inpainter:
 
     def describe(self) -> dict:
         """The model in the recipe of a pool: classes, scheduler, fingerprint of its weights, type."""
-        scheduler = self.pipeline.scheduler
-        settings = {k: v for k, v in scheduler.config.items() if not k.startswith("_")}
-        return {
-            "pipeline": type(self.pipeline).__name__,
-            "fingerprint": fingerprint(self.pipeline),
-            "scheduler": {"class": type(scheduler).__name__, **settings},
-            "dtype": str(self.pipeline.unet.dtype).removeprefix("torch."),
-            "device": self.device.partition(":")[0],
-        }
+        return describe_pipeline(self.pipeline, self.device)
 
 
 def load_inpainter(model: Path | str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Inpainter:
@@ -74,24 +57,7 @@ def load_inpainter(model: Path | str, device: str = "cpu", dtype: torch.dtype = 
     Raises:
         ModelError: parts are missing, weights are pickled, or it is none of the three.
     """
-    path = Path(model)
-    if path.is_dir():
-        check_model_folder(path)
-    elif path.is_file():
-        check_single_file(path)
-    elif path.suffix in FILE_SUFFIXES or not HUB_ID.fullmatch(str(model)):
-        raise ModelError(
-            f"no model at {model}: expected a folder, a .safetensors file or a hub id owner/name"
-        )
-    load = _load_single_file if path.is_file() else _load_folder
-    try:
-        with quiet_libraries():
-            pipeline = load(str(model), dtype)
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
-        raise ModelError(
-            f"{model} can't be loaded for inpainting: {error}; expected a complete Stable Diffusion "
-            "model (1.5, 2 or XL) in safetensors; a hub id needs a connection or a copy from an earlier use"
-        ) from error
+    pipeline = load_pipeline(model, _load_folder, _load_single_file, "inpainting", dtype)
     return wrap_pipeline(pipeline.to(device), str(model), device)
 
 
@@ -106,26 +72,8 @@ def _load_single_file(path: str, dtype: torch.dtype) -> "DiffusionPipeline":
     """A checkpoint in one file, SDXL's where it has that model's second text encoder."""
     from diffusers import StableDiffusionInpaintPipeline, StableDiffusionXLInpaintPipeline
 
-    with safe_open(path, "pt") as opened:
-        is_xl = any(key.startswith("conditioner.embedders.1") for key in opened.keys())  # noqa: SIM118
-    chosen = StableDiffusionXLInpaintPipeline if is_xl else StableDiffusionInpaintPipeline
+    chosen = StableDiffusionXLInpaintPipeline if is_xl_file(path) else StableDiffusionInpaintPipeline
     return chosen.from_single_file(path, dtype=dtype)
-
-
-@contextmanager
-def quiet_libraries() -> Iterator[None]:
-    """Keep what loading a model writes (bars, hints about other libraries) out of notebooks."""
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        from diffusers.utils import logging
-
-        logging.disable_progress_bar()
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        transformers_logging.enable_progress_bar()
 
 
 def wrap_pipeline(pipeline: "DiffusionPipeline", model: str, device: str = "cpu") -> Inpainter:
@@ -148,20 +96,5 @@ def wrap_pipeline(pipeline: "DiffusionPipeline", model: str, device: str = "cpu"
         )
     elif channels != 9:
         raise ModelError(f"{model}: its U-Net takes {channels} channels, expected 9 (inpainting) or 4")
-    if getattr(pipeline, "safety_checker", None) is not None:
-        pipeline.safety_checker = None
-        inpainter.notices.append("the model's picture filter is off: it blanks harmless pictures of parts")
-    pipeline.set_progress_bar_config(disable=True)
+    inpainter.notices += prepare_pipeline(pipeline)
     return inpainter
-
-
-def fingerprint(pipeline: "DiffusionPipeline") -> str:
-    """Hash of names, shapes and up to 1024 values of every weight: tells models apart, wherever they lie."""
-    digest = hashlib.sha256()
-    for name, part in sorted(pipeline.components.items()):
-        if isinstance(part, torch.nn.Module):
-            for key, weight in part.state_dict().items():
-                flat = weight.detach().flatten()
-                values = flat[:: max(1, flat.numel() // FINGERPRINT_VALUES)].float().cpu()
-                digest.update(f"{name}.{key} {tuple(weight.shape)}".encode() + values.numpy().tobytes())
-    return digest.hexdigest()[:16]

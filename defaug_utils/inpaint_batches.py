@@ -1,6 +1,7 @@
 """Painting defects in batches: every image by its own seed, the original kept outside its mask."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -9,6 +10,8 @@ import torch
 from defaug_utils.compositing import Box, choose_box, composite, cover_cells, cut_out, paste_back
 from defaug_utils.inpaint import Inpainter
 from defaug_utils.inpaint_settings import InpaintSettings
+from defaug_utils.memory import run_in_parts
+from defaug_utils.prompts import check_prompts
 
 
 class InpaintJob(NamedTuple):
@@ -29,35 +32,14 @@ class InpaintedImage(NamedTuple):
         painted_u8: what the model made, before the original was put back.
         is_finite: false where the model gave values that are no numbers.
         latent_cells: cells of the latent grid that the mask touched; below some ten, expect little.
+        further: columns that the method adds to the image's row.
     """
 
     image_u8: np.ndarray
     painted_u8: np.ndarray
     is_finite: bool
     latent_cells: int
-
-
-def check_prompts(inpainter: Inpainter, prompts: Sequence[str]) -> None:
-    """Refuse texts that the model would silently cut.
-
-    Raises:
-        ValueError: lists every text that is empty or longer than the tokenizer's limit.
-    """
-    problems = []
-    names = [name for name in ("tokenizer", "tokenizer_2") if getattr(inpainter.pipeline, name, None)]
-    for prompt in dict.fromkeys(prompts):
-        if not prompt.strip():
-            problems.append("a prompt is empty: say what defect to paint")
-        for name in names:
-            tokenizer = getattr(inpainter.pipeline, name)
-            count = len(tokenizer(prompt, truncation=False, verbose=False).input_ids)
-            if count > tokenizer.model_max_length:
-                problems.append(
-                    f"{prompt[:60]!r}… has {count} tokens, the model's limit is {tokenizer.model_max_length}"
-                )
-                break
-    if problems:
-        raise ValueError("prompts: " + "; ".join(problems) + ": nothing is cut silently, shorten them")
+    further: Mapping[str, object] = MappingProxyType({})
 
 
 def inpaint_batch(
@@ -89,27 +71,9 @@ def inpaint_batch(
     check_jobs(jobs)
     check_prompts(inpainter, [job.prompt for job in jobs])
     check_prompts(inpainter, [job.negative_prompt for job in jobs if job.negative_prompt])
-    results: list[InpaintedImage] = []
-    while len(results) < len(jobs):
-        limit = inpainter.batch_limit or len(jobs)
-        part = jobs[len(results) : len(results) + limit]
-        try:
-            made = _paint(inpainter, part, settings)
-        except torch.OutOfMemoryError as error:
-            if len(part) == 1:
-                raise MemoryError(
-                    f"not even one image of {settings.size[0]} × {settings.size[1]} fits in the memory of "
-                    f"{inpainter.device}: choose a smaller size, half precision or a smaller model"
-                ) from error
-            inpainter.batch_limit = len(part) // 2
-        else:
-            results += made
-            if on_images:
-                on_images(len(made))
-            continue
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-    return results
+    return run_in_parts(
+        jobs, lambda part: _paint(inpainter, part, settings), inpainter, settings.size, on_images
+    )
 
 
 def check_jobs(jobs: Sequence[InpaintJob]) -> None:
@@ -157,18 +121,29 @@ def _paint(
         ).images.float()
     painted = painted.permute(0, 2, 3, 1).cpu().numpy()
     return [
-        _finish(job, box, pixels, int(cover.sum()) // inpainter.cell**2, settings.feather)
+        finish_image(job, box, pixels, int(cover.sum()) // inpainter.cell**2, settings.feather)
         for job, box, pixels, cover in zip(jobs, boxes, painted, covers, strict=True)
     ]
 
 
-def _finish(job: InpaintJob, box: Box, pixels: np.ndarray, cells: int, feather: int) -> InpaintedImage:
+def finish_image(
+    job: InpaintJob, box: Box, pixels: np.ndarray, cells: int, feather: int = 0, further: dict | None = None
+) -> InpaintedImage:
+    """Put what was painted back into its image, under the mask only.
+
+    Args:
+        job: what was asked for.
+        box: the part that was worked on.
+        pixels: shape (height, width, 3) at the working size, in [0, 1].
+        cells: of the latent grid that the mask touched.
+        feather: see `composite`.
+        further: columns that the method adds to the image's row.
+    """
     is_finite = bool(np.isfinite(pixels).all())
     pixels_u8 = np.rint(255 * np.clip(np.nan_to_num(pixels), 0, 1)).astype(np.uint8)
     painted_u8 = paste_back(job.image_u8, pixels_u8, box)
-    return InpaintedImage(
-        composite(job.image_u8, painted_u8, job.mask, feather), painted_u8, is_finite, cells
-    )
+    finished_u8 = composite(job.image_u8, painted_u8, job.mask, feather)
+    return InpaintedImage(finished_u8, painted_u8, is_finite, cells, further or {})
 
 
 def embed_texts(

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import pandas as pd
 
 from defaug_utils.manifest import LABELS, ORIGINS, SPLITS, check_sources, raise_problems
+from defaug_utils.pools import find_failed
 from defaug_utils.run_folder import DATA_FOLDER
 from defaug_utils.runs import NOTEBOOK_OF, SCENARIOS, Arms, MixingError, arm_shares, run_name
 
@@ -59,14 +60,20 @@ def choose_positives(
     return _shuffle(positives, seed).iloc[:known]
 
 
-def usable_rows(pool: pd.DataFrame, require_review: bool = False) -> pd.DataFrame:
-    """The rows of a pool that may be drawn: never a rejected one.
+def usable_rows(pool: pd.DataFrame, require_review: bool = False, use_failed: bool = False) -> pd.DataFrame:
+    """The rows of a pool that may be drawn: never one that a person rejected.
+
+    Images that passed none of their method's automatic checks are left out, too, unless a person
+    accepted them.
 
     Args:
         pool: its manifest; `accepted` is empty where nobody looked.
         require_review: draw accepted rows only, instead of all that were not rejected.
+        use_failed: draw images that failed their checks as any other.
     """
-    return pool[pool["accepted"].fillna(not require_review).astype(bool)]
+    is_accepted = pool["accepted"].fillna(False).astype(bool)
+    has_passed = use_failed | ~find_failed(pool)
+    return pool[is_accepted | (pool["accepted"].isna() & has_passed & (not require_review))]
 
 
 def compose_training_set(
@@ -80,6 +87,7 @@ def compose_training_set(
     share: float = 0.5,
     require_review: bool = False,
     extra_arms: Arms | None = None,
+    use_failed: bool = False,
 ) -> pd.DataFrame:
     """Put together all rows that one classifier run reads (Capogrosso et al. 2024).
 
@@ -98,6 +106,7 @@ def compose_training_set(
         share: see `arm_shares`.
         require_review: see `usable_rows`.
         extra_arms: see `arm_shares`.
+        use_failed: see `usable_rows`.
 
     Returns:
         A manifest; generated rows keep origin, seed and recipe.
@@ -114,16 +123,15 @@ def compose_training_set(
         )
     positives = choose_positives(data_manifest, scenario, seed, few_shot_count)
     counts = {origin: count for origin, count in count_by_origin(n_aug, shares).items() if count}
-    raise_problems(
-        run_name(scenario, arm, n_aug, seed), _pool_problems(pools, counts, require_review), MixingError
-    )
+    usable = {
+        origin: usable_rows(pools[origin], require_review, use_failed) for origin in counts if origin in pools
+    }
+    problems = _pool_problems(pools, usable, counts, require_review)
+    raise_problems(run_name(scenario, arm, n_aug, seed), problems, MixingError)
     for origin in counts:
         check_sources(pools[origin], data_manifest.assign(image=data_manifest["image"].map(_data_key)))
         _check_known(pools[origin], data_manifest, positives)
-    drawn = [
-        _shuffle(usable_rows(pools[origin], require_review), seed).iloc[:count]
-        for origin, count in counts.items()
-    ]
+    drawn = [_shuffle(usable[origin], seed).iloc[:count] for origin, count in counts.items()]
     is_negative, split = data_manifest["label"] == "negative", data_manifest["split"]
     negatives = data_manifest[is_negative & (split == "train")]
     validation = data_manifest[(split == "val") & (is_negative | (scenario == "full-shot"))]
@@ -133,7 +141,12 @@ def compose_training_set(
     return training_set
 
 
-def _pool_problems(pools: Mapping[str, pd.DataFrame], counts: dict[str, int], review: bool) -> list[str]:
+def _pool_problems(
+    pools: Mapping[str, pd.DataFrame],
+    usable: Mapping[str, pd.DataFrame],
+    counts: dict[str, int],
+    review: bool,
+) -> list[str]:
     problems = []
     for origin, count in counts.items():
         notebook = NOTEBOOK_OF[origin]
@@ -147,13 +160,14 @@ def _pool_problems(pools: Mapping[str, pd.DataFrame], counts: dict[str, int], re
                 f"the {origin} pool has {is_foreign.sum()} rows that are no {origin} positives for training "
                 f"(the first is {pool.loc[is_foreign, 'image'].iloc[0]}): make it anew by notebook {notebook}"
             )
-        usable = len(usable_rows(pool, review))
-        if usable < count:
+        if len(usable[origin]) < count:
             told = count_reviews({origin: pool}).loc[origin]
+            failed = f", {told['failed checks']} failed their checks" if told["failed checks"] else ""
             problems.append(
-                f"the {origin} pool is too small: {count} images are asked for, {usable} of {len(pool)} are "
-                f"usable ({told['rejected']} rejected, {told['not reviewed']} not reviewed); make more by "
-                f"notebook {notebook}{', review more' * review} or ask for fewer"
+                f"the {origin} pool is too small: {count} images are asked for, {len(usable[origin])} of "
+                f"{len(pool)} are usable ({told['rejected']} rejected, {told['not reviewed']} not "
+                f"reviewed{failed}); make more by notebook "
+                f"{notebook}{', review more' * review} or ask for fewer"
             )
     return problems
 
@@ -184,11 +198,12 @@ def _check_classes(training_set: pd.DataFrame, data_manifest: pd.DataFrame) -> N
 
 
 def count_reviews(pools: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """One row a pool: its images, how many have a mask, and what the review said."""
+    """One row a pool: its images, how many have a mask, what the checks and what the review said."""
     counts = {
         origin: {
             "images": len(pool),
             "with mask": (pool["mask"] != "").sum(),
+            "failed checks": find_failed(pool).sum(),
             "accepted": pool["accepted"].fillna(False).sum(),
             "rejected": (~pool["accepted"].fillna(True)).sum(),
             "not reviewed": pool["accepted"].isna().sum(),

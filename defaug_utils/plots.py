@@ -153,6 +153,24 @@ def outline_mask(mask: np.ndarray) -> np.ndarray:
     return np.concatenate([np.moveaxis(np.array(ends), -1, 0) for ends in (upright, level)]) - 0.5
 
 
+def choose_window(mask: np.ndarray) -> tuple[slice, slice]:
+    """The square part of a picture around its mask, as wide as the shorter side, to be seen close up.
+
+    Args:
+        mask: shape (height, width), bool, with at least one pixel on.
+
+    Returns:
+        Rows and columns, for indexing images and masks.
+    """
+    side = min(mask.shape)
+    middles = [np.flatnonzero(mask.any(axis=1 - axis))[[0, -1]].mean() for axis in (0, 1)]
+    starts = [
+        int(np.clip(np.floor(middle - (side - 1) / 2), 0, length - side))
+        for middle, length in zip(middles, mask.shape, strict=True)
+    ]
+    return slice(starts[0], starts[0] + side), slice(starts[1], starts[1] + side)
+
+
 def plot_precision_recall(
     scores: Mapping[str, tuple[np.ndarray, np.ndarray]], thresholds: Mapping[str, float] | None = None
 ) -> Figure:

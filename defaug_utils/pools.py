@@ -101,6 +101,39 @@ def generate_pool(
     return _finish_pool(folder, count)
 
 
+def find_failed(pool: pd.DataFrame) -> pd.Series:
+    """Rows whose image passed no automatic check of its method: the column `check_passed` says false.
+
+    Args:
+        pool: its manifest; a method without checks has no such column, and no failure.
+
+    Returns:
+        True where it failed, shape (rows,).
+    """
+    if "check_passed" not in pool:
+        return pd.Series(False, index=pool.index)
+    return pool["check_passed"].astype(str).str.lower() == "false"
+
+
+def fill_pool(
+    pool: pd.DataFrame, count: int, most: int, make_larger: Callable[[int], pd.DataFrame | None]
+) -> pd.DataFrame:
+    """Make a pool larger, image by image that is missing, until enough of them passed their checks.
+
+    Args:
+        pool: as far as it is made.
+        count: images that have to pass.
+        most: size beyond which the pool does not grow.
+        make_larger: takes a size and returns the pool of that size, such as `make_diag_pool` without shards.
+
+    Returns:
+        The pool; where `most` was not enough, with fewer than `count` that passed.
+    """
+    while len(pool) < most and (missing := count - int((~find_failed(pool)).sum())) > 0:
+        pool = make_larger(min(most, len(pool) + missing))
+    return pool
+
+
 def _cut_batches(wanted: list[int], batch_size: int, group_size: int) -> list[Sequence[int]]:
     """The indices to ask for at a time: those wanted, or the whole groups that hold them."""
     if group_size == 1:

@@ -1,7 +1,7 @@
 """The prompt board: what the expert asks for, how often, and what must not appear."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Prompt(NamedTuple):
@@ -64,3 +64,30 @@ def choose_prompt(prompts: Sequence[Prompt], index: int) -> Prompt:
         chosen = max(range(len(prompts)), key=owed.__getitem__)
         owed[chosen] -= total
     return prompts[chosen]
+
+
+def check_prompts(model: Any, prompts: Sequence[str]) -> None:
+    """Refuse texts that the model would silently cut.
+
+    Args:
+        model: with the `pipeline` whose tokenizers read them.
+        prompts: the texts.
+
+    Raises:
+        ValueError: lists every text that is empty or longer than the tokenizer's limit.
+    """
+    problems = []
+    names = [name for name in ("tokenizer", "tokenizer_2") if getattr(model.pipeline, name, None)]
+    for prompt in dict.fromkeys(prompts):
+        if not prompt.strip():
+            problems.append("a prompt is empty: say what defect to paint")
+        for name in names:
+            tokenizer = getattr(model.pipeline, name)
+            count = len(tokenizer(prompt, truncation=False, verbose=False).input_ids)
+            if count > tokenizer.model_max_length:
+                problems.append(
+                    f"{prompt[:60]!r}… has {count} tokens, the model's limit is {tokenizer.model_max_length}"
+                )
+                break
+    if problems:
+        raise ValueError("prompts: " + "; ".join(problems) + ": nothing is cut silently, shorten them")

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from tiny_models import save_model
 
-from defaug_utils import diag, pools
+from defaug_utils import diag, painted_pools, pools
 from defaug_utils.changes import CheckLimits
-from defaug_utils.diag import attempt_seed, list_failures, make_diag_pool, paint_until_passed
+from defaug_utils.diag import make_diag_pool, make_painter
+from defaug_utils.diag_recipes import read_recipe, remake_image
 from defaug_utils.files import write_png
 from defaug_utils.images import read_image, read_mask
 from defaug_utils.inpaint import Inpainter, load_inpainter
@@ -18,6 +19,8 @@ from defaug_utils.inpaint_batches import InpaintedImage, InpaintJob
 from defaug_utils.inpaint_settings import InpaintSettings
 from defaug_utils.manifest import ManifestError, image_seed, make_manifest, read_manifest, write_manifest
 from defaug_utils.masks import open_mask_source
+from defaug_utils.painted_pools import attempt_seed, list_failures, paint_until_passed
+from defaug_utils.pools import fill_pool, find_failed
 from defaug_utils.prompts import Prompt, choose_prompt, make_prompts
 
 COUNT, SIZE = 7, (16, 48)
@@ -138,9 +141,77 @@ def test_another_model_or_setting_is_refused(whole: Path, data: Path, inpainter)
     assert read_all(whole) == before
 
 
+def test_any_image_is_made_again_from_its_row_and_the_recipe(whole: Path, data: Path, inpainter):
+    recipe = read_recipe(whole)
+    for row in read_manifest(whole / "manifest.csv").to_dict("records"):
+        remade = remake_image(row, recipe, data, inpainter)
+        assert (remade.image_u8 == read_image(whole / row["image"])).all()
+        assert (remade.mask == read_mask(whole / row["mask"])).all()
+        told = {name: value for name, value in remade.row.items() if value != ""}
+        assert {name: row[name] for name in told} == told
+
+
+def test_with_another_model_or_other_masks_nothing_is_made_again(
+    whole: Path, data: Path, inpainter: Inpainter, tmp_path: Path
+):
+    row, recipe = read_manifest(whole / "manifest.csv").iloc[0].to_dict(), read_recipe(whole)
+    with pytest.raises(ValueError, match="model differ from the pool's recipe"):
+        remake_image(row, recipe, data, load_inpainter(save_model(tmp_path, unet_channels=4)))
+    with pytest.raises(ValueError, match="differ from the pool's recipe"):
+        remake_image(row, recipe, data, inpainter, open_mask_source("train_positives", data_folder=data))
+    without = {name: value for name, value in recipe.items() if name != "priors"} | {"mask_source": "drawn"}
+    with pytest.raises(ValueError, match="'drawn': give their source as well"):
+        remake_image(row, without, data, inpainter)
+
+
+def test_images_have_the_size_of_the_negatives_whatever_the_working_size(tmp_path: Path, inpainter):
+    """DIAG's own: data prepared at 224 × 632, painted on a square."""
+    rows = [{"image": "images/0.png", "label": "negative", "split": "train", "origin": "real"}]
+    width, height = diag.OUTPUT_SIZE
+    write_png(tmp_path / "data/images/0.png", np.full((height, width, 3), 128, np.uint8))
+    write_manifest(make_manifest(rows), tmp_path / "data/manifest.csv")
+    settings = {"settings": InpaintSettings((64, 64), steps=2), "count": 1, "batch_size": 1}
+    make_diag_pool(tmp_path / "pool", tmp_path / "data", inpainter=inpainter, **PLAN | settings)
+    assert read_image(tmp_path / "pool/images/000000.png").shape == (height, width, 3)
+
+
+def test_a_pool_is_filled_until_enough_images_passed(tmp_path: Path, data: Path, inpainter):
+    calls = []
+
+    def make_larger(count: int):
+        calls.append(count)
+        return make_diag_pool(tmp_path, data, inpainter=inpainter, **PLAN | {"count": count})
+
+    pool = fill_pool(make_larger(4), 4, 8, make_larger)
+    assert calls == [4] and len(pool) == 4
+    calls.clear()
+    failing = pool.assign(check_passed=[True, False, False, True])
+    assert len(fill_pool(failing, 4, 8, make_larger)) == 6
+    assert calls == [6]
+    assert len(fill_pool(failing.assign(check_passed=False), 4, 5, make_larger)) >= 5
+
+
+def test_a_pool_that_never_passes_stops_growing(tmp_path: Path, data: Path, inpainter):
+    strict = PLAN | {"limits": CheckLimits(contrast=255), "batch_size": 1, "max_attempts": 1}
+
+    def make_larger(count: int):
+        return make_diag_pool(tmp_path, data, inpainter=inpainter, **strict | {"count": count})
+
+    pool = fill_pool(make_larger(2), 2, 5, make_larger)
+    assert len(pool) == 5 and find_failed(pool).all()
+
+
+def test_a_method_without_checks_has_no_failures(whole: Path):
+    pool = read_manifest(whole / "manifest.csv")
+    assert not find_failed(pool.drop(columns="check_passed")).any()
+    assert find_failed(pool.assign(check_passed="False")).all()
+
+
 def test_a_source_from_test_is_refused(tmp_path: Path, data: Path, inpainter, monkeypatch):
     monkeypatch.setattr(
-        diag, "list_sources", lambda dataset: dataset[dataset["split"] == "test"].reset_index(drop=True)
+        painted_pools,
+        "list_sources",
+        lambda dataset: dataset[dataset["split"] == "test"].reset_index(drop=True),
     )
     with pytest.raises(ManifestError, match="is test, only train images may be sources"):
         make_diag_pool(tmp_path, data, inpainter=inpainter, **PLAN)
@@ -178,7 +249,7 @@ def test_failures_are_painted_again_with_their_next_seeds_and_the_best_is_kept(m
     second, third = (lambda seed, k=k: attempt_seed(seed, k) for k in (1, 2))
     shift = {1: 50, 2: 0, 3: 0, second(2): 50, second(3): 3, third(3): 2}
     asked = paint_by_seed(monkeypatch, shift)
-    results = paint_until_passed(None, jobs, InpaintSettings(), CheckLimits(), max_attempts=3)
+    results = paint_until_passed(make_painter(None, InpaintSettings()), jobs, CheckLimits(), 3)
     assert asked == [[1, 2, 3], [second(2), second(3)], [third(3)]]
     assert [result.attempt for result in results] == [0, 1, 1]
     assert [result.check.passed for result in results] == [True, True, False]

@@ -153,7 +153,7 @@ def test_the_example_method_makes_a_pool(tmp_path: Path):
     dataset = make_manifest(row | {"label": "negative", "origin": "real"} for row in rows)
     write_manifest(dataset, data / "manifest.csv")
     subprocess.run([sys.executable, "example.py"], cwd=tmp_path, check=True)
-    pool = read_manifest(tmp_path / "runs" / "workshop" / "diag" / "manifest.csv", check_files=True)
+    pool = read_manifest(tmp_path / "runs" / "workshop" / "white_squares" / "manifest.csv", check_files=True)
     assert len(pool) == 40
     check_sources(pool, dataset)
 

@@ -218,6 +218,23 @@ def test_usable_rows():
     assert list(usable_rows(pool, require_review=True).index) == [0]
 
 
+def test_images_that_failed_their_checks_are_left_out_unless_a_person_accepted_them():
+    pool = make_pool("memseg", 5, {0: True, 1: False}).assign(check_passed=[False, False, False, True, True])
+    assert list(usable_rows(pool).index) == [0, 3, 4]
+    assert list(usable_rows(pool, use_failed=True).index) == [0, 2, 3, 4]
+    assert list(usable_rows(pool, require_review=True, use_failed=True).index) == [0]
+
+
+def test_failed_images_are_told_when_a_pool_is_too_small_and_drawn_when_asked_for():
+    pools = {"memseg": make_pool("memseg", 6).assign(check_passed=[False] * 4 + [True] * 2)}
+    with pytest.raises(MixingError, match=r"2 of 6 are usable .*4 failed their checks\); make more by"):
+        compose_training_set(DATA, pools, "zero-shot", "memseg", 3, 0)
+    drawn = compose_training_set(DATA, pools, "zero-shot", "memseg", 2, 0)
+    assert drawn.loc[drawn["origin"] == "memseg", "check_passed"].all()
+    every = compose_training_set(DATA, pools, "zero-shot", "memseg", 6, 0, use_failed=True)
+    assert (every["origin"] == "memseg").sum() == 6
+
+
 def test_a_rejection_replaces_one_image_only():
     before = compose_training_set(DATA, POOLS, "zero-shot", "memseg", 40, 0)
     drawn = before[before["origin"] == "memseg"]["image"]
@@ -414,8 +431,10 @@ def test_counts_of_reviews():
         "memseg": make_pool("memseg", 4, {0: True, 1: False, 2: False}).assign(mask=["m.png", "", "", ""])
     }
     counted = count_reviews(pools).loc["memseg"]
-    expected = {"images": 4, "with mask": 1, "accepted": 1, "rejected": 2, "not reviewed": 1}
-    assert counted.to_dict() == expected
+    expected = {"images": 4, "with mask": 1, "failed checks": 0}
+    assert counted.to_dict() == expected | {"accepted": 1, "rejected": 2, "not reviewed": 1}
+    checked = pools["memseg"].assign(check_passed=["True", "False", "False", "True"])
+    assert count_reviews({"memseg": checked}).loc["memseg", "failed checks"] == 2
 
 
 def test_counts_of_rows():

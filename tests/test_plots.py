@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from matplotlib.figure import Figure
 
-from defaug_utils.plots import outline_mask, plot_precision_recall, show_images
+from defaug_utils.plots import choose_window, outline_mask, plot_precision_recall, show_images
 from defaug_utils.result_plots import ARM_LABELS, plot_augmentation_curves, style_arms
 from defaug_utils.runs import ARMS
 
@@ -201,3 +201,26 @@ def test_every_arm_has_a_name_and_a_style_of_its_own():
     assert list(styles) == [*ARMS, "own_a", "own_b"]
     assert len(set(styles.values())) == len(styles)
     assert style_arms(["memseg"])["memseg"] == styles["memseg"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "pixel", "rows", "columns"),
+    [
+        ((30, 10), (15, 2), slice(10, 20), slice(0, 10)),
+        ((30, 10), (1, 9), slice(0, 10), slice(0, 10)),
+        ((30, 10), (29, 0), slice(20, 30), slice(0, 10)),
+        ((10, 30), (4, 25), slice(0, 10), slice(20, 30)),
+    ],
+)
+def test_the_window_around_a_mask_stays_inside_the_picture(shape, pixel, rows, columns):
+    mask = np.zeros(shape, bool)
+    mask[pixel] = True
+    assert choose_window(mask) == (rows, columns)
+
+
+@given(MASKS.filter(np.any))
+def test_a_window_is_square_and_sees_the_masks_middle(mask: np.ndarray):
+    window = choose_window(mask)
+    assert mask[window].shape == (min(mask.shape),) * 2
+    middle = [int(np.flatnonzero(mask.any(axis=1 - axis))[[0, -1]].mean()) for axis in (0, 1)]
+    assert all(part.start <= at < part.stop for part, at in zip(window, middle, strict=True))

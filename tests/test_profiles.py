@@ -8,6 +8,8 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 from papermill import inspect_notebook
 
+from defaug_utils import diag
+from defaug_utils.inpaint_settings import InpaintSettings
 from defaug_utils.profiles import ProfileError, read_profile
 
 ROOT = Path(__file__).parents[1]
@@ -145,3 +147,32 @@ def test_by_hand_a_notebook_does_what_the_workshop_profile_does():
             if ast.literal_eval(declared[name]["default"]) != value:
                 differing.append(f"{notebook}: {name} is {value!r}, by hand {declared[name]['default']}")
     assert not differing
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "profiles").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_pool_is_large_enough_for_the_training_sets(path: Path):
+    parameters = read_profile(path, ROOT / "notebooks")
+    largest = max(parameters["06_in_and_out"]["n_aug"])
+    assert all(values["pool_count"] >= largest for values in parameters.values() if "pool_count" in values)
+
+
+@pytest.mark.parametrize("name", ["paper", "paper_diag"])
+def test_diags_numbers_are_the_papers(name: str):
+    values = read_profile(ROOT / "profiles" / f"{name}.yaml", ROOT / "notebooks")["04_diag_inpainting"]
+    settings = InpaintSettings(
+        (values["working_width"], values["working_height"]),
+        values["steps"],
+        values["guidance"],
+        values["strength"],
+        values["padding_mask_crop"],
+    )
+    assert settings == diag.PAPER_SETTINGS
+    assert (values["model"], values["prompts"]) == (diag.MODEL, list(diag.PROMPTS))
+    assert values["negative_prompt"] == diag.NEGATIVE_PROMPT
+    assert values["pool_count"] >= len(diag.PROMPTS) * diag.IMAGES_PER_PROMPT
+
+
+def test_diags_own_protocol_prepares_the_data_at_the_papers_size():
+    values = read_profile(ROOT / "profiles" / "paper_diag.yaml", ROOT / "notebooks")["01_data_prep"]
+    assert (values["image_width"], values["image_height"]) == diag.OUTPUT_SIZE
+    assert values["fit"] == "resize"

@@ -1,0 +1,221 @@
+"""Adapter to diffusers: a trimap ControlNet beside a frozen text-to-image U-Net (AdaBLDM, section 3.2)."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from defaug_utils.adabldm import Denoise
+from defaug_utils.diffusion_models import fingerprint, quiet_libraries
+from defaug_utils.model_folders import CONVERT, PICKLES, ModelError
+from defaug_utils.text2image import TextToImage, embed_tokens, tokenise_prompts
+
+if TYPE_CHECKING:
+    from diffusers import ControlNetModel, DDIMScheduler
+
+CONDITIONING_CHANNELS = (16, 32, 96, 256)  # from pixels to cells of 8 (ControlNet, Zhang et al. 2023)
+TRIMAP_CHANNELS = 3  # the trimap is repeated, so that the weights fit Stable Diffusion's ControlNets
+
+
+@dataclass
+class TrimapModel:
+    """A text-to-image model and the ControlNet that reads trimaps for it.
+
+    Attributes:
+        model: from `load_text2image`; stays frozen.
+        controlnet: from `make_controlnet` or `load_controlnet`.
+    """
+
+    model: TextToImage
+    controlnet: "ControlNetModel"
+
+    def describe(self) -> dict:
+        """Both models in the recipe of a pool."""
+        parts = SimpleNamespace(components={"controlnet": self.controlnet})
+        return self.model.describe() | {
+            "controlnet_fingerprint": fingerprint(parts),
+            "sampler": "DDIMScheduler",
+        }
+
+
+def make_controlnet(model: TextToImage, seed: int = 0) -> "ControlNetModel":
+    """A ControlNet that starts as the U-Net's encoder and changes nothing yet.
+
+    Args:
+        model: from `load_text2image`.
+        seed: of the layers that read the trimap.
+
+    Returns:
+        The network, in float32 on the model's device, in evaluation mode.
+
+    Raises:
+        ModelError: a latent cell has no power of two pixels, or too many.
+    """
+    from diffusers import ControlNetModel
+
+    count = math.log2(model.cell) + 1
+    if not count.is_integer() or count > len(CONDITIONING_CHANNELS):
+        raise ModelError(f"{model.model}: latent cells of {model.cell} pixels, expected 1, 2, 4 or 8")
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        controlnet = ControlNetModel.from_unet(
+            model.pipeline.unet,
+            conditioning_embedding_out_channels=CONDITIONING_CHANNELS[: int(count)],
+            conditioning_channels=TRIMAP_CHANNELS,
+        )
+    return controlnet.to(model.device).eval()
+
+
+def save_controlnet(controlnet: "ControlNetModel", folder: Path | str) -> None:
+    """Write a ControlNet in diffusers' layout, safetensors."""
+    controlnet.save_pretrained(folder, safe_serialization=True)
+
+
+def load_controlnet(
+    folder: Path | str, model: TextToImage, dtype: torch.dtype = torch.float32
+) -> "ControlNetModel":
+    """Read a ControlNet from a folder of diffusers' layout.
+
+    Args:
+        folder: with config.json and weights in safetensors.
+        model: the text-to-image model that it belongs to.
+        dtype: of the weights; half precision is for GPUs.
+
+    Raises:
+        ModelError: there is none, its weights are pickled, or it does not fit the model.
+    """
+    from diffusers import ControlNetModel
+
+    folder = Path(folder)
+    pickled = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
+    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
+        found = f"only {', '.join(pickled)}: {CONVERT}" if pickled else "none: train one first"
+        raise ModelError(f"{folder}: expected config.json and weights (*.safetensors), found {found}")
+    try:
+        with quiet_libraries():
+            controlnet = ControlNetModel.from_pretrained(folder, torch_dtype=dtype, use_safetensors=True)
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+        raise ModelError(f"{folder} can't be loaded as a ControlNet: {error}") from error
+    check_fit(controlnet, model, folder)
+    return controlnet.to(model.device).eval()
+
+
+def check_fit(controlnet: "ControlNetModel", model: TextToImage, name: Path | str) -> None:
+    """Refuse a ControlNet of another U-Net's shape.
+
+    Raises:
+        ModelError: lists every setting in which they differ.
+    """
+    own, unet = controlnet.config, model.pipeline.unet.config
+    names = ("block_out_channels", "layers_per_block", "cross_attention_dim", "in_channels")
+    differing = [
+        f"{name} {own[name]} beside {unet[name]}" for name in names if _plain(own[name]) != _plain(unet[name])
+    ]
+    if own.conditioning_channels != TRIMAP_CHANNELS:
+        differing.append(f"it reads {own.conditioning_channels} channels, trimaps are {TRIMAP_CHANNELS}")
+    if differing:
+        raise ModelError(f"{name} does not fit {model.model}: {'; '.join(differing)}")
+
+
+def _plain(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def make_ddim(model: TextToImage) -> "DDIMScheduler":
+    """DDIM with the model's own noise schedule and prediction; clean latents are not clipped."""
+    from diffusers import DDIMScheduler
+
+    return DDIMScheduler.from_config(model.pipeline.scheduler.config, clip_sample=False)
+
+
+@torch.no_grad()
+def embed_prompts(model: TextToImage, prompts: Sequence[str]) -> Tensor:
+    """What the U-Net reads of texts, each encoded once; shape (batch, tokens, width)."""
+    texts = list(dict.fromkeys(prompts))
+    tokens = tokenise_prompts(model, texts).to(model.device)
+    embeddings = embed_tokens(model.pipeline.text_encoder, tokens, model.clip_skip)
+    return torch.stack([embeddings[texts.index(prompt)] for prompt in prompts])
+
+
+def to_conditioning(trimaps_u8: Sequence[np.ndarray]) -> Tensor:
+    """Trimaps (height, width), uint8, as the ControlNet reads them: (batch, 3, height, width) in [0, 1]."""
+    stacked = torch.from_numpy(np.stack(trimaps_u8))[:, None].float() / 255
+    return stacked.repeat(1, TRIMAP_CHANNELS, 1, 1)
+
+
+def predict(
+    model: TextToImage,
+    controlnet: "ControlNetModel",
+    latents: Tensor,
+    times: Tensor,
+    conditioning: Tensor,
+    empty: Tensor,
+    texts: Sequence[Tensor],
+) -> list[Tensor]:
+    """What the U-Net predicts under the ControlNet's guidance, for one or more texts an image.
+
+    The ControlNet reads the empty prompt, so its one answer serves all texts.
+
+    Args:
+        model: the frozen one.
+        controlnet: on the same device.
+        latents: noisy, shape (batch, 4, height / cell, width / cell).
+        times: of the noise, one for all or one an image.
+        conditioning: from `to_conditioning`.
+        empty: the empty prompt's embedding, shape (batch, tokens, width).
+        texts: embeddings of the same shape.
+
+    Returns:
+        One prediction a text, of the latents' shape.
+    """
+    down, middle = controlnet(latents, times, empty, conditioning, return_dict=False)
+    copies, dtype = len(texts), model.pipeline.unet.dtype
+    repeat = (copies, 1, 1, 1)
+    predicted = model.pipeline.unet(
+        latents.to(dtype).repeat(repeat),
+        times if times.dim() == 0 else times.repeat(copies),
+        torch.cat(list(texts)),
+        down_block_additional_residuals=[residual.to(dtype).repeat(repeat) for residual in down],
+        mid_block_additional_residual=middle.to(dtype).repeat(repeat),
+    ).sample
+    return list(predicted.chunk(copies))
+
+
+def make_denoiser(
+    trimap_model: TrimapModel,
+    trimaps_u8: Sequence[np.ndarray],
+    prompts: Sequence[str],
+    negative_prompts: Sequence[str],
+    guidance: float,
+) -> Denoise:
+    """The network as `blend_latents` asks for it: latents and time in, guided prediction out.
+
+    Args:
+        trimap_model: both models.
+        trimaps_u8: one an image, shape (height, width), uint8.
+        prompts: one an image.
+        negative_prompts: one an image.
+        guidance: weight of the prompt against the negative one; at 1 only the prompt is asked.
+
+    Raises:
+        ValueError: a prompt is too long.
+    """
+    model, controlnet = trimap_model.model, trimap_model.controlnet
+    conditioning = to_conditioning(trimaps_u8).to(model.device, controlnet.dtype)
+    empty = embed_prompts(model, [""] * len(prompts)).to(controlnet.dtype)
+    texts = [embed_prompts(model, prompts)]
+    if guidance > 1:
+        texts.insert(0, embed_prompts(model, negative_prompts))
+
+    def denoise(latents: Tensor, time: Tensor) -> Tensor:
+        inputs = latents.to(controlnet.dtype)
+        first, *rest = predict(model, controlnet, inputs, time, conditioning, empty, texts)
+        return first + guidance * (rest[0] - first) if rest else first
+
+    return denoise

@@ -1,0 +1,206 @@
+"""Online decoder adaptation: for one image, a copy of the decoder learns to leave the good part alone.
+
+Li et al. (AdaBLDM, 2024), section 3.4; the model's own decoder is never written to.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss
+
+from defaug_utils.latents import decode_latents
+
+STEPS = 200  # AdaBLDM's code
+LEARNING_RATE = 1e-4  # AdaBLDM's code
+BACKGROUND_WEIGHT = 100.0  # AdaBLDM's code
+# How many of the decoder's last modules are trained; all others run once, and their output is kept.
+TRAINED_MODULES = {"all": None, "last_block": 4, "last_layer": 3}
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class AdaptationSettings:
+    """How a decoder is adapted; the defaults are AdaBLDM's.
+
+    Attributes:
+        parameters: "all" (the paper's), or faster: "last_block" (the last up-block and what follows it) or
+            "last_layer" (the last normalisation and convolution).
+        steps: of AdamW, at most.
+        learning_rate: of AdamW.
+        background_weight: of the error outside the defect.
+        patience: steps without improvement after which it stops; 0 never stops early.
+        improvement: share by which the lowest loss must fall to count as improvement.
+        precision: of the forward pass, "float32" or "bfloat16"; the weights are float32 always.
+    """
+
+    parameters: str = "all"
+    steps: int = STEPS
+    learning_rate: float = LEARNING_RATE
+    background_weight: float = BACKGROUND_WEIGHT
+    patience: int = 0
+    improvement: float = 0.01
+    precision: str = "float32"
+
+    def __post_init__(self) -> None:
+        """Refuse values that make no sense, all in one message."""
+        demands = {
+            f"parameters {self.parameters!r} is none of {', '.join(TRAINED_MODULES)}": (
+                self.parameters in TRAINED_MODULES
+            ),
+            f"precision {self.precision!r} is none of {', '.join(PRECISIONS)}": self.precision in PRECISIONS,
+            f"steps {self.steps} must be 1 or more": self.steps >= 1,
+            f"learning_rate {self.learning_rate} must be above 0": self.learning_rate > 0,
+            f"background_weight {self.background_weight} must not be negative": self.background_weight >= 0,
+            f"patience {self.patience} must not be negative": self.patience >= 0,
+            f"improvement {self.improvement} must be in 0 … 1, 1 excluded": 0 <= self.improvement < 1,
+        }
+        broken = [message for message, is_met in demands.items() if not is_met]
+        if broken:
+            raise ValueError("decoder adaptation: " + "; ".join(broken))
+
+
+class Adaptation(NamedTuple):
+    """What became of an image.
+
+    Attributes:
+        image: by the adapted decoder, or by the model's own where that diverged; shape
+            (1, 3, height, width), about in [-1, 1].
+        own_image: by the model's own decoder, same shape.
+        losses: before each step, and after the last one.
+        problem: why the adaptation was thrown away; empty when it was kept.
+    """
+
+    image: Tensor
+    own_image: Tensor
+    losses: list[float]
+    problem: str
+
+
+def adaptation_loss(decoded: Tensor, edited: Tensor, good: Tensor, mask: Tensor, weight: float) -> Tensor:
+    """Error against the edited image inside the mask plus `weight` times that against the good one outside.
+
+    Args:
+        decoded: by the decoder being adapted, shape (batch, 3, height, width).
+        edited: by the model's own decoder, same shape.
+        good: the good image, same shape.
+        mask: shape (batch, 1, height, width), bool, true on the defect.
+        weight: of the error outside.
+
+    Returns:
+        A scalar; both errors are means over all pixels.
+    """
+    inside = mse_loss(decoded * mask, edited * mask)
+    return inside + weight * mse_loss(decoded * ~mask, good * ~mask)
+
+
+def adapt_decoder(
+    vae: nn.Module,
+    latents: Tensor,
+    good: Tensor,
+    mask: Tensor,
+    settings: AdaptationSettings | None = None,
+    on_step: Callable[[int, float], None] | None = None,
+) -> Adaptation:
+    """Decode one image by a copy of the decoder that is adapted to it and then thrown away.
+
+    Args:
+        vae: diffusers' AutoencoderKL; left as it is, bit for bit.
+        latents: clean ones of one image, shape (1, 4, height / cell, width / cell).
+        good: the good image, shape (1, 3, height, width) in [-1, 1].
+        mask: shape (1, 1, height, width), bool, true on the defect.
+        settings: the paper's when None.
+        on_step: called with a step's number (from 0) and the loss before it.
+
+    Returns:
+        The image. Where the loss became no number, or ended above where it began, the model's own
+        decoder's image, with the reason.
+
+    Raises:
+        ValueError: not one image, or shapes that don't fit.
+    """
+    settings = settings or AdaptationSettings()
+    if good.shape != (1, 3, *mask.shape[2:]) or mask.shape[:2] != (1, 1) or len(latents) != 1:
+        raise ValueError(
+            f"latents {tuple(latents.shape)}, good {tuple(good.shape)}, mask {tuple(mask.shape)}: expected "
+            "one image, (1, 4, …), (1, 3, height, width) and (1, 1, height, width)"
+        )
+    with torch.no_grad():
+        own_image = decode_latents(vae, latents).float()
+    trained, features = split_decoder(vae, latents, settings.parameters)
+    good = good.to(own_image)
+
+    def measure() -> tuple[Tensor, Tensor]:
+        precision = PRECISIONS[settings.precision]
+        with torch.autocast(features.device.type, precision, enabled=precision != torch.float32):
+            decoded = trained(features)
+        decoded = decoded.float()
+        return decoded, adaptation_loss(decoded, own_image, good, mask, settings.background_weight)
+
+    losses = _descend(trained, measure, settings, on_step)
+    with torch.no_grad():
+        image, loss = measure()
+    losses.append(loss.item())
+    problem = find_divergence(losses)
+    return Adaptation(own_image if problem else image, own_image, losses, problem)
+
+
+def split_decoder(vae: nn.Module, latents: Tensor, parameters: str) -> tuple[nn.Module, Tensor]:
+    """A float32 copy of the decoder's part that is trained, and what the part before it makes of latents.
+
+    Args:
+        vae: diffusers' AutoencoderKL.
+        latents: shape (batch, 4, height / cell, width / cell).
+        parameters: a word of `TRAINED_MODULES`.
+    """
+    decoder, count = vae.decoder, TRAINED_MODULES[parameters]
+    ending = [decoder.conv_norm_out, decoder.conv_act, decoder.conv_out]
+    modules = [decoder.conv_in, decoder.mid_block, *decoder.up_blocks, *ending]
+    cut = 0 if count is None else len(modules) - count
+    with torch.no_grad():
+        features = latents.to(vae.dtype) / vae.config.scaling_factor
+        if vae.post_quant_conv is not None:
+            features = vae.post_quant_conv(features)
+        for module in modules[:cut]:
+            features = module(features)
+    trained = copy.deepcopy(nn.Sequential(*modules[cut:])).float().requires_grad_(True)
+    return trained, features.float()
+
+
+@torch.enable_grad()
+def _descend(
+    trained: nn.Module,
+    measure: Callable[[], tuple[Tensor, Tensor]],
+    settings: AdaptationSettings,
+    on_step: Callable[[int, float], None] | None,
+) -> list[float]:
+    """Steps of AdamW until all are done, nothing improves or the loss is no number; losses before them."""
+    optimiser = torch.optim.AdamW(trained.parameters(), settings.learning_rate)
+    losses: list[float] = []
+    lowest, waited = float("inf"), 0
+    for step in range(settings.steps):
+        _, loss = measure()
+        losses.append(loss.item())
+        if on_step:
+            on_step(step, losses[-1])
+        has_improved = losses[-1] < lowest * (1 - settings.improvement)
+        lowest, waited = (losses[-1], 0) if has_improved else (lowest, waited + 1)
+        if not torch.isfinite(loss) or 0 < settings.patience <= waited:
+            break
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    return losses
+
+
+def find_divergence(losses: list[float]) -> str:
+    """Why an adaptation must not be used; empty where it may."""
+    broken = [step for step, loss in enumerate(losses) if not loss < float("inf")]
+    if broken:
+        return f"the loss is no number after {broken[0]} steps"
+    if losses[-1] > losses[0]:
+        return f"the loss rose from {losses[0]:.3g} to {losses[-1]:.3g}"
+    return ""

@@ -1,0 +1,200 @@
+"""AdaBLDM pools: masks exact, the rest the original's, the same bytes whatever was interrupted."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import save_model
+
+from defaug_utils import adabldm_pool, pools
+from defaug_utils.adabldm import BlendSettings, scale_stages
+from defaug_utils.adabldm_pool import blend_batch, make_adabldm_pool
+from defaug_utils.changes import CheckLimits
+from defaug_utils.controlnet import TrimapModel, make_controlnet
+from defaug_utils.decoder_adaptation import AdaptationSettings
+from defaug_utils.files import write_png
+from defaug_utils.foreground import find_foreground
+from defaug_utils.images import read_image, read_mask
+from defaug_utils.inpaint_batches import InpaintJob
+from defaug_utils.manifest import make_manifest, read_manifest, write_manifest
+from defaug_utils.masks import open_mask_source
+from defaug_utils.prompts import Prompt, make_prompts
+from defaug_utils.text2image import load_text2image
+
+SETTINGS = BlendSettings((16, 32), 3, **scale_stages(3))
+PLAN = {
+    "count": 5,
+    "prompts": make_prompts(["a hole", "crack"]),
+    "mask_source": open_mask_source("procedural"),
+    "settings": SETTINGS,
+    "adaptation": AdaptationSettings(steps=2),
+    "limits": CheckLimits(contrast=0, completeness=0),
+    "pool_seed": 3,
+    "batch_size": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two good parts for training, brighter than their background, and one for test."""
+    folder, generator, rows = tmp_path_factory.mktemp("data"), np.random.default_rng(0), []
+    for number, split in enumerate(("train", "train", "test")):
+        row = {"image": f"images/{number}.png", "label": "negative", "split": split, "origin": "real"}
+        image_u8 = generator.integers(0, 40, (48, 16, 3), dtype=np.uint8)
+        image_u8[8:40] += 180
+        write_png(folder / row["image"], image_u8)
+        rows.append(row)
+    write_manifest(make_manifest(rows), folder / "manifest.csv")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trimap_model(tmp_path_factory: pytest.TempPathFactory) -> TrimapModel:
+    folder = tmp_path_factory.mktemp("models") / "text2image"
+    model = load_text2image(save_model(folder, unet_channels=4), clip_skip=1)
+    return TrimapModel(model, make_controlnet(model))
+
+
+def read_all(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, data: Path, trimap_model: TrimapModel) -> Path:
+    """A pool made in one undisturbed run; the model's weights are the same before and after."""
+    folder = tmp_path_factory.mktemp("pools") / "adabldm"
+    vae = trimap_model.model.pipeline.vae
+    before = {name: value.clone() for name, value in vae.state_dict().items()}
+    make_adabldm_pool(folder, data, trimap_model=trimap_model, **PLAN)
+    assert all(torch.equal(value, before[name]) for name, value in vae.state_dict().items())
+    return folder
+
+
+def test_rows_say_how_each_image_was_made(whole: Path, data: Path):
+    pool = read_manifest(whole / "manifest.csv", check_files=True)
+    assert len(pool) == 5 and set(pool["origin"]) == {"adabldm"} and set(pool["label"]) == {"positive"}
+    assert set(pool["source_image"]) <= {"images/0.png", "images/1.png"}
+    assert pool["prompt"].tolist() == ["a hole", "crack", "a hole", "crack", "a hole"]
+    assert (
+        (pool["check_outside"] == 0).all() and pool["check_passed"].all() and (pool["latent_cells"] > 0).all()
+    )
+    assert (pool["adaptation_steps"] == 2).all() and pool["adaptation_problem"].isna().all()
+    assert (pool["adaptation_after"] < pool["adaptation_before"]).all()
+    for row in pool.to_dict("records"):
+        mask, source = read_mask(whole / row["mask"]), read_image(data / row["source_image"])
+        finished = read_image(whole / row["image"])
+        assert (finished[~mask] == source[~mask]).all() and (finished[mask] != source[mask]).any()
+
+
+def test_the_recipe_holds_everything_else(whole: Path):
+    (recipe,) = json.loads((whole / "recipe.json").read_text()).values()
+    assert recipe["settings"] | {"steps": 3, "guidance": 9.0, "latent_editing": [2, 3]} == recipe["settings"]
+    assert recipe["adaptation"]["steps"] == 2 and recipe["foreground"] == "whole"
+    assert recipe["model"]["fingerprint"] and recipe["model"]["controlnet_fingerprint"]
+
+
+def test_two_shards_give_the_same_bytes(tmp_path: Path, whole: Path, data: Path, trimap_model: TrimapModel):
+    parts = [
+        make_adabldm_pool(tmp_path, data, trimap_model=trimap_model, **PLAN, shard=k, shard_count=2)
+        for k in (1, 0)
+    ]
+    assert [part is None for part in parts] == [True, False]
+    assert read_all(tmp_path) == read_all(whole)
+
+
+def test_stopped_in_the_middle_and_started_again(
+    tmp_path: Path, whole: Path, data, trimap_model, monkeypatch
+):
+    calls = []
+
+    def write_until(path: Path, pixels: np.ndarray) -> None:
+        calls.append(path)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        write_png(path, pixels)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pools, "write_png", write_until)
+        with pytest.raises(KeyboardInterrupt):
+            make_adabldm_pool(tmp_path, data, trimap_model=trimap_model, **PLAN)
+    make_adabldm_pool(tmp_path, data, trimap_model=trimap_model, **PLAN)
+    assert read_all(tmp_path) == read_all(whole)
+
+
+def test_defects_lie_on_the_object_where_one_is_told_from_its_background(tmp_path: Path, data, trimap_model):
+    seen = []
+
+    def find_bright(image_u8: np.ndarray) -> np.ndarray:
+        seen.append(image_u8.shape[:2])
+        return find_foreground(image_u8, "bright")
+
+    wish = PLAN | {"find_foreground": find_bright, "foreground": "bright", "adaptation": None}
+    pool = make_adabldm_pool(tmp_path, data, trimap_model=trimap_model, **wish)
+    for row in pool.to_dict("records"):
+        rows = np.flatnonzero(read_mask(tmp_path / row["mask"]).any(axis=1))
+        assert rows.min() >= 8 and rows.max() < 40
+    assert set(seen) == {(48, 16), (32, 16)}, "masks at the image's size, trimaps at the working size"
+    assert "adaptation_steps" not in pool
+
+
+def test_a_defect_larger_than_the_object_is_told(tmp_path: Path, data: Path, trimap_model):
+    def find_dot(image_u8: np.ndarray) -> np.ndarray:
+        dot = np.zeros(image_u8.shape[:2], bool)
+        dot[3, 3] = True
+        return dot
+
+    with pytest.raises(
+        ValueError, match=r"images/\d.png: none of 50 masks .procedural. fits into its object"
+    ):
+        make_adabldm_pool(tmp_path, data, trimap_model=trimap_model, **PLAN, find_foreground=find_dot)
+
+
+def test_a_diverged_adaptation_is_told_in_the_row_and_the_own_image_taken(data: Path, trimap_model):
+    image_u8 = read_image(data / "images/0.png")
+    mask = np.zeros((48, 16), bool)
+    mask[20:30, 4:12] = True
+    job = InpaintJob(image_u8, mask, "crack", "", 5)
+    wild = AdaptationSettings(steps=3, learning_rate=50.0)
+    (diverged,), (own,) = (blend_batch(trimap_model, [job], SETTINGS, how) for how in (wild, None))
+    assert diverged.further["adaptation_problem"].startswith("the loss rose")
+    assert (diverged.painted_u8 == own.painted_u8).all() and not own.further
+
+
+def test_values_that_are_no_numbers_are_told_by_the_checks(tmp_path: Path, data, trimap_model, monkeypatch):
+    def break_latents(images: torch.Tensor, *_: object) -> torch.Tensor:
+        return torch.full((len(images), 4, 16, 8), float("nan"))
+
+    monkeypatch.setattr(adabldm_pool, "blend_latents", break_latents)
+    pool = make_adabldm_pool(tmp_path, data, trimap_model=trimap_model, **PLAN)
+    assert not pool["check_passed"].any() and pool["check_reason"].str.startswith("not a number").all()
+    assert pool["adaptation_problem"].str.contains("is no number").all()
+    assert pool["adaptation_before"].isna().all()
+
+
+def test_the_same_image_alone_and_among_others(data: Path, trimap_model):
+    image_u8, mask = read_image(data / "images/0.png"), np.zeros((48, 16), bool)
+    mask[20:30, 4:12] = True
+    jobs = [InpaintJob(image_u8, mask, prompt, "", seed) for prompt, seed in (("crack", 5), ("a hole", 6))]
+    how = AdaptationSettings(steps=2)
+    both = blend_batch(trimap_model, jobs, SETTINGS, how)
+    alone = [blend_batch(trimap_model, [job], SETTINGS, how)[0] for job in jobs]
+    for one, other in zip(both, alone, strict=True):
+        assert np.abs(one.painted_u8.astype(int) - other.painted_u8).max() <= 1
+
+
+def test_wrong_wishes_are_refused_before_anything_is_written(tmp_path: Path, data: Path, trimap_model):
+    for wrong, said in (
+        ({"settings": BlendSettings((18, 32), 3, **scale_stages(3))}, "multiples of 4"),
+        ({"prompts": [Prompt("a" * 70)]}, "tokens"),
+        ({"max_attempts": 0}, "max_attempts"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            make_adabldm_pool(tmp_path / "pool", data, trimap_model=trimap_model, **PLAN | wrong)
+    assert not (tmp_path / "pool").exists()
+
+
+def test_another_adaptation_in_the_same_folder_is_refused(whole: Path, data: Path, trimap_model):
+    with pytest.raises(ValueError, match=r"other settings \(adaptation differ\)"):
+        make_adabldm_pool(whole, data, trimap_model=trimap_model, **PLAN | {"adaptation": None})

@@ -1,0 +1,88 @@
+"""A DIAG pool whose process is killed in the middle: the same rows and bytes as one left in peace."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from tiny_models import save_model
+
+from defaug_utils.changes import CheckLimits
+from defaug_utils.diag import make_diag_pool
+from defaug_utils.files import write_png
+from defaug_utils.inpaint import load_inpainter
+from defaug_utils.inpaint_settings import InpaintSettings
+from defaug_utils.manifest import make_manifest, write_manifest
+from defaug_utils.masks import open_mask_source
+from defaug_utils.prompts import make_prompts
+
+COUNT, GROUP = 31, 3  # the last group is not full
+
+
+def make_pool(folder: Path, data: Path, model: Path, **shards: int) -> None:
+    """A pool that takes a second or two, so that there is a middle to be killed in."""
+    make_diag_pool(
+        folder,
+        data,
+        COUNT,
+        load_inpainter(model),
+        make_prompts(["white marks", "crack"], "dark"),
+        open_mask_source("procedural"),
+        InpaintSettings((32, 96), steps=8),
+        CheckLimits(contrast=0, completeness=0),
+        pool_seed=5,
+        batch_size=GROUP,
+        **shards,
+    )
+
+
+def save_data(folder: Path) -> Path:
+    generator, rows = np.random.default_rng(1), []
+    for number in range(6):
+        row = {"image": f"images/{number}.png", "label": "negative", "split": "train", "origin": "real"}
+        write_png(folder / row["image"], generator.integers(60, 200, (96, 32, 3), dtype=np.uint8))
+        rows.append(row)
+    write_manifest(make_manifest(rows), folder / "manifest.csv")
+    return folder
+
+
+def read_all(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def count_rows(folder: Path) -> int:
+    journals = list(folder.glob("rows-*.jsonl"))
+    return sum(journal.read_bytes().count(b"\n") for journal in journals)
+
+
+def kill_in_the_middle(folder: Path, *arguments: Path) -> int:
+    """Make a pool in a process of its own, kill it after some rows; how many rows there are then."""
+    command = [sys.executable, __file__, folder, *arguments]
+    process = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE)
+    while count_rows(folder) < 2 * GROUP:
+        assert process.poll() is None, process.stderr.read().decode()
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    return count_rows(folder)
+
+
+def test_killed_and_restarted_or_in_shards_it_is_the_same_pool(tmp_path: Path):
+    model, data = save_model(tmp_path / "model"), save_data(tmp_path / "data")
+    finished = kill_in_the_middle(tmp_path / "killed", data, model)
+    assert 2 * GROUP <= finished < COUNT
+    assert not (tmp_path / "killed" / "manifest.csv").exists()
+    make_pool(tmp_path / "killed", data, model)
+    make_pool(tmp_path / "whole", data, model)
+    for shard in (1, 2, 0):
+        make_pool(tmp_path / "shards", data, model, shard=shard, shard_count=3)
+    whole = read_all(tmp_path / "whole")
+    assert len(whole) == 2 * COUNT + 2, "images, masks, manifest and recipe"
+    assert read_all(tmp_path / "killed") == whole
+    assert read_all(tmp_path / "shards") == whole
+
+
+if __name__ == "__main__":
+    make_pool(*map(Path, sys.argv[1:]))
