@@ -1,0 +1,180 @@
+"""Features of images at named layers of a pretrained network, summarised batch by batch.
+
+The layers stand for those at which DIAG measured (Girella et al. 2024): Inception's first and second
+max-pooling, at a quarter and an eighth of the input's side, with 64 and 192 channels.
+"""
+
+import importlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn.functional import interpolate, normalize
+
+from defaug_utils.classifier import build_classifier, normalise_images
+from defaug_utils.distances import FeatureSummary
+from defaug_utils.images import fit_image
+
+INCEPTION = "inception"
+INCEPTION_SIDE = 299  # pixels (Szegedy et al. 2016)
+DIAG_LAYERS = ("quarter", "eighth")  # of the input's side: DIAG's first and second max-pooling
+
+
+@dataclass(frozen=True)
+class FeatureNetwork:
+    """A pretrained network that can be looked into.
+
+    Attributes:
+        backbone: its name.
+        module: the network, in evaluation mode.
+        layers: name of a layer → the part whose output it is, from the first to the last.
+        side: pixels of the square that images are stretched to, 0 for their own size.
+    """
+
+    backbone: str
+    module: nn.Module
+    layers: Mapping[str, nn.Module]
+    side: int = 0
+
+    def name_distance(self, kind: str) -> str:
+        """The honest name of a distance over these features.
+
+        Args:
+            kind: "FD" (Fréchet) or "KD" (kernel).
+
+        Returns:
+            "FD-resnet50" and the like. FID and KID are names for Inception alone, and torchvision's weights
+            are not those of the usual programs, so that even there the name says whose they are.
+        """
+        if self.backbone == INCEPTION:
+            return {"FD": "FID", "KD": "KID"}[kind] + " (torchvision)"
+        return f"{kind}-{self.backbone}"
+
+    @torch.inference_mode()
+    def read_maps(self, images_u8: np.ndarray, layers: Sequence[str] = DIAG_LAYERS) -> dict[str, Tensor]:
+        """What the layers answer to some images.
+
+        Args:
+            images_u8: shape (batch, height, width, 3), uint8.
+            layers: names of layers.
+
+        Returns:
+            Layer → shape (batch, channels, rows, columns), float32.
+
+        Raises:
+            ValueError: a layer is unknown.
+        """
+        unknown = [name for name in layers if name not in self.layers]
+        if unknown:
+            raise ValueError(f"{self.backbone} has no layer {', '.join(unknown)}: {', '.join(self.layers)}")
+        device = next(self.module.parameters()).device
+        inputs = normalise_images(torch.as_tensor(images_u8).to(device))
+        if self.side:
+            square = (self.side, self.side)
+            inputs = interpolate(inputs, square, mode="bilinear", antialias=True, align_corners=False)
+        maps: dict[str, Tensor] = {}
+        hooks = [
+            self.layers[name].register_forward_hook(lambda _, __, output, name=name: maps.update({name: output}))
+            for name in layers
+        ]
+        try:
+            self.module(inputs)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return maps
+
+
+def open_features(backbone: str, weights: str, device: str | torch.device = "cpu") -> FeatureNetwork:
+    """Open a pretrained network by its name.
+
+    Args:
+        backbone: a name in `classifier.BACKBONES`, or "inception" (torchvision's, where it is installed).
+        weights: for a ResNet what `build_classifier` takes (a folder, a `.safetensors` file with torchvision's
+            key names or a hub id); for Inception such a file.
+        device: where it runs.
+
+    Returns:
+        The network with the layers `DIAG_LAYERS`; a ResNet also has the others of its stages.
+
+    Raises:
+        ValueError: unknown backbone, weights that don't fit, or none: a random network's features say nothing.
+        ModuleNotFoundError: Inception is asked for and torchvision is not installed.
+    """
+    if not weights:
+        raise ValueError(
+            f"features of {backbone} without weights would be those of a random network: name pretrained ones"
+        )
+    if backbone == INCEPTION:
+        return _open_inception(Path(weights), device)
+    model = build_classifier(backbone, weights).to(device)
+    first, second, third, fourth = model.resnet.encoder.stages
+    layers = {"quarter": model.resnet.embedder, "first_stage": first, "eighth": second}
+    return FeatureNetwork(backbone, model.resnet, layers | {"sixteenth": third, "thirty_second": fourth})
+
+
+def _open_inception(weights: Path, device: str | torch.device) -> FeatureNetwork:
+    """Torchvision's Inception v3 with weights of its key names."""
+    models = _import_torchvision_models()
+    if weights.suffix != ".safetensors" or not weights.is_file():
+        raise ValueError(f"weights {weights}: expected an existing .safetensors file of torchvision's Inception")
+    network = models.inception_v3(weights=None, transform_input=True, init_weights=False)
+    network.load_state_dict(load_file(weights))
+    layers = {"quarter": network.maxpool1, "eighth": network.maxpool2}
+    return FeatureNetwork(INCEPTION, network.eval().to(device), layers, INCEPTION_SIDE)
+
+
+def _import_torchvision_models() -> ModuleType:
+    try:
+        return importlib.import_module("torchvision.models")
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "Inception comes with torchvision, which is not installed: install it, or choose a ResNet as "
+            "feature_backbone"
+        ) from error
+
+
+def summarise_images(
+    network: FeatureNetwork,
+    images_u8: Iterable[np.ndarray],
+    layers: Sequence[str] = DIAG_LAYERS,
+    size: tuple[int, int] | None = None,
+    batch_size: int = 16,
+    seed: int = 0,
+    on_images: Callable[[int], None] | None = None,
+) -> dict[str, FeatureSummary]:
+    """Summarise a set of images by its features; memory does not grow with their number.
+
+    Args:
+        network: from `open_features`.
+        images_u8: each of shape (height, width, 3), uint8; may be read on the way.
+        layers: names of layers.
+        size: (width, height) that images of another size are resized to; that of the first if None.
+        batch_size: images looked at together.
+        seed: of the choice which features are kept, where there are more than fit.
+        on_images: called with the number of images just looked at.
+
+    Returns:
+        Layer → its summary. A feature is the mean of a layer's output over all places.
+    """
+    summaries = {layer: FeatureSummary(seed=seed) for layer in layers}
+    remaining = iter(images_u8)
+    while batch := list(islice(remaining, batch_size)):
+        size = size or (batch[0].shape[1], batch[0].shape[0])
+        stacked = np.stack([_fit(image_u8, size) for image_u8 in batch])
+        for layer, maps in network.read_maps(stacked, layers).items():
+            directions = normalize(maps, dim=1)  # unit length in every place (Zhang et al. 2018, Eq. 1)
+            summaries[layer].add(maps.mean(dim=(2, 3)).cpu().numpy(), directions.cpu().numpy())
+        if on_images:
+            on_images(len(batch))
+    return summaries
+
+
+def _fit(image_u8: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    return image_u8 if image_u8.shape[1::-1] == size else fit_image(image_u8, size)

@@ -1,0 +1,93 @@
+"""Features over a ResNet from a file and from a folder; Inception where torchvision is missing."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import ResNetConfig, ResNetForImageClassification
+
+from defaug_utils.classifier import BACKBONES, normalise_images
+from defaug_utils.features import DIAG_LAYERS, FeatureNetwork, open_features, summarise_images
+
+ROOT = Path(__file__).parents[1]
+WEIGHTS = ROOT / "models" / "backbones" / "resnet10_quarter.safetensors"
+
+
+@pytest.fixture(scope="module")
+def network() -> FeatureNetwork:
+    return open_features("resnet10_quarter", str(WEIGHTS))
+
+
+def draw_images(count: int, seed: int = 0, shape: tuple[int, int] = (96, 32)) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, *shape, 3), dtype=np.uint8)
+
+
+def test_layers_stand_at_a_quarter_and_an_eighth_of_the_side(network):
+    maps = network.read_maps(draw_images(2))
+    assert [tuple(maps[layer].shape) for layer in DIAG_LAYERS] == [(2, 16, 24, 8), (2, 32, 12, 4)]
+    deeper = network.read_maps(draw_images(1), ["thirty_second"])
+    assert deeper["thirty_second"].shape == (1, 128, 3, 1)
+
+
+def test_maps_are_the_networks_own(network):
+    """The library's hidden states come by another way: all after the stem, stage by stage."""
+    images_u8 = draw_images(2)
+    with torch.inference_mode():
+        states = network.module(
+            normalise_images(torch.from_numpy(images_u8)), output_hidden_states=True
+        ).hidden_states
+    maps = network.read_maps(images_u8)
+    assert torch.equal(maps["quarter"], states[0])
+    assert torch.equal(maps["eighth"], states[2])
+
+
+def test_a_summary_depends_on_neither_batches_nor_order_of_layers(network):
+    images_u8 = draw_images(7)
+    once = summarise_images(network, images_u8, batch_size=7)
+    parts = summarise_images(network, iter(images_u8), batch_size=3)
+    for layer in DIAG_LAYERS:
+        assert once[layer].count == parts[layer].count == 7
+        np.testing.assert_allclose(parts[layer].moments.covariance, once[layer].moments.covariance, atol=1e-6)
+        assert parts[layer].diversity == pytest.approx(once[layer].diversity, rel=1e-4)
+    maps = network.read_maps(images_u8)["eighth"]
+    np.testing.assert_allclose(once["eighth"].kept, maps.mean(dim=(2, 3)), rtol=1e-5)
+
+
+def test_images_of_another_size_are_resized_and_progress_is_told(network):
+    told = []
+    images_u8 = [*draw_images(3), *draw_images(1, shape=(120, 40))]
+    summaries = summarise_images(network, images_u8, ["eighth"], batch_size=3, on_images=told.append)
+    assert summaries["eighth"].count == 4
+    assert told == [3, 1]
+
+
+def test_a_folder_of_another_backbone_has_the_same_interface(tmp_path: Path):
+    torch.manual_seed(0)
+    config = ResNetConfig(num_labels=9, **BACKBONES["resnet18_quarter"])
+    ResNetForImageClassification(config).save_pretrained(tmp_path)
+    network = open_features("resnet18_quarter", str(tmp_path))
+    summaries = summarise_images(network, draw_images(3))
+    assert [summaries[layer].kept.shape for layer in DIAG_LAYERS] == [(3, 16), (3, 32)]
+    assert network.name_distance("FD") == "FD-resnet18_quarter"
+
+
+def test_names_never_claim_to_be_fid(network):
+    names = {network.name_distance(kind) for kind in ("FD", "KD")}
+    assert names == {"FD-resnet10_quarter", "KD-resnet10_quarter"}
+
+
+def test_wrong_requests_say_what_to_do(network):
+    with pytest.raises(ValueError, match="random network"):
+        open_features("resnet50", "")
+    with pytest.raises(ValueError, match="none of resnet50"):
+        open_features("vgg", "weights.safetensors")
+    with pytest.raises(ValueError, match="no layer pool1: quarter, first_stage, eighth"):
+        network.read_maps(draw_images(1), ["pool1"])
+
+
+@pytest.mark.skipif(bool(importlib.util.find_spec("torchvision")), reason="torchvision is installed")
+def test_inception_without_torchvision_says_so():
+    with pytest.raises(ModuleNotFoundError, match=r"install it, or choose a ResNet"):
+        open_features("inception", "inception.safetensors")
