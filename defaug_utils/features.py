@@ -80,7 +80,9 @@ class FeatureNetwork:
             inputs = interpolate(inputs, square, mode="bilinear", antialias=True, align_corners=False)
         maps: dict[str, Tensor] = {}
         hooks = [
-            self.layers[name].register_forward_hook(lambda _, __, output, name=name: maps.update({name: output}))
+            self.layers[name].register_forward_hook(
+                lambda _, __, output, name=name: maps.update({name: output})
+            )
             for name in layers
         ]
         try:
@@ -123,7 +125,9 @@ def _open_inception(weights: Path, device: str | torch.device) -> FeatureNetwork
     """Torchvision's Inception v3 with weights of its key names."""
     models = _import_torchvision_models()
     if weights.suffix != ".safetensors" or not weights.is_file():
-        raise ValueError(f"weights {weights}: expected an existing .safetensors file of torchvision's Inception")
+        raise ValueError(
+            f"weights {weights}: expected an existing .safetensors file of torchvision's Inception"
+        )
     network = models.inception_v3(weights=None, transform_input=True, init_weights=False)
     network.load_state_dict(load_file(weights))
     layers = {"quarter": network.maxpool1, "eighth": network.maxpool2}

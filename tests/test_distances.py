@@ -143,9 +143,7 @@ def test_running_sums_are_those_of_all_images_at_once(batch):
 
 def test_diversity_is_the_mean_over_all_pairs():
     directions = draw_directions(7)
-    pairs = [
-        ((first - second) ** 2).sum(axis=0).mean() for first, second in combinations(directions, 2)
-    ]
+    pairs = [((first - second) ** 2).sum(axis=0).mean() for first, second in combinations(directions, 2)]
     assert summarise(draw_features(7), directions, 3).diversity == pytest.approx(np.mean(pairs))
 
 
