@@ -41,6 +41,7 @@ BACKBONES = {
 NORMALISATIONS = {  # name: mean and standard deviation by channel, of values in [0, 1]
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "unit": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+    "symmetric": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),  # onto [-1, 1]
 }
 PICKLE_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".pkl")
 CONVERSION = (

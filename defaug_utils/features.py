@@ -28,18 +28,18 @@ DIAG_LAYERS = ("quarter", "eighth")  # of the input's side: DIAG's first and sec
 
 @dataclass(frozen=True)
 class FeatureNetwork:
-    """A pretrained network that can be looked into.
+    """The first parts of a pretrained network, to be looked into.
 
     Attributes:
         backbone: its name.
-        module: the network, in evaluation mode.
-        layers: name of a layer → the part whose output it is, from the first to the last.
+        parts: name of a layer → what leads to it from the layer before; in evaluation mode.
+        normalisation: of its input, a name in `classifier.NORMALISATIONS`.
         side: pixels of the square that images are stretched to, 0 for their own size.
     """
 
     backbone: str
-    module: nn.Module
-    layers: Mapping[str, nn.Module]
+    parts: Mapping[str, nn.Module]
+    normalisation: str = "imagenet"
     side: int = 0
 
     def name_distance(self, kind: str) -> str:
@@ -58,7 +58,7 @@ class FeatureNetwork:
 
     @torch.inference_mode()
     def read_maps(self, images_u8: np.ndarray, layers: Sequence[str] = DIAG_LAYERS) -> dict[str, Tensor]:
-        """What the layers answer to some images.
+        """What the layers answer to some images; no part beyond the last of them is run.
 
         Args:
             images_u8: shape (batch, height, width, 3), uint8.
@@ -70,26 +70,20 @@ class FeatureNetwork:
         Raises:
             ValueError: a layer is unknown.
         """
-        unknown = [name for name in layers if name not in self.layers]
+        unknown = [name for name in layers if name not in self.parts]
         if unknown:
-            raise ValueError(f"{self.backbone} has no layer {', '.join(unknown)}: {', '.join(self.layers)}")
-        device = next(self.module.parameters()).device
-        inputs = normalise_images(torch.as_tensor(images_u8).to(device))
+            raise ValueError(f"{self.backbone} has no layer {', '.join(unknown)}: {', '.join(self.parts)}")
+        device = next(next(iter(self.parts.values())).parameters()).device
+        state = normalise_images(torch.as_tensor(images_u8).to(device), self.normalisation)
         if self.side:
-            square = (self.side, self.side)
-            inputs = interpolate(inputs, square, mode="bilinear", antialias=True, align_corners=False)
+            state = interpolate(state, (self.side, self.side), mode="bilinear", antialias=True)
         maps: dict[str, Tensor] = {}
-        hooks = [
-            self.layers[name].register_forward_hook(
-                lambda _, __, output, name=name: maps.update({name: output})
-            )
-            for name in layers
-        ]
-        try:
-            self.module(inputs)
-        finally:
-            for hook in hooks:
-                hook.remove()
+        for name, part in self.parts.items():
+            if len(maps) == len(set(layers)):
+                break
+            state = part(state)
+            if name in layers:
+                maps[name] = state
         return maps
 
 
@@ -98,15 +92,15 @@ def open_features(backbone: str, weights: str, device: str | torch.device = "cpu
 
     Args:
         backbone: a name in `classifier.BACKBONES`, or "inception" (torchvision's, where it is installed).
-        weights: for a ResNet what `build_classifier` takes (a folder, a `.safetensors` file with torchvision's
-            key names or a hub id); for Inception such a file.
+        weights: for a ResNet what `build_classifier` takes (a folder, a `.safetensors` file with
+            torchvision's key names or a hub id); for Inception such a file.
         device: where it runs.
 
     Returns:
         The network with the layers `DIAG_LAYERS`; a ResNet also has the others of its stages.
 
     Raises:
-        ValueError: unknown backbone, weights that don't fit, or none: a random network's features say nothing.
+        ValueError: unknown backbone, weights that don't fit, or none (random features say nothing).
         ModuleNotFoundError: Inception is asked for and torchvision is not installed.
     """
     if not weights:
@@ -115,10 +109,9 @@ def open_features(backbone: str, weights: str, device: str | torch.device = "cpu
         )
     if backbone == INCEPTION:
         return _open_inception(Path(weights), device)
-    model = build_classifier(backbone, weights).to(device)
-    first, second, third, fourth = model.resnet.encoder.stages
-    layers = {"quarter": model.resnet.embedder, "first_stage": first, "eighth": second}
-    return FeatureNetwork(backbone, model.resnet, layers | {"sixteenth": third, "thirty_second": fourth})
+    resnet = build_classifier(backbone, weights).to(device).resnet
+    names = ("quarter", "first_stage", "eighth", "sixteenth", "thirty_second")
+    return FeatureNetwork(backbone, dict(zip(names, [resnet.embedder, *resnet.encoder.stages], strict=True)))
 
 
 def _open_inception(weights: Path, device: str | torch.device) -> FeatureNetwork:
@@ -128,10 +121,13 @@ def _open_inception(weights: Path, device: str | torch.device) -> FeatureNetwork
         raise ValueError(
             f"weights {weights}: expected an existing .safetensors file of torchvision's Inception"
         )
-    network = models.inception_v3(weights=None, transform_input=True, init_weights=False)
+    network = models.inception_v3(weights=None, init_weights=False)
     network.load_state_dict(load_file(weights))
-    layers = {"quarter": network.maxpool1, "eighth": network.maxpool2}
-    return FeatureNetwork(INCEPTION, network.eval().to(device), layers, INCEPTION_SIDE)
+    network = network.eval().to(device)
+    first = [network.Conv2d_1a_3x3, network.Conv2d_2a_3x3, network.Conv2d_2b_3x3, network.maxpool1]
+    second = [network.Conv2d_3b_1x1, network.Conv2d_4a_3x3, network.maxpool2]
+    parts = {"quarter": nn.Sequential(*first), "eighth": nn.Sequential(*second)}
+    return FeatureNetwork(INCEPTION, parts, "symmetric", INCEPTION_SIDE)
 
 
 def _import_torchvision_models() -> ModuleType:

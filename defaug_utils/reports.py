@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 from pandas.io.formats.style import Styler
 
+from defaug_utils.leaks import LEAK_MARK, LEAK_NOTE, mark_label
 from defaug_utils.result_plots import label_arm, style_arms
 from defaug_utils.results import GROUP, OTHER_DETECTORS
 
@@ -15,6 +16,7 @@ RUN_COLUMNS = [
     *(*GROUP, "seed"),
     *("ap", "ap_low", "ap_high", "auroc"),
     *("paper_precision", "paper_recall", "validation_precision", "validation_recall"),
+    "leak",
 ]
 PAPER_PROTOCOL = {"AP": "ap", "precision": "paper_precision", "recall": "paper_recall"}
 VALIDATION_PROTOCOL = {"AP": "ap", "precision": "validation_precision", "recall": "validation_recall"}
@@ -36,25 +38,34 @@ def label_method(arm: str) -> str:
     return OTHER_DETECTORS.get(arm) or label_arm(arm)
 
 
-def layout_results(rows: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
+def layout_results(rows: pd.DataFrame, columns: Mapping[str, str], mark_cells: bool = False) -> pd.DataFrame:
     """Lay results out as the papers do: rows are methods and N_aug, cells are mean ± std.
 
     Args:
         rows: of `summarise_results` or `published_results`, of one scenario.
         columns: heading → metric, such as `PAPER_PROTOCOL`, `VALIDATION_PROTOCOL` or `PUBLISHED`.
+        mark_cells: put the mark of a leak into the row's cells instead of behind the method.
 
     Returns:
         Text cells; the index has the levels method and N_aug. The last column is n where it is known.
+        Where the rows tell of a leak, it is marked.
     """
     cells = {
         heading: [
-            format_spread(mean, deviation)
-            for mean, deviation in zip(rows[metric], rows[f"{metric}_std"], strict=True)
+            mark_label(format_spread(mean, deviation), leak if mark_cells else "")
+            for mean, deviation, leak in zip(
+                rows[metric], rows[f"{metric}_std"], _list_leaks(rows), strict=True
+            )
         ]
         for heading, metric in columns.items()
     }
     counts = {"n": rows["n"].to_numpy()} if "n" in rows else {}
-    return pd.DataFrame(cells | counts, index=_index_methods(rows))
+    index = _index_methods(rows.drop(columns="leak", errors="ignore") if mark_cells else rows)
+    return pd.DataFrame(cells | counts, index=index)
+
+
+def _list_leaks(rows: pd.DataFrame) -> list[str]:
+    return rows["leak"].tolist() if "leak" in rows else [""] * len(rows)
 
 
 def name_setup(runs: pd.DataFrame, run_folder: Path | str, data_name: str = "") -> str:
@@ -98,9 +109,9 @@ def compare_with_papers(
     Returns:
         Text cells; the index has the levels method and N_aug, the columns whose and what.
     """
-    own = layout_results(summary[summary["scenario"] == scenario], PAPER_PROTOCOL)
+    own = layout_results(summary[summary["scenario"] == scenario], PAPER_PROTOCOL, mark_cells=True)
     chosen = published[(published["scenario"] == scenario) & (published["detector"] == "ResNet-50")]
-    printed = layout_results(chosen, PUBLISHED)
+    printed = layout_results(chosen, PUBLISHED, mark_cells=True)
     printed["in"] = [_name_table(*row) for row in zip(chosen["source"], chosen["table"], strict=True)]
     both = pd.concat({f"ours: {ours}": own.astype(object), PUBLISHED_ON: printed}, axis=1)
     arms = style_arms([*summary["arm"], *chosen["arm"]])
@@ -133,7 +144,9 @@ def layout_spreads(spreads: pd.DataFrame) -> pd.DataFrame:
 
 
 def _index_methods(rows: pd.DataFrame, *first: str) -> pd.MultiIndex:
-    levels = [*(rows[name] for name in first), rows["arm"].map(label_method), rows["n_aug"].astype(int)]
+    pairs = zip(rows["arm"], _list_leaks(rows), strict=True)
+    methods = [mark_label(label_method(arm), leak) for arm, leak in pairs]
+    levels = [*(rows[name] for name in first), methods, rows["n_aug"].astype(int)]
     return pd.MultiIndex.from_arrays(levels, names=[*first, "method", "N_aug"])
 
 
@@ -142,11 +155,14 @@ def style_table(table: pd.DataFrame, caption: str, max_height: str = "") -> Styl
 
     Args:
         table: numbers are shown with three digits, missing values as a dash.
-        caption: what it shows, and whose numbers they are.
+        caption: what it shows, and whose numbers they are; where a cell carries the mark of a leak, what
+            the mark means is said behind it.
         max_height: a CSS length such as "24em" beyond which the rows scroll too.
     """
     shown = table if isinstance(table.index, pd.RangeIndex) else _index_to_columns(table)
     texts = [place for place, kind in enumerate(shown.dtypes) if not pd.api.types.is_numeric_dtype(kind)]
+    if any(shown.iloc[:, place].astype(str).str.contains(LEAK_MARK).any() for place in texts):
+        caption = f"{caption} {LEAK_NOTE}"
     rules = [
         {
             "selector": "caption",

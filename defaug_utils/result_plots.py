@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from defaug_utils.leaks import is_marked, mark_label
 from defaug_utils.plots import NotebookFigure
 
 ARM_LABELS = {
@@ -41,7 +42,8 @@ def plot_augmentation_curves(
     """Metrics over N_aug: one row of panels a metric, one column a scenario, one colour an arm.
 
     Args:
-        runs: one row a finished run, with the columns scenario, arm, n_aug, seed and the metrics.
+        runs: one row a finished run, with the columns scenario, arm, n_aug, seed and the metrics; an arm
+            for which the column leak, if there is one, tells of a leak in any scenario is marked.
         metrics: columns to draw.
 
     Returns:
@@ -55,13 +57,14 @@ def plot_augmentation_curves(
     if missing or runs.empty:
         raise ValueError(f"{len(runs)} runs, columns missing: {', '.join(missing) or 'none'}")
     scenarios, styles = list(dict.fromkeys(runs["scenario"])), style_arms(runs["arm"])
+    labels = _label_arms(runs, styles)
     size = (1 + 2.3 * max(2, len(scenarios)), 1 + 2.1 * len(metrics))
     figure = NotebookFigure(figsize=size, layout="constrained")
     grid = figure.subplots(len(metrics), len(scenarios), squeeze=False, sharey="row", sharex="col")
     for column, scenario in enumerate(scenarios):
         chosen = runs[runs["scenario"] == scenario]
         for row, metric in enumerate(metrics):
-            _draw_arms(grid[row, column], chosen, metric, styles)
+            _draw_arms(grid[row, column], chosen, metric, styles, labels)
             grid[row, column].set_ylabel(METRIC_LABELS.get(metric, metric) if column == 0 else "")
         grid[0, column].set_title(scenario)
     for first_of_row in grid[:, 0]:
@@ -69,11 +72,16 @@ def plot_augmentation_curves(
     figure.supxlabel("generated positives $N_{aug}$", fontsize="medium")
     drawn = [axes.get_legend_handles_labels() for axes in grid.flat]
     handles = {label: handle for pair in drawn for handle, label in zip(*pair, strict=True)}
-    labels = [label_arm(arm) for arm in styles]
-    figure.legend(
-        [handles[name] for name in labels], labels, loc="outside upper left", ncols=3, frameon=False
-    )
+    names = list(labels.values())
+    figure.legend([handles[name] for name in names], names, loc="outside upper left", ncols=3, frameon=False)
     return figure
+
+
+def _label_arms(runs: pd.DataFrame, arms: Iterable[str]) -> dict[str, str]:
+    """Every arm's name in words, with the mark of a leak where one of its runs has one."""
+    marked = runs[runs["leak"].map(is_marked)] if "leak" in runs else runs[:0]
+    leaks = {row.arm: row.leak for row in marked.itertuples()}
+    return {arm: mark_label(label_arm(arm), leaks.get(arm)) for arm in arms}
 
 
 def _widen_limits(axes: Axes) -> None:
@@ -97,7 +105,9 @@ def style_arms(arms: Iterable[str]) -> dict[str, tuple[str, str]]:
     return {arm: style for arm, style in styles.items() if arm in set(arms)}
 
 
-def _draw_arms(axes: Axes, runs: pd.DataFrame, metric: str, styles: dict[str, tuple[str, str]]) -> None:
+def _draw_arms(
+    axes: Axes, runs: pd.DataFrame, metric: str, styles: dict[str, tuple[str, str]], labels: dict[str, str]
+) -> None:
     """One panel: the arms stand beside one another at each N_aug, so that no bar hides another."""
     ticks = sorted(runs["n_aug"].unique())
     arms = [arm for arm in styles if arm in set(runs["arm"])]
@@ -113,7 +123,7 @@ def _draw_arms(axes: Axes, runs: pd.DataFrame, metric: str, styles: dict[str, tu
         mean, spread = groups.mean(), groups.std(ddof=1)
         if arm == "none":
             axes.axhline(mean.iloc[0], color=colour, linestyle="--", linewidth=1)
-        line = {"fmt": f"-{marker}", "color": colour, "capsize": 4, "label": label_arm(arm)}
+        line = {"fmt": f"-{marker}", "color": colour, "capsize": 4, "label": labels[arm]}
         axes.errorbar([ticks.index(count) + offset for count in mean.index], mean, spread, **line)
     axes.set_xticks(range(len(ticks)), [str(count) for count in ticks])
     axes.set_xlim(-0.6, len(ticks) - 0.4)

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from defaug_utils.leaks import find_run_leaks, join_leaks
 from defaug_utils.manifest import raise_problems
+from defaug_utils.masks import is_leak
 from defaug_utils.runs import ARMS, SCENARIOS, parse_run_name
 
 METRICS = (
@@ -47,7 +49,8 @@ def gather_results(run_folder: Path | str) -> pd.DataFrame:
 
     Returns:
         One row a run, ordered by scenario, arm, N_aug and seed, which come first as columns; then every
-        number, word or truth value that its metrics hold.
+        number, word or truth value that its metrics hold; among these `leak`, see `leaks.find_leaks`, for
+        runs whose metrics lack it computed from their training set.
 
     Raises:
         FileNotFoundError: no run has finished.
@@ -82,6 +85,9 @@ def _read_run(path: Path) -> dict:
             raise ValueError(f"{name} is missing")
         _check_value(name, content[name])
     plain = {name: value for name, value in content.items() if isinstance(value, bool | int | float | str)}
+    if "leak" not in plain:
+        training_set = path.parents[2] / f"train-{path.parent.name}.csv"
+        plain["leak"] = find_run_leaks(training_set, run.scenario)
     return plain | run._asdict()
 
 
@@ -131,13 +137,22 @@ def summarise_results(runs: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         One row for each scenario, arm and N_aug: n (number of runs) and for every metric of `METRICS`
-        its mean under its own name and `<metric>_std`, which is NaN for a single run.
+        its mean under its own name and `<metric>_std`, which is NaN for a single run; last `leak`, where
+        the runs have it.
     """
     groups = runs.groupby(GROUP, sort=False)
     spread = groups[list(METRICS)].std(ddof=1).add_suffix("_std")
     parts = [groups.size().rename("n"), groups[list(METRICS)].mean(), spread]
     columns = ["n", *(f"{name}{suffix}" for name in METRICS for suffix in ("", "_std"))]
-    return sort_results(pd.concat(parts, axis=1)[columns].reset_index())
+    return sort_results(_carry_leaks(pd.concat(parts, axis=1)[columns].reset_index(), runs))
+
+
+def _carry_leaks(table: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
+    """Give a table by scenario, arm and N_aug the leaks of any of its runs, where these are told."""
+    if "leak" not in runs:
+        return table
+    leaks = runs.groupby(GROUP, sort=False)["leak"].agg(join_leaks).reset_index()
+    return table.merge(leaks, on=GROUP, how="left")
 
 
 def paired_differences(runs: pd.DataFrame, baseline: str, metric: str = "ap") -> pd.DataFrame:
@@ -169,7 +184,7 @@ def paired_differences(runs: pd.DataFrame, baseline: str, metric: str = "ap") ->
         n_higher=("higher", "sum"),
         n_lower=("lower", "sum"),
     )
-    return sort_results(table.reset_index()).assign(baseline=baseline)
+    return sort_results(_carry_leaks(table.reset_index(), runs)).assign(baseline=baseline)
 
 
 def compare_spreads(runs: pd.DataFrame) -> pd.DataFrame:
@@ -182,7 +197,7 @@ def compare_spreads(runs: pd.DataFrame) -> pd.DataFrame:
     wide = runs.assign(half_width=(runs["ap_high"] - runs["ap_low"]) / 2)
     grouped = wide.groupby(GROUP, sort=False)
     table = grouped.agg(n=("ap", "size"), ap_std=("ap", "std"), half_width=("half_width", "mean"))
-    return sort_results(table.reset_index())
+    return sort_results(_carry_leaks(table.reset_index(), runs))
 
 
 def measure_optimism(runs: pd.DataFrame) -> pd.Series:
@@ -195,11 +210,15 @@ def published_results() -> pd.DataFrame:
 
     Returns:
         One row for each printed value: scenario, arm, n_aug, source, table, ap, ap_std, precision,
-        precision_std, recall, recall_std (NaN where the paper prints none) and detector, which is
-        "ResNet-50" or the name of another kind of detector.
+        precision_std, recall, recall_std (NaN where the paper prints none), leak (as `gather_results` has
+        it, by what the paper's code does) and detector, which is "ResNet-50" or the name of another kind
+        of detector.
     """
     with files("defaug_utils").joinpath("papers.csv").open(encoding="utf-8") as stored:
-        table = pd.read_csv(stored, dtype={"table": "Int64"})
+        table = pd.read_csv(stored, dtype={"table": "Int64", "mask_source": str})
+    table["mask_source"] = table["mask_source"].fillna("")
+    pairs = zip(table.pop("mask_source"), table["scenario"], strict=True)
+    table["leak"] = [source if is_leak(source, scenario) else "" for source, scenario in pairs]
     detector = [OTHER_DETECTORS.get(arm, "ResNet-50") for arm in table["arm"]]
     return sort_results(table.assign(detector=detector))
 

@@ -43,3 +43,14 @@ def list_waiting(
 ) -> list[str]:
     """Notebooks that have to make a pool before this run can be put together; empty when it can be now."""
     return [NOTEBOOK_OF[origin] for origin in arm_shares(run.arm, share, extra_arms) if origin not in pools]
+
+
+def list_pools(run_dir: Path | str) -> dict[str, Path]:
+    """Folders of all pools that a run has, by their names in it, such as `memseg` or `ddpm/few-shot`."""
+    run_dir = Path(run_dir)
+    return {
+        manifest.parent.relative_to(run_dir).as_posix(): manifest.parent
+        for origin in NOTEBOOK_OF
+        for pattern in ("manifest.csv", "*-shot*/manifest.csv")
+        for manifest in sorted((run_dir / origin).glob(pattern))
+    }

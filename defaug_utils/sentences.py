@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from defaug_utils.leaks import UNKNOWN, is_marked, mark_label
 from defaug_utils.reports import format_spread, label_method
 from defaug_utils.results import compare_spreads, measure_optimism
 
@@ -41,6 +42,28 @@ def describe_unfinished(unfinished: Sequence[str], missing: pd.DataFrame) -> str
     return "\n".join([text, "", *(lines or ["- Every arm that the papers print has a finished run."])])
 
 
+def describe_leaks(runs: pd.DataFrame) -> str:
+    """Name the arms whose runs knew real defects that their scenario may not know.
+
+    Args:
+        runs: as `gather_results` returns it.
+    """
+    marked = runs[runs["leak"].map(is_marked)]
+    parts = [
+        f"{mark_label(label_method(arm), leak)} in {scenario} ({_count(len(rows), 'run')}, masks: {leak})"
+        for (scenario, arm, leak), rows in marked.groupby(["scenario", "arm", "leak"], sort=False)
+    ]
+    text = "No finished run is known to have learnt from real defects that its scenario may not know."
+    if parts:
+        text = (
+            f"**Leaks:** {'; '.join(parts)}. These masks show where real defects lie and how large they are, "
+            "which nobody knows in that scenario: compare them with no other arm there."
+        )
+    unknown = int((runs["leak"] == UNKNOWN).sum())
+    gone = f" Of {_count(unknown, 'run')} the training set is gone: whether it leaks is unknown."
+    return text + gone * bool(unknown)
+
+
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
@@ -62,7 +85,7 @@ def _describe_cell(row: pd.Series, metric: str) -> str:
 
 
 def _name_arm(row: pd.Series) -> str:
-    label = label_method(row["arm"])
+    label = mark_label(label_method(row["arm"]), row.get("leak"))
     return label if row["arm"] == "none" else f"{label} with N_aug = {row['n_aug']}"
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import ResNetConfig, ResNetForImageClassification
 
-from defaug_utils.classifier import BACKBONES, normalise_images
+from defaug_utils.classifier import BACKBONES, build_classifier, normalise_images
 from defaug_utils.features import DIAG_LAYERS, FeatureNetwork, open_features, summarise_images
 
 ROOT = Path(__file__).parents[1]
@@ -34,13 +34,14 @@ def test_layers_stand_at_a_quarter_and_an_eighth_of_the_side(network):
 def test_maps_are_the_networks_own(network):
     """The library's hidden states come by another way: all after the stem, stage by stage."""
     images_u8 = draw_images(2)
+    model = build_classifier("resnet10_quarter", str(WEIGHTS))
     with torch.inference_mode():
-        states = network.module(
-            normalise_images(torch.from_numpy(images_u8)), output_hidden_states=True
-        ).hidden_states
-    maps = network.read_maps(images_u8)
-    assert torch.equal(maps["quarter"], states[0])
-    assert torch.equal(maps["eighth"], states[2])
+        inputs = normalise_images(torch.from_numpy(images_u8))
+        states = model(inputs, output_hidden_states=True).hidden_states
+    maps = network.read_maps(images_u8, list(network.parts))
+    assert list(maps) == ["quarter", "first_stage", "eighth", "sixteenth", "thirty_second"]
+    assert all(torch.equal(found, state) for found, state in zip(maps.values(), states, strict=True))
+    assert list(network.read_maps(images_u8, ["eighth"])) == ["eighth"]
 
 
 def test_a_summary_depends_on_neither_batches_nor_order_of_layers(network):
