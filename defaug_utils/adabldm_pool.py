@@ -6,139 +6,57 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 
-from defaug_utils.adabldm import BlendSettings, BlendStep, blend_latents
+from defaug_utils.adabldm import BlendSettings
+from defaug_utils.adabldm_batches import blend_batch, find_everything
 from defaug_utils.changes import CheckLimits
-from defaug_utils.compositing import choose_box, cover_cells, cut_out
-from defaug_utils.controlnet import TrimapModel, make_ddim, make_denoiser
-from defaug_utils.decoder_adaptation import AdaptationSettings, adapt_decoder
+from defaug_utils.controlnet import TrimapModel
+from defaug_utils.decoder_adaptation import AdaptationSettings
 from defaug_utils.defect_patches import move_inside
-from defaug_utils.inpaint_batches import InpaintedImage, InpaintJob, check_jobs, finish_image
-from defaug_utils.latents import decode_latents, to_floats
+from defaug_utils.inpaint_batches import InpaintedImage, InpaintJob
+from defaug_utils.manifest import raise_problems
 from defaug_utils.masks import MaskSource
-from defaug_utils.memory import run_in_parts
-from defaug_utils.painted_pools import MAX_ATTEMPTS, FitMask, make_painted_pool
+from defaug_utils.painted_pools import MAX_ATTEMPTS, FitMask, Paint, make_painted_pool
+from defaug_utils.painted_recipes import read_settings, remake_painted_image
+from defaug_utils.pools import GeneratedImage
 from defaug_utils.prompts import Prompt, check_prompts
+from defaug_utils.sources import read_dataset
 from defaug_utils.text2image import check_size
-from defaug_utils.trimaps import FindForeground, make_trimap
+from defaug_utils.trimaps import FindForeground
 
 
-def find_everything(image_u8: np.ndarray) -> np.ndarray:
-    """The foreground of a texture: all of it is object."""
-    return np.ones(image_u8.shape[:2], bool)
-
-
-def blend_batch(
-    trimap_model: TrimapModel,
-    jobs: Sequence[InpaintJob],
-    settings: BlendSettings,
-    adaptation: AdaptationSettings | None,
-    find_foreground: FindForeground = find_everything,
-    on_step: Callable[[BlendStep], None] | None = None,
-) -> list[InpaintedImage]:
-    """Blend all defects at once, when memory does not suffice in halves; decoders adapt image by image.
+def check_training(trimap_model: TrimapModel, dataset: pd.DataFrame) -> None:
+    """Refuse a ControlNet that has seen test or validation images.
 
     Args:
-        trimap_model: the model and its ControlNet.
-        jobs: good images, masks and prompts, and the seeds of their noise.
-        settings: steps and stages.
-        adaptation: of the decoder; None decodes by the model's own.
-        find_foreground: tells where the object is on an image at the working size.
-        on_step: see `blend_latents`.
-
-    Returns:
-        One result a job, in order; with adaptation, `further` holds the loss before and after it, its steps,
-        and why it was thrown away.
+        trimap_model: with what is known of its training.
+        dataset: manifest of the prepared data set.
 
     Raises:
-        ValueError: a mask is empty, full, not bool, of another size, or an image shows no object; a prompt
-            is empty or too long; the working size does not suit the model.
-        MemoryError: not even one image fits.
+        ManifestError: lists every image that it learned from and that is not in the train split.
     """
-    model = trimap_model.model
-    check_size(model, settings.size)
-    check_jobs(jobs)
-    check_prompts(model, [job.prompt for job in jobs])
+    split_of = dict(zip(dataset["image"], dataset["split"], strict=True))
+    names = [name for part in trimap_model.training.get("trained_on", {}).values() for name in part]
+    problems = [
+        f"{name} is {split_of.get(name, 'unknown to the data set')}, only train images may be learned from"
+        for name in names
+        if split_of.get(name) != "train"
+    ]
+    raise_problems("images that the ControlNet learned from", problems)
 
-    def blend(part: Sequence[InpaintJob]) -> list[InpaintedImage]:
-        return _blend(trimap_model, part, settings, adaptation, find_foreground, on_step)
 
-    return run_in_parts(jobs, blend, model, settings.size)
-
-
-def _blend(
+def make_painter(
     trimap_model: TrimapModel,
-    jobs: Sequence[InpaintJob],
     settings: BlendSettings,
     adaptation: AdaptationSettings | None,
     find_foreground: FindForeground,
-    on_step: Callable[[BlendStep], None] | None,
-) -> list[InpaintedImage]:
-    model = trimap_model.model
-    boxes = [choose_box(job.mask, settings.size, None) for job in jobs]
-    cuts = [cut_out(job.image_u8, job.mask, box, settings.size) for job, box in zip(jobs, boxes, strict=True)]
-    trimaps = [make_trimap(mask, find_foreground(image_u8)) for image_u8, mask in cuts]
-    images = to_floats([image_u8 for image_u8, _ in cuts]).to(model.device, model.pipeline.vae.dtype)
-    masks = torch.from_numpy(np.stack([mask for _, mask in cuts]))[:, None].to(model.device)
-    prompts, negatives = ([getattr(job, name) for job in jobs] for name in ("prompt", "negative_prompt"))
-    latents = blend_latents(
-        images,
-        masks,
-        [job.seed for job in jobs],
-        make_denoiser(trimap_model, trimaps, prompts, negatives, settings.guidance),
-        model.pipeline.vae,
-        make_ddim(model),
-        settings,
-        on_step,
-    )
-    decoded = decode_adapted(model.pipeline.vae, latents, images, masks, adaptation)
-    return [
-        finish_image(job, box, pixels, int(cover_cells(mask, model.cell).sum()) // model.cell**2, 0, further)
-        for job, box, (_, mask), (pixels, further) in zip(jobs, boxes, cuts, decoded, strict=True)
-    ]
+) -> Paint:
+    """Blending as `painted_pools` asks for it: jobs in, one result each out."""
 
+    def paint(jobs: Sequence[InpaintJob]) -> list[InpaintedImage]:
+        return blend_batch(trimap_model, jobs, settings, adaptation, find_foreground)
 
-def decode_adapted(
-    vae: torch.nn.Module,
-    latents: torch.Tensor,
-    images: torch.Tensor,
-    masks: torch.Tensor,
-    adaptation: AdaptationSettings | None,
-) -> list[tuple[np.ndarray, dict]]:
-    """Decode latents, each image by a decoder adapted to it alone.
-
-    Args:
-        vae: the autoencoder; left as it is.
-        latents: shape (batch, 4, height / cell, width / cell).
-        images: good ones, shape (batch, 3, height, width) in [-1, 1].
-        masks: shape (batch, 1, height, width), bool.
-        adaptation: None decodes by the model's own decoder.
-
-    Returns:
-        For each image its pixels, shape (height, width, 3) in about [0, 1], and columns of its row.
-    """
-    if adaptation is None:
-        with torch.no_grad():
-            return [(_to_pixels(image), {}) for image in decode_latents(vae, latents)]
-    decoded = []
-    for number in range(len(latents)):
-        one = slice(number, number + 1)
-        adapted = adapt_decoder(vae, latents[one], images[one], masks[one], adaptation)
-        further = {
-            "adaptation_before": float(f"{adapted.losses[0]:.4g}"),
-            "adaptation_after": float(f"{adapted.losses[-1]:.4g}"),
-            "adaptation_steps": len(adapted.losses) - 1,
-            "adaptation_problem": adapted.problem,
-        }
-        if not np.isfinite([further["adaptation_before"], further["adaptation_after"]]).all():
-            further |= {"adaptation_before": None, "adaptation_after": None}
-        decoded.append((_to_pixels(adapted.image[0]), further))
-    return decoded
-
-
-def _to_pixels(image: torch.Tensor) -> np.ndarray:
-    return (image.detach().float() / 2 + 0.5).permute(1, 2, 0).cpu().numpy()
+    return paint
 
 
 def make_mask_fitter(find_foreground: FindForeground) -> FitMask:
@@ -201,10 +119,12 @@ def make_adabldm_pool(
 
     Raises:
         FileNotFoundError: there is no prepared data set.
-        ManifestError: it has no training negative, or some can't be used.
+        ManifestError: it has no training negative, or some can't be used; or the ControlNet learned from
+            images that are not in its train split.
         ValueError: texts, sizes or masks don't suit, or the folder holds a pool of other settings.
     """
     settings, find = settings or BlendSettings(), find_foreground or find_everything
+    check_training(trimap_model, read_dataset(data_folder))
     check_size(trimap_model.model, settings.size)
     texts = [text for prompt in prompts for text in (prompt.text, prompt.negative) if text]
     check_prompts(trimap_model.model, texts)
@@ -215,14 +135,11 @@ def make_adabldm_pool(
         "foreground": foreground,
     }
 
-    def paint(jobs: Sequence[InpaintJob]) -> list[InpaintedImage]:
-        return blend_batch(trimap_model, jobs, settings, adaptation, find)
-
     return make_painted_pool(
         folder,
         data_folder,
         count,
-        paint,
+        make_painter(trimap_model, settings, adaptation, find),
         "adabldm",
         recipe,
         prompts,
@@ -234,5 +151,42 @@ def make_adabldm_pool(
         shard,
         shard_count,
         on_images,
+        make_mask_fitter(find) if find_foreground else None,
+    )
+
+
+def remake_image(
+    row: dict,
+    recipe: dict,
+    data_folder: Path | str,
+    trimap_model: TrimapModel,
+    mask_source: MaskSource | None = None,
+    find_foreground: FindForeground | None = None,
+) -> GeneratedImage:
+    """Make one image of a pool again, see `remake_painted_image`.
+
+    Args:
+        row: of the pool's manifest.
+        recipe: from `read_recipe`.
+        data_folder: folder of the prepared data set.
+        trimap_model: the models that made the pool.
+        mask_source: where masks come from files; procedural ones are drawn by the recipe's priors.
+        find_foreground: as the pool had it.
+
+    Returns:
+        The image, its mask and its row.
+
+    Raises:
+        ValueError: models, data or masks are not those of the recipe.
+    """
+    settings, adaptation = BlendSettings(**read_settings(recipe["settings"])), recipe["adaptation"]
+    find = find_foreground or find_everything
+    return remake_painted_image(
+        row,
+        recipe,
+        data_folder,
+        make_painter(trimap_model, settings, AdaptationSettings(**adaptation) if adaptation else None, find),
+        {"model": trimap_model.describe()},
+        mask_source,
         make_mask_fitter(find) if find_foreground else None,
     )

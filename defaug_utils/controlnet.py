@@ -1,8 +1,10 @@
 """Adapter to diffusers: a trimap ControlNet beside a frozen text-to-image U-Net (AdaBLDM, section 3.2)."""
 
+import copy
+import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -13,6 +15,7 @@ from torch import Tensor
 
 from defaug_utils.adabldm import Denoise
 from defaug_utils.diffusion_models import fingerprint, quiet_libraries
+from defaug_utils.files import write_json
 from defaug_utils.model_folders import CONVERT, PICKLES, ModelError
 from defaug_utils.text2image import TextToImage, embed_tokens, tokenise_prompts
 
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     from diffusers import ControlNetModel, DDIMScheduler
 
 CONDITIONING_CHANNELS = (16, 32, 96, 256)  # from pixels to cells of 8 (ControlNet, Zhang et al. 2023)
+TRAINING = "training.json"
 TRIMAP_CHANNELS = 3  # the trimap is repeated, so that the weights fit Stable Diffusion's ControlNets
 
 
@@ -29,18 +33,22 @@ class TrimapModel:
 
     Attributes:
         model: from `load_text2image`; stays frozen.
-        controlnet: from `make_controlnet` or `load_controlnet`.
+        controlnet: from `make_controlnet` or a training.
+        training: what `train_controlnet` wrote beside the weights; empty where nothing is known.
     """
 
     model: TextToImage
     controlnet: "ControlNetModel"
+    training: dict = field(default_factory=dict)
 
     def describe(self) -> dict:
-        """Both models in the recipe of a pool."""
+        """Both models in the recipe of a pool, with the real defects that were learned from."""
         parts = SimpleNamespace(components={"controlnet": self.controlnet})
+        trained_on = self.training.get("trained_on", {})
+        known = {"steps": self.training.get("steps"), "trained_on": trained_on.get("defects", "unknown")}
         return self.model.describe() | {
-            "controlnet_fingerprint": fingerprint(parts),
             "sampler": "DDIMScheduler",
+            "controlnet": {"fingerprint": fingerprint(parts), **known},
         }
 
 
@@ -72,9 +80,38 @@ def make_controlnet(model: TextToImage, seed: int = 0) -> "ControlNetModel":
     return controlnet.to(model.device).eval()
 
 
-def save_controlnet(controlnet: "ControlNetModel", folder: Path | str) -> None:
-    """Write a ControlNet in diffusers' layout, safetensors."""
-    controlnet.save_pretrained(folder, safe_serialization=True)
+def save_controlnet(controlnet: "ControlNetModel", folder: Path | str, training: dict | None = None) -> None:
+    """Write a ControlNet in diffusers' layout, safetensors, and `training.json`: how it came about."""
+    with quiet_libraries():
+        controlnet.save_pretrained(folder, safe_serialization=True)
+    write_json(Path(folder) / TRAINING, training or {})
+
+
+def load_trimap_model(
+    folder: Path | str, model: TextToImage, dtype: torch.dtype = torch.float32
+) -> TrimapModel:
+    """Read a ControlNet, with what is known of its training, for its text-to-image model.
+
+    Args:
+        folder: from `train_controlnet`, or any ControlNet of diffusers' layout that reads trimaps.
+        model: the text-to-image model that it was trained beside.
+        dtype: of the ControlNet's weights; half precision is for GPUs.
+
+    Raises:
+        ModelError: there is none, it does not fit the model, or it was trained beside another one.
+    """
+    controlnet, path = load_controlnet(folder, model, dtype), Path(folder) / TRAINING
+    try:
+        training = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise ModelError(f"{path} can't be read ({error}): copy the model again") from error
+    base = model.describe().get("fingerprint")
+    if training and training["base"] != base:
+        raise ModelError(
+            f"{folder} was trained beside the model {training['base']}, {model.model} is {base}: load the "
+            "model that it belongs to"
+        )
+    return TrimapModel(model, controlnet, training)
 
 
 def load_controlnet(
@@ -149,6 +186,22 @@ def to_conditioning(trimaps_u8: Sequence[np.ndarray]) -> Tensor:
     return stacked.repeat(1, TRIMAP_CHANNELS, 1, 1)
 
 
+@torch.no_grad()
+def read_once(controlnet: "ControlNetModel", conditioning: Tensor) -> tuple["ControlNetModel", Tensor]:
+    """Read trimaps once for all steps, for which a small model needs as long as for all the rest of a step.
+
+    Args:
+        controlnet: stays as it is.
+        conditioning: from `to_conditioning`.
+
+    Returns:
+        A view of the ControlNet, with the same weights, that takes trimaps as they were read; and these.
+    """
+    view = copy.copy(controlnet)
+    view._modules = dict(controlnet._modules, controlnet_cond_embedding=torch.nn.Identity())
+    return view, controlnet.controlnet_cond_embedding(conditioning)
+
+
 def predict(
     model: TextToImage,
     controlnet: "ControlNetModel",
@@ -208,6 +261,7 @@ def make_denoiser(
     """
     model, controlnet = trimap_model.model, trimap_model.controlnet
     conditioning = to_conditioning(trimaps_u8).to(model.device, controlnet.dtype)
+    controlnet, conditioning = read_once(controlnet, conditioning)
     empty = embed_prompts(model, [""] * len(prompts)).to(controlnet.dtype)
     texts = [embed_prompts(model, prompts)]
     if guidance > 1:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import pandas as pd
 import torch
@@ -23,9 +23,6 @@ from defaug_utils.manifest import image_seed
 from defaug_utils.step_training import StepPlan, open_accelerator, train_steps
 from defaug_utils.text2image import TextToImage
 from defaug_utils.trimaps import TRIPLES, Triple, TripleSet
-
-if TYPE_CHECKING:
-    from diffusers import ControlNetModel, DDIMScheduler
 
 LEARNING_RATE = 1e-5  # AdaBLDM, section 4.1
 BATCH_SIZE = 4  # AdaBLDM, section 4.1
@@ -69,7 +66,7 @@ class ControlNetRun:
         resumed_steps: how many an earlier run had done.
     """
 
-    controlnet: "ControlNetModel"
+    controlnet: nn.Module
     history: pd.DataFrame
     resumed_steps: int
 
@@ -81,7 +78,7 @@ def train_controlnet(
     settings: ControlNetSettings | None = None,
     plan: StepPlan = PAPER_PLAN,
     on_step: Callable[[int, float], None] | None = None,
-    on_samples: Callable[[int, "ControlNetModel"], None] | None = None,
+    on_samples: Callable[[int, nn.Module], None] | None = None,
 ) -> ControlNetRun:
     """Train a ControlNet beside the frozen model, or go on where an earlier run stopped.
 
@@ -103,7 +100,7 @@ def train_controlnet(
         FloatingPointError: a loss is no number; the last checkpoint is kept.
     """
     settings, folder = settings or ControlNetSettings(), Path(folder)
-    accelerator = open_accelerator(plan.precision)
+    accelerator = open_accelerator(plan.precision, model.device)
     processes = accelerator.num_processes
     if settings.batch_size % processes:
         raise ValueError(f"batch_size {settings.batch_size} is not divisible by {processes} processes")
@@ -129,14 +126,15 @@ def train_controlnet(
         controlnet, optimiser, compute_loss, folder, plan, described, accelerator, on_step, save_samples
     )
     if accelerator.is_main_process:
-        save_controlnet(controlnet, folder / "controlnet")
+        training = {"base": model.describe()["fingerprint"], "steps": plan.steps} | described
+        save_controlnet(controlnet, folder / "controlnet", training | {"trained_on": triples.list_names()})
     return ControlNetRun(controlnet.eval(), run.history, run.resumed_steps)
 
 
 def measure_loss(
     model: TextToImage,
     controlnet: nn.Module,
-    scheduler: "DDIMScheduler",
+    scheduler: Any,
     triples: list[Triple],
     seeds: list[int],
 ) -> Tensor:
@@ -153,7 +151,7 @@ def measure_loss(
     count = scheduler.config.num_train_timesteps
     with torch.no_grad():
         images = to_floats([triple.image_u8 for triple in triples]).to(model.device)
-        clean = encode_images(model.pipeline.vae, images).float()
+        clean = encode_images(model.pipeline.vae, images)
         noise = torch.cat([torch.randn((1, *clean.shape[1:]), generator=one) for one in generators]).to(clean)
         times = torch.cat([torch.randint(count, (1,), generator=one) for one in generators]).to(model.device)
         is_velocity = scheduler.config.prediction_type == "v_prediction"

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import mse_loss
+from torch.nn.functional import max_pool2d, mse_loss
 
 from defaug_utils.latents import decode_latents
 
@@ -61,6 +61,13 @@ class AdaptationSettings:
         broken = [message for message, is_met in demands.items() if not is_met]
         if broken:
             raise ValueError("decoder adaptation: " + "; ".join(broken))
+
+
+class BackgroundError(NamedTuple):
+    """Mean absolute error against the good image, grey levels: outside the mask, and close to its border."""
+
+    outside: float
+    border: float
 
 
 class Adaptation(NamedTuple):
@@ -129,7 +136,7 @@ def adapt_decoder(
             "one image, (1, 4, …), (1, 3, height, width) and (1, 1, height, width)"
         )
     with torch.no_grad():
-        own_image = decode_latents(vae, latents).float()
+        own_image = decode_latents(vae, latents)
     trained, features = split_decoder(vae, latents, settings.parameters)
     good = good.to(own_image)
 
@@ -161,13 +168,20 @@ def split_decoder(vae: nn.Module, latents: Tensor, parameters: str) -> tuple[nn.
     modules = [decoder.conv_in, decoder.mid_block, *decoder.up_blocks, *ending]
     cut = 0 if count is None else len(modules) - count
     with torch.no_grad():
-        features = latents.to(vae.dtype) / vae.config.scaling_factor
+        features = (latents / vae.config.scaling_factor).to(vae.dtype)
         if vae.post_quant_conv is not None:
             features = vae.post_quant_conv(features)
         for module in modules[:cut]:
             features = module(features)
     trained = copy.deepcopy(nn.Sequential(*modules[cut:])).float().requires_grad_(True)
-    return trained, features.float()
+    # On processors PyTorch 2.13 crashes in this layout's backward pass on some shapes.
+    layout = torch.channels_last if uses_gpu(trained) else torch.contiguous_format
+    return trained.to(memory_format=layout), features.float().contiguous(memory_format=layout)
+
+
+def uses_gpu(module: nn.Module) -> bool:
+    """Whether a module lies on a GPU, where other layouts and optimisers are faster."""
+    return next(module.parameters()).is_cuda
 
 
 @torch.enable_grad()
@@ -178,7 +192,7 @@ def _descend(
     on_step: Callable[[int, float], None] | None,
 ) -> list[float]:
     """Steps of AdamW until all are done, nothing improves or the loss is no number; losses before them."""
-    optimiser = torch.optim.AdamW(trained.parameters(), settings.learning_rate)
+    optimiser = torch.optim.AdamW(trained.parameters(), settings.learning_rate, fused=uses_gpu(trained))
     losses: list[float] = []
     lowest, waited = float("inf"), 0
     for step in range(settings.steps):
@@ -204,3 +218,20 @@ def find_divergence(losses: list[float]) -> str:
     if losses[-1] > losses[0]:
         return f"the loss rose from {losses[0]:.3g} to {losses[-1]:.3g}"
     return ""
+
+
+def measure_background(image: Tensor, good: Tensor, mask: Tensor, width: int = 3) -> BackgroundError:
+    """How far an image, before the original is put back, is from the good one where it should be it.
+
+    Args:
+        image: shape (1, 3, height, width) in [-1, 1].
+        good: same shape.
+        mask: shape (1, 1, height, width), bool, true on the defect.
+        width: of the border, pixels outside the mask; a seam shows there.
+
+    Returns:
+        Errors in grey levels; no number where nothing lies outside.
+    """
+    difference = (image.clamp(-1, 1) - good).abs().mean(dim=1, keepdim=True) * 127.5
+    grown = max_pool2d(mask.float(), 2 * width + 1, stride=1, padding=width) > 0
+    return BackgroundError(float(difference[~mask].mean()), float(difference[grown & ~mask].mean()))

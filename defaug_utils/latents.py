@@ -28,14 +28,14 @@ def encode_images(vae: nn.Module, images: Tensor) -> Tensor:
         images: shape (batch, 3, height, width) in [-1, 1].
 
     Returns:
-        Shape (batch, 4, height / cell, width / cell).
+        Shape (batch, 4, height / cell, width / cell), float32 whatever the model's type.
     """
-    return vae.encode(images.to(vae.dtype)).latent_dist.mode() * vae.config.scaling_factor
+    return vae.encode(images.to(vae.dtype)).latent_dist.mode().float() * vae.config.scaling_factor
 
 
 def decode_latents(vae: nn.Module, latents: Tensor) -> Tensor:
-    """Images of latents, shape (batch, 3, height, width), about in [-1, 1]."""
-    return vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample
+    """Images of latents, shape (batch, 3, height, width), float32, about in [-1, 1]."""
+    return vae.decode((latents / vae.config.scaling_factor).to(vae.dtype)).sample.float()
 
 
 def cover_latent_cells(masks: Tensor, cell: int, dilation: int = 1) -> Tensor:

@@ -13,7 +13,10 @@ from defaug_utils.manifest import raise_problems, read_manifest
 from defaug_utils.mask_shapes import SHAPES, ShapePriors, draw_shape
 
 MASK_SOURCES = ("drawn", "procedural", "train_positives")
-LEAKING_SCENARIOS = {"train_positives": ("zero-shot", "few-shot")}  # masks of defects that these may not know
+LEAKING_SCENARIOS = {  # masks of defects that these may not know
+    "train_positives": ("zero-shot", "few-shot"),
+    "few_shot": ("zero-shot",),
+}
 
 
 class MaskDraw(NamedTuple):

@@ -54,11 +54,11 @@ class StepRun(NamedTuple):
     resumed_steps: int
 
 
-def open_accelerator(precision: str) -> "Accelerator":
-    """accelerate's, for all devices that this process was started with."""
+def open_accelerator(precision: str, device: str) -> "Accelerator":
+    """accelerate's, for all GPUs that this process was started with, or for a model on the processor."""
     from accelerate import Accelerator
 
-    return Accelerator(mixed_precision=precision)
+    return Accelerator(mixed_precision=precision, cpu=device == "cpu")
 
 
 def train_steps(
@@ -108,7 +108,7 @@ def train_steps(
             if on_save:
                 on_save(step + 1)
     accelerator.unwrap_model(trained, keep_fp32_wrapper=False)
-    return StepRun(pd.DataFrame(history), resumed)
+    return StepRun(_tabulate(history), resumed)
 
 
 def _take_step(
@@ -148,8 +148,12 @@ def _save(
     if accelerator.is_main_process:
         scaler = accelerator.scaler.state_dict() if accelerator.scaler else {}
         save_checkpoint(folder / CHECKPOINT, bare, optimiser, settings, history, scaler)
-        write_csv(pd.DataFrame(history), folder / HISTORY)
+        write_csv(_tabulate(history), folder / HISTORY)
     accelerator.wait_for_everyone()
+
+
+def _tabulate(history: list[dict]) -> pd.DataFrame:
+    return pd.DataFrame(history, columns=["step", "loss", "seconds"])
 
 
 def _resume(
@@ -183,5 +187,5 @@ def _resume(
     if accelerator.scaler and checkpoint.scaler:
         accelerator.scaler.load_state_dict(checkpoint.scaler)
     if accelerator.is_main_process:
-        write_csv(pd.DataFrame(history), folder / HISTORY)
+        write_csv(_tabulate(history), folder / HISTORY)
     return history

@@ -190,13 +190,16 @@ def make_triple(
         seed: the triple's own; decides everything.
 
     Raises:
-        ValueError: no turned defect fitted into an object within `max_attempts`.
+        ValueError: there is no good image of the category, or no turned defect fitted into an object within
+            `max_attempts`.
     """
     generator = np.random.default_rng(seed)
     types = sorted({defect[2:4] for defect in defects})
     category, defect_type = types[generator.integers(len(types))]
     defects = [defect for defect in defects if defect[2:4] == (category, defect_type)]
     goods = [good for good in goods if good.category == category]
+    if not goods:
+        raise ValueError(f"category {category!r} has defects, but no good image to paste them into")
     for attempt in range(settings.max_attempts):
         good, defect = (choices[generator.integers(len(choices))] for choices in (goods, defects))
         scale = 1 + generator.uniform(-settings.scale_range, settings.scale_range)
@@ -262,6 +265,11 @@ class TripleSet(Sequence[Triple]):
             digest.update(image_u8.tobytes() + np.packbits(mask).tobytes())
         counts = {"defects": len(self.defects), "goods": len(self.goods), "triples": self.count}
         return asdict(self.settings) | counts | {"seed": self.seed, "sha256": digest.hexdigest()}
+
+    def list_names(self) -> dict[str, list[str]]:
+        """Images that the triples are made of: those with defects, and the good ones."""
+        pairs = (("defects", self.defects), ("goods", self.goods))
+        return {name: sorted({source.name for source in sources}) for name, sources in pairs}
 
     def __len__(self) -> int:
         """How many there are before they repeat."""

@@ -8,9 +8,10 @@ import pytest
 import torch
 from tiny_models import save_model
 
-from defaug_utils import adabldm_pool, pools
+from defaug_utils import adabldm_batches, pools
 from defaug_utils.adabldm import BlendSettings, scale_stages
-from defaug_utils.adabldm_pool import blend_batch, make_adabldm_pool
+from defaug_utils.adabldm_batches import blend_batch
+from defaug_utils.adabldm_pool import make_adabldm_pool, remake_image
 from defaug_utils.changes import CheckLimits
 from defaug_utils.controlnet import TrimapModel, make_controlnet
 from defaug_utils.decoder_adaptation import AdaptationSettings
@@ -18,8 +19,9 @@ from defaug_utils.files import write_png
 from defaug_utils.foreground import find_foreground
 from defaug_utils.images import read_image, read_mask
 from defaug_utils.inpaint_batches import InpaintJob
-from defaug_utils.manifest import make_manifest, read_manifest, write_manifest
+from defaug_utils.manifest import ManifestError, make_manifest, read_manifest, write_manifest
 from defaug_utils.masks import open_mask_source
+from defaug_utils.painted_recipes import read_recipe
 from defaug_utils.prompts import Prompt, make_prompts
 from defaug_utils.text2image import load_text2image
 
@@ -91,8 +93,21 @@ def test_rows_say_how_each_image_was_made(whole: Path, data: Path):
 def test_the_recipe_holds_everything_else(whole: Path):
     (recipe,) = json.loads((whole / "recipe.json").read_text()).values()
     assert recipe["settings"] | {"steps": 3, "guidance": 9.0, "latent_editing": [2, 3]} == recipe["settings"]
+    assert recipe["model"]["controlnet"]["trained_on"] == "unknown", "a fresh one, never trained"
     assert recipe["adaptation"]["steps"] == 2 and recipe["foreground"] == "whole"
-    assert recipe["model"]["fingerprint"] and recipe["model"]["controlnet_fingerprint"]
+    assert recipe["model"]["fingerprint"] and recipe["model"]["controlnet"]["fingerprint"]
+
+
+def test_every_image_can_be_made_again_from_its_row_and_the_recipe(whole: Path, data: Path, trimap_model):
+    pool, recipe = read_manifest(whole / "manifest.csv"), read_recipe(whole)
+    for row in pool.iloc[[4, 1]].to_dict("records"):
+        again = remake_image(row, recipe, data, trimap_model)
+        assert (again.image_u8 == read_image(whole / row["image"])).all()
+        assert (again.mask == read_mask(whole / row["mask"])).all()
+        assert again.row["adaptation_after"] == row["adaptation_after"]
+    other = TrimapModel(trimap_model.model, make_controlnet(trimap_model.model, seed=1))
+    with pytest.raises(ValueError, match="model differ from the pool's recipe"):
+        remake_image(pool.iloc[0].to_dict(), recipe, data, other)
 
 
 def test_two_shards_give_the_same_bytes(tmp_path: Path, whole: Path, data: Path, trimap_model: TrimapModel):
@@ -151,6 +166,17 @@ def test_a_defect_larger_than_the_object_is_told(tmp_path: Path, data: Path, tri
         make_adabldm_pool(tmp_path, data, trimap_model=trimap_model, **PLAN, find_foreground=find_dot)
 
 
+def test_a_controlnet_that_saw_test_images_is_refused(tmp_path: Path, data: Path, trimap_model: TrimapModel):
+    trained_on = {"defects": ["images/2.png", "images/9.png"], "goods": ["images/0.png"]}
+    seeing = TrimapModel(trimap_model.model, trimap_model.controlnet, {"trained_on": trained_on, "steps": 3})
+    with pytest.raises(ManifestError, match=r"images/2.png is test, .*\n.*images/9.png is unknown"):
+        make_adabldm_pool(tmp_path / "pool", data, trimap_model=seeing, **PLAN)
+    assert not (tmp_path / "pool").exists()
+    trained_on["defects"] = ["images/1.png"]
+    make_adabldm_pool(tmp_path / "pool", data, trimap_model=seeing, **PLAN | {"count": 1})
+    assert read_recipe(tmp_path / "pool")["model"]["controlnet"]["trained_on"] == ["images/1.png"]
+
+
 def test_a_diverged_adaptation_is_told_in_the_row_and_the_own_image_taken(data: Path, trimap_model):
     image_u8 = read_image(data / "images/0.png")
     mask = np.zeros((48, 16), bool)
@@ -166,7 +192,7 @@ def test_values_that_are_no_numbers_are_told_by_the_checks(tmp_path: Path, data,
     def break_latents(images: torch.Tensor, *_: object) -> torch.Tensor:
         return torch.full((len(images), 4, 16, 8), float("nan"))
 
-    monkeypatch.setattr(adabldm_pool, "blend_latents", break_latents)
+    monkeypatch.setattr(adabldm_batches, "blend_latents", break_latents)
     pool = make_adabldm_pool(tmp_path, data, trimap_model=trimap_model, **PLAN)
     assert not pool["check_passed"].any() and pool["check_reason"].str.startswith("not a number").all()
     assert pool["adaptation_problem"].str.contains("is no number").all()

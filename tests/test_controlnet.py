@@ -13,6 +13,7 @@ from defaug_utils.adabldm import BlendSettings, blend_latents
 from defaug_utils.controlnet import (
     TrimapModel,
     load_controlnet,
+    load_trimap_model,
     make_controlnet,
     make_ddim,
     make_denoiser,
@@ -170,6 +171,9 @@ def test_training_learns_and_shows_samples(model, triples, tmp_path: Path):
     loaded = load_controlnet(tmp_path / "controlnet", model)
     expected = done.controlnet.state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in loaded.state_dict().items())
+    training = load_trimap_model(tmp_path / "controlnet", model).training
+    assert training["trained_on"] == {"defects": ["bad.png"], "goods": ["good.png"]}
+    assert (training["steps"], training["batch_size"]) == (60, 2)
     values = [loss for _, loss in losses]
     assert np.mean(values[-20:]) < np.mean(values[:20])
 
@@ -229,6 +233,9 @@ def test_wrong_controlnets_are_told(model, tmp_path: Path):
     (tmp_path / "pickled/diffusion_pytorch_model.safetensors").rename(tmp_path / "pickled/model.bin")
     with pytest.raises(ModelError, match=r"found only model.bin: weights that are pickled"):
         load_controlnet(tmp_path / "pickled", model)
+    save_controlnet(make_controlnet(model), tmp_path / "foreign", {"base": "abc", "steps": 1})
+    with pytest.raises(ModelError, match="was trained beside the model abc"):
+        load_trimap_model(tmp_path / "foreign", model)
     other = type(make_controlnet(model))(
         block_out_channels=(8, 32),
         layers_per_block=1,

@@ -11,7 +11,7 @@ from tiny_models import save_model
 from defaug_utils import diag, painted_pools, pools
 from defaug_utils.changes import CheckLimits
 from defaug_utils.diag import make_diag_pool, make_painter
-from defaug_utils.diag_recipes import read_recipe, remake_image
+from defaug_utils.diag_recipes import remake_image
 from defaug_utils.files import write_png
 from defaug_utils.images import read_image, read_mask
 from defaug_utils.inpaint import Inpainter, load_inpainter
@@ -20,6 +20,7 @@ from defaug_utils.inpaint_settings import InpaintSettings
 from defaug_utils.manifest import ManifestError, image_seed, make_manifest, read_manifest, write_manifest
 from defaug_utils.masks import open_mask_source
 from defaug_utils.painted_pools import attempt_seed, list_failures, paint_until_passed
+from defaug_utils.painted_recipes import read_recipe
 from defaug_utils.pools import fill_pool, find_failed
 from defaug_utils.prompts import Prompt, choose_prompt, make_prompts
 

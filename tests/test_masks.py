@@ -161,4 +161,5 @@ def test_masks_of_training_positives_only_and_flagged(tmp_path: Path):
 def test_what_leaks_where():
     assert is_leak("train_positives", "zero-shot") and is_leak("train_positives", "few-shot")
     assert not is_leak("train_positives", "full-shot")
+    assert is_leak("few_shot", "zero-shot") and not is_leak("few_shot", "few-shot")
     assert not any(is_leak(word, "zero-shot") for word in ("procedural", "drawn", "perlin", ""))

@@ -25,6 +25,7 @@ from defaug_utils.trimaps import (
     read_good_images,
     write_prompt,
 )
+from defaug_utils.turned_masks import TurnedMasks
 
 SIZE = (48, 40)
 
@@ -176,6 +177,8 @@ def test_prompts():
         TripleSet([make_defect()._replace(category="")], [make_good()._replace(category="")])
     with pytest.raises(ManifestError, match="'nut' has defects, but no good image"):
         TripleSet([make_defect()], [make_good()._replace(category="bolt")])
+    with pytest.raises(ValueError, match="'nut' has defects, but no good image"):
+        make_triple([make_defect()], [make_good()._replace(category="bolt")], TripleSettings(), 0)
 
 
 @pytest.fixture
@@ -241,3 +244,16 @@ def test_drawn_masks_are_moved_inside_the_object_only_where_they_must():
     moved = move_inside(outside, foreground, generator)
     assert np.count_nonzero(moved) == 12 and foreground[moved].all()
     assert move_inside(~inside, foreground, generator) is None
+
+
+def test_shapes_of_known_defects_as_a_mask_source():
+    source = TurnedMasks([make_defect(), make_defect(kind="crack", number=1)])
+    draws = [source.draw(seed, SIZE) for seed in range(20)]
+    assert all(mask.shape == (40, 48) and 20 < np.count_nonzero(mask) < 90 for mask, _ in draws)
+    assert {name for _, name in draws} == {"bad0.png", "bad1.png"}
+    assert (source.draw(3, SIZE).mask == draws[3].mask).all()
+    assert source.describe() != TurnedMasks([make_defect()]).describe()
+    with pytest.raises(ValueError, match=r"none of 50 turned shapes fits into 6 × 5 pixels"):
+        source.draw(0, (6, 5))
+    with pytest.raises(ValueError, match="0 defects"):
+        TurnedMasks([])
