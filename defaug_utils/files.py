@@ -53,11 +53,11 @@ def write_atomically(path: Path | str) -> Iterator[Path]:
 
 
 def write_png(path: Path | str, pixels: np.ndarray) -> None:
-    """Write a uint8 image, or a bool mask as 0 / 255, as PNG."""
+    """Write a uint8 or (grey) uint16 image, or a bool mask as 0 / 255, as PNG."""
     if pixels.dtype == bool:
         pixels = pixels.astype(np.uint8) * 255
-    if pixels.dtype != np.uint8:
-        raise ValueError(f"{path}: expected uint8 or bool pixels, got {pixels.dtype}")
+    if pixels.dtype not in (np.uint8, np.uint16):
+        raise ValueError(f"{path}: expected uint8, uint16 or bool pixels, got {pixels.dtype}")
     with write_atomically(path) as temporary:
         Image.fromarray(pixels).save(temporary, compress_level=1)
 

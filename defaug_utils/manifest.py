@@ -26,7 +26,7 @@ COLUMNS = (
 )
 LABELS = ("negative", "positive")
 SPLITS = ("train", "val", "test")
-ORIGINS = ("real", "memseg", "ddpm", "diag", "adabldm")
+ORIGINS = ("real", "memseg", "ddpm", "diag", "adabldm", "cut_paste")
 MAX_LISTED_PROBLEMS = 20
 
 

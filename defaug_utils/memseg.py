@@ -1,5 +1,6 @@
 """MemSeg's anomaly simulation: foreign matter under a mask of noise (Yang et al. 2023, section 3.1)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -214,6 +215,7 @@ def simulate_anomaly(
     textures: TextureCollection,
     generator: np.random.Generator,
     settings: MemSegSettings | None = None,
+    find_object: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> Anomaly:
     """All steps: foreground, mask, source, opacity, blend.
 
@@ -222,6 +224,8 @@ def simulate_anomaly(
         textures: from `open_textures`.
         generator: source of randomness; the same state gives the same anomaly.
         settings: the paper's when None.
+        find_object: tells where the object is, such as an `ObjectFinder`, in place of the settings' word;
+            None for the word.
 
     Returns:
         The image with its anomaly, the mask, the source and the opacity.
@@ -230,7 +234,8 @@ def simulate_anomaly(
         ValueError: no mask can be drawn, see `draw_mask`.
     """
     settings = settings or MemSegSettings()
-    mask = draw_mask(find_foreground(image_u8, settings.foreground), generator, settings)
+    foreground = find_object(image_u8) if find_object else find_foreground(image_u8, settings.foreground)
+    mask = draw_mask(foreground, generator, settings)
     source = draw_source(image_u8, textures, generator, settings)
     opacity = float(generator.uniform(*settings.opacity))
     return Anomaly(blend_anomaly(image_u8, source.pixels_u8, mask, opacity), mask, source, opacity)

@@ -13,6 +13,7 @@ import defaug_utils
 from defaug_utils.images import read_image
 from defaug_utils.manifest import check_sources
 from defaug_utils.memseg import MemSegSettings, simulate_anomaly
+from defaug_utils.object_foreground import ObjectFinder
 from defaug_utils.pools import GeneratedImage, generate_pool
 from defaug_utils.sources import list_sources, read_dataset, survey_sources
 from defaug_utils.textures import TextureCollection
@@ -45,6 +46,7 @@ def make_memseg_pool(
     shard: int = 0,
     shard_count: int = 1,
     on_images: Callable[[int], None] | None = None,
+    find_object: ObjectFinder | None = None,
 ) -> pd.DataFrame | None:
     """Simulate anomalies on training negatives drawn with replacement.
 
@@ -58,6 +60,8 @@ def make_memseg_pool(
         shard: part to make, from 0.
         shard_count: number of parts.
         on_images: called with the number of images just finished.
+        find_object: for objects that grey levels don't tell from their background; in place of the
+            settings' word.
 
     Returns:
         The pool's manifest with the further columns of `make_memseg_image`; None while other shards are
@@ -73,14 +77,18 @@ def make_memseg_pool(
     sources = list_sources(dataset)
 
     def make_batch(indices: Sequence[int], seeds: Sequence[int]) -> list[GeneratedImage]:
-        return [make_memseg_image(data_folder, sources, textures, settings, seed) for seed in seeds]
+        return [
+            make_memseg_image(data_folder, sources, textures, settings, seed, find_object) for seed in seeds
+        ]
 
+    survey = survey_sources(sources, data_folder, "whole" if find_object else settings.foreground)
+    found = {"find_object": find_object.describe()} if find_object else {}
     pool = generate_pool(
         folder,
         count,
         make_batch,
         "memseg",
-        describe_recipe(settings, textures, survey_sources(sources, data_folder, settings.foreground)),
+        describe_recipe(settings, textures, survey) | found,
         pool_seed,
         shard=shard,
         shard_count=shard_count,
@@ -97,6 +105,7 @@ def make_memseg_image(
     textures: TextureCollection,
     settings: MemSegSettings,
     seed: int,
+    find_object: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> GeneratedImage:
     """One image of the pool: a function of its seed and the recipe alone.
 
@@ -106,6 +115,7 @@ def make_memseg_image(
         textures: from `open_textures`.
         settings: MemSeg's.
         seed: the image's own.
+        find_object: see `make_memseg_pool`.
 
     Returns:
         The image, its mask and its row, with the further columns `texture` (the source's kind and name),
@@ -118,7 +128,7 @@ def make_memseg_image(
     source = sources.iloc[int(generator.integers(len(sources)))]
     image_u8 = read_image(Path(data_folder) / source["image"])
     try:
-        anomaly = simulate_anomaly(image_u8, textures, generator, settings)
+        anomaly = simulate_anomaly(image_u8, textures, generator, settings, find_object)
     except ValueError as error:
         raise ValueError(f"{source['image']}: {error}") from error
     row = {

@@ -176,10 +176,12 @@ def _check_known(pool: pd.DataFrame, data_manifest: pd.DataFrame, positives: pd.
     """Refuse images that started from a real positive which the scenario doesn't know."""
     is_positive = data_manifest["label"] == "positive"
     hidden = set(data_manifest["image"][is_positive].map(_data_key)) - set(positives["image"].map(_data_key))
+    columns = [name for name in ("source_image", "defect_source") if name in pool]
     problems = [
-        f"{row.image}: its source {row.source_image} is a real positive that this scenario does not know"
-        for row in pool.itertuples()
-        if row.source_image in hidden
+        f"{image}: its source {source} is a real positive that this scenario does not know"
+        for column in columns
+        for image, source in zip(pool["image"], pool[column], strict=True)
+        if source in hidden
     ]
     raise_problems("generated images", problems, MixingError)
 

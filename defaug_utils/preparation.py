@@ -57,7 +57,7 @@ def prepare_dataset(
     crop_box((1, 1), size, fit)
     if fit == "centre_crop":
         _refuse_lost_defects(dataset, root, size)
-    _claim_folder(folder, {"size": [int(side) for side in size], "fit": fit})
+    claim_folder(folder, {"size": [int(side) for side in size], "fit": fit})
     finished = _read_journal(folder)
     jobs = _list_jobs(dataset, finished)
     if not all(job["done"] for job in jobs):
@@ -150,7 +150,8 @@ def _check_labels(rows: list[dict]) -> None:
     raise_problems("prepared images", problems, DatasetError)
 
 
-def _claim_folder(folder: Path, settings: dict) -> None:
+def claim_folder(folder: Path, settings: dict) -> None:
+    """Note how a folder's images are prepared, or refuse one that holds images prepared in another way."""
     stored = folder / "settings.json"
     if not stored.is_file():
         write_json(stored, settings)

@@ -18,10 +18,11 @@ ARM_LABELS = {
     "in_and_out": "In&Out",
     "diag": "DIAG",
     "adabldm": "AdaBLDM",
+    "cut_paste": "cut and paste",
 }
 # Okabe and Ito's palette: every kind of colour vision tells its colours apart.
-ARM_COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9")
-ARM_MARKERS = "Xosd^v"
+ARM_COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+ARM_MARKERS = "Xosd^v8"
 FURTHER_COLOURS = ("#AA8800", "#882255", "#777777", "#44AA99")  # for a profile's own arms
 FURTHER_MARKERS = "P*<>"
 METRIC_LABELS = {

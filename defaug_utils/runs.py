@@ -14,12 +14,14 @@ ARMS: dict[str, dict[str, float]] = {
     "in_and_out": {"ddpm": 0.5, "memseg": 0.5},
     "diag": {"diag": 1.0},
     "adabldm": {"adabldm": 1.0},
+    "cut_paste": {"cut_paste": 1.0},
 }
 NOTEBOOK_OF = {
     "memseg": "02_memseg",
     "ddpm": "03_lora_finetune",
     "diag": "04_diag_inpainting",
     "adabldm": "05_adabldm",
+    "cut_paste": "05_adabldm",
 }
 _RUN_NAME = re.compile(r"([a-z]+-shot)-([a-z0-9_]+)-(0|[1-9][0-9]*)-seed(0|[1-9][0-9]*)")
 

@@ -34,7 +34,12 @@ class Samples(NamedTuple):
         return np.flatnonzero(self.table["split"] == split)
 
 
-def load_samples(manifest: pd.DataFrame, folder: Path | str, input_size: tuple[int, int] = (0, 0)) -> Samples:
+def load_samples(
+    manifest: pd.DataFrame,
+    folder: Path | str,
+    input_size: tuple[int, int] = (0, 0),
+    needs_validation: bool = True,
+) -> Samples:
     """Decode every image of a manifest into memory, at one size.
 
     Args:
@@ -42,6 +47,7 @@ def load_samples(manifest: pd.DataFrame, folder: Path | str, input_size: tuple[i
         folder: what the manifest's paths are relative to.
         input_size: (width, height) of the classifier's input; (0, 0) for that of the stored real
             images. Images of another size are resized.
+        needs_validation: demand negatives in the split val, which choose a classifier's threshold.
 
     Returns:
         The images with their labels and rows.
@@ -50,7 +56,7 @@ def load_samples(manifest: pd.DataFrame, folder: Path | str, input_size: tuple[i
         ManifestError: a split lacks a class that it needs; images can't be read (all are listed); or
             no size was given and the real images differ in size.
     """
-    check_classes(manifest)
+    check_classes(manifest, needs_validation)
     folder = Path(folder)
     width, height = input_size if min(input_size) > 0 else _common_size(manifest, folder)
     images_u8 = np.empty((len(manifest), height, width, 3), np.uint8)
@@ -71,17 +77,18 @@ def load_samples(manifest: pd.DataFrame, folder: Path | str, input_size: tuple[i
     return Samples(torch.from_numpy(images_u8), labels, manifest.reset_index(drop=True))
 
 
-def check_classes(manifest: pd.DataFrame) -> None:
+def check_classes(manifest: pd.DataFrame, needs_validation: bool = True) -> None:
     """Refuse a training set with a split that lacks a class: train and test need both, val negatives."""
     counts = count_samples(manifest)
-    needed = {"train": ("negative", "positive"), "val": ("negative",), "test": ("negative", "positive")}
+    needed = {"train": ("negative", "positive"), "test": ("negative", "positive")}
+    needed |= {"val": ("negative",)} if needs_validation else {}
     problems = [
         f"split {split} has no {label} image ({counts.loc[split].sum()} images in all)"
         for split, labels in needed.items()
         for label in labels
         if counts.loc[split, label] == 0
     ]
-    raise_problems("a classifier can't be trained and judged on this training set", problems)
+    raise_problems("a detector can't be trained and judged on this training set", problems)
 
 
 def count_samples(manifest: pd.DataFrame) -> pd.DataFrame:

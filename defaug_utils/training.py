@@ -36,7 +36,7 @@ class TrainingRun(NamedTuple):
         replaced: settings in which an earlier run in the folder differed, so that it was made anew.
     """
 
-    model: ResNetForImageClassification
+    model: nn.Module
     history: pd.DataFrame
     resumed_epochs: int
     replaced: tuple[str, ...]
@@ -72,17 +72,65 @@ def train_classifier(
     Raises:
         FloatingPointError: the loss of an epoch is not finite.
     """
-    run_folder, device = Path(run_folder), pick_device()
     settings = _describe_settings(samples, recipe, backbone, seed, weights)
     train = samples.indices("train")
     plan = plan_epochs(samples.labels[train].numpy(), recipe, seed)
+
+    def train_epoch(state: TrainingState, epoch: int) -> float:
+        return _train_epoch(state, samples, train[plan[epoch]], recipe, seed, epoch)
+
+    def make_model() -> nn.Module:
+        return build_classifier(backbone, weights)
+
+    return run_epochs(make_model, train_epoch, run_folder, recipe, settings, seed, on_epoch)
+
+
+@dataclass
+class TrainingState:
+    """What changes while training, and where and how it is computed."""
+
+    model: nn.Module
+    optimiser: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    precision: torch.dtype
+    device: torch.device
+
+
+def run_epochs(
+    make_model: Callable[[], nn.Module],
+    train_epoch: Callable[[TrainingState, int], float],
+    run_folder: Path | str,
+    recipe: Recipe,
+    settings: dict,
+    seed: int,
+    on_epoch: Callable[[int, float], None] | None = None,
+) -> TrainingRun:
+    """Train any model epoch by epoch, or go on where an earlier run with the same settings stopped.
+
+    Args:
+        make_model: called once, with PyTorch's global generator seeded.
+        train_epoch: trains one epoch (from 0) and returns its mean loss; must depend on nothing but the
+            state and the epoch's number, see `begin_epoch`.
+        run_folder: where `checkpoint.safetensors` and `history.csv` go.
+        recipe: how to train.
+        settings: everything that decides what the trained model is, as JSON values.
+        seed: of the random weights.
+        on_epoch: called after every epoch with its number (from 1) and loss.
+
+    Returns:
+        The model with its history.
+
+    Raises:
+        FloatingPointError: the loss of an epoch is not finite.
+    """
+    run_folder, device = Path(run_folder), pick_device()
     with _repeatable(device, seed):
-        state = _make_state(build_classifier(backbone, weights), recipe, device)
+        state = _make_state(make_model(), recipe, device)
         history, replaced = _resume(run_folder, settings, state)
         resumed = len(history)
         for epoch in range(resumed, recipe.epochs):
             start = time.perf_counter()
-            loss = _train_epoch(state, samples, train[plan[epoch]], recipe, seed, epoch)
+            loss = train_epoch(state, epoch)
             if not np.isfinite(loss):
                 raise FloatingPointError(
                     f"{run_folder}: the loss of epoch {epoch + 1} is {loss}; the learning rate "
@@ -128,23 +176,12 @@ def _repeatable(device: torch.device, seed: int) -> Iterator[None]:
             torch.use_deterministic_algorithms(before)
 
 
-@dataclass
-class _State:
-    """What changes while training, and where and how it is computed."""
-
-    model: ResNetForImageClassification
-    optimiser: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
-    precision: torch.dtype
-    device: torch.device
-
-
-def _make_state(model: ResNetForImageClassification, recipe: Recipe, device: torch.device) -> _State:
+def _make_state(model: nn.Module, recipe: Recipe, device: torch.device) -> TrainingState:
     model = model.to(device, memory_format=torch.channels_last)
     optimiser = make_optimiser(model, recipe)
     precision = _pick_precision(device)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
-    return _State(model, optimiser, scaler, precision, device)
+    return TrainingState(model, optimiser, scaler, precision, device)
 
 
 def make_optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
@@ -163,13 +200,13 @@ def _pick_precision(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
-def _save(run_folder: Path, settings: dict, state: _State, history: list[dict]) -> None:
+def _save(run_folder: Path, settings: dict, state: TrainingState, history: list[dict]) -> None:
     scaler = state.scaler.state_dict()
     save_checkpoint(run_folder / OUTPUT_FILES[0], state.model, state.optimiser, settings, history, scaler)
     write_csv(pd.DataFrame(history), run_folder / OUTPUT_FILES[1])
 
 
-def _resume(run_folder: Path, settings: dict, state: _State) -> tuple[list[dict], tuple[str, ...]]:
+def _resume(run_folder: Path, settings: dict, state: TrainingState) -> tuple[list[dict], tuple[str, ...]]:
     """Restore an earlier run of the same settings, or clear the folder of one with others."""
     path = run_folder / OUTPUT_FILES[0]
     checkpoint = read_checkpoint(path)
@@ -191,27 +228,40 @@ def _resume(run_folder: Path, settings: dict, state: _State) -> tuple[list[dict]
 
 
 def _train_epoch(
-    state: _State, samples: Samples, indices: np.ndarray, recipe: Recipe, seed: int, epoch: int
+    state: TrainingState, samples: Samples, indices: np.ndarray, recipe: Recipe, seed: int, epoch: int
 ) -> float:
     """One pass over the given images; returns their mean loss."""
-    generator = torch.Generator().manual_seed(image_seed(seed, epoch))
-    for group in state.optimiser.param_groups:
-        group["lr"] = learning_rate_of(recipe, epoch)
-    set_training_mode(state.model, is_batch_norm_frozen=0 < recipe.freeze_batch_norm_after <= epoch)
-    total = 0.0
+    generator, total = begin_epoch(state, recipe, seed, epoch), 0.0
     for batch in split_batches(indices, recipe.batch_size):
         inputs = normalise_images(samples.images_u8[batch].to(state.device), recipe.normalisation)
         if recipe.flips:
             inputs = flip_images(inputs, generator)
-        total += _train_step(state, inputs, samples.labels[batch].to(state.device)) * len(batch)
+        labels = samples.labels[batch].to(state.device)
+        loss = take_step(
+            state,
+            lambda inputs=inputs: state.model(inputs).logits[:, 0],
+            lambda logits, labels=labels: binary_cross_entropy_with_logits(logits, labels),
+        )
+        total += loss * len(batch)
     return total / len(indices)
 
 
-def _train_step(state: _State, inputs: Tensor, labels: Tensor) -> float:
+def begin_epoch(state: TrainingState, recipe: Recipe, seed: int, epoch: int) -> torch.Generator:
+    """Set the epoch's learning rate and mode; returns its own source of randomness."""
+    for group in state.optimiser.param_groups:
+        group["lr"] = learning_rate_of(recipe, epoch)
+    set_training_mode(state.model, is_batch_norm_frozen=0 < recipe.freeze_batch_norm_after <= epoch)
+    return torch.Generator().manual_seed(image_seed(seed, epoch))
+
+
+def take_step(
+    state: TrainingState, make_logits: Callable[[], Tensor], measure_loss: Callable[[Tensor], Tensor]
+) -> float:
+    """One step of the optimiser; the logits are computed in the state's precision, the loss in float32."""
     state.optimiser.zero_grad()
     with torch.autocast(state.device.type, state.precision, enabled=state.precision != torch.float32):
-        logits = state.model(inputs).logits[:, 0]
-    loss = binary_cross_entropy_with_logits(logits.float(), labels)
+        logits = make_logits()
+    loss = measure_loss(logits.float())
     state.scaler.scale(loss).backward()
     state.scaler.step(state.optimiser)
     state.scaler.update()

@@ -1,0 +1,93 @@
+"""Cut-and-paste pools: real defects in good images, exact outside the mask, made again from the row."""
+
+import numpy as np
+import pytest
+from layouts import write_mvtec
+
+from defaug_utils.cut_paste_pool import make_cut_paste_image, make_cut_paste_pool
+from defaug_utils.datasets import load_dataset
+from defaug_utils.defect_patches import read_defects
+from defaug_utils.few_shot import draw_few_shot
+from defaug_utils.images import read_image, read_mask
+from defaug_utils.manifest import check_sources
+from defaug_utils.mixing import compose_training_set
+from defaug_utils.preparation import prepare_dataset
+from defaug_utils.runs import MixingError
+from defaug_utils.sources import list_sources
+from defaug_utils.trimaps import TripleSet, read_good_images
+
+SIZE = (32, 48)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """The data set's folder and manifest, and the triples made from its training part."""
+    folder = tmp_path_factory.mktemp("grid")
+    write_mvtec(folder / "grid", per_type=4)
+    few = draw_few_shot(load_dataset(folder / "grid"), 2)
+    data = prepare_dataset(few, folder / "grid", folder / "data", SIZE)
+    goods = read_good_images(list_sources(data), folder / "data", SIZE)
+    return folder, data, TripleSet(read_defects(data, folder / "data", SIZE, per_type=2), goods)
+
+
+@pytest.fixture(scope="module")
+def pool(prepared):
+    folder, _, triples = prepared
+    return make_cut_paste_pool(folder / "pool", triples, 8, pool_seed=5)
+
+
+def test_images_are_the_good_ones_outside_the_mask(prepared, pool):
+    folder, _, _ = prepared
+    assert len(pool) == 8
+    assert set(pool["defect_type"]) == {"bent", "glue"}
+    for row in pool.itertuples():
+        image_u8, mask = read_image(folder / "pool" / row.image), read_mask(folder / "pool" / row.mask)
+        good_u8 = read_image(folder / "data" / row.source_image)
+        assert mask.any()
+        np.testing.assert_array_equal(image_u8[~mask], good_u8[~mask])
+        assert (image_u8[mask] != good_u8[mask]).any()
+
+
+def test_sources_are_training_images(prepared, pool):
+    _, data, _ = prepared
+    check_sources(pool, data)
+    known = data[(data["split"] == "train") & (data["label"] == "positive")]
+    type_of = dict(zip(known["image"], known["defect_type"], strict=True))
+    assert [type_of[source] for source in pool["defect_source"]] == pool["defect_type"].tolist()
+
+
+def test_an_image_is_made_again_from_its_seed(prepared, pool):
+    folder, _, triples = prepared
+    row = pool.iloc[3]
+    again = make_cut_paste_image(triples, int(row["seed"]))
+    np.testing.assert_array_equal(again.image_u8, read_image(folder / "pool" / row["image"]))
+    np.testing.assert_array_equal(again.mask, read_mask(folder / "pool" / row["mask"]))
+
+
+def test_shards_make_the_same_images(prepared, pool):
+    folder, _, triples = prepared
+    assert make_cut_paste_pool(folder / "shards", triples, 8, 5, shard=1, shard_count=2) is None
+    joined = make_cut_paste_pool(folder / "shards", triples, 8, 5, shard=0, shard_count=2)
+    assert joined.to_dict("records") == pool.to_dict("records")
+    assert all(
+        (folder / "shards" / image).read_bytes() == (folder / "pool" / image).read_bytes()
+        for image in pool["image"]
+    )
+
+
+def test_other_defects_are_another_pool(prepared, pool):
+    folder, _, triples = prepared
+    fewer = TripleSet(triples.defects[:-1], triples.goods)
+    with pytest.raises(ValueError, match="triples differ"):
+        make_cut_paste_pool(folder / "pool", fewer, 8, 5)
+
+
+def test_training_sets_know_where_defects_come_from(prepared, pool):
+    _, data, _ = prepared
+    rows = compose_training_set(data, {"cut_paste": pool}, "full-shot", "cut_paste", 6, seed=0)
+    assert (rows["origin"] == "cut_paste").sum() == 6
+    assert ((rows["split"] == "train") & (rows["label"] == "positive")).sum() == 6 + 4
+    with pytest.raises(
+        MixingError, match=r"8 problem.*\n.*is a real positive that this scenario does not know"
+    ):
+        compose_training_set(data, {"cut_paste": pool}, "zero-shot", "cut_paste", 6, seed=0)

@@ -1,0 +1,135 @@
+"""Objects told from their background by features: each step, what they are for, and what can't be told."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from defaug_utils.features import open_features
+from defaug_utils.files import write_png
+from defaug_utils.images import read_mask
+from defaug_utils.manifest import make_manifest, write_manifest
+from defaug_utils.memseg_pool import make_memseg_pool
+from defaug_utils.object_foreground import (
+    THRESHOLD,
+    fit_object_finder,
+    make_feature_reader,
+    open_object_finder,
+)
+from defaug_utils.textures import open_textures
+
+SIDE = 96
+WEIGHTS = Path(__file__).parents[1] / "models/backbones/resnet10_quarter.safetensors"
+
+
+def draw_part(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """A striped disc on a noisy plate of the same mean grey: no threshold of grey tells them apart."""
+    rng = np.random.default_rng(seed)
+    rows, columns = np.mgrid[:SIDE, :SIDE]
+    centre, radius = rng.uniform(42, 54, 2), rng.uniform(24, 30)
+    is_object = (rows - centre[0]) ** 2 + (columns - centre[1]) ** 2 < radius**2
+    stripes = 128 + 60 * np.sin((rows + columns) * 2 * np.pi / 9)
+    grey = np.where(is_object, stripes, 128) + rng.normal(0, 6, (SIDE, SIDE))
+    return np.clip(grey, 0, 255).astype(np.uint8)[..., None].repeat(3, axis=2), is_object
+
+
+def read_contrast(image_u8: np.ndarray) -> np.ndarray:
+    """Features by hand: mean and spread of grey in cells of 8 × 8 pixels."""
+    cells = image_u8[..., 0].reshape(SIDE // 8, 8, SIDE // 8, 8).swapaxes(1, 2).astype(float)
+    return np.stack([cells.mean(axis=(2, 3)), cells.std(axis=(2, 3))], axis=2)
+
+
+def share_agreed(found: np.ndarray, expected: np.ndarray) -> float:
+    return (found & expected).sum() / (found | expected).sum()
+
+
+@pytest.fixture(scope="module")
+def finder():
+    return fit_object_finder([draw_part(seed)[0] for seed in range(4)], read_contrast)
+
+
+def test_the_object_is_found_on_other_images(finder):
+    for seed in range(10, 16):
+        image_u8, is_object = draw_part(seed)
+        assert share_agreed(finder(image_u8), is_object) > 0.75
+    assert finder.border_share == 1
+
+
+def test_one_image_will_do():
+    image_u8, is_object = draw_part(3)
+    assert share_agreed(fit_object_finder([image_u8], read_contrast)(image_u8), is_object) > 0.75
+
+
+def test_every_step_follows_from_the_one_before(finder):
+    image_u8, is_object = draw_part(20)
+    steps = finder.find_steps(image_u8)
+    centres = is_object.reshape(SIDE // 8, 8, SIDE // 8, 8)[:, 4, :, 4]
+    assert (steps.is_object_cluster == centres).mean() > 0.9
+    assert ((steps.separation > 0) == steps.is_object_cluster).mean() > 0.9
+    assert (steps.separation_u8.min(), steps.separation_u8.max()) == (0, 255)
+    np.testing.assert_array_equal(steps.thresholded, steps.separation_u8 > THRESHOLD)
+    closed = cv2.morphologyEx(
+        np.pad(steps.thresholded, 5, mode="edge").astype(np.uint8), cv2.MORPH_CLOSE, np.ones((5, 5), np.uint8)
+    )
+    np.testing.assert_array_equal(steps.foreground, closed[5:-5, 5:-5].astype(bool))
+    np.testing.assert_array_equal(finder(image_u8), steps.foreground)
+
+
+def test_the_border_decides_which_cluster_is_background():
+    images = [draw_part(seed) for seed in range(3)]
+    inverted = []
+    for image_u8, is_object in images:
+        rolled = np.roll(image_u8, (SIDE // 2, SIDE // 2), axis=(0, 1))  # stripes in the four corners
+        inverted.append((rolled, np.roll(is_object, (SIDE // 2, SIDE // 2), axis=(0, 1))))
+    finder = fit_object_finder([image_u8 for image_u8, _ in inverted], read_contrast)
+    image_u8, is_striped = inverted[0]
+    assert share_agreed(finder(image_u8), ~is_striped) > 0.75
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_clusters_start_repeatably(seed):
+    images = [draw_part(number)[0] for number in range(2)]
+    first, second = (fit_object_finder(images, read_contrast, seed) for _ in range(2))
+    assert first.describe() == second.describe()
+
+
+def test_with_the_backbone_of_the_workshop():
+    reader = make_feature_reader(open_features("resnet10_quarter", str(WEIGHTS)))
+    image_u8, is_object = draw_part(30)
+    assert reader(image_u8).shape == (12, 12, 32 + 64)
+    finder = fit_object_finder([draw_part(seed)[0] for seed in range(4)], reader)
+    assert share_agreed(finder(image_u8), is_object) > 0.6
+
+
+def test_textures_are_all_foreground():
+    assert open_object_finder("grid", [], read_contrast) is None
+    assert open_object_finder("01", [], read_contrast, textures=("01",)) is None
+    images = [draw_part(0)[0]]
+    assert share_agreed(open_object_finder("nut", images, read_contrast)(images[0]), draw_part(0)[1]) > 0.75
+
+
+def test_what_can_not_be_told_is_refused():
+    with pytest.raises(ValueError, match="without images"):
+        fit_object_finder([], read_contrast)
+    with pytest.raises(ValueError, match="look alike"):
+        fit_object_finder([np.full((SIDE, SIDE, 3), 9, np.uint8)], read_contrast)
+    halves = np.random.default_rng(0).integers(120, 136, (SIDE, SIDE, 3), dtype=np.uint8)
+    halves[:, SIDE // 2 :] //= 4
+    with pytest.raises(ValueError, match="half of the border"):
+        fit_object_finder([halves], read_contrast)
+
+
+def test_memseg_stays_on_the_object(tmp_path, finder):
+    rows = []
+    for seed in range(3):
+        write_png(tmp_path / f"data/{seed}.png", draw_part(seed)[0])
+        rows.append({"image": f"{seed}.png", "label": "negative", "split": "train", "origin": "real"})
+    write_manifest(make_manifest(rows), tmp_path / "data/manifest.csv")
+    wish = {"data_folder": tmp_path / "data", "count": 6, "textures": open_textures(), "pool_seed": 0}
+    pool = make_memseg_pool(tmp_path / "pool", **wish, find_object=finder)
+    for row in pool.itertuples():
+        foreground = finder(draw_part(int(Path(row.source_image).stem))[0])
+        assert not (read_mask(tmp_path / "pool" / row.mask) & ~foreground).any()
+    with pytest.raises(ValueError, match="find_object differ"):
+        make_memseg_pool(tmp_path / "pool", **wish)

@@ -1,0 +1,232 @@
+"""The detector of defect pixels: its input, a training that repeats and resumes, score maps and tables."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from defaug_utils.files import write_csv, write_json, write_png
+from defaug_utils.images import fit_mask, read_mask
+from defaug_utils.manifest import ManifestError, make_manifest
+from defaug_utils.masked_samples import hash_masked_samples, load_masked_samples
+from defaug_utils.pixel_results import format_pixel_table, read_pixel_runs, summarise_pixel_runs
+from defaug_utils.recipes import Recipe
+from defaug_utils.segmentation import (
+    MAP_LIST,
+    METRICS_FILE,
+    logits_to_levels,
+    measure_score_maps,
+    read_score_map,
+    train_segmenter,
+    write_score_maps,
+)
+from defaug_utils.segmenter import DEFECT_PRIOR, build_segmenter, segmentation_loss
+
+BACKBONE = "resnet10_quarter"
+QUICK = Recipe("adam", 5e-3, batch_size=4, epochs=3, balanced=True, flips=True, decay=True)
+SIZE = (40, 56)  # width and height: no multiple of 32
+
+
+def write_parts(folder, train=(6, 6), test=(2, 3)) -> pd.DataFrame:
+    """Noisy grey parts; positives have a bright block at a random place."""
+    rng, rows = np.random.default_rng(0), []
+    for split, (negatives, positives) in (("train", train), ("test", test)):
+        for index in range(negatives + positives):
+            row = {"image": f"{split}-{index}.png", "split": split, "label": "negative", "origin": "real"}
+            image_u8 = rng.integers(90, 130, (SIZE[1], SIZE[0], 3), dtype=np.uint8)
+            if index >= negatives:
+                mask = np.zeros(SIZE[::-1], bool)
+                top, left = rng.integers(0, 40), rng.integers(0, 28)
+                mask[top : top + 14, left : left + 10] = True
+                image_u8[mask] = 230
+                row |= {"label": "positive", "mask": f"{split}-{index}-mask.png", "defect_type": "block"}
+                write_png(folder / row["mask"], mask)
+            write_png(folder / row["image"], image_u8)
+            rows.append(row)
+    return make_manifest(rows)
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    """A folder of parts and its manifest."""
+    folder = tmp_path_factory.mktemp("parts")
+    return folder, write_parts(folder)
+
+
+@pytest.fixture(scope="module")
+def masked(parts):
+    folder, manifest = parts
+    return load_masked_samples(manifest, folder)
+
+
+@pytest.fixture(scope="module")
+def trained(masked, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    run = train_segmenter(masked, folder, replace(QUICK, epochs=8), BACKBONE)
+    write_score_maps(run.model, masked, folder, QUICK.normalisation)
+    return folder, run
+
+
+def test_masks_stand_beside_their_images(parts, masked):
+    folder, manifest = parts
+    assert masked.masks.shape == masked.samples.images_u8.shape[:3] == (17, *SIZE[::-1])
+    for index, row in manifest.iterrows():
+        expected = read_mask(folder / row["mask"]) if row["mask"] else np.zeros(SIZE[::-1], bool)
+        np.testing.assert_array_equal(masked.masks[index], expected)
+
+
+def test_another_input_size_loses_no_defect(parts):
+    folder, manifest = parts
+    small = load_masked_samples(manifest, folder, (10, 14))
+    mask = read_mask(folder / manifest["mask"].iloc[8])
+    np.testing.assert_array_equal(small.masks[8], fit_mask(mask, (10, 14)))
+
+
+def test_positives_without_mask_are_listed(parts):
+    folder, manifest = parts
+    broken = manifest.copy()
+    broken.loc[[7, 15], "mask"] = ""
+    with pytest.raises(
+        ManifestError, match=r"2 problem.*\n.*train-7.png: .*real, train.*\n.*test-3.png"
+    ) as told:
+        load_masked_samples(broken, folder)
+    assert "leave these positives out, or take a pool with masks" in str(told.value)
+
+
+def test_empty_and_missing_masks_are_listed(tmp_path):
+    manifest = write_parts(tmp_path)
+    write_png(tmp_path / "train-6-mask.png", np.zeros(SIZE[::-1], bool))
+    (tmp_path / "test-4-mask.png").unlink()
+    with pytest.raises(
+        ManifestError, match=r"(?s)2 problem.*train-6-mask.png: the mask is empty.*test-4-mask"
+    ):
+        load_masked_samples(manifest, tmp_path)
+
+
+def test_both_classes_are_needed_but_no_validation(parts):
+    folder, manifest = parts
+    with pytest.raises(ManifestError, match="split train has no positive"):
+        load_masked_samples(manifest[manifest["mask"].eq("") | (manifest["split"] == "test")], folder)
+
+
+def test_the_hash_sees_masks(masked):
+    changed = masked._replace(masks=masked.masks.clone())
+    changed.masks[7, 0, 0] ^= True
+    assert hash_masked_samples(changed, "train") != hash_masked_samples(masked, "train")
+    assert hash_masked_samples(changed, "test") == hash_masked_samples(masked, "test")
+
+
+@pytest.mark.parametrize(("backbone", "size"), [(BACKBONE, (33, 47)), ("resnet50", (32, 64))])
+def test_one_logit_a_pixel_whatever_the_size(backbone, size):
+    model = build_segmenter(backbone)
+    with torch.inference_mode():
+        logits = model(torch.randn(2, 3, size[1], size[0]))
+    assert logits.shape == (2, size[1], size[0])
+    assert torch.sigmoid(model.head.bias).item() == pytest.approx(DEFECT_PRIOR)
+
+
+def test_loss_solved_by_hand():
+    logits, masks = torch.zeros(1, 2, 2), torch.tensor([[[1.0, 0.0], [0.0, 0.0]]])
+    # all pixels at 1/2: cross-entropy ln 2; overlap (2 · 0.5 + 1) / (2 + 1 + 1)
+    assert segmentation_loss(logits, masks).item() == pytest.approx(np.log(2) + 1 - 0.5)
+    sure = (masks * 2 - 1) * 50
+    assert segmentation_loss(sure, masks).item() == pytest.approx(0, abs=1e-6)
+    assert segmentation_loss(-sure, masks) > segmentation_loss(logits, masks)
+
+
+def test_training_finds_the_blocks(trained, parts):
+    folder, run = trained
+    assert run.history["loss"].iloc[-1] < 0.7 * run.history["loss"].iloc[0]
+    numbers = measure_score_maps(folder, parts[0])
+    assert numbers["pixel_auroc"] > 0.95
+    assert numbers["pixel_ap"] > 0.7
+    assert numbers["instances"] == 3
+    assert json.loads((folder / METRICS_FILE).read_text()) == numbers
+
+
+def test_an_interrupted_training_goes_on_exactly(masked, tmp_path):
+    class Stop(Exception):
+        pass
+
+    def stop(epoch, loss):
+        if epoch == 2:
+            raise Stop
+
+    whole = train_segmenter(masked, tmp_path / "whole", QUICK, BACKBONE, seed=3)
+    with pytest.raises(Stop):
+        train_segmenter(masked, tmp_path / "parts", QUICK, BACKBONE, seed=3, on_epoch=stop)
+    resumed = train_segmenter(masked, tmp_path / "parts", QUICK, BACKBONE, seed=3)
+    assert (whole.resumed_epochs, resumed.resumed_epochs) == (0, 2)
+    assert resumed.history["loss"].tolist() == whole.history["loss"].tolist()
+    for one, other in zip(
+        whole.model.state_dict().values(), resumed.model.state_dict().values(), strict=True
+    ):
+        assert torch.equal(one, other)
+
+
+def test_another_training_forgets_the_score_maps(masked, tmp_path):
+    quick = replace(QUICK, epochs=1)
+    run = train_segmenter(masked, tmp_path, quick, BACKBONE)
+    write_score_maps(run.model, masked, tmp_path, QUICK.normalisation)
+    again = train_segmenter(masked, tmp_path, quick, BACKBONE)
+    assert again.resumed_epochs == 1
+    assert (tmp_path / MAP_LIST).is_file()
+    assert train_segmenter(masked, tmp_path, quick, BACKBONE, seed=1).replaced == ("seed",)
+    with pytest.raises(FileNotFoundError, match="write the score maps first"):
+        measure_score_maps(tmp_path, tmp_path)
+
+
+def test_score_maps_are_the_models_logits(trained, masked):
+    folder, run = trained
+    table = pd.read_csv(folder / MAP_LIST, keep_default_na=False)
+    assert table["image"].tolist() == [f"test-{index}.png" for index in range(5)]
+    whole = write_score_maps(run.model, masked, folder, QUICK.normalisation, batch_size=2)
+    for row, again in zip(table.itertuples(), whole.itertuples(), strict=True):
+        stored = read_score_map(folder / row.score_map)
+        assert stored.shape == SIZE[::-1]
+        assert stored.max() == pytest.approx(min(row.score, 16), abs=1e-3)
+        assert again.score == pytest.approx(row.score, abs=1e-3)
+
+
+def test_levels_keep_logits_and_cut_what_is_beyond():
+    logits = np.array([[-40, -16, -0.3, 0], [1e-3, 7.77, 16, 99]], np.float32)
+    levels = logits_to_levels(logits)
+    assert levels.dtype == np.uint16
+    assert levels[0, :2].tolist() == [0, 0] and levels[1, 2:].tolist() == [65535, 65535]
+    np.testing.assert_allclose(levels / 65535 * 32 - 16, np.clip(logits, -16, 16), atol=32 / 65535)
+    with pytest.raises(ValueError, match="1 of 2 scores"):
+        logits_to_levels(np.array([0.0, np.inf]))
+
+
+def test_missing_files_of_score_maps_are_listed(tmp_path):
+    table = pd.DataFrame({"image": ["a.png"], "mask": ["m.png"], "score_map": ["score_maps/0.png"]})
+    write_csv(table, tmp_path / MAP_LIST)
+    with pytest.raises(ManifestError, match="2 problem"):
+        measure_score_maps(tmp_path, tmp_path)
+
+
+def test_tables_over_seeds(tmp_path):
+    numbers = dict.fromkeys(("pixel_auroc", "pro", "pixel_ap", "iap", "iap90"), 0.5)
+    for seed, value in ((0, 0.25), (1, 0.75)):
+        write_json(tmp_path / f"few-shot-memseg-8-seed{seed}" / METRICS_FILE, numbers | {"pro": value})
+    write_json(tmp_path / "few-shot-none-0-seed0" / METRICS_FILE, numbers)
+    summary = summarise_pixel_runs(read_pixel_runs(tmp_path))
+    assert summary["arm"].tolist() == ["memseg", "none"]
+    assert summary["seeds"].tolist() == [2, 1]
+    assert summary["pro_mean"].tolist() == [0.5, 0.5]
+    assert summary["pro_std"].iloc[0] == pytest.approx(np.std([0.25, 0.75], ddof=1))
+    table = format_pixel_table(summary)
+    assert table["pro"].tolist() == ["50.0 ± 35.4", "50.0"]
+
+
+def test_wrong_runs_are_listed(tmp_path):
+    with pytest.raises(ValueError, match="holds no run"):
+        read_pixel_runs(tmp_path)
+    write_json(tmp_path / "nonsense" / METRICS_FILE, {})
+    (tmp_path / "few-shot-none-0-seed0").mkdir()
+    (tmp_path / "few-shot-none-0-seed0" / METRICS_FILE).write_text("{")
+    with pytest.raises(ValueError, match="2 problem"):
+        read_pixel_runs(tmp_path)
