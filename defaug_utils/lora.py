@@ -1,0 +1,281 @@
+"""LoRA-C3Lier on peft: low-rank updates of linear and of 3 × 3 convolution layers, merged at any weight.
+
+Hu et al. 2022 (LoRA); Capogrosso et al. 2024, section 3.2 (In&Out). A 3 × 3 update is a 3 × 3 convolution
+down to the rank and a 1 × 1 convolution up.
+"""
+
+import re
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+ADAPTER = "default"  # peft's name of the adapter
+UNET_BLOCKS = ("Transformer2DModel", "ResnetBlock2D", "Downsample2D", "Upsample2D")
+TEXT_BLOCKS = ("CLIPAttention", "CLIPMLP")
+
+
+class LoraError(ValueError):
+    """Adapter and model don't belong together, or a merge weight is out of range."""
+
+
+@dataclass(frozen=True)
+class LoraPlan:
+    """Ranks and scales; an update counts alpha / rank times (In&Out, section 4.1).
+
+    Attributes:
+        linear_rank: of linear layers and 1 × 1 convolutions.
+        linear_alpha: of the same.
+        conv_rank: of 3 × 3 convolutions; 0 leaves them out ("linear only").
+        conv_alpha: of the same.
+    """
+
+    linear_rank: int = 32
+    linear_alpha: float = 16
+    conv_rank: int = 4
+    conv_alpha: float = 1
+
+    def __post_init__(self) -> None:
+        """Refuse ranks and scales that adapt nothing."""
+        if self.linear_rank < 1 or self.conv_rank < 0 or self.linear_alpha <= 0 or self.conv_alpha <= 0:
+            raise LoraError(
+                f"{self}: expected a linear_rank of 1 or more, a conv_rank of 0 or more, alphas > 0"
+            )
+
+
+class LayerPlan(NamedTuple):
+    """Rank and alpha of one layer."""
+
+    rank: int
+    alpha: float
+
+
+class LoraCount(NamedTuple):
+    """Adapted layers of one network, by kind, and their trainable parameters."""
+
+    linear: int
+    conv_1x1: int
+    conv_3x3: int
+    parameters: int
+
+    @property
+    def layers(self) -> int:
+        """All adapted layers."""
+        return self.linear + self.conv_1x1 + self.conv_3x3
+
+
+class LoraCounts(NamedTuple):
+    """What is adapted in U-Net and text encoder."""
+
+    unet: LoraCount
+    text_encoder: LoraCount
+
+
+def find_layers(network: nn.Module) -> dict[str, nn.Module]:
+    """The layers that LoRA-C3Lier adapts: linear and convolution layers inside the named blocks.
+
+    Args:
+        network: a U-Net of diffusers (`UNET_BLOCKS`) or a CLIP text encoder (`TEXT_BLOCKS`).
+
+    Returns:
+        Path in the network → layer, before or after an adapter was attached.
+    """
+    blocks = {
+        path
+        for path, module in network.named_modules()
+        if type(module).__name__ in (*UNET_BLOCKS, *TEXT_BLOCKS)
+    }
+    found = {}
+    for path, module in network.named_modules():
+        parents = path.split(".")
+        is_inside = any(".".join(parents[:depth]) in blocks for depth in range(1, len(parents)))
+        if is_inside and ".base_layer" not in path and isinstance(_base(module), nn.Linear | nn.Conv2d):
+            found[path] = module
+    adapted = [path for path, module in found.items() if _is_adapted(module)]
+    inside = tuple(f"{path}." for path in adapted)  # the adapter's own layers are none of the network's
+    return {path: module for path, module in found.items() if not path.startswith(inside)}
+
+
+def _base(module: nn.Module) -> nn.Module:
+    return getattr(module, "base_layer", module)
+
+
+def _is_adapted(module: nn.Module) -> bool:
+    return hasattr(module, "base_layer") and ADAPTER in getattr(module, "lora_A", {})
+
+
+def plan_layers(network: nn.Module, plan: LoraPlan) -> dict[str, LayerPlan]:
+    """Rank and alpha of every layer to be adapted, by its path."""
+    planned = {}
+    for path, module in find_layers(network).items():
+        is_wide = isinstance(_base(module), nn.Conv2d) and _base(module).kernel_size != (1, 1)
+        if not is_wide:
+            planned[path] = LayerPlan(plan.linear_rank, plan.linear_alpha)
+        elif plan.conv_rank:
+            planned[path] = LayerPlan(plan.conv_rank, plan.conv_alpha)
+    return planned
+
+
+def attach_lora(unet: nn.Module, text_encoder: nn.Module, plan: LoraPlan | None = None) -> LoraCounts:
+    """Add fresh adapters, which leave the outputs as they are, and freeze everything else.
+
+    Args:
+        unet: diffusers' U-Net.
+        text_encoder: transformers' CLIP text encoder.
+        plan: ranks and scales; the paper's when not given.
+
+    Returns:
+        What was adapted.
+
+    Raises:
+        LoraError: one of them has an adapter already.
+    """
+    plan = plan or LoraPlan()
+    return LoraCounts(
+        *(attach_layers(network, plan_layers(network, plan)) for network in (unet, text_encoder))
+    )
+
+
+def attach_layers(network: nn.Module, planned: Mapping[str, LayerPlan]) -> LoraCount:
+    """Add a fresh adapter to the planned layers of one network, and freeze all else.
+
+    Raises:
+        LoraError: it has an adapter already.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    if any(_is_adapted(module) for module in network.modules()):
+        raise LoraError(f"{type(network).__name__} has an adapter already: load the base model anew")
+    network.requires_grad_(False)
+    if planned:
+        first = next(iter(planned.values()))
+        config = LoraConfig(
+            r=first.rank,
+            lora_alpha=first.alpha,
+            target_modules=f"({'|'.join(map(re.escape, planned))})",
+            rank_pattern={path: layer.rank for path, layer in planned.items()},
+            alpha_pattern={path: layer.alpha for path, layer in planned.items()},
+        )
+        inject_adapter_in_model(config, network, adapter_name=ADAPTER)
+    return count_lora(network)
+
+
+def look_up_pattern(pattern: Mapping[str, float], path: str, default: float | None) -> float | None:
+    """The value that one of peft's patterns (ends of paths, as regular expressions) has for a layer."""
+    from peft.utils.other import get_pattern_key
+
+    return pattern.get(get_pattern_key(list(pattern), path), default)
+
+
+def count_lora(network: nn.Module) -> LoraCount:
+    """Count the adapted layers of a network, by kind."""
+    layers = [_base(module) for module in adapted_layers(network).values()]
+    linear = sum(isinstance(layer, nn.Linear) for layer in layers)
+    small = sum(isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) for layer in layers)
+    parameters = sum(parameter.numel() for parameter in lora_parameters(network))
+    return LoraCount(linear, small, len(layers) - linear - small, parameters)
+
+
+def adapted_layers(network: nn.Module) -> dict[str, nn.Module]:
+    """The adapted layers of a network, by path."""
+    return {path: module for path, module in network.named_modules() if _is_adapted(module)}
+
+
+def lora_parameters(network: nn.Module) -> list[nn.Parameter]:
+    """The adapter's parameters, down then up for each layer: what an optimizer gets."""
+    return [
+        part[ADAPTER].weight
+        for module in adapted_layers(network).values()
+        for part in (module.lora_A, module.lora_B)
+    ]
+
+
+def read_lora(unet: nn.Module, text_encoder: nn.Module) -> dict[str, Tensor]:
+    """The adapter's weights, as `unet.<path>.down`, `….up`, `text_encoder.<path>.down`, ….
+
+    Returns:
+        Detached tensors that share memory with the model.
+    """
+    return {
+        f"{name}.{path}.{part}": matrices[ADAPTER].weight.detach()
+        for name, network in (("unet", unet), ("text_encoder", text_encoder))
+        for path, module in adapted_layers(network).items()
+        for part, matrices in (("down", module.lora_A), ("up", module.lora_B))
+    }
+
+
+@torch.no_grad()
+def write_lora(unet: nn.Module, text_encoder: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Put weights from `read_lora` into the adapters of a model.
+
+    Raises:
+        LoraError: keys or shapes differ; lists all of them.
+    """
+    current = read_lora(unet, text_encoder)
+    problems = [f"{key} is missing" for key in current.keys() - weights.keys()]
+    problems += [f"{key} is unknown to this model" for key in weights.keys() - current.keys()]
+    problems += [
+        f"{key} is {tuple(weights[key].shape)}, expected {tuple(current[key].shape)}"
+        for key in current.keys() & weights.keys()
+        if weights[key].shape != current[key].shape
+    ]
+    raise_lora_problems(problems)
+    for key, tensor in current.items():
+        tensor.copy_(weights[key])
+
+
+def raise_lora_problems(problems: Iterable[str], shown: int = 12) -> None:
+    """Raise one error for adapter keys that don't fit; of very many, the first are shown."""
+    listed = sorted(problems)
+    if listed:
+        more = f"\n  … and {len(listed) - shown} more" if len(listed) > shown else ""
+        raise LoraError(
+            "the adapter does not fit this model (another base, rank or kind of adapter):\n"
+            + "\n".join(f"  - {problem}" for problem in listed[:shown])
+            + more
+        )
+
+
+@torch.no_grad()
+def merge_lora(unet: nn.Module, text_encoder: nn.Module, share: float) -> None:
+    """Merge the adapters: W ← W + share · (alpha / rank) · up · down, always from the base weights.
+
+    The base weights are kept beside, so that `unmerge_lora` restores them bit for bit and a second merge
+    replaces the first. With a share of 0 the model is the base model.
+
+    Args:
+        unet: with an adapter.
+        text_encoder: with an adapter.
+        share: α of the paper, 0.6 to 0.95 there; above 1 works with a warning.
+
+    Raises:
+        LoraError: the share is below 0 or no number, or there is no adapter.
+    """
+    if not 0 <= share < float("inf"):
+        raise LoraError(f"merge weight {share} must be 0 or more")
+    if share > 1:
+        warnings.warn(f"merge weight {share} is above 1: the adapter counts more than trained", stacklevel=2)
+    layers = [module for network in (unet, text_encoder) for module in adapted_layers(network).values()]
+    if not layers:
+        raise LoraError("there is no adapter to merge: attach or load one first")
+    unmerge_lora(unet, text_encoder)
+    for module in layers:
+        base = module.base_layer
+        module.unmerged_weight = base.weight.detach().clone()
+        if share:
+            base.weight += (share * module.get_delta_weight(ADAPTER)).to(base.weight.dtype)
+        module.enable_adapters(False)
+
+
+@torch.no_grad()
+def unmerge_lora(unet: nn.Module, text_encoder: nn.Module) -> None:
+    """Restore the base weights bit for bit and let the adapters act beside them again."""
+    for network in (unet, text_encoder):
+        for module in adapted_layers(network).values():
+            if hasattr(module, "unmerged_weight"):
+                module.base_layer.weight.copy_(module.unmerged_weight)
+                del module.unmerged_weight
+                module.enable_adapters(True)
