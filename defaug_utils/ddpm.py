@@ -16,7 +16,8 @@ from safetensors import SafetensorError, safe_open
 
 import defaug_utils
 from defaug_utils.dreambooth_images import check_training_rows
-from defaug_utils.lora import load_lora, merge_lora
+from defaug_utils.lora import merge_lora
+from defaug_utils.lora_files import load_lora
 from defaug_utils.mask_estimates import NearestNegatives
 from defaug_utils.pools import GeneratedImage, generate_pool
 from defaug_utils.prompts import Prompt, check_prompts, choose_prompt

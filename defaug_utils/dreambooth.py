@@ -28,7 +28,8 @@ from defaug_utils.dreambooth_plan import (
     weigh_noise_levels,
 )
 from defaug_utils.files import write_csv
-from defaug_utils.lora import LoraCount, LoraPlan, attach_lora, lora_parameters, save_lora
+from defaug_utils.lora import LoraCounts, LoraPlan, attach_lora, lora_parameters, read_lora
+from defaug_utils.lora_files import save_lora
 from defaug_utils.manifest import image_seed
 from defaug_utils.text2image import TextToImage, embed_tokens, make_noise_schedule, tokenise_prompts
 
@@ -66,7 +67,7 @@ class DreamBoothRun(NamedTuple):
     seconds: float
     resumed_steps: int
     buckets: pd.DataFrame
-    adapted: LoraCount
+    adapted: LoraCounts
     notices: list[str]
 
 
@@ -167,7 +168,7 @@ def train_dreambooth(
     _set_mode(model, settings, is_training=False)
     seconds = time.perf_counter() - start
     if trainer.accelerator.is_main_process:
-        _write_results(folder, model, plan, described, history)
+        _write_results(folder, model, described, history)
     trainer.accelerator.wait_for_everyone()
     return DreamBoothRun(
         folder / LORA,
@@ -209,12 +210,11 @@ def describe_training(
     model: TextToImage, images: TrainingImages, settings: DreamBoothSettings, plan: LoraPlan
 ) -> dict:
     """Everything that the trained adapter depends on, as JSON values."""
-    plan_values = plan._asdict() if hasattr(plan, "_asdict") else asdict(plan)
     return {
         "base": model.describe()["fingerprint"],
         "clip_skip": model.clip_skip,
         "dreambooth": asdict(settings),
-        "lora": plan_values,
+        "lora": asdict(plan),
         "trained_on": images.describe(),
     }
 
@@ -257,7 +257,7 @@ def _short(value: object) -> str:
 
 def _prepare(
     model: TextToImage, images: TrainingImages, settings: DreamBoothSettings, plan: LoraPlan
-) -> tuple[_Trainer, LoraCount]:
+) -> tuple[_Trainer, LoraCounts]:
     """Cache latents, attach the adapter, and hand everything to accelerate."""
     from accelerate import Accelerator
 
@@ -292,11 +292,10 @@ def _prepare(
 
 def _collect_parameters(pipeline: object) -> nn.ParameterDict:
     """The adapter's parameters by name, U-Net and text encoder (a name of a ParameterDict has no dots)."""
-    found = {}
-    for part in ("unet", "text_encoder"):
-        for name, parameter in lora_parameters(getattr(pipeline, part)).items():
-            found[f"{part}/{name.replace('.', '/')}"] = parameter
-    return nn.ParameterDict(found)
+    networks = pipeline.unet, pipeline.text_encoder
+    names = [name.replace(".", "/") for name in read_lora(*networks)]
+    parameters = [parameter for network in networks for parameter in lora_parameters(network)]
+    return nn.ParameterDict(dict(zip(names, parameters, strict=True)))
 
 
 def _make_optimiser(parameters: nn.ParameterDict, settings: DreamBoothSettings) -> torch.optim.Optimizer:
@@ -467,9 +466,7 @@ def _sample(
     trainer.accelerator.wait_for_everyone()
 
 
-def _write_results(
-    folder: Path, model: TextToImage, plan: LoraPlan, described: dict, history: list[dict]
-) -> None:
+def _write_results(folder: Path, model: TextToImage, described: dict, history: list[dict]) -> None:
     write_csv(_tabulate(history), folder / HISTORY)
     metadata = {"training": json.dumps(described, sort_keys=True)}
-    save_lora(folder / LORA, model.pipeline.unet, model.pipeline.text_encoder, plan, metadata, "kohya")
+    save_lora(folder / LORA, model.pipeline.unet, model.pipeline.text_encoder, metadata)

@@ -32,6 +32,7 @@ from defaug_utils.mixing import MixingError, choose_positives
 from defaug_utils.text2image import TextSettings, TextToImage, load_text2image
 
 BUCKETS = BucketSettings(area=16 * 48, smallest=8, largest=96, step=4)
+PLAN = LoraPlan(linear_rank=2, linear_alpha=1, conv_rank=1)
 SETTINGS = DreamBoothSettings(
     epochs=3, repeats=2, batch_size=4, learning_rate=1e-2, save_every=2, seed=5, buckets=BUCKETS
 )
@@ -83,7 +84,7 @@ def train(folder: Path, model_folder: Path, images: TrainingImages, **changed: o
         name: changed.pop(name) for name in ("on_step", "on_sample", "sample_every") if name in changed
     }
     settings = DreamBoothSettings(**{**vars(SETTINGS), **changed})
-    return train_dreambooth(load(model_folder), images, folder, settings, LoraPlan(), **options)
+    return train_dreambooth(load(model_folder), images, folder, settings, PLAN, **options)
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +210,7 @@ def test_a_loss_that_is_no_number_names_its_step(tmp_path: Path, model_folder, i
                 model.pipeline.unet.conv_out.bias.fill_(float("nan"))
 
     with pytest.raises(FloatingPointError, match=r"loss and gradient_norm of step 4 \(epoch 2\)"):
-        train_dreambooth(model, images, tmp_path, SETTINGS, LoraPlan(), on_step=poison)
+        train_dreambooth(model, images, tmp_path, SETTINGS, PLAN, on_step=poison)
     assert checkpoints.read_checkpoint(tmp_path / "checkpoint.safetensors").history[-1]["step"] == 2
 
 
