@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import torch
 from safetensors import SafetensorError, safe_open
 
 import defaug_utils
@@ -37,7 +38,7 @@ class Adapter(NamedTuple):
 
     Attributes:
         path: the file.
-        sha256: of its content.
+        sha256: of its tensors' names, types, shapes and values; the file's header has them in any order.
         training: what `train_dreambooth` wrote into it; empty for a file from elsewhere.
     """
 
@@ -67,7 +68,11 @@ def open_adapter(path: Path | str, model: TextToImage, dataset: pd.DataFrame) ->
         raise AdapterError(f"no adapter at {path}: run notebook 03_lora_finetune first")
     try:
         with safe_open(path, "pt") as opened:
-            metadata = opened.metadata() or {}
+            metadata, digest = opened.metadata() or {}, hashlib.sha256()
+            for key in sorted(opened.keys()):
+                tensor = opened.get_tensor(key).contiguous()
+                digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+                digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
     except SafetensorError as error:
         raise AdapterError(
             f"{path} is no readable safetensors file ({error}): train or copy it again"
@@ -81,7 +86,7 @@ def open_adapter(path: Path | str, model: TextToImage, dataset: pd.DataFrame) ->
         )
     if training:
         check_training_rows(pd.DataFrame({"image": training["trained_on"]["instances"]}), dataset)
-    return Adapter(path, hashlib.sha256(path.read_bytes()).hexdigest(), training)
+    return Adapter(path, digest.hexdigest(), training)
 
 
 @contextmanager
