@@ -6,7 +6,7 @@ Ruiz et al. 2023 (prior preservation), on the adapter of In&Out (Capogrosso et a
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -20,13 +20,13 @@ from defaug_utils.buckets import count_buckets, tell_fit
 from defaug_utils.checkpoints import read_checkpoint, restore_checkpoint, save_checkpoint
 from defaug_utils.dreambooth_images import TrainingImages, cache_latents, check_bucket_step
 from defaug_utils.dreambooth_plan import (
-    DreamBoothError,
     DreamBoothSettings,
     Step,
     plan_steps,
     tell_identifier,
     weigh_noise_levels,
 )
+from defaug_utils.dreambooth_state import CHECKPOINT, check_folder, describe_training
 from defaug_utils.files import write_csv
 from defaug_utils.lora import LoraCounts, LoraPlan, attach_lora, lora_parameters, read_lora
 from defaug_utils.lora_files import save_lora
@@ -45,7 +45,7 @@ HISTORY_COLUMNS = (
     "learning_rate",
     "gradient_norm",
 )
-CHECKPOINT, LORA, HISTORY = "checkpoint.safetensors", "lora.safetensors", "history.csv"
+LORA, HISTORY = "lora.safetensors", "history.csv"
 
 
 class DreamBoothRun(NamedTuple):
@@ -148,7 +148,7 @@ def train_dreambooth(
     notices += tell_identifier(model.pipeline.tokenizer, settings.identifier)
     notices += tell_images(images, settings) + tell_fit(images.buckets)
     described = describe_training(model, images, settings, plan)
-    _check_folder(folder, described)
+    check_folder(folder, described)
     steps = plan_steps(images.sizes(is_class=False), images.sizes(is_class=True), settings)
     trainer, adapted = _prepare(model, images, settings, plan)
     history = _resume(folder, trainer)
@@ -204,55 +204,6 @@ def tell_images(images: TrainingImages, settings: DreamBoothSettings) -> list[st
             "class word drifts towards the instance images"
         )
     return notices
-
-
-def describe_training(
-    model: TextToImage, images: TrainingImages, settings: DreamBoothSettings, plan: LoraPlan
-) -> dict:
-    """Everything that the trained adapter depends on, as JSON values."""
-    return {
-        "base": model.describe()["fingerprint"],
-        "clip_skip": model.clip_skip,
-        "dreambooth": asdict(settings),
-        "lora": asdict(plan),
-        "trained_on": images.describe(),
-    }
-
-
-def _check_folder(folder: Path, described: dict) -> None:
-    """Refuse to go on with, or to overwrite, a run that is another one."""
-    path = folder / CHECKPOINT
-    if not path.is_file():
-        return
-    checkpoint = read_checkpoint(path)
-    if checkpoint is None:
-        raise DreamBoothError(f"{path} can't be read (damaged?): delete it to train again")
-    differing = _differing(checkpoint.settings, _as_json(described))
-    if differing:
-        raise DreamBoothError(
-            f"{folder} holds a fine-tuning with other {', '.join(differing)}: delete the folder to train "
-            "again, or choose another one"
-        )
-
-
-def _as_json(described: dict) -> dict:
-    return json.loads(json.dumps(described))
-
-
-def _differing(found: dict, asked: dict, prefix: str = "") -> list[str]:
-    names = []
-    for name in sorted({*found, *asked}):
-        one, other = found.get(name), asked.get(name)
-        if isinstance(one, dict) and isinstance(other, dict):
-            names += _differing(one, other, f"{prefix}{name}.")
-        elif one != other:
-            names.append(f"{prefix}{name} ({_short(one)}, asked for {_short(other)})")
-    return names
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 40 else f"{text[:40]}…"
 
 
 def _prepare(
