@@ -15,7 +15,7 @@ from defaug_utils.model_folders import ModelError
 from defaug_utils.prompts import check_prompts
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
+    from diffusers import DDPMScheduler, StableDiffusionPipeline
 
 CLIP_SKIP = 2  # In&Out's configuration: the text encoder's last layer but one
 PREDICTIONS = ("epsilon", "v_prediction")
@@ -183,6 +183,13 @@ def embed_tokens(text_encoder: nn.Module, tokens: Tensor, clip_skip: int) -> Ten
     return layer_norm(states[-clip_skip])
 
 
+def make_noise_schedule(model: TextToImage) -> "DDPMScheduler":
+    """The model's noise schedule with what training needs of it: `add_noise` and `get_velocity`."""
+    from diffusers import DDPMScheduler
+
+    return DDPMScheduler.from_config(model.pipeline.scheduler.config)
+
+
 def generate_images(
     model: TextToImage,
     jobs: Sequence[TextJob],
@@ -242,7 +249,7 @@ def _draw(model: TextToImage, jobs: Sequence[TextJob], settings: TextSettings) -
         height=settings.size[1],
         num_inference_steps=settings.steps,
         guidance_scale=settings.guidance,
-        generator=[torch.Generator("cpu").manual_seed(job.seed) for job in jobs],
+        generator=[torch.Generator("cpu").manual_seed(int(job.seed)) for job in jobs],
         output_type="pt",
     ).images.float()
     broken = [job.seed for job, image in zip(jobs, pixels, strict=True) if not image.isfinite().all()]

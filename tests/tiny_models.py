@@ -25,7 +25,7 @@ def make_tokenizer() -> CLIPTokenizer:
     )
 
 
-def make_parts(unet_channels: int) -> dict:
+def make_parts(unet_channels: int, text_layers: int = 1, prediction: str = "epsilon") -> dict:
     """All parts of a latent diffusion model, always the same ones."""
     torch.manual_seed(0)
     blocks = ("DownEncoderBlock2D", "DownEncoderBlock2D")
@@ -33,7 +33,7 @@ def make_parts(unet_channels: int) -> dict:
         vocab_size=2 * len(LETTERS) + 2,
         hidden_size=WIDTH,
         intermediate_size=WIDTH,
-        num_hidden_layers=1,
+        num_hidden_layers=text_layers,
         num_attention_heads=2,
         max_position_embeddings=MAX_TOKENS,
         bos_token_id=2 * len(LETTERS),
@@ -61,15 +61,15 @@ def make_parts(unet_channels: int) -> dict:
         ),
         "text_encoder": CLIPTextModel(text),
         "tokenizer": make_tokenizer(),
-        "scheduler": DDIMScheduler(clip_sample=False, steps_offset=1),
+        "scheduler": DDIMScheduler(clip_sample=False, steps_offset=1, prediction_type=prediction),
         "safety_checker": None,
         "feature_extractor": None,
         "requires_safety_checker": False,
     }
 
 
-def save_model(folder: Path, unet_channels: int = 9, safe: bool = True) -> Path:
+def save_model(folder: Path, unet_channels: int = 9, safe: bool = True, **parts: int | str) -> Path:
     """Save a model in diffusers' folder layout: 9 channels to inpaint, 4 to make images from text."""
     pipeline = {9: StableDiffusionInpaintPipeline, 4: StableDiffusionPipeline}[unet_channels]
-    pipeline(**make_parts(unet_channels)).save_pretrained(folder, safe_serialization=safe)
+    pipeline(**make_parts(unet_channels, **parts)).save_pretrained(folder, safe_serialization=safe)
     return folder
