@@ -8,9 +8,10 @@
 // every pixel of the mask is exactly 0 or 255.
 
 const TOOLS = {
-  brush: ["🖌", "Brush (B)", "b"], eraser: ["⌫", "Eraser (E)", "e"], line: ["╱", "Line (L)", "l"],
-  rectangle: ["▭", "Rectangle (R)", "r"], polygon: ["⬠", "Polygon (P): Enter or a double click closes", "p"],
-  fill: ["🪣", "Fill (F)", "f"], move: ["✥", "Move the view (M)", "m"],
+  brush: ["Brush", "Brush (B); the right button erases with any tool", "b"], eraser: ["Eraser", "Eraser (E)", "e"],
+  line: ["Line", "Line (L)", "l"], rectangle: ["Rectangle", "Rectangle (R)", "r"],
+  polygon: ["Polygon", "Polygon (P): Enter or a double click closes it", "p"], fill: ["Fill", "Fill (F)", "f"],
+  move: ["Move", "Move the view (M), or the middle button", "m"],
 };
 const MAX_UNDO_BYTES = 256 * 2 ** 20;
 const MAX_BRUSH = 255;
@@ -457,8 +458,8 @@ function makeToolbar(bar, drawing) {
   };
   size.addEventListener("input", () => setSize(Number(size.value)));
   place = group();
-  const undo = makeButton(place, "↶", "Undo (Ctrl+Z)", () => drawing.undo());
-  const redo = makeButton(place, "↷", "Redo (Ctrl+Shift+Z or Ctrl+Y)", () => drawing.redo());
+  const undo = makeButton(place, "Undo", "Undo (Ctrl+Z)", () => drawing.undo());
+  const redo = makeButton(place, "Redo", "Redo (Ctrl+Shift+Z or Ctrl+Y)", () => drawing.redo());
   makeButton(place, "Invert", "Invert the mask (I)", () => drawing.invert());
   makeButton(place, "Clear", "Clear the mask; undo brings it back", () => drawing.clear());
   place = group();
@@ -466,7 +467,7 @@ function makeToolbar(bar, drawing) {
   makeButton(place, "+", "Zoom in (+), or Ctrl and the mouse wheel", () => drawing.zoom(1.5));
   makeButton(place, "Fit", "Show the whole image (0)", () => drawing.fitView());
   place = group();
-  const toggle = makeButton(place, "👁", "Show or hide the mask (H)", () => {
+  const toggle = makeButton(place, "Mask", "Show or hide the mask (H)", () => {
     drawing.isShown = !drawing.isShown;
     toggle.setAttribute("aria-pressed", drawing.isShown);
     drawing.requestPaint();
@@ -580,7 +581,9 @@ function render({ model, el }) {
   root.dataset.lmSuppressShortcuts = "true"; // JupyterLab leaves our keys to us
   const bar = makeElement("div", { className: "mask-canvas-bar" }, root);
   bar.setAttribute("role", "toolbar");
-  const canvas = makeElement("canvas", { tabIndex: 0 }, root);
+  const stage = makeElement("div", { className: "mask-canvas-stage" }, root);
+  const canvas = makeElement("canvas", { tabIndex: 0 }, stage);
+  const brush = makeElement("div", { className: "mask-canvas-brush", hidden: true }, stage);
   canvas.setAttribute("role", "application");
   canvas.setAttribute("aria-label", "Mask drawing: arrow keys move the cursor, space starts and ends a stroke, Enter closes a polygon");
   const status = makeElement("div", { className: "mask-canvas-status" }, root);
@@ -607,11 +610,18 @@ function render({ model, el }) {
     toolbar.undo.disabled = !drawing.done.length;
     toolbar.redo.disabled = !drawing.undone.length;
   };
+  const showBrush = () => { // a ring of the brush's size, moved by the compositor without painting anything
+    const { hover, view, size, tool } = drawing;
+    brush.hidden = !hover || !view || !["brush", "eraser", "line"].includes(tool);
+    if (brush.hidden) return;
+    const side = Math.max(3, size * view.scale), at = (offset, pixel) => offset + (pixel + 0.5) * view.scale - side / 2;
+    brush.style.cssText = `width: ${side}px; height: ${side}px; translate: ${at(view.x, hover.x)}px ${at(view.y, hover.y)}px`;
+  };
   const drawing = new Drawing(canvas, {
     onChange: (isOwn) => { showState(); if (isOwn) send(); },
-    onPaint: () => { canvas.dataset.view = JSON.stringify(drawing.view); },
-    onHover: (at) => { position.textContent = at ? `x ${at.x}, y ${at.y}` : ""; },
-    onView: () => {},
+    onPaint: () => { canvas.dataset.view = JSON.stringify(drawing.view); showBrush(); },
+    onHover: (at) => { position.textContent = at ? `x ${at.x}, y ${at.y}` : ""; showBrush(); },
+    onView: () => showBrush(),
   });
   toolbar = makeToolbar(bar, drawing);
   toolbar.chooseTool("brush");

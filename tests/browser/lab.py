@@ -158,7 +158,7 @@ class OpenNotebook:
         """Restart through the menu, as a user does."""
         self.page.get_by_role("menuitem", name="Kernel", exact=True).click()
         self.page.locator(".lm-Menu-item[data-command='kernelmenu:restart']").click()
-        self.page.locator(".jp-Dialog").get_by_role("button", name="Restart").click()
+        self.page.locator(".jp-Dialog").get_by_role("button", name="Confirm Kernel Restart").click()
         self.wait_until_idle()
 
     def kill_kernel(self) -> None:
