@@ -18,6 +18,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.utils.data import DataLoader, Dataset
 
 from defaug_utils.classifier import build_classifier, normalise_images
+from defaug_utils.epochs import make_optimiser
 from defaug_utils.files import write_png
 from defaug_utils.images import read_image
 from defaug_utils.manifest import make_manifest
@@ -25,7 +26,7 @@ from defaug_utils.recipes import choose_recipe
 from defaug_utils.samples import Samples, load_samples
 from defaug_utils.session import pick_device
 from defaug_utils.surfaces import draw_surface
-from defaug_utils.training import make_optimiser, train_classifier
+from defaug_utils.training import train_classifier
 
 EPOCHS = 3
 clock = time.perf_counter if torch.cuda.is_available() else time.process_time

@@ -12,14 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from defaug_utils.classifier import normalise_images
-from defaug_utils.files import write_csv, write_json, write_png
-from defaug_utils.images import fit_mask, read_mask
-from defaug_utils.manifest import raise_problems
-from defaug_utils.masked_samples import MaskedSamples, hash_masked_samples
-from defaug_utils.pixel_metrics import measure_pixels
-from defaug_utils.recipes import Recipe, plan_epochs, split_batches
-from defaug_utils.segmenter import build_segmenter, segmentation_loss
-from defaug_utils.training import (
+from defaug_utils.epochs import (
     TrainingRun,
     TrainingState,
     begin_epoch,
@@ -28,6 +21,13 @@ from defaug_utils.training import (
     run_epochs,
     take_step,
 )
+from defaug_utils.files import write_csv, write_json, write_png
+from defaug_utils.images import fit_mask, read_mask
+from defaug_utils.manifest import raise_problems
+from defaug_utils.masked_samples import MaskedSamples, hash_masked_samples
+from defaug_utils.pixel_metrics import measure_pixels
+from defaug_utils.recipes import Recipe, plan_epochs, split_batches
+from defaug_utils.segmenter import build_segmenter, segmentation_loss
 
 # ours; an epoch is all positives and as many negatives
 SEGMENTER_RECIPE = Recipe("adam", 2e-3, batch_size=8, epochs=20, balanced=True, flips=True, decay=True)

@@ -14,6 +14,7 @@ from torch import nn
 
 from defaug_utils import checkpoints
 from defaug_utils.classifier import build_classifier, torchvision_key
+from defaug_utils.epochs import flip_images, set_training_mode
 from defaug_utils.files import write_png
 from defaug_utils.manifest import ManifestError, make_manifest
 from defaug_utils.recipes import (
@@ -25,7 +26,7 @@ from defaug_utils.recipes import (
     split_batches,
 )
 from defaug_utils.samples import Samples, count_samples, hash_samples, load_samples
-from defaug_utils.training import flip_images, score_samples, set_training_mode, train_classifier
+from defaug_utils.training import score_samples, train_classifier
 
 BACKBONE = "resnet10_quarter"
 QUICK = Recipe("sgd", 0.01, batch_size=4, epochs=3, balanced=True, momentum=0.9, flips=True, decay=True)
