@@ -2,6 +2,10 @@
 
 In&Out suspects that fine-tuning on few images memorises them (Capogrosso et al. 2024). An image counts as a
 copy where it is as close to a real image as hardly any two real images are to each other.
+
+A copy that is softer than its original, or mirrored, lies far from it in features of texture and is missed:
+few copies found do not prove that nothing was memorised. Where images leave a model softer than they went in,
+take the real images' features after the same way through its autoencoder.
 """
 
 from collections.abc import Sequence
