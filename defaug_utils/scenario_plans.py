@@ -1,6 +1,6 @@
 """In&Out's scenarios as data: what a generator is fine-tuned on, for how long, and what it is asked for."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -10,8 +10,6 @@ from defaug_utils.dreambooth_plan import DreamBoothError
 from defaug_utils.manifest import raise_problems
 from defaug_utils.prompts import Prompt, make_prompts
 from defaug_utils.runs import SCENARIOS
-
-NUMBERS = {"instances": int, "epochs": int, "share": float}
 
 
 @dataclass(frozen=True)
@@ -32,48 +30,66 @@ class ScenarioPlan:
     prompts: tuple[Prompt, ...]
 
 
-def read_scenarios(table: Mapping[str, Mapping], negative: str = "") -> dict[str, ScenarioPlan]:
-    """Read the scenarios table from plain data.
+def read_scenarios(
+    instances: Mapping[str, int],
+    epochs: Mapping[str, int],
+    shares: Mapping[str, float],
+    prompts: Mapping[str, Sequence[str | Mapping]],
+    instance_prompt: str,
+    negative: str = "",
+) -> dict[str, ScenarioPlan]:
+    """Read the scenarios table from plain data, each column a mapping from the scenario.
 
     Args:
-        table: scenario → `instances`, `epochs`, `share` and `prompts` (see `make_prompts`).
+        instances: see `ScenarioPlan`.
+        epochs: likewise.
+        shares: likewise.
+        prompts: likewise, as `make_prompts` takes them; scenarios left out ask for the instance prompt.
+        instance_prompt: text of the images that are fine-tuned on.
         negative: negative prompt of all lines that have none of their own.
 
     Returns:
-        Scenario → its plan.
+        Scenario → its plan, for all of `SCENARIOS`.
 
     Raises:
         DreamBoothError: lists every scenario, value and number that makes no sense.
     """
-    problems, plans = [], {}
-    for name, given in table.items():
-        found = _find_line_problems(name, given)
-        problems += [f"{name}: {problem}" for problem in found]
-        if not found:
-            prompts = tuple(make_prompts(given["prompts"], negative))
-            plans[name] = ScenarioPlan(given["instances"], given["epochs"], float(given["share"]), prompts)
+    columns = {"instances": instances, "epochs": epochs, "shares": shares}
+    problems = [
+        f"{name}: {scenario!r} is none of {', '.join(SCENARIOS)}"
+        for name, column in {**columns, "prompts": prompts}.items()
+        for scenario in column
+        if scenario not in SCENARIOS
+    ]
+    for name, column in columns.items():
+        problems += [
+            p for scenario in SCENARIOS if (p := _find_problem(name, scenario, column.get(scenario)))
+        ]
+    asked = {scenario: prompts.get(scenario, [instance_prompt]) for scenario in SCENARIOS}
+    problems += [
+        f"prompts of {s}: {lines!r} is no list" for s, lines in asked.items() if isinstance(lines, str)
+    ]
     raise_problems("scenarios table", problems, DreamBoothError)
-    return plans
+    return {
+        scenario: ScenarioPlan(
+            instances[scenario],
+            epochs[scenario],
+            float(shares[scenario]),
+            tuple(make_prompts(asked[scenario], negative)),
+        )
+        for scenario in SCENARIOS
+    }
 
 
-def _find_line_problems(name: str, given: Mapping) -> list[str]:
-    if name not in SCENARIOS:
-        return [f"it is none of {', '.join(SCENARIOS)}"]
-    expected = (*NUMBERS, "prompts")
-    if not isinstance(given, Mapping) or set(given) != set(expected):
-        return [f"expected {', '.join(expected)}, found {', '.join(given) or 'nothing'}"]
-    problems = []
-    for key, kind in NUMBERS.items():
-        value = given[key]
-        is_number = isinstance(value, int | kind) and not isinstance(value, bool)
-        least = 1 if key == "epochs" or (key == "instances" and name != "full-shot") else 0
-        if not is_number or not least <= value < float("inf"):
-            problems.append(f"{key} {value!r} must be a number of {least} or more")
-    if name == "full-shot" and given["instances"] != 0:
-        problems.append(f"instances {given['instances']!r} must be 0, full-shot takes all positives")
-    if not isinstance(given["prompts"], list):
-        problems.append(f"prompts {given['prompts']!r} must be a list")
-    return problems
+def _find_problem(name: str, scenario: str, value: object) -> str:
+    """What is wrong with a number of the table; empty where nothing is."""
+    title = f"{name} of {scenario}: {value!r}"
+    if isinstance(value, bool) or not isinstance(value, int | float if name == "shares" else int):
+        return f"{title} is no {'number' if name == 'shares' else 'whole number'}"
+    if (name, scenario) == ("instances", "full-shot"):
+        return "" if value == 0 else f"{title} must be 0, full-shot takes all positives"
+    least = 0 if name == "shares" else 1
+    return "" if least <= value < float("inf") else f"{title} must be {least} or more"
 
 
 def choose_instances(

@@ -1,4 +1,4 @@
-"""What a fine-tuning looked like on its way: adapters and sample pictures of some of its steps, kept in files."""
+"""A fine-tuning on its way: adapters and sample pictures of some of its steps, kept in files."""
 
 import re
 from collections.abc import Sequence
