@@ -9,6 +9,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 from papermill import inspect_notebook
 
 from defaug_utils import diag
+from defaug_utils.few_shot import FEW_SHOT_COUNT
 from defaug_utils.inpaint_settings import InpaintSettings
 from defaug_utils.profiles import ProfileError, read_profile
 
@@ -152,7 +153,7 @@ def test_by_hand_a_notebook_does_what_the_workshop_profile_does():
 @pytest.mark.parametrize("path", sorted((ROOT / "profiles").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_pool_is_large_enough_for_the_training_sets(path: Path):
     parameters = read_profile(path, ROOT / "notebooks")
-    largest = max(parameters["06_in_and_out"]["n_aug"])
+    largest = max(parameters["06_in_and_out"]["n_aug"] + parameters["09_pixel_level"]["n_aug"])
     assert all(values["pool_count"] >= largest for values in parameters.values() if "pool_count" in values)
 
 
@@ -176,3 +177,27 @@ def test_diags_own_protocol_prepares_the_data_at_the_papers_size():
     values = read_profile(ROOT / "profiles" / "paper_diag.yaml", ROOT / "notebooks")["01_data_prep"]
     assert (values["image_width"], values["image_height"]) == diag.OUTPUT_SIZE
     assert values["fit"] == "resize"
+
+
+def test_mvtec_is_prepared_by_adabldms_protocol():
+    parameters = read_profile(ROOT / "profiles" / "mvtec.yaml", ROOT / "notebooks")
+    data = parameters["01_data_prep"]
+    assert data["few_shot_per_type"] == FEW_SHOT_COUNT
+    assert data["validation_share"] == 0, "all good training images are trained on"
+    assert parameters["09_pixel_level"]["scenarios"] == ["full-shot"], "all that were drawn are known"
+    working = parameters["04_diag_inpainting"]
+    assert (
+        working["working_width"] == working["working_height"] == data["image_width"] == data["image_height"]
+    )
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "profiles").glob("*.yaml")), ids=lambda path: path.stem)
+def test_pools_and_pixel_level_know_the_same_real_positives(path: Path):
+    parameters = read_profile(path, ROOT / "notebooks")
+    declared = [inspect_notebook(str(ROOT / "notebooks" / f"{name}.ipynb")) for name in parameters]
+    counts = {
+        values.get("few_shot_count", ast.literal_eval(known["few_shot_count"]["default"]))
+        for values, known in zip(parameters.values(), declared, strict=True)
+        if "few_shot_count" in known
+    }
+    assert len(counts) == 1
