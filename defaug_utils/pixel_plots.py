@@ -7,12 +7,14 @@ from matplotlib.figure import Figure
 
 from defaug_utils.plots import choose_window, show_images
 
+FULL_WIDTH = 11.0  # of the figure, inches
+LARGEST_TILE = 2.2  # inches
+
 
 def show_score_maps(
     images_u8: Sequence[np.ndarray],
     masks: Sequence[np.ndarray],
     score_maps: Mapping[str, Sequence[np.ndarray]],
-    width: float = 11.0,
 ) -> Figure:
     """One row a picture: the picture with its mask's outline, then each detector's probabilities.
 
@@ -23,7 +25,6 @@ def show_score_maps(
         masks: one a picture, shape (height, width), bool; all false without defect.
         score_maps: detector's name → one map a picture, shape (height, width), logits. Black is
             probability 0, white 1.
-        width: of the figure, inches.
 
     Returns:
         The figure.
@@ -44,7 +45,8 @@ def show_score_maps(
         tiles += [image_u8[window], *(_to_levels(one[window]) for one in logits)]
         outlines += [mask[window]] * (1 + len(logits))
     titles = ["picture", *score_maps] + [""] * (len(tiles) - 1 - len(score_maps))
-    return show_images(tiles, titles, outlines, columns=1 + len(score_maps), width=width)
+    columns = 1 + len(score_maps)
+    return show_images(tiles, titles, outlines, columns, min(FULL_WIDTH, LARGEST_TILE * columns))
 
 
 def _to_levels(logits: np.ndarray) -> np.ndarray:
