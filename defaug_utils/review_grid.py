@@ -104,7 +104,7 @@ class ReviewGrid(anywidget.AnyWidget):
     decision = traitlets.Enum(("", *DECISIONS), "").tag(sync=True)
     page = traitlets.Int(0).tag(sync=True)
     page_size = traitlets.Int(16, min=1, max=200).tag(sync=True)
-    picture_height = traitlets.Int(220, min=40).tag(sync=True)
+    picture_height = traitlets.Int(200, min=40).tag(sync=True)
     title = traitlets.Unicode().tag(sync=True)
     choices = traitlets.Dict().tag(sync=True)
     counts = traitlets.Dict().tag(sync=True)

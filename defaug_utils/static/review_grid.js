@@ -165,7 +165,7 @@ function render({ model, el }) {
       const mark = makeElement("div", { className: "review-grid-mark" }, frame);
       const line = makeElement("div", { className: "review-grid-line" }, place);
       makeElement("span", { className: "review-grid-name", textContent: card.image.split("/").pop().replace(/\.\w+$/, ""), title: card.image }, line);
-      const check = makeElement("span", { className: "review-grid-check", textContent: card.check === "failed" ? "check failed" : "", title: card.reason }, line);
+      const check = makeElement("span", { className: "review-grid-check", textContent: card.check === "failed" ? "check ✕" : "", title: card.reason }, line);
       const choice = makeElement("div", { className: "review-grid-choice" }, place);
       const accept = makeButton(choice, "✓", `Accept ${card.image} (A)`, () => decideAt(index, true));
       const reject = makeButton(choice, "✕", `Reject ${card.image} (R)`, () => decideAt(index, false));
