@@ -1,6 +1,7 @@
 """Several reviewers of one pool: how far they agree, and their decisions merged into its manifest."""
 
 from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
@@ -86,6 +87,27 @@ def measure_agreement(folder: Path | str, first: str, second: str) -> Agreement:
         if image in reviews[second]
     ]
     return compare_decisions([pair for pair in judged if None not in pair], first, second)
+
+
+def tabulate_agreement(folders: Sequence[Path | str]) -> pd.DataFrame:
+    """Agreement of every two reviewers of every pool, one row a pair.
+
+    Args:
+        folders: of the pools; those with fewer than two reviewers have no row.
+
+    Returns:
+        Columns `pool`, `reviewers`, `judged by both`, `agreed` (part of them), `κ` and `remark`.
+
+    Raises:
+        ReviewStoreError: a file does not suit its pool.
+    """
+    rows = []
+    for folder in map(Path, folders):
+        for first, second in combinations(list_reviewers(folder), 2):
+            told = measure_agreement(folder, first, second)
+            measured = (told.count, told.agreed, told.kappa, told.remark)
+            rows.append((folder.name, f"{first}, {second}", *measured))
+    return pd.DataFrame(rows, columns=["pool", "reviewers", "judged by both", "agreed", "κ", "remark"])
 
 
 def compare_decisions(

@@ -9,8 +9,12 @@ from nbformat.v4 import new_code_cell, new_notebook
 from papermill import inspect_notebook
 
 from defaug_utils import diag
+from defaug_utils.adabldm import BlendSettings
+from defaug_utils.controlnet_training import PAPER_PLAN, ControlNetSettings
+from defaug_utils.decoder_adaptation import AdaptationSettings
 from defaug_utils.inpaint_settings import InpaintSettings
 from defaug_utils.profiles import ProfileError, read_profile
+from defaug_utils.trimaps import SCALE_RANGE, TRIPLES
 
 ROOT = Path(__file__).parents[1]
 DECLARED = {
@@ -170,6 +174,20 @@ def test_diags_numbers_are_the_papers(name: str):
     assert (values["model"], values["prompts"]) == (diag.MODEL, list(diag.PROMPTS))
     assert values["negative_prompt"] == diag.NEGATIVE_PROMPT
     assert values["pool_count"] >= len(diag.PROMPTS) * diag.IMAGES_PER_PROMPT
+
+
+@pytest.mark.parametrize("name", ["paper", "paper_diag"])
+def test_adabldms_numbers_are_the_papers(name: str):
+    values = read_profile(ROOT / "profiles" / f"{name}.yaml", ROOT / "notebooks")["05_adabldm"]
+    size = (values["working_width"], values["working_height"])
+    editing = (tuple(values["latent_editing"]), tuple(values["image_editing"]))
+    sampling = (values["steps"], values["guidance"], *editing, values["dilation"])
+    assert BlendSettings(size, *sampling) == BlendSettings(size)
+    names = ("adapted_parameters", "adaptation_steps", "adaptation_rate", "background_weight")
+    assert AdaptationSettings(*(values[name] for name in names)) == AdaptationSettings()
+    training = ControlNetSettings(values["training_batch"], values["learning_rate"])
+    assert (training, values["training_steps"]) == (ControlNetSettings(), PAPER_PLAN.steps)
+    assert (values["triple_count"], values["scale_range"]) == (TRIPLES, SCALE_RANGE)
 
 
 def test_diags_own_protocol_prepares_the_data_at_the_papers_size():

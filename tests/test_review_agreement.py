@@ -6,7 +6,12 @@ import pandas as pd
 import pytest
 from test_review_store import NAMES, make_pool, stored
 
-from defaug_utils.review_agreement import compare_decisions, measure_agreement, merge_reviews
+from defaug_utils.review_agreement import (
+    compare_decisions,
+    measure_agreement,
+    merge_reviews,
+    tabulate_agreement,
+)
 from defaug_utils.review_store import PoolReview, ReviewStoreError
 
 
@@ -54,6 +59,18 @@ def test_agreement_counts_images_that_both_judged(pool: Path):
     assert (told.count, told.agreed, told.kappa) == (4, 1.0, 1.0)
     with pytest.raises(ReviewStoreError, match=r"no review of eve \(there are: ann, bob\)"):
         measure_agreement(pool, "ann", "eve")
+
+
+def test_every_two_reviewers_of_every_pool_have_a_row(pool: Path, tmp_path: Path):
+    for reviewer, words in {"ann": "aarr", "bob": "aara", "cyd": "aaaa"}.items():
+        judge(pool, reviewer, words)
+    lonely = make_pool(tmp_path / "lonely")
+    judge(lonely, "ann", "ar")
+    table = tabulate_agreement([pool, lonely])
+    assert list(table["reviewers"]) == ["ann, bob", "ann, cyd", "bob, cyd"]
+    assert list(table["agreed"]) == [0.75, 0.5, 0.75]
+    assert list(table["κ"]) == [0.5, 0.0, 0.0]
+    assert tabulate_agreement([lonely]).empty
 
 
 def test_a_merge_takes_what_is_agreed_and_leaves_the_rest_open(pool: Path):

@@ -121,9 +121,9 @@ function render({ model, el }) {
       selects[name].parentElement.hidden = words.length < 2 && !model.get(name);
     }
   };
-  makeButton(pager, "Refresh", "Read the pool again and apply the filters anew (U)", () => send({ kind: "refresh" }));
-  makeButton(pager, "Undo", "Take back the last decision (Z)", () => send({ kind: "undo" }));
-  const outlineButton = makeButton(pager, "Mask", "Show or hide the mask's outline (M)", () => {
+  makeButton(pager, "Refresh", "Refresh: read the pool again and apply the filters anew (U)", () => send({ kind: "refresh" }));
+  makeButton(pager, "Undo", "Undo the last decision (Z)", () => send({ kind: "undo" }));
+  const outlineButton = makeButton(pager, "Mask", "Mask: show or hide its outline (M)", () => {
     const isHidden = root.classList.toggle("hides-outlines");
     outlineButton.setAttribute("aria-pressed", !isHidden);
   });
