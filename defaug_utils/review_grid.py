@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import traitlets
 from PIL import Image
-from skimage.segmentation import find_boundaries
+from scipy.ndimage import binary_dilation
 
 from defaug_utils.images import fit_image, fit_mask, read_image, read_mask
 from defaug_utils.pools import find_failed
@@ -27,11 +27,13 @@ OUTLINE_RGBA = (255, 140, 0, 255)  # the orange of the book's other pictures
 CHECKS = ("passed", "failed")
 DECISIONS = ("open", "accepted", "rejected")
 WORD_OF = {None: "open", True: "accepted", False: "rejected"}
-LARGE_SIDE = 1600  # pixels of the long side in the large view
+LARGE_SIDE, LARGE_LINE = 1600, 2  # pixels of the long side and of the outline in the large view
 FILTERS = ("origin", "prompt", "check", "decision")
 
 
-def draw_thumbnail(folder: Path | str, image: str, mask: str, longest: int) -> dict[str, bytes | str]:
+def draw_thumbnail(
+    folder: Path | str, image: str, mask: str, longest: int, line: int = 1
+) -> dict[str, bytes | str]:
     """A small picture of an image, and its mask's outline as a layer of its own to be shown or hidden.
 
     The outline runs just outside the mask, so that it covers nothing of the defect.
@@ -41,6 +43,7 @@ def draw_thumbnail(folder: Path | str, image: str, mask: str, longest: int) -> d
         image: path in it.
         mask: path in it, empty where there is none.
         longest: pixels that the long side has at most; nothing is enlarged.
+        line: width of the outline, pixels.
 
     Returns:
         `picture` (JPEG), `outline` (PNG, empty without mask), `problem` (why a file can't be shown).
@@ -53,7 +56,8 @@ def draw_thumbnail(folder: Path | str, image: str, mask: str, longest: int) -> d
         size = max(1, round(width * scale)), max(1, round(height * scale))
         drawn["picture"] = _encode(fit_image(image_u8, size), "JPEG", quality=90)
         if mask:
-            edge = find_boundaries(fit_mask(read_mask(Path(folder) / mask), size), mode="outer")
+            fitted = fit_mask(read_mask(Path(folder) / mask), size)
+            edge = binary_dilation(fitted, np.ones((3, 3)), iterations=line) & ~fitted
             layer_u8 = np.where(edge[..., None], np.uint8(OUTLINE_RGBA), np.uint8(0))
             drawn["outline"] = _encode(layer_u8, "PNG")
     except ValueError as error:
@@ -233,7 +237,7 @@ class ReviewGrid(anywidget.AnyWidget):
     def _send_large(self, key: str) -> None:
         review, image = self._find(key)
         mask = review.pool.set_index("image")["mask"].get(image, "")
-        drawn = draw_thumbnail(review.folder, image, mask, LARGE_SIDE)
+        drawn = draw_thumbnail(review.folder, image, mask, LARGE_SIDE, LARGE_LINE)
         told = {"kind": "large", "key": key, "problem": drawn["problem"]}
         self.send(told, [drawn["picture"], drawn["outline"]])
 
@@ -278,12 +282,12 @@ class ReviewGrid(anywidget.AnyWidget):
         with self.hold_sync():
             self.page = page
             self._show_cards()
-            self.thumbnails = {
-                card["key"]: draw_thumbnail(
-                    self._find(card["key"])[0].folder, card["image"], card["mask"], 2 * self.picture_height
-                )
-                for card in self.cards
-            }
+            self.thumbnails = {card["key"]: self._draw(card) for card in self.cards}
+
+    def _draw(self, card: dict) -> dict[str, bytes | str]:
+        """Twice as many pixels as the card has, for screens that show them."""
+        folder = self._find(card["key"])[0].folder
+        return draw_thumbnail(folder, card["image"], card["mask"], 2 * self.picture_height, line=2)
 
     def _show_cards(self) -> None:
         entries = self._describe()

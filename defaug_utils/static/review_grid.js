@@ -145,7 +145,7 @@ function render({ model, el }) {
       makeElement("span", { className: `is-${word}`, textContent: `${count} ${word}` }, counts);
     }
     const page = model.get("page"), pages = model.get("pages");
-    pageText.textContent = `page ${page + 1} of ${pages} · ${model.get("found")} images`;
+    pageText.textContent = `${page + 1} / ${pages} · ${model.get("found")} images`;
     before.disabled = page === 0;
     after.disabled = page >= pages - 1;
   };
