@@ -264,7 +264,7 @@ def write_data(folder: Path) -> None:
 def test_masks_are_saved_and_found_again_after_a_restart(lab: Lab, page: Page):
     write_data(lab.folder / "data")
     cell = """
-from defaug_utils.drawn_masks import MaskDrawer
+from defaug_utils.mask_drawer import MaskDrawer
 import numpy as np
 drawer = MaskDrawer("data", "drawn")
 drawer
