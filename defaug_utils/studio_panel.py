@@ -58,6 +58,7 @@ class StudioCard(ipywidgets.VBox):
             button.layout.width = "74px"
         pair = ipywidgets.HBox([show_pixels(before), show_pixels(image.after_u8)])
         super().__init__([pair, self.caption, self.note, ipywidgets.HBox(buttons)])
+        self.add_class("studio-card")
         self.layout = ipywidgets.Layout(width="max-content", max_width="100%", padding="6px", margin="4px")
         self.show_image(image)
 

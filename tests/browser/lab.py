@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[2]
 SCREENSHOTS = Path(__file__).parent / "screenshots"
 START_SECONDS = 120
 ANSWER_MS = 30_000
+RUN_MS = 180_000  # a cell may load a model, on a busy machine
 EXECUTED = re.compile(r"\[\d+\]")
 
 
@@ -121,7 +122,7 @@ class OpenNotebook:
         cell.locator(".cm-content").click()
         self.page.keyboard.press("Control+Enter")
         prompt = cell.locator(".jp-InputPrompt").first
-        expect(prompt).to_have_text(EXECUTED, timeout=ANSWER_MS)
+        expect(prompt).to_have_text(EXECUTED, timeout=RUN_MS)
         return cell
 
     def run_cell_again(self, number: int) -> Locator:
@@ -130,7 +131,7 @@ class OpenNotebook:
         cell = self.page.locator(".jp-Notebook .jp-CodeCell").nth(number)
         old = cell.locator(".mask-canvas").element_handle()
         self.run_cell(number)
-        self.page.wait_for_function("old => !old || !old.isConnected", arg=old, timeout=ANSWER_MS)
+        self.page.wait_for_function("old => !old || !old.isConnected", arg=old, timeout=RUN_MS)
         return cell
 
     def ask_kernel(self, code: str, expression: str = "None") -> object:
