@@ -18,14 +18,15 @@ GOOD, BAD = "#1b7f3b", "#b00020"  # colours of what is told
 
 def make_button(text: str, hint: str, act: Callable[[], object], style: str = "") -> ipywidgets.Button:
     """A button that calls a function without arguments."""
-    made = ipywidgets.Button(description=text, tooltip=hint, button_style=style)
+    wide = ipywidgets.Layout(width="auto")  # as wide as its text, which is never cut
+    made = ipywidgets.Button(description=text, tooltip=hint, button_style=style, layout=wide)
     made.on_click(lambda _: act())
     return made
 
 
 def colour_text(text: str, colour: str = "inherit") -> str:
     """Text as HTML, its special characters escaped."""
-    return f'<span style="color: {colour}; line-height: 1.4">{html.escape(text)}</span>'
+    return f'<div style="color: {colour}; line-height: 1.4">{html.escape(text)}</div>'
 
 
 class MaskDrawer(ipywidgets.VBox):
@@ -70,7 +71,9 @@ class MaskDrawer(ipywidgets.VBox):
         return read_image(self.data_folder / name), load_drawn(self.folder, name), name
 
     def _make_controls(self) -> None:
-        self.chooser = ipywidgets.Dropdown(options=self.names, index=0, description="Image")
+        narrow = ipywidgets.Layout(width="210px")
+        self.chooser = ipywidgets.Dropdown(options=self.names, index=0, layout=narrow)
+        self.chooser.tooltip = "The image to draw on"
         self.chooser.observe(lambda change: self.show_image(change["new"]), "index")
         self.previous_button = make_button("◀ Previous", "The image before", lambda: self.step(-1))
         self.next_button = make_button("Next ▶", "The next image", lambda: self.step(1))

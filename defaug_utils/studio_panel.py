@@ -54,8 +54,6 @@ class StudioCard(ipywidgets.VBox):
             "Again", "Bring back image, mask, prompt and settings", lambda: reuse(self.image)
         )
         buttons = [self.accept_button, self.reject_button, self.reuse_button]
-        for button in buttons:
-            button.layout.width = "74px"
         pair = ipywidgets.HBox([show_pixels(before), show_pixels(image.after_u8)])
         super().__init__([pair, self.caption, self.note, ipywidgets.HBox(buttons)])
         self.add_class("studio-card")
@@ -71,7 +69,7 @@ class StudioCard(ipywidgets.VBox):
         colour = {None: "inherit", True: GOOD, False: BAD}[accepted]
         failed = f" · check: {image.row['check_reason']}" if image.row.get("check_passed") is False else ""
         self.caption.value = (
-            f"{colour_text(image.request.prompt)}<br>{colour_text(f'seed {image.request.seed}{failed}')}<br>"
+            f"{colour_text(image.request.prompt)}{colour_text(f'seed {image.request.seed}{failed}')}"
             f"{colour_text(words, colour)}"
         )
         self.note.value = str(image.row.get("reviewer_note") or "")
@@ -116,6 +114,7 @@ class StudioPanel(ipywidgets.VBox):
         self.drawer.layout = ipywidgets.Layout(flex="3 1 480px", min_width="300px")
         self.form.layout = ipywidgets.Layout(flex="1 1 300px", min_width="280px", padding="0 0 0 8px")
         super().__init__([top, self.summary, self.cards_box])
+        self.add_class("studio")
         self._show_kept()
 
     def _make_form(self, prompt: Prompt, seed: int) -> None:
@@ -149,8 +148,6 @@ class StudioPanel(ipywidgets.VBox):
         self.progress = ipywidgets.IntProgress(layout=ipywidgets.Layout(width="auto"))
         self.message = ipywidgets.HTML(colour_text("Draw on the image, then press Generate."))
         buttons = [self.generate_button, self.other_button, self.stop_button]
-        for button in buttons:
-            button.layout.width = "94px"
         texts = [self.prompt, self.negative_prompt]
         numbers = [self.guidance, self.strength, self.steps, self.seed, self.count]
         self.form = ipywidgets.VBox([*texts, *numbers, ipywidgets.HBox(buttons), self.progress, self.message])

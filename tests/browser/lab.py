@@ -40,6 +40,9 @@ def start_lab(folder: Path) -> Iterator["Lab"]:
     kinds = ("CONFIG_DIR", "DATA_DIR", "RUNTIME_DIR")
     environment = os.environ | {f"JUPYTER_{kind}": str(folder / f".{kind.lower()}") for kind in kinds}
     environment |= {"IPYTHONDIR": str(folder / ".ipython"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    settings = folder / ".config_dir" / "labconfig" / "default_setting_overrides.json"
+    settings.parent.mkdir(parents=True)
+    settings.write_text(json.dumps({"@jupyterlab/apputils-extension:notification": {"fetchNews": "false"}}))
     port = find_free_port()
     options = [f"--ServerApp.port={port}", "--ServerApp.port_retries=0", f"--IdentityProvider.token={token}"]
     options += ["--no-browser", "--allow-root", "--ip=127.0.0.1", f"--ServerApp.root_dir={folder}"]

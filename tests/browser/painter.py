@@ -1,5 +1,6 @@
 """The drawing widget in a page, used as a person does."""
 
+import json
 import re
 
 from playwright.sync_api import Locator, Page, expect
@@ -42,3 +43,26 @@ class Painter:
     def wait_for(self, pixels: int) -> None:
         """Wait until the kernel has said that it holds so many pixels."""
         expect(self.root.locator(".mask-canvas-status")).to_contain_text(f"{pixels} pixels (", timeout=30_000)
+
+    @property
+    def view(self) -> dict:
+        """Scale and offset of the image in the canvas."""
+        return json.loads(self.canvas.get_attribute("data-view"))
+
+    def set_opacity(self, percent: int) -> None:
+        self.root.get_by_label("Opacity").fill(str(percent))
+
+    def draw_with_pen(self, *pixels: tuple[int, int], button: int = 0) -> None:
+        """A stroke of a pen; button 5 is its other end."""
+        places = [self.place(pixel) for pixel in pixels]
+        self.canvas.evaluate(
+            """(canvas, [places, button]) => {
+                const send = (kind, [clientX, clientY]) => canvas.dispatchEvent(new PointerEvent(kind, {
+                    pointerId: 11, pointerType: "pen", bubbles: true, button, clientX, clientY,
+                }));
+                send("pointerdown", places[0]);
+                places.slice(1).forEach((place) => send("pointermove", place));
+                send("pointerup", places[places.length - 1]);
+            }""",
+            [places, button],
+        )
