@@ -7,7 +7,7 @@
 from pathlib import Path
 
 from defaug_utils.profiles import read_profile
-from defaug_utils.runs import NOTEBOOK_OF, arm_shares, planned_runs, run_name
+from defaug_utils.runs import LEARNING_ORIGINS, NOTEBOOK_OF, arm_shares, planned_runs, pool_name, run_name
 
 PROFILE = config.get("profile") or "workshop"
 DATA = str(config.get("data") or "")
@@ -17,19 +17,30 @@ EXECUTED = f"{RUN}/notebooks"
 PARAMETERS = read_profile(f"profiles/{PROFILE}.yaml")
 
 # An arm waits until every one of its origins has a notebook that makes its pool.
-POOLS = {origin: name for origin, name in NOTEBOOK_OF.items() if name in PARAMETERS}
 MIXING = PARAMETERS["06_in_and_out"]
 EXTRA_ARMS = MIXING.get("extra_arms", {})
-PLAN = planned_runs(MIXING["scenarios"], MIXING["arms"], MIXING["n_aug"], MIXING["seeds"], EXTRA_ARMS)
+PLAN = planned_runs(
+    *(MIXING[name] for name in ("scenarios", "arms", "n_aug", "seeds")), EXTRA_ARMS, MIXING.get("left_out")
+)
+ORIGINS = {run: arm_shares(run.arm, MIXING.get("share", 0.5), EXTRA_ARMS) for run in PLAN}
 RUNS = {
-    run_name(*run): run
-    for run in PLAN
-    if arm_shares(run.arm, MIXING.get("share", 0.5), EXTRA_ARMS).keys() <= POOLS.keys()
+    run_name(*run): run for run in PLAN if all(NOTEBOOK_OF[origin] in PARAMETERS for origin in ORIGINS[run])
 }
 SHOWN_RUN = list(RUNS)[-1]  # the run whose notebook 07 stands in the book
 RESULTS = [f"{EXECUTED}/07_classifier/{name}.ipynb" for name in RUNS]
+
+
+def pool_notebook(origin, run):
+    """The executed notebook that makes the pool of a run: one for all, or one a scenario and seed."""
+    name = NOTEBOOK_OF[origin]
+    return f"{name}/{pool_name(run.scenario, run.seed)}" if origin in LEARNING_ORIGINS else name
+
+
+# Every pool that a run draws from, by its notebook. Of several for one notebook, one stands in the book.
+POOLS = {pool_notebook(origin, run): run for run in RUNS.values() for origin in ORIGINS[run]}
+SHOWN_POOLS = {Path(pool).parts[0]: pool for pool in sorted(POOLS, reverse=True)}  # few-shot before the others
 CHAPTERS = {
-    **{name: f"{EXECUTED}/{name}.ipynb" for name in PARAMETERS},
+    **{name: f"{EXECUTED}/{SHOWN_POOLS.get(name, name)}.ipynb" for name in PARAMETERS},
     "07_classifier": f"{EXECUTED}/07_classifier/{SHOWN_RUN}.ipynb",
 }
 
@@ -37,6 +48,12 @@ CHAPTERS = {
 def values(notebook, **further):
     """The profile's parameters of a notebook, those of this run on top."""
     return PARAMETERS[notebook] | {"run_dir": RUN} | further
+
+
+def pool_values(notebook, pool):
+    """Likewise, with the scenario that a pool is for, and the seed whose real positives it may know."""
+    run = POOLS[f"{notebook}/{pool}"]
+    return values(notebook, scenario=run.scenario, pool_of_seed=run.seed)
 
 
 rule book:
@@ -94,9 +111,39 @@ rule diag:
         "scripts/run_notebook.py"
 
 
+rule lora_finetune:
+    input:
+        rules.data_prep.output,
+        notebook="notebooks/03_lora_finetune.ipynb",
+    output:
+        f"{EXECUTED}/03_lora_finetune/{{pool}}.ipynb",
+    params:
+        values=lambda wildcards: pool_values("03_lora_finetune", wildcards.pool),
+    threads: THREADS
+    resources:
+        gpu=1,
+    script:
+        "scripts/run_notebook.py"
+
+
+rule adabldm:
+    input:
+        rules.data_prep.output,
+        notebook="notebooks/05_adabldm.ipynb",
+    output:
+        f"{EXECUTED}/05_adabldm/{{pool}}.ipynb",
+    params:
+        values=lambda wildcards: pool_values("05_adabldm", wildcards.pool),
+    threads: THREADS
+    resources:
+        gpu=1,
+    script:
+        "scripts/run_notebook.py"
+
+
 rule in_and_out:
     input:
-        [f"{EXECUTED}/{name}.ipynb" for name in POOLS.values()],
+        [f"{EXECUTED}/{pool}.ipynb" for pool in POOLS],
         notebook="notebooks/06_in_and_out.ipynb",
     output:
         f"{EXECUTED}/06_in_and_out.ipynb",

@@ -23,6 +23,8 @@ NOTEBOOK_OF = {
     "adabldm": "05_adabldm",
     "cut_paste": "05_adabldm",
 }
+LEARNING_ORIGINS = ("ddpm", "adabldm", "cut_paste")  # made from images that depend on scenario and seed
+NEEDS_POSITIVES = ("adabldm", "cut_paste")  # made from real positives, of which zero-shot knows none
 _RUN_NAME = re.compile(r"([a-z]+-shot)-([a-z0-9_]+)-(0|[1-9][0-9]*)-seed(0|[1-9][0-9]*)")
 
 Arms = Mapping[str, Mapping[str, float]]
@@ -66,17 +68,27 @@ def parse_run_name(name: str) -> Run:
     return Run(found[1], found[2], int(found[3]), int(found[4]))
 
 
+def pool_name(scenario: str, seed: int) -> str:
+    """What the pool of a generator that learns from a scenario's images is called, in the origin's folder.
+
+    Only few-shot draws its real positives by seed: `few-shot-seed0`, but `zero-shot` and `full-shot`.
+    """
+    return f"{scenario}-seed{seed}" if scenario == "few-shot" else scenario
+
+
 def planned_runs(
     scenarios: Iterable[str],
     arms: Iterable[str],
     n_aug: Iterable[int],
     seeds: Iterable[int],
     extra_arms: Arms | None = None,
+    left_out: Mapping[str, Iterable[str]] | None = None,
 ) -> list[Run]:
     """All runs of a profile, each once: the product of the four lists without what makes no sense.
 
     The arm "none" is planned with `n_aug` 0 whatever the list says, every other arm with the numbers
-    above 0; zero-shot without augmentation is left out, since it has no positive at all.
+    above 0. Zero-shot has no positive at all: it is planned neither without augmentation nor with what is
+    made from real positives (`NEEDS_POSITIVES`).
 
     Args:
         scenarios: words of `SCENARIOS`.
@@ -84,6 +96,7 @@ def planned_runs(
         n_aug: numbers of generated positives.
         seeds: one run each.
         extra_arms: see `arm_shares`.
+        left_out: scenario → arms that are not planned in it.
 
     Raises:
         MixingError: an entry is no list, a word or a number is wrong, or no run is left.
@@ -98,6 +111,12 @@ def planned_runs(
         for word in given["scenarios"]
         if word not in SCENARIOS
     ]
+    skipped = {(scenario, arm) for scenario, words in (left_out or {}).items() for arm in words}
+    wrong += [
+        f"left_out names {arm!r} in {scenario!r}, which is not planned anyway"
+        for scenario, arm in sorted(skipped)
+        if scenario not in given["scenarios"] or arm not in given["arms"]
+    ]
     wrong += [f"{number!r} is no whole number of at least 0" for number in numbers if not _is_count(number)]
     raise_problems("planned runs", wrong, MixingError)
     runs = [
@@ -106,11 +125,18 @@ def planned_runs(
         for arm in given["arms"]
         for number in (given["n_aug"] if arm_shares(arm, extra_arms=extra_arms) else [0])
         for seed in given["seeds"]
-        if (number > 0 or arm == "none") and (scenario, arm) != ("zero-shot", "none")
+        if (number > 0 or arm == "none")
+        and (scenario, arm) not in skipped
+        and not (scenario == "zero-shot" and _needs_positives(arm, extra_arms))
     ]
     if not runs:
         raise MixingError(f"no run is left of {given}: every arm but none needs an n_aug above 0")
     return [parse_run_name(run_name(*run)) for run in dict.fromkeys(runs)]
+
+
+def _needs_positives(arm: str, extra_arms: Arms | None) -> bool:
+    origins = arm_shares(arm, extra_arms=extra_arms)
+    return not origins or any(origin in NEEDS_POSITIVES for origin in origins)
 
 
 def _is_list(entry: object) -> bool:

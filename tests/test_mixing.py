@@ -27,11 +27,13 @@ from defaug_utils.run_folder import find_pool, list_waiting, read_data, read_poo
 from defaug_utils.runs import (
     ARMS,
     NOTEBOOK_OF,
+    SCENARIOS,
     MixingError,
     Run,
     arm_shares,
     parse_run_name,
     planned_runs,
+    pool_name,
     run_name,
 )
 
@@ -367,6 +369,33 @@ def test_planned_runs_of_the_paper():
 def test_planned_runs_pass_over_zero_and_repeats():
     runs = planned_runs(["few-shot"], ["none", "memseg"], [0, 40, 40], [1])
     assert runs == [Run("few-shot", "none", 0, 1), Run("few-shot", "memseg", 40, 1)]
+
+
+def test_zero_shot_is_not_planned_with_what_is_made_from_real_positives():
+    own = {"half_pasted": {"cut_paste": 0.5, "memseg": 0.5}}
+    arms = ["memseg", "adabldm", "cut_paste", "half_pasted"]
+    runs = planned_runs(["zero-shot", "few-shot"], arms, [4], [0], own)
+    assert [run.arm for run in runs if run.scenario == "zero-shot"] == ["memseg"]
+    assert [run.arm for run in runs if run.scenario == "few-shot"] == arms
+
+
+def test_arms_are_left_out_by_scenario():
+    arms = ["none", "memseg", "ddpm"]
+    runs = planned_runs(["few-shot", "full-shot"], arms, [4], [0], left_out={"full-shot": ["ddpm"]})
+    assert [(run.scenario, run.arm) for run in runs] == [
+        ("few-shot", "none"),
+        ("few-shot", "memseg"),
+        ("few-shot", "ddpm"),
+        ("full-shot", "none"),
+        ("full-shot", "memseg"),
+    ]
+    with pytest.raises(MixingError, match="left_out names 'diag' in 'full-shot', which is not planned"):
+        planned_runs(["full-shot"], arms, [4], [0], left_out={"full-shot": ["diag"]})
+
+
+def test_only_few_shot_has_a_pool_for_each_seed():
+    names = [pool_name(scenario, 3) for scenario in SCENARIOS]
+    assert names == ["zero-shot", "few-shot-seed3", "full-shot"]
 
 
 @pytest.mark.parametrize(
