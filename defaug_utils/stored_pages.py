@@ -9,19 +9,12 @@ import pandas as pd
 from defaug_utils import paper_tables, reports
 from defaug_utils.claims import describe_claims, judge_claims
 from defaug_utils.leaks import LEAK_MARK, LEAK_NOTE
-from defaug_utils.pixel_results import format_pixel_table, summarise_pixel_runs
+from defaug_utils.pixel_results import PIXEL_NUMBERS
 from defaug_utils.quality_reports import describe_quality, layout_quality
 from defaug_utils.results import list_missing_arms, published_results, summarise_results
 from defaug_utils.sentences import describe_runs, describe_scenarios, describe_unfinished
 from defaug_utils.stored_results import PIXELS, QUALITY, RUNS, hours_between, read_stored
 
-PIXEL_HEADINGS = {
-    "pixel_auroc": "pixel AUROC",
-    "pro": "PRO",
-    "pixel_ap": "pixel AP",
-    "iap": "IAP",
-    "iap90": "IAP90",
-}
 Tables = dict[str, pd.DataFrame]
 
 
@@ -48,7 +41,8 @@ def to_markdown(table: pd.DataFrame, caption: str) -> str:
         " · ".join(filter(None, map(str, name if isinstance(name, tuple) else (name,)))) for name in shown
     ]
     rows = [heads, ["---"] * len(heads), *shown.astype(str).to_numpy().tolist()]
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    cells = [[cell.replace("|", "\\|").replace(" ± ", "\u00a0±\u00a0") for cell in row] for row in rows]
+    lines = ["| " + " | ".join(row) + " |" for row in cells]
     note = f" {LEAK_NOTE}" if any(LEAK_MARK in line for line in lines) else ""
     return f"**{caption}**{note}\n\n" + "\n".join(lines)
 
@@ -90,9 +84,11 @@ def _write_papers(tables: Tables, provenance: dict) -> str:
 def _write_pixels(tables: Tables, provenance: dict) -> str:
     if PIXELS not in tables:
         return "This run trained no pixel-level detector."
-    table = format_pixel_table(summarise_pixel_runs(tables[PIXELS])).rename(columns=PIXEL_HEADINGS)
-    names = [reports.label_method(arm) for arm in table["arm"]]
-    return to_markdown(table.assign(arm=names), "Pixel-level detectors: percent, mean ± std over seeds.")
+    summary = summarise_results(tables[PIXELS], list(PIXEL_NUMBERS.values()))
+    return "\n\n".join(
+        to_markdown(reports.layout_results(rows, PIXEL_NUMBERS), f"{scenario}: mean ± std over n seeds.")
+        for scenario, rows in summary.groupby("scenario", sort=False)
+    )
 
 
 def _write_quality(tables: Tables, provenance: dict) -> str:

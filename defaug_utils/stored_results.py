@@ -13,14 +13,16 @@ import pandas as pd
 from papermill import inspect_notebook
 
 from defaug_utils.files import write_csv, write_json
-from defaug_utils.pixel_results import RUN_COLUMNS as PIXEL_RUN
+from defaug_utils.leaks import UNKNOWN, find_leaks, join_leaks
 from defaug_utils.pixel_results import read_pixel_runs
 from defaug_utils.reports import RUN_COLUMNS
-from defaug_utils.results import METRICS, SETUP, gather_results, list_unfinished
+from defaug_utils.results import GROUP, METRICS, SETUP, gather_results, list_unfinished
+from defaug_utils.run_folder import read_pools
+from defaug_utils.runs import ARMS, parse_run_name
 
 RUNS, PIXELS = "classifier_runs.csv", "pixel_runs.csv"
 QUALITY, PROVENANCE = "pool_quality.csv", "provenance.json"
-LAST_NOTEBOOK = "08_results"
+LAST_NOTEBOOK, PIXEL_NOTEBOOK = "08_results", "09_pixel_level"
 FURTHER_COLUMNS = ("auroc", "final_loss", "n_train", "n_train_positive", "seconds")
 OWN_OF_A_RUN = ("scenario", "arm", "n_aug", "training_seed", "pool_of_seed")
 DIGITS = 6
@@ -57,9 +59,9 @@ def store_results(run_folder: Path | str, shelf: Path | str, name: str, command:
     columns = list(dict.fromkeys([*RUN_COLUMNS, *METRICS, *FURTHER_COLUMNS, *SETUP]))
     tables = {RUNS: runs[[name for name in columns if name in runs]].round(DIGITS)}
     if any((run_folder / "segmenter").glob("*/pixel_metrics.json")):
-        pixels = read_pixel_runs(run_folder / "segmenter")
+        pixels = read_pixel_runs(run_folder / "segmenter", _find_pixel_leaks(run_folder))
         plain = [name for name in pixels if pd.api.types.is_numeric_dtype(pixels[name])]
-        tables[PIXELS] = pixels[list(dict.fromkeys([*PIXEL_RUN, *plain]))]
+        tables[PIXELS] = pixels[list(dict.fromkeys([*GROUP, "seed", *plain, "leak"]))]
     if (run_folder / QUALITY).is_file():
         tables[QUALITY] = pd.read_csv(run_folder / QUALITY)
     shutil.rmtree(target, ignore_errors=True)
@@ -69,20 +71,32 @@ def store_results(run_folder: Path | str, shelf: Path | str, name: str, command:
     return provenance
 
 
+def _find_pixel_leaks(run_folder: Path) -> dict[str, str]:
+    """What the pools of every pixel-level run know that its scenario may not, by the run's name."""
+    leaks = {}
+    for path in sorted((run_folder / "segmenter").glob("*/pixel_metrics.json")):
+        run = parse_run_name(path.parent.name)
+        pools, origins = read_pools(run_folder, run), ARMS.get(run.arm)
+        is_known = origins is not None and origins.keys() <= pools.keys()
+        found = [find_leaks(pools[name], run.scenario) for name in origins] if is_known else []
+        leaks[path.parent.name] = join_leaks(pd.Series(found, dtype=str)) if is_known else UNKNOWN
+    return leaks
+
+
 def check_finished(run_folder: Path | str) -> None:
     """Refuse a run that is not finished.
 
     Raises:
-        StoreError: there is no executed results notebook, runs have no metrics, or metrics are newer than
-            the results notebook.
+        StoreError: runs have no metrics, a notebook failed, or that of the results (or, where detectors of
+            defect pixels were begun, that of these) has not been executed.
     """
     run_folder = Path(run_folder)
-    last = run_folder / "notebooks" / f"{LAST_NOTEBOOK}.ipynb"
+    needed = [LAST_NOTEBOOK, *([PIXEL_NOTEBOOK] if (run_folder / "segmenter").is_dir() else [])]
     advice = "type the command of the run again, it goes on where it stopped"
     waiting = list_unfinished(run_folder) if run_folder.is_dir() else []
     problems = [f"{len(waiting)} runs have no metrics: {', '.join(waiting[:5])} …"] if waiting else []
-    if not last.is_file():
-        problems.append(f"{last} is missing: the results notebook has not been executed")
+    executed = [run_folder / "notebooks" / f"{name}.ipynb" for name in needed]
+    problems += [f"{path} is missing: it has not been executed" for path in executed if not path.is_file()]
     problems += [f"{path} failed" for path in sorted(run_folder.glob("notebooks/**/*.failed.ipynb"))]
     if problems:
         raise StoreError(

@@ -67,6 +67,7 @@ def run_folder(tmp_path: Path) -> Path:
     write_notebook(
         run / "notebooks" / "03_lora_finetune" / "few-shot-seed0.ipynb", 1, {"scenario": "few-shot"}
     )
+    write_notebook(run / "notebooks" / "09_pixel_level.ipynb", 3, {"seed": 0})
     write_notebook(run / LAST, 4, {"data_root": str(tmp_path / "parts"), "seed": 0})
     return run
 
@@ -78,8 +79,13 @@ def test_tables_and_provenance_are_stored_and_read_back(run_folder, tmp_path):
     assert set(tables) == {RUNS, PIXELS}
     assert tables[RUNS]["ap"].tolist() == pytest.approx([0.2, 0.3, 0.4, 0.5])
     assert tables[PIXELS]["iap90"].tolist() == pytest.approx([0.3, 0.5])
-    assert (provenance["command"], provenance["name"], provenance["notebooks"]) == (COMMAND, "long", 6)
-    assert provenance["notebook_seconds"] == 6 * 1800
+    page = write_part(tmp_path / "stored" / "long", "pixels").replace("\u00a0", " ")
+    assert "| MemSeg | 80 | 0.900 ± 0.000 | 0.800 ± 0.000 | 0.500 ± 0.000 | 0.400 ± 0.000 | 0.400 ± 0.1" in page
+        "| MemSeg | 80 | 0.900 ± 0.000 | 0.800 ± 0.000 | 0.500 ± 0.000 | 0.400 ± 0.000 | 0.400 ± 0.141 | 2 |"
+        in page
+    )
+    assert (provenance["command"], provenance["name"], provenance["notebooks"]) == (COMMAND, "long", 7)
+    assert provenance["notebook_seconds"] == 7 * 1800
     assert provenance["started"] == "2026-01-01T01:00:00"
     assert provenance["finished"] == "2026-01-01T04:30:00"
     assert {"Python", "torch", "device"} <= set(provenance["versions"])
@@ -102,9 +108,16 @@ def test_what_was_stored_before_is_replaced(run_folder, tmp_path):
 def test_an_unfinished_run_is_refused_and_nothing_written(run_folder, tmp_path):
     (run_folder / "classifier" / NAMES[0] / "metrics.json").unlink()
     (run_folder / LAST).rename(run_folder / LAST.replace(".ipynb", ".failed.ipynb"))
+    (run_folder / "notebooks" / "09_pixel_level.ipynb").unlink()
     with pytest.raises(StoreError) as caught:
         store_results(run_folder, tmp_path / "stored", "long", COMMAND)
-    for told in (NAMES[0], "08_results.ipynb is missing", "08_results.failed.ipynb failed", "goes on where"):
+    for told in (
+        NAMES[0],
+        "08_results.ipynb is missing",
+        "09_pixel_level.ipynb is",
+        "08_results.failed.ipynb failed",
+        "goes on where",
+    ):
         assert told in str(caught.value)
     with pytest.raises(StoreError, match="has not finished"):
         store_results(tmp_path / "nowhere", tmp_path / "stored", "long", COMMAND)
@@ -134,7 +147,7 @@ def test_the_script_stores_figures_and_says_what_is_wrong(run_folder, tmp_path):
 
 @pytest.mark.parametrize("folder", STORED, ids=lambda path: path.name)
 def test_the_books_tables_are_the_stored_runs_means(folder):
-    page = write_part(folder, "scenarios")
+    page = write_part(folder, "scenarios").replace("\u00a0", " ")
     runs = pd.read_csv(folder / RUNS)
     for _, group in runs.groupby(["scenario", "arm", "n_aug"]):
         for metric in ("ap", "paper_precision", "validation_recall"):
