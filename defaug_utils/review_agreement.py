@@ -109,8 +109,8 @@ def tabulate_agreement(folders: Sequence[Path | str]) -> pd.DataFrame:
         folders: of the pools; those with fewer than two reviewers have no row.
 
     Returns:
-        Columns `pool`, `first`, `second`, `judged by both`, how many of these `both accepted`, `both rejected`,
-        `only first accepted` and `only second accepted`, then `agreed` (part of them), `κ` and `remark`.
+        The columns `AGREEMENT_COLUMNS`: images judged by both and the four counts that these fall into,
+        the part with the same decision, κ, and why κ is missing where it is.
 
     Raises:
         ReviewStoreError: a file does not suit its pool.
