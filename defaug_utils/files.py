@@ -32,6 +32,28 @@ def explain_full_disk(path: Path | str) -> Iterator[None]:
 
 
 @contextmanager
+def explain_read_only(folder: Path | str, lost: str) -> Iterator[None]:
+    """Turn the system's refusals to write into one message that says what to do.
+
+    Args:
+        folder: that is written to.
+        lost: what was not done, such as "the mask was not saved".
+
+    Raises:
+        PermissionError: in place of any error that says so.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+            raise
+        raise PermissionError(
+            f"{folder} can't be written to ({error}): {lost}; choose another folder, or allow writing and "
+            "try again"
+        ) from error
+
+
+@contextmanager
 def write_atomically(path: Path | str) -> Iterator[Path]:
     """Give a temporary path beside `path`, renamed to it when the block ends well.
 

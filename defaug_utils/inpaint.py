@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import RLock
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,6 +26,7 @@ class Inpainter:
         batch_limit: largest batch that fitted in memory; None while none failed.
         embeddings: text embeddings by (prompt, negative prompt), computed once.
         speed: what `speed_up` has switched on; it may change the last bits of a picture.
+        lock: held while the pipeline runs, since its scheduler counts the steps of one picture at a time.
     """
 
     pipeline: "DiffusionPipeline"
@@ -34,6 +36,7 @@ class Inpainter:
     batch_limit: int | None = None
     embeddings: dict[tuple[str, str], dict[str, torch.Tensor]] = field(default_factory=dict)
     speed: list[str] = field(default_factory=list)
+    lock: RLock = field(default_factory=RLock, repr=False, compare=False)
 
     @property
     def cell(self) -> int:

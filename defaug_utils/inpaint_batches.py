@@ -47,6 +47,7 @@ def inpaint_batch(
     jobs: Sequence[InpaintJob],
     settings: InpaintSettings,
     on_images: Callable[[int], None] | None = None,
+    on_step: Callable[[], None] | None = None,
 ) -> list[InpaintedImage]:
     """Paint all jobs at once; when memory does not suffice, in halves.
 
@@ -58,6 +59,7 @@ def inpaint_batch(
         jobs: what to paint; images of any size.
         settings: steps, guidance, strength, sizes.
         on_images: called with the number of images just painted.
+        on_step: called after every denoising step; what it raises ends the painting there and is passed on.
 
     Returns:
         One result a job, in order.
@@ -72,7 +74,7 @@ def inpaint_batch(
     check_prompts(inpainter, [job.prompt for job in jobs])
     check_prompts(inpainter, [job.negative_prompt for job in jobs if job.negative_prompt])
     return run_in_parts(
-        jobs, lambda part: _paint(inpainter, part, settings), inpainter, settings.size, on_images
+        jobs, lambda part: _paint(inpainter, part, settings, on_step), inpainter, settings.size, on_images
     )
 
 
@@ -98,7 +100,10 @@ def check_jobs(jobs: Sequence[InpaintJob]) -> None:
 
 
 def _paint(
-    inpainter: Inpainter, jobs: Sequence[InpaintJob], settings: InpaintSettings
+    inpainter: Inpainter,
+    jobs: Sequence[InpaintJob],
+    settings: InpaintSettings,
+    on_step: Callable[[], None] | None = None,
 ) -> list[InpaintedImage]:
     """One call of the pipeline, and its pictures put back under their masks."""
     boxes = [choose_box(job.mask, settings.size, settings.padding_mask_crop) for job in jobs]
@@ -106,7 +111,7 @@ def _paint(
     covers = [cover_cells(mask, inpainter.cell) for _, mask in cuts]
     masks = covers if settings.cover_cells else [mask for _, mask in cuts]
     images = torch.stack([torch.from_numpy(image.copy()).permute(2, 0, 1) for image, _ in cuts]).float() / 255
-    with torch.inference_mode():
+    with inpainter.lock, torch.inference_mode():
         painted = inpainter.pipeline(
             image=images,
             mask_image=torch.from_numpy(np.stack(masks)[:, None]).float(),
@@ -117,6 +122,7 @@ def _paint(
             strength=settings.strength,
             generator=[torch.Generator("cpu").manual_seed(job.seed) for job in jobs],
             output_type="pt",
+            callback_on_step_end=_as_callback(on_step),
             **embed_texts(inpainter, jobs, settings),
         ).images.float()
     painted = painted.permute(0, 2, 3, 1).cpu().numpy()
@@ -124,6 +130,18 @@ def _paint(
         finish_image(job, box, pixels, int(cover.sum()) // inpainter.cell**2, settings.feather)
         for job, box, pixels, cover in zip(jobs, boxes, painted, covers, strict=True)
     ]
+
+
+def _as_callback(on_step: Callable[[], None] | None) -> Callable[..., dict] | None:
+    """A callback as diffusers' pipelines ask for it, which changes nothing in them."""
+    if on_step is None:
+        return None
+
+    def call(pipeline: object, step: int, timestep: object, tensors: dict) -> dict:
+        on_step()
+        return tensors
+
+    return call
 
 
 def finish_image(

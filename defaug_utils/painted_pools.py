@@ -43,6 +43,11 @@ class PaintResult(NamedTuple):
     attempt: int
 
 
+def list_versions() -> dict[str, str]:
+    """Versions of what a picture depends on, as they stand in a recipe."""
+    return {"defaug_utils": defaug_utils.__version__} | {name: version(name) for name in LIBRARIES}
+
+
 def attempt_seed(seed: int, attempt: int) -> int:
     """Seed of the noise: an image's own at first, then one derived from it for each further attempt."""
     return seed if attempt == 0 else image_seed(seed, attempt)
@@ -230,8 +235,7 @@ def make_painted_pool(
             "prompts": [prompt._asdict() for prompt in prompts],
             "batch_size": batch_size,
             "sources": survey_sources(sources, data_folder),
-            "versions": {"defaug_utils": defaug_utils.__version__}
-            | {name: version(name) for name in LIBRARIES},
+            "versions": list_versions(),
             **mask_source.describe(),
         },
         pool_seed,

@@ -34,6 +34,11 @@ METRIC_LABELS = {
     "paper_recall": "recall\n(paper protocol)",
     "validation_precision": "precision\n(validation threshold)",
     "validation_recall": "recall\n(validation threshold)",
+    "pixel_auroc": "pixel AUROC",
+    "pro": "PRO",
+    "pixel_ap": "pixel AP",
+    "iap": "IAP",
+    "iap90": "IAP90",
 }
 
 

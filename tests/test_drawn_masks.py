@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from defaug_utils import drawn_masks
-from defaug_utils.drawn_masks import MaskDrawer, load_drawn, read_drawn, save_drawn
+from defaug_utils.drawn_masks import delete_drawn, load_drawn, read_drawn, save_drawn
 from defaug_utils.files import write_png
 from defaug_utils.images import read_image
 from defaug_utils.manifest import ManifestError, make_manifest, write_manifest
+from defaug_utils.mask_drawer import MaskDrawer
 from defaug_utils.masks import open_mask_source
 
 NAMES = ["train/1.png", "train/2.png"]
@@ -116,3 +117,54 @@ def test_a_stored_mask_of_another_size_is_told(data: Path, tmp_path: Path):
     write_png(tmp_path / "drawn" / "train-1.png", np.eye(7, dtype=bool))
     with pytest.raises(ValueError, match=r"the mask of 'train/1.png' has 7 × 7 pixels"):
         MaskDrawer(data, tmp_path / "drawn")
+
+
+def test_a_mask_is_deleted_after_asking_and_its_image_with_it(data: Path, tmp_path: Path):
+    folder = tmp_path / "drawn"
+    save_drawn(folder, data, NAMES[0], make_mask())
+    save_drawn(folder, data, NAMES[1], make_mask())
+    drawer = MaskDrawer(data, folder)
+    assert drawer.question.layout.display == "none"
+    drawer.delete_button.click()
+    assert drawer.question.layout.display == "flex"
+    drawer.keep_button.click()
+    assert drawer.question.layout.display == "none"
+    assert load_drawn(folder, NAMES[0]) is not None
+    drawer.delete_button.click()
+    drawer.confirm_button.click()
+    assert load_drawn(folder, NAMES[0]) is None
+    assert list(read_drawn(folder)["source_image"]) == [NAMES[1]]
+    assert not drawer.canvas.mask.any()
+    assert drawer.delete_button.disabled
+    assert sorted(path.name for path in folder.rglob("*.png")) == ["train-2.png", "train-2.png"]
+    assert not delete_drawn(folder, NAMES[0])
+    assert delete_drawn(folder, NAMES[1])
+    assert len(read_drawn(folder)) == 0
+
+
+def test_saving_an_empty_mask_asks_whether_to_delete_the_stored_one(data: Path, tmp_path: Path):
+    folder = tmp_path / "drawn"
+    save_drawn(folder, data, NAMES[0], make_mask())
+    drawer = MaskDrawer(data, folder)
+    drawer.canvas.value = np.zeros((20, 30), bool)
+    assert not drawer.save()
+    assert drawer.question.layout.display == "flex"
+    assert load_drawn(folder, NAMES[0]) is not None
+    drawer.next_button.click()
+    assert "not deleted; the stored one is kept" in drawer.message.value
+    assert load_drawn(folder, NAMES[0]) is not None
+    assert drawer.question.layout.display == "none"
+
+
+def test_a_mask_that_can_not_be_deleted_is_told(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    folder = tmp_path / "drawn"
+    save_drawn(folder, data, NAMES[0], make_mask())
+    monkeypatch.setattr(drawn_masks, "write_manifest", refuse)
+    drawer = MaskDrawer(data, folder)
+    assert not drawer.delete()
+    assert "can&#x27;t be written to" in drawer.message.value
+    assert drawer.canvas.mask.any()
+    assert len(read_drawn(folder)) == 1

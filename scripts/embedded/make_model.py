@@ -2,7 +2,7 @@
 
     python scripts/embedded/make_model.py            # some hours on two processor cores
     python scripts/embedded/make_model.py --scale 4  # four times as many steps
-    python scripts/embedded/make_model.py --scale 0.001 --parts 60 --latents 48 --images 8  # a try, minutes
+    python scripts/embedded/make_model.py --scale 0.005 --parts 60 --latents 48 --images 8  # a try, minutes
 
 Every stage takes up its own checkpoint, so a finished stage costs seconds and a larger scale trains on.
 """

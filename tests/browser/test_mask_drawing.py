@@ -1,13 +1,13 @@
 """Masks drawn in a real JupyterLab; the kernel's array against an independent raster."""
 
-import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from lab import SCREENSHOTS, Lab, OpenNotebook
+from painter import Painter
 from PIL import Image
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Page, expect
 
 from defaug_utils.drawn_masks import read_drawn
 from defaug_utils.files import write_png
@@ -27,45 +27,6 @@ canvas = MaskCanvas(image_u8, name="grey")
 canvas.observe(lambda change: seen.append(change["new"]), "value")
 canvas
 """
-
-
-class Painter:
-    """The widget in the page, with pixels of the image for places."""
-
-    def __init__(self, page: Page, cell: Locator) -> None:
-        self.page, self.root = page, cell.locator(".mask-canvas")
-        self.canvas = self.root.locator("canvas")
-        expect(self.canvas).to_have_attribute("data-view", re.compile("scale"), timeout=60_000)
-
-    def place(self, pixel: tuple[int, int]) -> tuple[float, float]:
-        return tuple(
-            self.canvas.evaluate(
-                """(canvas, [x, y]) => {
-                    const view = JSON.parse(canvas.dataset.view), seen = canvas.getBoundingClientRect();
-                    const along = (start, at) => start + (at + 0.5) * view.scale;
-                    return [along(seen.left + view.x, x), along(seen.top + view.y, y)];
-                }""",
-                list(pixel),
-            )
-        )
-
-    def drag(self, *pixels: tuple[int, int], button: str = "left") -> None:
-        self.page.mouse.move(*self.place(pixels[0]))
-        self.page.mouse.down(button=button)
-        for pixel in pixels[1:]:
-            self.page.mouse.move(*self.place(pixel))
-        self.page.mouse.up(button=button)
-
-    def press(self, *keys: str) -> None:
-        for key in keys:
-            self.canvas.press(key)
-
-    def click(self, label: str) -> None:
-        self.root.get_by_role("button", name=label).click()
-
-    def wait_for(self, pixels: int) -> None:
-        """Wait until the kernel has said that it holds so many pixels."""
-        expect(self.root.locator(".mask-canvas-status")).to_contain_text(f"{pixels} pixels (", timeout=30_000)
 
 
 def read_mask_of(notebook: OpenNotebook, name: str = "canvas") -> np.ndarray:
@@ -199,6 +160,89 @@ def test_polygon_fill_and_keyboard_alone(notebook: OpenNotebook, page: Page):
     notebook.take_screenshot("keyboard")
 
 
+def test_touch_draws_two_fingers_zoom_and_a_pen_erases_with_its_other_end(notebook: OpenNotebook, page: Page):
+    painter = Painter(page, notebook.run_cell(0))
+    fingers = page.context.new_cdp_session(page)
+
+    def touch(kind: str, *pixels: tuple[int, int]) -> None:
+        points = [dict(zip("xy", painter.place(pixel), strict=True)) for pixel in pixels]
+        numbered = [point | {"id": number} for number, point in enumerate(points)]
+        fingers.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": numbered})
+
+    touch("touchStart", (30, 40))
+    touch("touchMove", (80, 70))
+    touch("touchMove", (120, 50))
+    touch("touchEnd")
+    drawn = rasterise([(30, 40), (80, 70), (120, 50)], 9)
+    painter.wait_for(drawn.sum())
+    np.testing.assert_array_equal(read_mask_of(notebook) > 0, drawn)
+    notebook.take_screenshot("touch-1-drawn")
+
+    before = painter.view["scale"]
+    touch("touchStart", (200, 60))
+    touch("touchStart", (200, 60), (240, 60))
+    wide = [dict(zip("xy", painter.place(pixel), strict=True)) for pixel in ((180, 60), (260, 60))]
+    numbered = [point | {"id": number} for number, point in enumerate(wide)]
+    fingers.send("Input.dispatchTouchEvent", {"type": "touchMove", "touchPoints": numbered})
+    touch("touchEnd")
+    page.wait_for_timeout(300)
+    assert painter.view["scale"] == pytest.approx(2 * before, rel=0.05)
+    notebook.take_screenshot("touch-2-zoomed")
+    np.testing.assert_array_equal(read_mask_of(notebook) > 0, drawn)  # no finger left a dot
+
+    painter.click("Fit")
+    painter.draw_with_pen((200, 90), (300, 100))
+    with_pen = drawn | rasterise([(200, 90), (300, 100)], 9)
+    painter.wait_for(with_pen.sum())
+    painter.draw_with_pen((60, 20), (60, 100), button=5)
+    erased = with_pen & ~rasterise([(60, 20), (60, 100)], 9)
+    painter.wait_for(erased.sum())
+    np.testing.assert_array_equal(read_mask_of(notebook) > 0, erased)
+    notebook.take_screenshot("touch-3-pen")
+
+
+def test_the_mask_is_hidden_faded_and_moved_without_a_change(notebook: OpenNotebook, page: Page):
+    painter = Painter(page, notebook.run_cell(0))
+    painter.press("r")
+    painter.drag((100, 30), (220, 90))
+    painter.wait_for(121 * 61)
+
+    def look(pixel: tuple[int, int] = (160, 60)) -> np.ndarray:
+        place = painter.place(pixel)
+        page.mouse.move(5, 5)
+        page.wait_for_timeout(300)
+        seen = np.asarray(Image.open(notebook.take_screenshot("look")).convert("RGB"))
+        return seen[round(place[1]), round(place[0])].astype(int)
+
+    half = look()
+    assert half[0] > half[1] + 30  # red over grey
+    painter.set_opacity(100)
+    full = look()
+    painter.set_opacity(10)
+    faint = look()
+    assert full[0] - full[1] > half[0] - half[1] > faint[0] - faint[1] > 0
+    painter.press("h")
+    np.testing.assert_array_equal(look(), [120, 120, 120])
+    expect(painter.root.get_by_role("button", name="Show or hide")).to_have_attribute("aria-pressed", "false")
+    painter.press("h")
+    np.testing.assert_array_equal(look(), faint)
+
+    painter.press("m")
+    before = painter.view
+    painter.drag((160, 60), (190, 70))
+    moved = painter.view
+    assert moved["scale"] == before["scale"]
+    assert (moved["x"] - before["x"]) / before["scale"] == pytest.approx(30, abs=0.1)
+    assert (moved["y"] - before["y"]) / before["scale"] == pytest.approx(10, abs=0.1)
+    np.testing.assert_array_equal(look(), faint)
+    painter.press("0")
+    assert painter.view == before
+    expected = np.zeros((SIZE[1], SIZE[0]), bool)
+    expected[30:91, 100:221] = True
+    np.testing.assert_array_equal(read_mask_of(notebook) > 0, expected)
+    assert notebook.ask_kernel("", "len(seen)") == 1
+
+
 def test_strokes_outlive_a_kernel_that_died_while_drawing(notebook: OpenNotebook, page: Page):
     painter = Painter(page, notebook.run_cell(0))
     painter.drag((20, 30), (60, 50))
@@ -264,7 +308,7 @@ def write_data(folder: Path) -> None:
 def test_masks_are_saved_and_found_again_after_a_restart(lab: Lab, page: Page):
     write_data(lab.folder / "data")
     cell = """
-from defaug_utils.drawn_masks import MaskDrawer
+from defaug_utils.mask_drawer import MaskDrawer
 import numpy as np
 drawer = MaskDrawer("data", "drawn")
 drawer
@@ -299,3 +343,10 @@ drawer
     painter.drag((10, 10), (50, 10))
     painter.wait_for((expected[2] | rasterise([(10, 10), (50, 10)], 9)).sum())
     notebook.take_screenshot("drawer-after-restart")
+    place.get_by_role("button", name="Delete mask").click()
+    expect(place.get_by_text("Delete the stored mask of train/10002.png?")).to_be_visible()
+    notebook.take_screenshot("drawer-delete-asked")
+    place.get_by_role("button", name="Delete it").click()
+    expect(place.get_by_text("the mask of train/10002.png is deleted")).to_be_visible(timeout=30_000)
+    assert list(read_drawn(lab.folder / "drawn")["source_image"]) == ["train/10000.png", "train/10001.png"]
+    notebook.take_screenshot("drawer-deleted")
