@@ -136,5 +136,5 @@ def test_stop_ends_at_once_and_the_kernel_answers_meanwhile(notebook: OpenNotebo
     assert finished[1] is False
     studio.fill("Prompt", "scratched " * 60)
     studio.press("Generate")
-    studio.expect_text("the model's limit is 77")
+    studio.expect_text("the model's limit is 32")
     notebook.take_screenshot("studio-stop-3-long-prompt")
