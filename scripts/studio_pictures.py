@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 SCREENSHOTS = ROOT / "tests" / "browser" / "screenshots"
 STEPS = ("1-open", "2-drawn", "3-first", "4-generated", "5-decided")
 SECONDS = (2.0, 2.0, 2.0, 2.0, 4.0)
-COLOURS = 128
+COLOURS = 256
 
 
 def crop_widget(path: Path) -> Image.Image:
@@ -25,9 +25,8 @@ def crop_widget(path: Path) -> Image.Image:
 def main() -> None:
     frames = [crop_widget(SCREENSHOTS / f"studio-{step}.png") for step in STEPS]
     folder = ROOT / "book" / "_static"
-    palette = frames[-1].quantize(COLOURS, dither=Image.Dither.NONE)
-    palette.save(folder / "studio.png", optimize=True)
-    few = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+    few = [frame.quantize(COLOURS, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE) for frame in frames]
+    few[-1].save(folder / "studio.png", optimize=True)
     few[0].save(
         folder / "studio_steps.gif",
         save_all=True,
