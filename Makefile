@@ -1,4 +1,4 @@
-# make book | make test | make lab      each sets itself up in .venv first
+# make book | make pixels | make test | make lab      each sets itself up in .venv first
 #   PROFILE=workshop   parameters, from profiles/
 #   DATA=              folder of your own data set; empty = procedural surfaces
 #   CORES=             processor cores to use
@@ -13,9 +13,12 @@ PIP_OPTIONS ?=
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: book test lab clean
+.PHONY: book pixels test lab clean
 book: $(INSTALLED)
 	$(BIN)/python -m snakemake --cores $(CORES) --config profile="$(PROFILE)" data="$(DATA)"
+
+pixels: $(INSTALLED)
+	$(BIN)/python -m snakemake pixel_level --cores $(CORES) --config profile="$(PROFILE)" data="$(DATA)"
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest

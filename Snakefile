@@ -17,15 +17,18 @@ EXECUTED = f"{RUN}/notebooks"
 PARAMETERS = read_profile(f"profiles/{PROFILE}.yaml")
 
 # An arm waits until every one of its origins has a notebook that makes its pool.
-MIXING = PARAMETERS["06_in_and_out"]
-EXTRA_ARMS = MIXING.get("extra_arms", {})
-PLAN = planned_runs(
-    *(MIXING[name] for name in ("scenarios", "arms", "n_aug", "seeds")), EXTRA_ARMS, MIXING.get("left_out")
-)
-ORIGINS = {run: arm_shares(run.arm, MIXING.get("share", 0.5), EXTRA_ARMS) for run in PLAN}
-RUNS = {
-    run_name(*run): run for run in PLAN if all(NOTEBOOK_OF[origin] in PARAMETERS for origin in ORIGINS[run])
-}
+def plan(notebook):
+    """The runs of a notebook's lists, each with the origins of its pools."""
+    given = PARAMETERS[notebook]
+    lists = [given[name] for name in ("scenarios", "arms", "n_aug", "seeds")]
+    extra_arms = given.get("extra_arms", {})
+    runs = planned_runs(*lists, extra_arms, given.get("left_out"))
+    origins = {run: arm_shares(run.arm, given.get("share", 0.5), extra_arms) for run in runs}
+    return {run: used for run, used in origins.items() if all(NOTEBOOK_OF[name] in PARAMETERS for name in used)}
+
+
+MIXED, MARKED = plan("06_in_and_out"), plan("09_pixel_level")
+RUNS = {run_name(*run): run for run in MIXED}
 SHOWN_RUN = list(RUNS)[-1]  # the run whose notebook 07 stands in the book
 RESULTS = [f"{EXECUTED}/07_classifier/{name}.ipynb" for name in RUNS]
 
@@ -36,8 +39,13 @@ def pool_notebook(origin, run):
     return f"{name}/{pool_name(run.scenario, run.seed)}" if origin in LEARNING_ORIGINS else name
 
 
-# Every pool that a run draws from, by its notebook. Of several for one notebook, one stands in the book.
-POOLS = {pool_notebook(origin, run): run for run in RUNS.values() for origin in ORIGINS[run]}
+def pools(*plans):
+    """Every pool that runs draw from: its notebook and one of these runs."""
+    return {pool_notebook(origin, run): run for plan in plans for run in plan for origin in plan[run]}
+
+
+# Of several pools by one notebook, one stands in the book.
+POOLS = pools(MIXED, MARKED)
 SHOWN_POOLS = {Path(pool).parts[0]: pool for pool in sorted(POOLS, reverse=True)}  # few-shot before the others
 CHAPTERS = {
     **{name: f"{EXECUTED}/{SHOWN_POOLS.get(name, name)}.ipynb" for name in PARAMETERS},
@@ -143,7 +151,7 @@ rule adabldm:
 
 rule in_and_out:
     input:
-        [f"{EXECUTED}/{pool}.ipynb" for pool in POOLS],
+        [f"{EXECUTED}/{pool}.ipynb" for pool in pools(MIXED)],
         notebook="notebooks/06_in_and_out.ipynb",
     output:
         f"{EXECUTED}/06_in_and_out.ipynb",
@@ -184,6 +192,22 @@ rule results:
     params:
         values=values("08_results", **({"data_name": Path(DATA).resolve().name} if DATA else {})),
     threads: THREADS
+    script:
+        "scripts/run_notebook.py"
+
+
+rule pixel_level:
+    input:
+        rules.data_prep.output,
+        [f"{EXECUTED}/{pool}.ipynb" for pool in pools(MARKED)],
+        notebook="notebooks/09_pixel_level.ipynb",
+    output:
+        f"{EXECUTED}/09_pixel_level.ipynb",
+    params:
+        values=values("09_pixel_level"),
+    threads: THREADS
+    resources:
+        gpu=1,
     script:
         "scripts/run_notebook.py"
 

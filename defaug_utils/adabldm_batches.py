@@ -1,12 +1,14 @@
 """Blending defects in batches: every image by its own seed, the original kept outside its mask."""
 
 from collections.abc import Callable, Sequence
+from hashlib import sha256
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from defaug_utils.adabldm import BlendSettings, BlendStep, blend_latents
-from defaug_utils.compositing import choose_box, cover_cells, cut_out
+from defaug_utils.compositing import Box, choose_box, cover_cells, cut_out
 from defaug_utils.controlnet import TrimapModel, make_ddim, make_denoiser
 from defaug_utils.decoder_adaptation import AdaptationSettings, adapt_decoder
 from defaug_utils.inpaint_batches import InpaintedImage, InpaintJob, check_jobs, finish_image
@@ -22,6 +24,48 @@ def find_everything(image_u8: np.ndarray) -> np.ndarray:
     return np.ones(image_u8.shape[:2], bool)
 
 
+class Blend(NamedTuple):
+    """Jobs at the working size, and what they became before it is decoded.
+
+    Attributes:
+        boxes: the part of each image that was worked on.
+        images: good ones, shape (batch, 3, height, width) in [-1, 1].
+        masks: shape (batch, 1, height, width), bool.
+        latents: clean ones, shape (batch, 4, height / cell, width / cell).
+    """
+
+    boxes: list[Box]
+    images: torch.Tensor
+    masks: torch.Tensor
+    latents: torch.Tensor
+
+
+class LatentStore:
+    """Latents of one model and its settings by their jobs, so that a second pool of them is only decoded.
+
+    The last bits depend on how many are blended at once, so the jobs of a call are looked up together.
+    """
+
+    def __init__(self) -> None:
+        """Begin empty."""
+        self._latents: dict[tuple, torch.Tensor] = {}
+
+    def find(self, jobs: Sequence[InpaintJob]) -> torch.Tensor | None:
+        """The latents of these jobs, if they were blended together; on the processor."""
+        return self._latents.get(self._name(jobs))
+
+    def keep(self, jobs: Sequence[InpaintJob], latents: torch.Tensor) -> None:
+        """Keep a copy: 4 numbers a latent cell, some 6 KB for an image of 128 × 384."""
+        self._latents[self._name(jobs)] = latents.cpu()
+
+    @staticmethod
+    def _name(jobs: Sequence[InpaintJob]) -> tuple:
+        return tuple(
+            (*job[2:], sha256(job.image_u8.tobytes()).digest(), sha256(job.mask.tobytes()).digest())
+            for job in jobs
+        )
+
+
 def blend_batch(
     trimap_model: TrimapModel,
     jobs: Sequence[InpaintJob],
@@ -29,6 +73,7 @@ def blend_batch(
     adaptation: AdaptationSettings | None,
     find_foreground: FindForeground = find_everything,
     on_step: Callable[[BlendStep], None] | None = None,
+    store: LatentStore | None = None,
 ) -> list[InpaintedImage]:
     """Blend all defects at once, when memory does not suffice in halves; decoders adapt image by image.
 
@@ -39,6 +84,7 @@ def blend_batch(
         adaptation: of the decoder; None decodes by the model's own.
         find_foreground: tells where the object is on an image at the working size.
         on_step: see `blend_latents`.
+        store: of this model and these settings; jobs that it knows are only decoded.
 
     Returns:
         One result a job, in order; with adaptation, `further` holds the loss before and after it, its steps,
@@ -54,20 +100,27 @@ def blend_batch(
     check_jobs(jobs)
     check_prompts(model, [job.prompt for job in jobs])
 
-    def blend(part: Sequence[InpaintJob]) -> list[InpaintedImage]:
-        return _blend(trimap_model, part, settings, adaptation, find_foreground, on_step)
+    def finish(part: Sequence[InpaintJob]) -> list[InpaintedImage]:
+        blend = blend_jobs(trimap_model, part, settings, find_foreground, on_step, store)
+        decoded = decode_adapted(model.pipeline.vae, blend.latents, blend.images, blend.masks, adaptation)
+        covers = [cover_cells(mask[0].cpu().numpy(), model.cell) for mask in blend.masks]
+        return [
+            finish_image(job, box, pixels, int(cover.sum()) // model.cell**2, 0, further)
+            for job, box, cover, (pixels, further) in zip(part, blend.boxes, covers, decoded, strict=True)
+        ]
 
-    return run_in_parts(jobs, blend, model, settings.size)
+    return run_in_parts(jobs, finish, model, settings.size)
 
 
-def _blend(
+def blend_jobs(
     trimap_model: TrimapModel,
     jobs: Sequence[InpaintJob],
     settings: BlendSettings,
-    adaptation: AdaptationSettings | None,
-    find_foreground: FindForeground,
-    on_step: Callable[[BlendStep], None] | None,
-) -> list[InpaintedImage]:
+    find_foreground: FindForeground = find_everything,
+    on_step: Callable[[BlendStep], None] | None = None,
+    store: LatentStore | None = None,
+) -> Blend:
+    """Everything but the decoding; arguments as in `blend_batch`."""
     model = trimap_model.model
     boxes = [choose_box(job.mask, settings.size, None) for job in jobs]
     cuts = [cut_out(job.image_u8, job.mask, box, settings.size) for job, box in zip(jobs, boxes, strict=True)]
@@ -75,6 +128,9 @@ def _blend(
     images = to_floats([image_u8 for image_u8, _ in cuts]).to(model.device)
     masks = torch.from_numpy(np.stack([mask for _, mask in cuts]))[:, None].to(model.device)
     prompts, negatives = ([getattr(job, name) for job in jobs] for name in ("prompt", "negative_prompt"))
+    known = store.find(jobs) if store is not None else None
+    if known is not None:
+        return Blend(boxes, images, masks, known.to(model.device))
     latents = blend_latents(
         images,
         masks,
@@ -85,11 +141,9 @@ def _blend(
         settings,
         on_step,
     )
-    decoded = decode_adapted(model.pipeline.vae, latents, images, masks, adaptation)
-    return [
-        finish_image(job, box, pixels, int(cover_cells(mask, model.cell).sum()) // model.cell**2, 0, further)
-        for job, box, (_, mask), (pixels, further) in zip(jobs, boxes, cuts, decoded, strict=True)
-    ]
+    if store is not None:
+        store.keep(jobs, latents)
+    return Blend(boxes, images, masks, latents)
 
 
 def decode_adapted(

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from defaug_utils.adabldm import BlendSettings
-from defaug_utils.adabldm_batches import blend_batch, find_everything
+from defaug_utils.adabldm_batches import LatentStore, blend_batch, find_everything
 from defaug_utils.changes import CheckLimits
 from defaug_utils.controlnet import TrimapModel
 from defaug_utils.decoder_adaptation import AdaptationSettings
@@ -50,11 +50,12 @@ def make_painter(
     settings: BlendSettings,
     adaptation: AdaptationSettings | None,
     find_foreground: FindForeground,
+    store: LatentStore | None = None,
 ) -> Paint:
     """Blending as `painted_pools` asks for it: jobs in, one result each out."""
 
     def paint(jobs: Sequence[InpaintJob]) -> list[InpaintedImage]:
-        return blend_batch(trimap_model, jobs, settings, adaptation, find_foreground)
+        return blend_batch(trimap_model, jobs, settings, adaptation, find_foreground, store=store)
 
     return paint
 
@@ -86,8 +87,11 @@ def make_adabldm_pool(
     shard: int = 0,
     shard_count: int = 1,
     on_images: Callable[[int], None] | None = None,
+    store: LatentStore | None = None,
 ) -> pd.DataFrame | None:
     """Blend defects into training negatives drawn with replacement.
+
+    The pool's origin is "adabldm"; without adaptation of the decoder it is "adabldm_plain".
 
     The last bits of a picture depend on how many are blended at once, so images are made in fixed groups
     of `batch_size`, which is part of the recipe; shards and restarts then give the same bytes on a CPU.
@@ -110,6 +114,8 @@ def make_adabldm_pool(
         shard: part to make, from 0.
         shard_count: number of parts.
         on_images: called with the number of images just finished.
+        store: of this model and these settings: what one pool blends, a second one of the same seed, with or
+            without adaptation, only decodes.
 
     Returns:
         The pool's manifest with further columns: those of `make_diag_pool`, and with adaptation
@@ -139,8 +145,8 @@ def make_adabldm_pool(
         folder,
         data_folder,
         count,
-        make_painter(trimap_model, settings, adaptation, find),
-        "adabldm",
+        make_painter(trimap_model, settings, adaptation, find, store),
+        "adabldm" if adaptation else "adabldm_plain",
         recipe,
         prompts,
         mask_source,

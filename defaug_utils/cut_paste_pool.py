@@ -72,7 +72,7 @@ def make_cut_paste_image(triples: TripleSet, seed: int) -> GeneratedImage:
         "source_image": triple.good,
         "category": defect[0],
         "defect_type": defect[1],
-        "mask_source": "train_positives",
+        "mask_source": "few_shot",
         "defect_source": triple.defect,
     }
     return GeneratedImage(triple.image_u8, triple.mask, row)

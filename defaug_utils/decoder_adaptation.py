@@ -12,8 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import max_pool2d, mse_loss
 
-from defaug_utils.latents import decode_latents
-
 STEPS = 200  # AdaBLDM's code
 LEARNING_RATE = 1e-4  # AdaBLDM's code
 BACKGROUND_WEIGHT = 100.0  # AdaBLDM's code
@@ -76,7 +74,7 @@ class Adaptation(NamedTuple):
     Attributes:
         image: by the adapted decoder, or by the model's own where that diverged; shape
             (1, 3, height, width), about in [-1, 1].
-        own_image: by the model's own decoder, same shape.
+        own_image: by the model's own decoder (its trained part in float32), same shape.
         losses: before each step, and after the last one.
         problem: why the adaptation was thrown away; empty when it was kept.
     """
@@ -135,9 +133,9 @@ def adapt_decoder(
             f"latents {tuple(latents.shape)}, good {tuple(good.shape)}, mask {tuple(mask.shape)}: expected "
             "one image, (1, 4, …), (1, 3, height, width) and (1, 1, height, width)"
         )
-    with torch.no_grad():
-        own_image = decode_latents(vae, latents)
     trained, features = split_decoder(vae, latents, settings.parameters)
+    with torch.no_grad():
+        own_image = trained(features)  # nothing is trained yet
     good = good.to(own_image)
 
     def measure() -> tuple[Tensor, Tensor]:

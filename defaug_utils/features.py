@@ -176,5 +176,37 @@ def summarise_images(
     return summaries
 
 
+def average_features(
+    network: FeatureNetwork,
+    images_u8: Iterable[np.ndarray],
+    layer: str,
+    size: tuple[int, int] | None = None,
+    batch_size: int = 16,
+) -> np.ndarray:
+    """The feature of every image: the mean of a layer's output over all places.
+
+    Args:
+        network: from `open_features`.
+        images_u8: each of shape (height, width, 3), uint8.
+        layer: its name.
+        size: see `summarise_images`.
+        batch_size: images looked at together.
+
+    Returns:
+        Shape (images, channels), float32.
+
+    Raises:
+        ValueError: the layer is unknown, or there is no image.
+    """
+    features, remaining = [], iter(images_u8)
+    while batch := list(islice(remaining, batch_size)):
+        size = size or (batch[0].shape[1], batch[0].shape[0])
+        stacked = np.stack([_fit(image_u8, size) for image_u8 in batch])
+        features.append(network.read_maps(stacked, [layer])[layer].mean(dim=(2, 3)).cpu().numpy())
+    if not features:
+        raise ValueError("no image to take features of")
+    return np.concatenate(features)
+
+
 def _fit(image_u8: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return image_u8 if image_u8.shape[1::-1] == size else fit_image(image_u8, size)

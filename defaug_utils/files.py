@@ -10,7 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from filelock import FileLock, Timeout
 from PIL import Image
+
+LOCK_SECONDS = 30.0  # reading and writing a manifest takes a small part of this
 
 
 @contextmanager
@@ -72,6 +75,36 @@ def write_atomically(path: Path | str) -> Iterator[Path]:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def lock_file(path: Path | str, seconds: float = LOCK_SECONDS) -> Iterator[None]:
+    """Let one process at a time read, change and write a file; the others wait for their turn.
+
+    The lock is the system's, on a hidden file beside `path`, and ends with the process that holds it. Those
+    who only read need none, since files are renamed into place.
+
+    Args:
+        path: the file to change; it need not exist yet.
+        seconds: how long to wait.
+
+    Raises:
+        TimeoutError: another process has held the lock for all that time.
+        OSError: the folder is missing or can't be written.
+    """
+    path = Path(path)
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        lock.acquire(timeout=seconds)
+    except Timeout as error:
+        raise TimeoutError(
+            f"{path} has been in use by another process for {seconds:g} seconds and was not changed: "
+            "wait until that one is done, then try again"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_png(path: Path | str, pixels: np.ndarray) -> None:

@@ -38,6 +38,27 @@ def decode_latents(vae: nn.Module, latents: Tensor) -> Tensor:
     return vae.decode((latents / vae.config.scaling_factor).to(vae.dtype)).sample.float()
 
 
+@torch.inference_mode()
+def autoencode_images(
+    vae: nn.Module, images_u8: Sequence[np.ndarray], batch_size: int = 4
+) -> list[np.ndarray]:
+    """Images as they come back from the autoencoder: as soft as what the model can draw at best.
+
+    Args:
+        vae: diffusers' AutoencoderKL.
+        images_u8: each of shape (height, width, 3), uint8, all of one size that suits the model.
+        batch_size: images at once.
+
+    Returns:
+        The same number of images, same shape.
+    """
+    device, returned = next(vae.parameters()).device, []
+    for start in range(0, len(images_u8), batch_size):
+        floats = to_floats(images_u8[start : start + batch_size]).to(device)
+        returned += to_u8(decode_latents(vae, encode_images(vae, floats)))
+    return returned
+
+
 def cover_latent_cells(masks: Tensor, cell: int, dilation: int = 1) -> Tensor:
     """The latent cells that masks touch, grown by a box.
 

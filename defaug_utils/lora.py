@@ -179,6 +179,18 @@ def count_lora(network: nn.Module) -> LoraCount:
     return LoraCount(linear, small, len(layers) - linear - small, parameters)
 
 
+def count_planned(network: nn.Module, plan: LoraPlan) -> LoraCount:
+    """Count what an adapter of this plan would adapt, without adding it; as `count_lora` does afterwards."""
+    layers = find_layers(network)
+    planned = {
+        path: (_base(layers[path]).weight, layer.rank) for path, layer in plan_layers(network, plan).items()
+    }
+    linear = sum(weight.ndim == 2 for weight, _ in planned.values())
+    small = sum(weight.shape[2:] == (1, 1) for weight, _ in planned.values())
+    parameters = sum(rank * (weight[0].numel() + weight.shape[0]) for weight, rank in planned.values())
+    return LoraCount(linear, small, len(planned) - linear - small, parameters)
+
+
 def adapted_layers(network: nn.Module) -> dict[str, nn.Module]:
     """The adapted layers of a network, by path."""
     return {path: module for path, module in network.named_modules() if _is_adapted(module)}

@@ -26,7 +26,7 @@ COLUMNS = (
 )
 LABELS = ("negative", "positive")
 SPLITS = ("train", "val", "test")
-ORIGINS = ("real", "memseg", "ddpm", "diag", "adabldm", "cut_paste")
+ORIGINS = ("real", "memseg", "ddpm", "diag", "adabldm", "adabldm_plain", "cut_paste")
 MAX_LISTED_PROBLEMS = 20
 
 

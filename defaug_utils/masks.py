@@ -20,10 +20,17 @@ LEAKING_SCENARIOS = {  # masks of defects that these may not know
 
 
 class MaskDraw(NamedTuple):
-    """A mask, shape (height, width), bool, and in words which one it is."""
+    """A mask and what is known of it.
+
+    Attributes:
+        mask: shape (height, width), bool.
+        name: in words, which one it is.
+        text: the prompt of the defect that it was cut from; empty where none is known.
+    """
 
     mask: np.ndarray
     name: str
+    text: str = ""
 
 
 class MaskSource(Protocol):

@@ -1,7 +1,7 @@
 """Training sets: which real and which generated positives a classifier gets to see, drawn by seed."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import pandas as pd
 
@@ -88,6 +88,7 @@ def compose_training_set(
     require_review: bool = False,
     extra_arms: Arms | None = None,
     use_failed: bool = False,
+    learned: Mapping[str, Iterable[str]] | None = None,
 ) -> pd.DataFrame:
     """Put together all rows that one classifier run reads (Capogrosso et al. 2024).
 
@@ -107,12 +108,14 @@ def compose_training_set(
         require_review: see `usable_rows`.
         extra_arms: see `arm_shares`.
         use_failed: see `usable_rows`.
+        learned: origin → the real images that its generator was trained on, see `read_learned`.
 
     Returns:
         A manifest; generated rows keep origin, seed and recipe.
 
     Raises:
-        MixingError: a pool is missing or too small, a class has no sample, or a number makes no sense.
+        MixingError: a pool is missing or too small, a class has no sample, or a number makes no sense; or a
+            pool started from, or its generator learned from, real positives that the scenario doesn't know.
         ManifestError: a generated image started from an image that is not in the train split.
     """
     shares = arm_shares(arm, share, extra_arms)
@@ -131,6 +134,7 @@ def compose_training_set(
     for origin in counts:
         check_sources(pools[origin], data_manifest.assign(image=data_manifest["image"].map(_data_key)))
         _check_known(pools[origin], data_manifest, positives)
+        _check_learned(origin, (learned or {}).get(origin, ()), data_manifest, positives)
     drawn = [_shuffle(usable[origin], seed).iloc[:count] for origin, count in counts.items()]
     is_negative, split = data_manifest["label"] == "negative", data_manifest["split"]
     negatives = data_manifest[is_negative & (split == "train")]
@@ -172,10 +176,15 @@ def _pool_problems(
     return problems
 
 
+def _list_hidden(data_manifest: pd.DataFrame, positives: pd.DataFrame) -> set[str]:
+    """The real positives that a scenario doesn't know, of all splits."""
+    is_positive = data_manifest["label"] == "positive"
+    return set(data_manifest["image"][is_positive].map(_data_key)) - set(positives["image"].map(_data_key))
+
+
 def _check_known(pool: pd.DataFrame, data_manifest: pd.DataFrame, positives: pd.DataFrame) -> None:
     """Refuse images that started from a real positive which the scenario doesn't know."""
-    is_positive = data_manifest["label"] == "positive"
-    hidden = set(data_manifest["image"][is_positive].map(_data_key)) - set(positives["image"].map(_data_key))
+    hidden = _list_hidden(data_manifest, positives)
     columns = [name for name in ("source_image", "defect_source") if name in pool]
     problems = [
         f"{image}: its source {source} is a real positive that this scenario does not know"
@@ -184,6 +193,21 @@ def _check_known(pool: pd.DataFrame, data_manifest: pd.DataFrame, positives: pd.
         if source in hidden
     ]
     raise_problems("generated images", problems, MixingError)
+
+
+def _check_learned(
+    origin: str, learned: Iterable[str], data_manifest: pd.DataFrame, positives: pd.DataFrame
+) -> None:
+    """Refuse a pool whose generator was trained on such a real positive, or on no training image."""
+    hidden = _list_hidden(data_manifest, positives)
+    train = set(data_manifest["image"][data_manifest["split"] == "train"].map(_data_key))
+    names = list(map(_data_key, learned))
+    problems = [
+        f"{name} is a real positive that this scenario does not know" for name in names if name in hidden
+    ]
+    problems += [f"{name} is no training image" for name in names if name not in train | hidden]
+    title = f"the {origin} pool's generator learned from images that it must not know (make the pool anew)"
+    raise_problems(title, problems, MixingError)
 
 
 def _check_classes(training_set: pd.DataFrame, data_manifest: pd.DataFrame) -> None:

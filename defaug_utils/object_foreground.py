@@ -148,7 +148,7 @@ def make_feature_reader(
     """
 
     def read_features(image_u8: np.ndarray) -> np.ndarray:
-        maps = network.read_maps(image_u8[None], layers)
+        maps = network.read_maps(image_u8[None].copy(), layers)  # files are read read-only
         arrays = [maps[layer][0].permute(1, 2, 0).cpu().numpy() for layer in layers]
         size = arrays[0].shape[1::-1]
         stretched = [_resize_channels(array, size) for array in arrays]

@@ -14,7 +14,7 @@ from defaug_utils.changes import Check, CheckLimits, check_image
 from defaug_utils.images import read_image
 from defaug_utils.inpaint_batches import InpaintedImage, InpaintJob
 from defaug_utils.manifest import check_sources, image_seed
-from defaug_utils.masks import MaskSource
+from defaug_utils.masks import MaskDraw, MaskSource
 from defaug_utils.pools import GeneratedImage, find_failed, generate_pool
 from defaug_utils.prompts import Prompt, choose_prompt
 from defaug_utils.sources import list_sources, read_dataset, survey_sources
@@ -64,6 +64,8 @@ def plan_image(
 ) -> PaintPlan:
     """Choose the negative and the mask by the image's seed, and the prompt by its place in the pool.
 
+    A mask that was cut from a known defect brings the prompt of that defect along.
+
     Args:
         index: place in the pool; prompts take turns by their weights, so that each gets its exact share.
         seed: the image's own.
@@ -82,8 +84,9 @@ def plan_image(
     generator = np.random.default_rng(seed)
     source = sources.iloc[int(generator.integers(len(sources)))]
     image_u8 = read_image(Path(data_folder) / source["image"])
-    mask, name = _draw_mask(image_u8, source["image"], mask_source, generator, fit_mask)
-    prompt = choose_prompt(prompts, index)
+    mask, name, text = _draw_mask(image_u8, source["image"], mask_source, generator, fit_mask)
+    fitting = [prompt for prompt in prompts if prompt.text == text]
+    prompt = fitting[0] if fitting else choose_prompt(prompts, index)
     row = {
         "source_image": source["image"],
         "category": source["category"],
@@ -101,13 +104,13 @@ def _draw_mask(
     mask_source: MaskSource,
     generator: np.random.Generator,
     fit_mask: FitMask | None,
-) -> tuple[np.ndarray, str]:
-    """A mask and its name; drawn again while it fits nowhere."""
+) -> MaskDraw:
+    """A mask with what is known of it; drawn again while it fits nowhere."""
     for _ in range(MAX_DRAWS):
         drawn = mask_source.draw(int(generator.integers(2**63)), (image_u8.shape[1], image_u8.shape[0]))
         mask = fit_mask(image_u8, drawn.mask, generator) if fit_mask else drawn.mask
         if mask is not None:
-            return mask, drawn.name
+            return drawn._replace(mask=mask)
     raise ValueError(
         f"{image}: none of {MAX_DRAWS} masks ({mask_source.word}) fits into its object; the last one "
         f"({drawn.name}) has {np.count_nonzero(drawn.mask)} pixels: use smaller masks, or another foreground"

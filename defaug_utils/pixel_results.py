@@ -1,67 +1,62 @@
-"""Tables of pixel-level results: one row a run, and mean ± standard deviation over seeds."""
+"""Numbers of the runs that mark defect pixels, gathered as those of classifiers are; pictures to show."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
 
 from defaug_utils.manifest import raise_problems
+from defaug_utils.results import sort_results
 from defaug_utils.runs import MixingError, parse_run_name
 from defaug_utils.segmentation import METRICS_FILE
 
-PIXEL_NUMBERS = ("pixel_auroc", "pro", "pixel_ap", "iap", "iap90")
-RUN_COLUMNS = ["scenario", "arm", "n_aug", "seed"]
+PIXEL_NUMBERS = {"pixel AUROC": "pixel_auroc", "PRO": "pro", "AP": "pixel_ap", "IAP": "iap", "IAP90": "iap90"}
 
 
-def read_pixel_runs(folder: Path | str) -> pd.DataFrame:
-    """Numbers of every finished run.
+def read_pixel_runs(folder: Path | str, leaks: Mapping[str, str] | None = None) -> pd.DataFrame:
+    """Numbers of finished runs, for `summarise_results` and `paired_differences`.
 
     Args:
         folder: holds a folder for each run, called by `run_name`, with its `pixel_metrics.json`.
+        leaks: name of a run → what it leaks (`find_leaks`): no other run is read, and the table has the
+            column leak.
 
     Returns:
-        The columns scenario, arm, n_aug and seed, and the numbers of `measure_pixels`; sorted.
+        The columns scenario, arm, n_aug and seed, and the numbers of `measure_pixels`; in the book's order.
 
     Raises:
         ValueError: there is no run, or lists every folder whose name or numbers can't be read.
     """
     rows, problems = [], []
     for path in sorted(Path(folder).glob(f"*/{METRICS_FILE}")):
+        name = path.parent.name
+        if leaks is not None and name not in leaks:
+            continue
         try:
             numbers = json.loads(path.read_text(encoding="utf-8"))
-            rows.append({**parse_run_name(path.parent.name)._asdict(), **numbers})
+            leak = {} if leaks is None else {"leak": leaks[name]}
+            rows.append({**parse_run_name(name)._asdict(), **numbers, **leak})
         except (MixingError, json.JSONDecodeError) as error:
             problems.append(f"{path}: {error}")
     raise_problems(f"pixel-level runs in {folder}", problems, ValueError)
     if not rows:
         raise ValueError(f"{folder} holds no run with {METRICS_FILE}: train detectors and measure them first")
-    return pd.DataFrame(rows).sort_values(RUN_COLUMNS, ignore_index=True)
+    return sort_results(pd.DataFrame(rows))
 
 
-def summarise_pixel_runs(runs: pd.DataFrame) -> pd.DataFrame:
-    """Mean and standard deviation over seeds, one row a scenario, arm and number of generated images.
+def choose_shown(test: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
+    """Test images to look at: positives by chance, every defect type in turn, and one negative.
 
     Args:
-        runs: of `read_pixel_runs`.
+        test: rows of a manifest or of masked samples.
+        count: how many positives; all when there are fewer.
+        seed: decides the draw.
 
     Returns:
-        scenario, arm, n_aug, seeds (their number), and for every number of `PIXEL_NUMBERS` the columns
-        `<number>_mean` and `<number>_std` (n - 1; missing for one seed).
+        The rows, with the index that they had.
     """
-    groups = runs.groupby(RUN_COLUMNS[:3])
-    columns = {"seeds": ("seed", "size")}
-    for number in PIXEL_NUMBERS:
-        columns |= {f"{number}_mean": (number, "mean"), f"{number}_std": (number, "std")}
-    return groups.agg(**columns).reset_index()
-
-
-def format_pixel_table(summary: pd.DataFrame) -> pd.DataFrame:
-    """The summary for reading: percent, `mean ± std`; a single seed has no ±."""
-    table = summary[[*RUN_COLUMNS[:3], "seeds"]].copy()
-    for number in PIXEL_NUMBERS:
-        pairs = zip(summary[f"{number}_mean"], summary[f"{number}_std"], strict=True)
-        table[number] = [
-            f"{100 * mean:.1f}" + (f" ± {100 * spread:.1f}" if pd.notna(spread) else "")
-            for mean, spread in pairs
-        ]
-    return table
+    shuffled = test[test["label"] == "positive"].sample(frac=1, random_state=seed)
+    turns = shuffled.groupby("defect_type").cumcount().sort_values(kind="stable")
+    negative = test[test["label"] == "negative"].sample(1, random_state=seed)
+    return pd.concat([shuffled.loc[turns.index[:count]], negative])

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from defaug_utils.files import explain_full_disk, write_json, write_png
+from defaug_utils.files import explain_full_disk, lock_file, write_json, write_png
 from defaug_utils.manifest import image_seed, make_manifest, read_manifest, write_manifest
 
 
@@ -202,11 +202,12 @@ def _finished_rows(folder: Path) -> dict[int, dict]:
 
 
 def _finish_pool(folder: Path, count: int) -> pd.DataFrame | None:
-    row_of = _finished_rows(folder)
-    if any(index not in row_of for index in range(count)):
-        return None
-    manifest = make_manifest(row_of[index] for index in sorted(row_of))
-    write_manifest(manifest, folder / "manifest.csv")
+    with lock_file(folder / "manifest.csv"):  # a decision of a reviewer may come in just now
+        row_of = _finished_rows(folder)
+        if any(index not in row_of for index in range(count)):
+            return None
+        manifest = make_manifest(row_of[index] for index in sorted(row_of))
+        write_manifest(manifest, folder / "manifest.csv")
     for journal in folder.glob("rows-*.jsonl"):
         journal.unlink(missing_ok=True)
     return manifest

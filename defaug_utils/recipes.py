@@ -61,6 +61,33 @@ def choose_recipe(name: str, **overrides: float | bool) -> Recipe:
     return recipe
 
 
+def fit_epochs(recipe: Recipe, labels: np.ndarray, training_images: int) -> Recipe:
+    """The recipe with as many epochs as show about so many training images in all.
+
+    An epoch of a balanced recipe is as long as there are positives: with the same number of epochs, a
+    training set with more positives would also be trained for longer.
+
+    Args:
+        recipe: how to train.
+        labels: of the training part, shape (images,), 1 for positive.
+        training_images: images shown in all epochs together, one counted each time; 0 keeps the recipe.
+
+    Returns:
+        A new recipe, of at least one epoch.
+
+    Raises:
+        ValueError: the number is negative.
+    """
+    if training_images < 0:
+        raise ValueError(
+            f"training_images {training_images} must be at least 1, or 0 for the recipe's epochs"
+        )
+    if not training_images:
+        return recipe
+    (epoch,) = plan_epochs(labels, replace(recipe, epochs=1), seed=0)
+    return replace(recipe, epochs=max(1, round(training_images / len(epoch))))
+
+
 def learning_rate_of(recipe: Recipe, epoch: int) -> float:
     """The learning rate of an epoch, counted from 0."""
     share = (1 + math.cos(math.pi * epoch / recipe.epochs)) / 2 if recipe.decay else 1.0

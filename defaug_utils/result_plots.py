@@ -18,13 +18,14 @@ ARM_LABELS = {
     "in_and_out": "In&Out",
     "diag": "DIAG",
     "adabldm": "AdaBLDM",
+    "adabldm_plain": "AdaBLDM, decoder as it is",
     "cut_paste": "cut and paste",
 }
-# Okabe and Ito's palette: every kind of colour vision tells its colours apart.
-ARM_COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-ARM_MARKERS = "Xosd^v8"
-FURTHER_COLOURS = ("#AA8800", "#882255", "#777777", "#44AA99")  # for a profile's own arms
-FURTHER_MARKERS = "P*<>"
+# Okabe and Ito's palette, and Tol's wine: every kind of colour vision tells its colours apart.
+ARM_COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#882255", "#E69F00")
+ARM_MARKERS = "Xosd^v<8"
+FURTHER_COLOURS = ("#AA8800", "#5B3A00", "#777777", "#44AA99")  # for a profile's own arms
+FURTHER_MARKERS = "P*D>"
 METRIC_LABELS = {
     "ap": "AP",
     "ap_trapezoid": "AP (trapezoid)",
@@ -33,6 +34,11 @@ METRIC_LABELS = {
     "paper_recall": "recall\n(paper protocol)",
     "validation_precision": "precision\n(validation threshold)",
     "validation_recall": "recall\n(validation threshold)",
+    "pixel_auroc": "pixel AUROC",
+    "pro": "PRO",
+    "pixel_ap": "pixel AP",
+    "iap": "IAP",
+    "iap90": "IAP90",
 }
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -129,21 +130,21 @@ def sort_results(table: pd.DataFrame) -> pd.DataFrame:
     return ordered[[*first, *further]].reset_index(drop=True)
 
 
-def summarise_results(runs: pd.DataFrame) -> pd.DataFrame:
+def summarise_results(runs: pd.DataFrame, metrics: Sequence[str] = METRICS) -> pd.DataFrame:
     """Mean and standard deviation (n − 1 in the denominator) over seeds.
 
     Args:
-        runs: as `gather_results` returns it.
+        runs: as `gather_results` or `read_pixel_runs` returns it.
+        metrics: columns to summarise.
 
     Returns:
-        One row for each scenario, arm and N_aug: n (number of runs) and for every metric of `METRICS`
-        its mean under its own name and `<metric>_std`, which is NaN for a single run; last `leak`, where
-        the runs have it.
+        One row for each scenario, arm and N_aug: n (number of runs) and for every metric its mean under
+        its own name and `<metric>_std`, which is NaN for a single run; last `leak`, where the runs have it.
     """
     groups = runs.groupby(GROUP, sort=False)
-    spread = groups[list(METRICS)].std(ddof=1).add_suffix("_std")
-    parts = [groups.size().rename("n"), groups[list(METRICS)].mean(), spread]
-    columns = ["n", *(f"{name}{suffix}" for name in METRICS for suffix in ("", "_std"))]
+    spread = groups[list(metrics)].std(ddof=1).add_suffix("_std")
+    parts = [groups.size().rename("n"), groups[list(metrics)].mean(), spread]
+    columns = ["n", *(f"{name}{suffix}" for name in metrics for suffix in ("", "_std"))]
     return sort_results(_carry_leaks(pd.concat(parts, axis=1)[columns].reset_index(), runs))
 
 

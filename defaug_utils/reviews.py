@@ -1,4 +1,8 @@
-"""The expert's review as data: decisions on prompts and pictures, stored, replayed and logged."""
+"""The expert's review of a prompt board as data: decisions on prompts and pictures, stored and replayed.
+
+Zero-shot In&Out replays such a stored review whenever its pool is made. Decisions on the images of a pool
+that exists, made in the review grid, are `review_store`'s.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,7 +11,7 @@ from typing import NamedTuple
 import pandas as pd
 import yaml
 
-from defaug_utils.files import write_atomically
+from defaug_utils.files import lock_file, write_atomically
 from defaug_utils.manifest import raise_problems, read_manifest, write_manifest
 from defaug_utils.prompts import Prompt
 
@@ -166,29 +170,30 @@ def record_review(folder: Path | str, review: Review) -> pd.DataFrame:
         ReviewError: lists every picture that the review is about and the pool does not hold.
     """
     path = Path(folder) / "manifest.csv"
-    pool = read_manifest(path)
-    note_of = {
-        (entry.reworded or entry.prompt): _prompt_note(entry)
-        for entry in review.prompts
-        if entry.decision != "reject"
-    }
-    decision_of = {(entry.prompt, entry.seed): entry for entry in review.images}
-    keys = list(zip(pool["prompt"], pool["seed"], strict=True))
-    lost = [
-        f"{prompt!r}, seed {seed}: the pool in {folder} has no such picture; look at it again"
-        for prompt, seed in decision_of
-        if (prompt, seed) not in keys
-    ]
-    raise_problems("review", lost, ReviewError)
-    for row, key in zip(pool.index, keys, strict=True):
-        notes = [note_of.get(key[0], "")]
-        if key in decision_of:
-            pool.loc[row, "accepted"] = decision_of[key].accepted
-            notes.insert(0, decision_of[key].note)
-        note = "; ".join(text for text in notes if text)
-        if note:
-            pool.loc[row, "reviewer_note"] = note
-    write_manifest(pool, path)
+    with lock_file(path):
+        pool = read_manifest(path)
+        note_of = {
+            (entry.reworded or entry.prompt): _prompt_note(entry)
+            for entry in review.prompts
+            if entry.decision != "reject"
+        }
+        decision_of = {(entry.prompt, entry.seed): entry for entry in review.images}
+        keys = list(zip(pool["prompt"], pool["seed"], strict=True))
+        lost = [
+            f"{prompt!r}, seed {seed}: the pool in {folder} has no such picture; look at it again"
+            for prompt, seed in decision_of
+            if (prompt, seed) not in keys
+        ]
+        raise_problems("review", lost, ReviewError)
+        for row, key in zip(pool.index, keys, strict=True):
+            notes = [note_of.get(key[0], "")]
+            if key in decision_of:
+                pool.loc[row, "accepted"] = decision_of[key].accepted
+                notes.insert(0, decision_of[key].note)
+            note = "; ".join(text for text in notes if text)
+            if note:
+                pool.loc[row, "reviewer_note"] = note
+        write_manifest(pool, path)
     return pool
 
 

@@ -1,5 +1,6 @@
 """Where a run's folder holds its data set and its pools of generated images."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,6 +10,10 @@ from defaug_utils.manifest import make_manifest, read_manifest, rebase_manifest
 from defaug_utils.runs import NOTEBOOK_OF, Arms, Run, arm_shares
 
 DATA_FOLDER = "data"
+LEARNED_FROM = (  # where a pool's recipe names real images that its generator was trained on
+    ("adapter", "training", "trained_on", "instances"),
+    ("model", "controlnet", "trained_on"),
+)
 STUDIO_FOLDER = "diag_studio"  # images that a person drew, generated and decided on, one by one
 
 
@@ -46,6 +51,34 @@ def read_pools(run_dir: Path | str, run: Run) -> dict[str, pd.DataFrame]:
 
 def _read_rebased(folder: Path, run_dir: Path | str) -> pd.DataFrame:
     return rebase_manifest(read_manifest(folder / "manifest.csv"), folder, run_dir)
+
+
+def read_learned(run_dir: Path | str, run: Run) -> dict[str, list[str]]:
+    """The real images that the generator of every pool was trained on, for every pool of a run.
+
+    They are read from the pools' recipes: an adapter's instances, a ControlNet's defects. A generator from
+    elsewhere tells nothing, and its list is empty.
+
+    Returns:
+        Origin → names as `data/manifest.csv` has them.
+    """
+    folders = {origin: find_pool(run_dir, origin, run) for origin in NOTEBOOK_OF}
+    return {origin: _list_learned(folder) for origin, folder in folders.items() if folder}
+
+
+def _list_learned(folder: Path) -> list[str]:
+    path = folder / "recipe.json"
+    if not path.is_file():
+        return []
+    (recipe,) = json.loads(path.read_text(encoding="utf-8")).values()
+    lists = [_look_up(recipe, *keys) for keys in LEARNED_FROM]
+    return [name for names in lists if isinstance(names, list) for name in names]
+
+
+def _look_up(content: object, *keys: str) -> object:
+    for key in keys:
+        content = content.get(key) if isinstance(content, dict) else None
+    return content
 
 
 def list_waiting(

@@ -14,6 +14,7 @@ ARMS: dict[str, dict[str, float]] = {
     "in_and_out": {"ddpm": 0.5, "memseg": 0.5},
     "diag": {"diag": 1.0},
     "adabldm": {"adabldm": 1.0},
+    "adabldm_plain": {"adabldm_plain": 1.0},  # decoded without adaptation
     "cut_paste": {"cut_paste": 1.0},
 }
 NOTEBOOK_OF = {
@@ -21,10 +22,11 @@ NOTEBOOK_OF = {
     "ddpm": "03_lora_finetune",
     "diag": "04_diag_inpainting",
     "adabldm": "05_adabldm",
+    "adabldm_plain": "05_adabldm",
     "cut_paste": "05_adabldm",
 }
-LEARNING_ORIGINS = ("ddpm", "adabldm", "cut_paste")  # made from images that depend on scenario and seed
-NEEDS_POSITIVES = ("adabldm", "cut_paste")  # made from real positives, of which zero-shot knows none
+NEEDS_POSITIVES = ("adabldm", "adabldm_plain", "cut_paste")  # of real positives: zero-shot knows none
+LEARNING_ORIGINS = ("ddpm", *NEEDS_POSITIVES)  # made from images that depend on scenario and seed
 _RUN_NAME = re.compile(r"([a-z]+-shot)-([a-z0-9_]+)-(0|[1-9][0-9]*)-seed(0|[1-9][0-9]*)")
 
 Arms = Mapping[str, Mapping[str, float]]

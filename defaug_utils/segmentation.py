@@ -1,6 +1,6 @@
 """Training the detector of defect pixels, its score maps on disk, and their numbers."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -191,6 +191,23 @@ def read_score_map(path: Path | str) -> np.ndarray:
     return (levels / LARGEST_LEVEL * 2 * LARGEST_LOGIT - LARGEST_LOGIT).astype(np.float32)
 
 
+def read_score_maps(run_folder: Path | str, images: Sequence[str]) -> list[np.ndarray]:
+    """Stored score maps of some test images, by the images' names in the manifest.
+
+    Raises:
+        FileNotFoundError: there are no finished score maps.
+        KeyError: an image has none.
+    """
+    files = _read_list(Path(run_folder)).set_index("image")["score_map"]
+    return [read_score_map(Path(run_folder) / files[image]) for image in images]
+
+
+def _read_list(run_folder: Path) -> pd.DataFrame:
+    if not (run_folder / MAP_LIST).is_file():
+        raise FileNotFoundError(f"no {MAP_LIST} in {run_folder}: write the score maps first")
+    return pd.read_csv(run_folder / MAP_LIST, keep_default_na=False)
+
+
 def measure_score_maps(run_folder: Path | str, folder: Path | str) -> dict[str, float]:
     """The pixel-level numbers of stored score maps, also written to `pixel_metrics.json`.
 
@@ -206,9 +223,7 @@ def measure_score_maps(run_folder: Path | str, folder: Path | str) -> dict[str, 
         ManifestError: lists every score map or mask that is missing.
     """
     run_folder, folder = Path(run_folder), Path(folder)
-    if not (run_folder / MAP_LIST).is_file():
-        raise FileNotFoundError(f"no {MAP_LIST} in {run_folder}: write the score maps first")
-    table = pd.read_csv(run_folder / MAP_LIST, keep_default_na=False)
+    table = _read_list(run_folder)
     files = [run_folder / name for name in table["score_map"]]
     files += [folder / name for name in table["mask"] if name]
     missing = [f"{path}: does not exist" for path in files if not path.is_file()]

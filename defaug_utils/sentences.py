@@ -89,25 +89,26 @@ def _name_arm(row: pd.Series) -> str:
     return label if row["arm"] == "none" else f"{label} with N_aug = {row['n_aug']}"
 
 
-def describe_differences(*tables: pd.DataFrame) -> str:
+def describe_differences(*tables: pd.DataFrame, name: str = "AP") -> str:
     """Say what the arms gained over each baseline, and how far so few seeds carry, as paragraphs.
 
     Args:
-        tables: as `paired_differences` returns them for AP, each with one baseline.
+        tables: as `paired_differences` returns them, each with one baseline.
+        name: of the metric.
     """
-    paragraphs = [_describe_baseline(table) for table in tables if not table.empty]
+    paragraphs = [_describe_baseline(table, name) for table in tables if not table.empty]
     nothing = "No two arms share a scenario and a seed yet: there is no difference to show."
     return "\n\n".join(paragraphs) or nothing
 
 
-def _describe_baseline(differences: pd.DataFrame) -> str:
+def _describe_baseline(differences: pd.DataFrame, name: str) -> str:
     n, comparisons = int(differences["n"].max()), _count(len(differences), "comparison")
     above = int((differences["difference"] > 0).sum())
     agreeing = int((differences[["n_higher", "n_lower"]].max(axis=1) == differences["n"]).sum())
     high = differences.loc[differences["difference"].idxmax()]
     low = differences.loc[differences["difference"].idxmin()]
     baseline = label_method(high["baseline"])
-    text = f"In {above} of {comparisons} the mean AP lies above that of **{baseline}**. "
+    text = f"In {above} of {comparisons} the mean {name} lies above that of **{baseline}**. "
     text += f"The most favourable: {_describe_difference(high)}. "
     if len(differences) > 1:
         text += f"The least favourable: {_describe_difference(low)}. "

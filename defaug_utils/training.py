@@ -88,9 +88,10 @@ def _train_epoch(
     """One pass over the given images; returns their mean loss."""
     generator, total = begin_epoch(state, recipe, seed, epoch), 0.0
     for batch in split_batches(indices, recipe.batch_size):
-        inputs = normalise_images(samples.images_u8[batch].to(state.device), recipe.normalisation)
-        if recipe.flips:
-            inputs = flip_images(inputs, generator)
+        images_u8 = samples.images_u8[batch].to(state.device)
+        if recipe.flips:  # before normalising: bytes are a quarter of what floats are to move
+            images_u8 = flip_images(images_u8.permute(0, 3, 1, 2), generator).permute(0, 2, 3, 1)
+        inputs = normalise_images(images_u8, recipe.normalisation)
         labels = samples.labels[batch].to(state.device)
         loss = take_step(
             state,

@@ -7,6 +7,7 @@ import numpy as np
 
 from defaug_utils.defect_patches import Defect, find_places, turn_defect
 from defaug_utils.masks import MaskDraw
+from defaug_utils.trimaps import write_prompt
 
 
 class TurnedMasks:
@@ -19,16 +20,23 @@ class TurnedMasks:
 
     word = "few_shot"
 
-    def __init__(self, defects: Sequence[Defect], scale_range: float = 0.15, max_attempts: int = 50) -> None:
+    def __init__(
+        self,
+        defects: Sequence[Defect],
+        scale_range: float = 0.15,
+        max_attempts: int = 50,
+        template: str = "",
+    ) -> None:
         """Keep the shapes.
 
         Args:
             defects: from `read_defects`, at the size of the images that masks are drawn for.
             scale_range: scales are drawn from 1 ± this.
             max_attempts: turned shapes tried before it is given up.
+            template: see `write_prompt`; a shape then brings the prompt of its defect along.
 
         Raises:
-            ValueError: there is no defect, or the numbers make no sense.
+            ValueError: there is no defect, the numbers make no sense, or the template does not suit.
         """
         if not defects or not 0 <= scale_range < 1 or max_attempts < 1:
             raise ValueError(
@@ -36,6 +44,9 @@ class TurnedMasks:
                 "at least one defect, 0 … 1 and 1 or more"
             )
         self._defects, self._scale_range, self._max_attempts = list(defects), scale_range, max_attempts
+        self._texts = {
+            defect[2:4]: write_prompt(template, *defect[2:4]) if template else "" for defect in self._defects
+        }
         self.notices = [f"these masks are the shapes of {len(defects)} real training defects"]
 
     def draw(self, seed: int, size: tuple[int, int]) -> MaskDraw:
@@ -55,7 +66,7 @@ class TurnedMasks:
                 top, left = places[generator.integers(len(places))]
                 mask = np.zeros_like(frame)
                 mask[top : top + turned.mask.shape[0], left : left + turned.mask.shape[1]] = turned.mask
-                return MaskDraw(mask, defect.name)
+                return MaskDraw(mask, defect.name, self._texts[defect[2:4]])
         raise ValueError(
             f"none of {self._max_attempts} turned shapes fits into {size[0]} × {size[1]} pixels; the last "
             f"one ({defect.name}) is {turned.mask.shape[1]} × {turned.mask.shape[0]}: read the defects at "
@@ -74,4 +85,5 @@ class TurnedMasks:
             "mask_names": sorted({defect.name for defect in self._defects}),
             "mask_scale_range": self._scale_range,
             "mask_sha256": digest.hexdigest(),
+            "mask_texts": sorted(set(self._texts.values())),
         }

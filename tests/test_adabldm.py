@@ -1,5 +1,7 @@
 """Three-stage sampling: with its edits off it is plain DDIM, without a defect the good image comes back."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
@@ -73,6 +75,28 @@ def test_with_all_edits_off_it_is_plain_ddim(parts, images, masks, prediction: s
 def test_without_a_defect_the_good_image_is_reconstructed(parts, images, masks, prediction: str):
     latents = run(parts, images, torch.zeros_like(masks), ALL_STAGES, prediction)
     assert torch.allclose(latents, encode_images(parts["vae"], images), atol=1e-6)
+
+
+def test_the_network_is_given_the_noise_of_each_steps_time(masks):
+    """After image editing the latents are those of the next time, not of the step's own."""
+    zeros = torch.zeros(1, 4, 64, 64)
+    vae = SimpleNamespace(
+        dtype=torch.float32,
+        config=SimpleNamespace(scaling_factor=1.0),
+        encode=lambda images: SimpleNamespace(latent_dist=SimpleNamespace(mode=lambda: zeros)),
+        decode=lambda latents: SimpleNamespace(sample=torch.zeros(1, 3, 128, 128)),
+    )
+    scheduler, told = make_scheduler("epsilon"), []
+
+    def denoise(latents: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+        spread = (1 - scheduler.alphas_cumprod[time]).sqrt()
+        told.append((latents.std() / spread).item())
+        return latents / spread  # the clean latents are 0
+
+    settings = BlendSettings((128, 128), STEPS, latent_editing=(2, 7), image_editing=(4, 10), dilation=1)
+    mask = torch.zeros(1, 1, 128, 128, dtype=torch.bool)
+    blend_latents(torch.zeros(1, 3, 128, 128), mask, [0], denoise, vae, scheduler, settings)
+    assert told == pytest.approx([1] * STEPS, abs=0.03)
 
 
 def test_latent_editing_alone_leaves_a_trace_of_the_good_image(parts, images, masks):

@@ -15,6 +15,7 @@ from defaug_utils.adabldm_pool import make_adabldm_pool, remake_image
 from defaug_utils.changes import CheckLimits
 from defaug_utils.controlnet import TrimapModel, make_controlnet
 from defaug_utils.decoder_adaptation import AdaptationSettings
+from defaug_utils.defect_patches import cut_defect
 from defaug_utils.files import write_png
 from defaug_utils.foreground import find_foreground
 from defaug_utils.images import read_image, read_mask
@@ -24,6 +25,7 @@ from defaug_utils.masks import open_mask_source
 from defaug_utils.painted_recipes import read_recipe
 from defaug_utils.prompts import Prompt, make_prompts
 from defaug_utils.text2image import load_text2image
+from defaug_utils.turned_masks import TurnedMasks
 
 SETTINGS = BlendSettings((16, 32), 3, **scale_stages(3))
 PLAN = {
@@ -210,6 +212,47 @@ def test_the_same_image_alone_and_among_others(data: Path, trimap_model):
         assert np.abs(one.painted_u8.astype(int) - other.painted_u8).max() <= 1
 
 
+def test_a_second_pool_of_the_same_seed_is_only_decoded(tmp_path, data, trimap_model, monkeypatch):
+    store, plain = adabldm_batches.LatentStore(), PLAN | {"adaptation": None}
+    folders = {name: tmp_path / name for name in ("adapted", "plain", "fresh")}
+    make_adabldm_pool(folders["fresh"], data, trimap_model=trimap_model, **plain)
+    adapted = make_adabldm_pool(folders["adapted"], data, trimap_model=trimap_model, **PLAN, store=store)
+    monkeypatch.setattr(adabldm_batches, "blend_latents", None)  # not to be called again
+    pool = make_adabldm_pool(folders["plain"], data, trimap_model=trimap_model, **plain, store=store)
+    assert set(pool["origin"]) == {"adabldm_plain"} and "adaptation_before" not in pool
+    assert read_all(folders["plain"]) == read_all(folders["fresh"])
+    same = ["source_image", "mask_name", "prompt", "seed"]
+    assert pool[same].equals(adapted[same])
+    assert (folders["plain"] / "images/000000.png").read_bytes() != (
+        folders["adapted"] / "images/000000.png"
+    ).read_bytes()
+
+
+def test_turned_masks_bring_their_prompt_and_are_made_again(tmp_path, data, trimap_model):
+    stripe, spot = np.zeros((2, 48, 16), bool)
+    stripe[4:6, 2:9] = spot[10:14, 5:9] = True
+    image_u8 = np.zeros((48, 16, 3), np.uint8)
+    parts = ((stripe, "crack"), (spot, "hole"))
+    defects = [cut_defect(image_u8, mask, "", kind, f"{kind}.png") for mask, kind in parts]
+    masks = TurnedMasks(defects, template="a {defect_type}")
+    wish = PLAN | {"mask_source": masks, "prompts": make_prompts(["a hole", "a crack"]), "count": 6}
+    pool = make_adabldm_pool(tmp_path / "pool", data, trimap_model=trimap_model, **wish)
+    assert set(pool["mask_name"]) == {"crack.png", "hole.png"}
+    assert pool["prompt"].tolist() == [f"a {name.removesuffix('.png')}" for name in pool["mask_name"]]
+    again = remake_image(pool.iloc[5].to_dict(), read_recipe(tmp_path / "pool"), data, trimap_model, masks)
+    assert (again.image_u8 == read_image(tmp_path / "pool" / pool["image"].iloc[5])).all()
+
+
+def test_other_jobs_are_not_found_in_a_store():
+    image_u8, mask = np.zeros((8, 8, 3), np.uint8), np.eye(8, dtype=bool)
+    job, store = InpaintJob(image_u8, mask, "crack", "", 3), adabldm_batches.LatentStore()
+    store.keep([job], torch.ones(1, 4, 1, 1))
+    assert store.find([job]) is not None
+    others = [{"seed": 4}, {"prompt": "hole"}, {"mask": ~mask}, {"image_u8": image_u8 + 1}]
+    assert all(store.find([job._replace(**other)]) is None for other in others)
+    assert store.find([job, job]) is None
+
+
 def test_wrong_wishes_are_refused_before_anything_is_written(tmp_path: Path, data: Path, trimap_model):
     for wrong, said in (
         ({"settings": BlendSettings((18, 32), 3, **scale_stages(3))}, "multiples of 4"),
@@ -222,5 +265,5 @@ def test_wrong_wishes_are_refused_before_anything_is_written(tmp_path: Path, dat
 
 
 def test_another_adaptation_in_the_same_folder_is_refused(whole: Path, data: Path, trimap_model):
-    with pytest.raises(ValueError, match=r"other settings \(adaptation differ\)"):
+    with pytest.raises(ValueError, match=r"other settings \(adaptation, origin differ\)"):
         make_adabldm_pool(whole, data, trimap_model=trimap_model, **PLAN | {"adaptation": None})

@@ -1,6 +1,7 @@
 """The batch engine: a failing cell is told, a killed run goes on, and the book comes out whole."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -85,3 +86,12 @@ def test_a_killed_run_goes_on_and_the_book_comes_out_whole(tmp_path):
     assert pages == {path.stem for path in (PROJECT / "notebooks").glob("*.ipynb")}
     for page in html.rglob("*.html"):
         assert "Traceback" not in page.read_text(encoding="utf-8"), page
+
+
+def test_the_pixel_level_alone_needs_pools_and_no_classifier(tmp_path):
+    command = [sys.executable, "-m", "snakemake", "pixel_level", "--dry-run", "--cores", "1"]
+    command += ["--config", "profile=mvtec", "data=parts/grid", f"run={tmp_path}"]
+    finished = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True)
+    rules = set(re.findall(r"(?m)^(?:local)?rule (\w+):$", finished.stdout + finished.stderr))
+    assert rules >= {"data_prep", "memseg", "diag", "pixel_level"}
+    assert not rules & {"in_and_out", "classifier", "results", "book"}

@@ -9,10 +9,11 @@ from defaug_utils.datasets import load_dataset
 from defaug_utils.defect_patches import read_defects
 from defaug_utils.few_shot import draw_few_shot
 from defaug_utils.images import read_image, read_mask
+from defaug_utils.leaks import find_leaks
 from defaug_utils.manifest import check_sources
 from defaug_utils.mixing import compose_training_set
 from defaug_utils.preparation import prepare_dataset
-from defaug_utils.runs import MixingError
+from defaug_utils.runs import SCENARIOS, MixingError
 from defaug_utils.sources import list_sources
 from defaug_utils.trimaps import TripleSet, read_good_images
 
@@ -54,6 +55,7 @@ def test_sources_are_training_images(prepared, pool):
     known = data[(data["split"] == "train") & (data["label"] == "positive")]
     type_of = dict(zip(known["image"], known["defect_type"], strict=True))
     assert [type_of[source] for source in pool["defect_source"]] == pool["defect_type"].tolist()
+    assert [find_leaks(pool, scenario) for scenario in SCENARIOS] == ["few_shot", "", ""]
 
 
 def test_an_image_is_made_again_from_its_seed(prepared, pool):

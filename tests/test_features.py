@@ -9,7 +9,13 @@ import torch
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from defaug_utils.classifier import BACKBONES, build_classifier, normalise_images
-from defaug_utils.features import DIAG_LAYERS, FeatureNetwork, open_features, summarise_images
+from defaug_utils.features import (
+    DIAG_LAYERS,
+    FeatureNetwork,
+    average_features,
+    open_features,
+    summarise_images,
+)
 
 ROOT = Path(__file__).parents[1]
 WEIGHTS = ROOT / "models" / "backbones" / "resnet10_quarter.safetensors"
@@ -92,3 +98,16 @@ def test_wrong_requests_say_what_to_do(network):
 def test_inception_without_torchvision_says_so():
     with pytest.raises(ModuleNotFoundError, match=r"install it, or choose a ResNet"):
         open_features("inception", "inception.safetensors")
+
+
+def test_average_features_are_those_of_the_summary_in_their_order(network):
+    images = draw_images(5)
+    averaged = average_features(network, images, "eighth", batch_size=2)
+    kept = summarise_images(network, images, ["eighth"])["eighth"].kept
+    np.testing.assert_allclose(averaged, kept, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(averaged[3:4], average_features(network, images[3:4], "eighth"), rtol=1e-4)
+
+
+def test_average_features_of_nothing_are_refused(network):
+    with pytest.raises(ValueError, match="no image"):
+        average_features(network, [], "eighth")

@@ -17,6 +17,8 @@ from defaug_utils.lora import (
     LoraPlan,
     adapted_layers,
     attach_lora,
+    count_lora,
+    count_planned,
     lora_parameters,
     merge_lora,
     read_lora,
@@ -99,6 +101,14 @@ def test_the_reference_counts_on_stable_diffusion():
     assert counts.unet == LoraCount(linear=182, conv_1x1=46, conv_3x3=50, parameters=18_394_112)
     assert counts.unet.layers == 278
     assert counts.text_encoder == LoraCount(linear=72, conv_1x1=0, conv_3x3=0, parameters=5_308_416)
+
+
+@pytest.mark.parametrize("plan", [SMALL, LoraPlan(conv_rank=0)])
+def test_planned_layers_are_counted_as_attached_ones(networks, plan: LoraPlan):
+    planned = [count_planned(network, plan) for network in networks]
+    attach_lora(*networks, plan)
+    assert planned == [count_lora(network) for network in networks]
+    assert planned == [count_planned(network, plan) for network in networks]
 
 
 def test_linear_only_leaves_the_wide_convolutions_out():

@@ -2,12 +2,14 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from defaug_utils.files import write_json
 from defaug_utils.manifest import (
     ManifestError,
     make_manifest,
@@ -23,7 +25,7 @@ from defaug_utils.mixing import (
     count_rows,
     usable_rows,
 )
-from defaug_utils.run_folder import find_pool, list_waiting, read_data, read_pools
+from defaug_utils.run_folder import find_pool, list_waiting, read_data, read_learned, read_pools
 from defaug_utils.runs import (
     ARMS,
     NOTEBOOK_OF,
@@ -494,3 +496,56 @@ def test_every_origin_of_an_arm_has_a_notebook():
 def test_planning_needs_no_torch():
     code = "import sys, defaug_utils.mixing; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def write_learning_pool(run_dir: Path, origin: str, recipe: dict) -> None:
+    """A pool without files of its images, whose recipe says what its generator learned from."""
+    pool = make_pool(origin, 6)
+    write_manifest(pool.assign(image=pool["image"].str.split("/").str[-1]), run_dir / origin / "manifest.csv")
+    write_json(run_dir / origin / "recipe.json", {"key": recipe})
+
+
+def name_learned(origin: str, names: list[str]) -> dict:
+    """Such a recipe, as notebooks 03 and 05 write it."""
+    if origin == "ddpm":
+        return {"adapter": {"training": {"trained_on": {"instances": names, "class_images": 2}}}}
+    return {"model": {"fingerprint": "f", "controlnet": {"steps": 3, "trained_on": names}}}
+
+
+@pytest.mark.parametrize("origin", ["ddpm", "adabldm"])
+def test_a_generator_that_learned_from_unknown_positives_is_refused(tmp_path: Path, origin: str):
+    few = {seed: choose_positives(DATA, "few-shot", seed)["image"].tolist() for seed in (0, 1)}
+    names = [name.removeprefix("data/") for name in few[1]]
+    write_learning_pool(tmp_path, origin, name_learned(origin, names))
+    learned = {seed: read_learned(tmp_path, Run("few-shot", origin, 4, seed)) for seed in (0, 1)}
+    assert learned[0] == {origin: names}
+    pools = {origin: make_pool(origin, 6)}
+    assert len(compose_training_set(DATA, pools, "few-shot", origin, 4, 1, learned=learned[1]))
+    assert len(compose_training_set(DATA, pools, "full-shot", origin, 4, 0, learned=learned[0]))
+    with pytest.raises(MixingError, match="learned from images that it must not know") as caught:
+        compose_training_set(DATA, pools, "few-shot", origin, 4, 0, learned=learned[0])
+    hidden = set(few[1]) - set(few[0])
+    assert hidden and all(name.removeprefix("data/") in str(caught.value) for name in hidden)
+
+
+@pytest.mark.parametrize(
+    "name", ["images/test-negative-0.png", "images/val-positive-0.png", "images/other.png"]
+)
+def test_a_generator_that_learned_from_no_training_image_is_refused(name: str):
+    with pytest.raises(MixingError, match=name):
+        compose_training_set(
+            DATA, {"ddpm": make_pool("ddpm", 6)}, "full-shot", "ddpm", 4, 0, learned={"ddpm": [name]}
+        )
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {"adapter": "none"},
+        {"adapter": {"training": "unknown"}},
+        {"model": {"controlnet": {"trained_on": "unknown"}}},
+    ],
+)
+def test_a_generator_from_elsewhere_tells_nothing(tmp_path: Path, recipe: dict):
+    write_learning_pool(tmp_path, "ddpm", recipe)
+    assert read_learned(tmp_path, Run("zero-shot", "ddpm", 4, 0)) == {"ddpm": []}

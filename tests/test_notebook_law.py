@@ -20,7 +20,13 @@ from defaug_utils.profiles import read_profile
 ROOT = Path(__file__).parents[1]
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SHARED = {"run_dir": "runs/workshop", "seed": 0, "interactive": False}
-DRAWING_MODULES = {"defaug_utils.plots", "defaug_utils.result_plots", "matplotlib.pyplot", "seaborn"}
+DRAWING_MODULES = {
+    "defaug_utils.pixel_plots",
+    "defaug_utils.plots",
+    "defaug_utils.result_plots",
+    "matplotlib.pyplot",
+    "seaborn",
+}
 MACHINE_PATH = re.compile(r"(?<![\w.:/<>])(?:/(?:home|root|Users|tmp|var|opt|usr|mnt|work)/|~/|[A-Z]:\\)")
 INSTALL = re.compile(r"(?m)^\s*[!%]|\b(?:pip|pip3|conda|mamba|apt(?:-get)?)\s+install\b")
 DIRECTIVE = re.compile(r"(?m)^`{3,}\{(exercise|solution)\} ?(\S*)\n((?::.*\n)*)")

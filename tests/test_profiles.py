@@ -9,8 +9,13 @@ from nbformat.v4 import new_code_cell, new_notebook
 from papermill import inspect_notebook
 
 from defaug_utils import diag
+from defaug_utils.adabldm import BlendSettings
+from defaug_utils.controlnet_training import PAPER_PLAN, ControlNetSettings
+from defaug_utils.decoder_adaptation import AdaptationSettings
+from defaug_utils.few_shot import FEW_SHOT_COUNT
 from defaug_utils.inpaint_settings import InpaintSettings
 from defaug_utils.profiles import ProfileError, read_profile
+from defaug_utils.trimaps import SCALE_RANGE, TRIPLES
 
 ROOT = Path(__file__).parents[1]
 DECLARED = {
@@ -152,8 +157,12 @@ def test_by_hand_a_notebook_does_what_the_workshop_profile_does():
 @pytest.mark.parametrize("path", sorted((ROOT / "profiles").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_pool_is_large_enough_for_the_training_sets(path: Path):
     parameters = read_profile(path, ROOT / "notebooks")
-    largest = max(parameters["06_in_and_out"]["n_aug"])
+    largest = max(parameters["06_in_and_out"]["n_aug"] + parameters["09_pixel_level"]["n_aug"])
     assert all(values["pool_count"] >= largest for values in parameters.values() if "pool_count" in values)
+    if "adabldm_plain" in parameters["09_pixel_level"]["arms"]:
+        declared = inspect_notebook(str(ROOT / "notebooks" / "05_adabldm.ipynb"))["plain_count"]["default"]
+        plain_count = parameters["05_adabldm"].get("plain_count", int(declared))
+        assert plain_count >= max(parameters["09_pixel_level"]["n_aug"])
 
 
 @pytest.mark.parametrize("name", ["paper", "paper_diag"])
@@ -172,7 +181,45 @@ def test_diags_numbers_are_the_papers(name: str):
     assert values["pool_count"] >= len(diag.PROMPTS) * diag.IMAGES_PER_PROMPT
 
 
+@pytest.mark.parametrize("name", ["paper", "paper_diag"])
+def test_adabldms_numbers_are_the_papers(name: str):
+    values = read_profile(ROOT / "profiles" / f"{name}.yaml", ROOT / "notebooks")["05_adabldm"]
+    size = (values["working_width"], values["working_height"])
+    editing = (tuple(values["latent_editing"]), tuple(values["image_editing"]))
+    sampling = (values["steps"], values["guidance"], *editing, values["dilation"])
+    assert BlendSettings(size, *sampling) == BlendSettings(size)
+    names = ("adapted_parameters", "adaptation_steps", "adaptation_rate", "background_weight")
+    assert AdaptationSettings(*(values[name] for name in names)) == AdaptationSettings()
+    training = ControlNetSettings(values["training_batch"], values["learning_rate"])
+    assert (training, values["training_steps"]) == (ControlNetSettings(), PAPER_PLAN.steps)
+    assert (values["triple_count"], values["scale_range"]) == (TRIPLES, SCALE_RANGE)
+
+
 def test_diags_own_protocol_prepares_the_data_at_the_papers_size():
     values = read_profile(ROOT / "profiles" / "paper_diag.yaml", ROOT / "notebooks")["01_data_prep"]
     assert (values["image_width"], values["image_height"]) == diag.OUTPUT_SIZE
     assert values["fit"] == "resize"
+
+
+def test_mvtec_is_prepared_by_adabldms_protocol():
+    parameters = read_profile(ROOT / "profiles" / "mvtec.yaml", ROOT / "notebooks")
+    data = parameters["01_data_prep"]
+    assert data["few_shot_per_type"] == FEW_SHOT_COUNT
+    assert data["validation_share"] == 0, "all good training images are trained on"
+    assert parameters["09_pixel_level"]["scenarios"] == ["full-shot"], "all that were drawn are known"
+    working = parameters["04_diag_inpainting"]
+    assert (
+        working["working_width"] == working["working_height"] == data["image_width"] == data["image_height"]
+    )
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "profiles").glob("*.yaml")), ids=lambda path: path.stem)
+def test_pools_and_pixel_level_know_the_same_real_positives(path: Path):
+    parameters = read_profile(path, ROOT / "notebooks")
+    declared = [inspect_notebook(str(ROOT / "notebooks" / f"{name}.ipynb")) for name in parameters]
+    counts = {
+        values.get("few_shot_count", ast.literal_eval(known["few_shot_count"]["default"]))
+        for values, known in zip(parameters.values(), declared, strict=True)
+        if "few_shot_count" in known
+    }
+    assert len(counts) == 1

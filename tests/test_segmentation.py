@@ -12,14 +12,18 @@ from defaug_utils.files import write_csv, write_json, write_png
 from defaug_utils.images import fit_mask, read_mask
 from defaug_utils.manifest import ManifestError, make_manifest
 from defaug_utils.masked_samples import hash_masked_samples, load_masked_samples
-from defaug_utils.pixel_results import format_pixel_table, read_pixel_runs, summarise_pixel_runs
-from defaug_utils.recipes import Recipe
+from defaug_utils.pixel_plots import show_score_maps
+from defaug_utils.pixel_results import PIXEL_NUMBERS, choose_shown, read_pixel_runs
+from defaug_utils.recipes import Recipe, fit_epochs, plan_epochs
+from defaug_utils.reports import layout_results
+from defaug_utils.results import paired_differences, summarise_results
 from defaug_utils.segmentation import (
     MAP_LIST,
     METRICS_FILE,
     logits_to_levels,
     measure_score_maps,
     read_score_map,
+    read_score_maps,
     train_segmenter,
     write_score_maps,
 )
@@ -213,13 +217,25 @@ def test_tables_over_seeds(tmp_path):
     for seed, value in ((0, 0.25), (1, 0.75)):
         write_json(tmp_path / f"few-shot-memseg-8-seed{seed}" / METRICS_FILE, numbers | {"pro": value})
     write_json(tmp_path / "few-shot-none-0-seed0" / METRICS_FILE, numbers)
-    summary = summarise_pixel_runs(read_pixel_runs(tmp_path))
-    assert summary["arm"].tolist() == ["memseg", "none"]
-    assert summary["seeds"].tolist() == [2, 1]
-    assert summary["pro_mean"].tolist() == [0.5, 0.5]
-    assert summary["pro_std"].iloc[0] == pytest.approx(np.std([0.25, 0.75], ddof=1))
-    table = format_pixel_table(summary)
-    assert table["pro"].tolist() == ["50.0 ± 35.4", "50.0"]
+    runs = read_pixel_runs(tmp_path)
+    summary = summarise_results(runs, list(PIXEL_NUMBERS.values()))
+    assert summary["arm"].tolist() == ["none", "memseg"]
+    assert summary["n"].tolist() == [1, 2]
+    assert summary["pro"].tolist() == [0.5, 0.5]
+    assert summary["pro_std"].iloc[1] == pytest.approx(np.std([0.25, 0.75], ddof=1))
+    table = layout_results(summary, PIXEL_NUMBERS)
+    assert table["PRO"].tolist() == ["0.500", "0.500 ± 0.354"]
+    (gain,) = paired_differences(runs, "none", "pro").to_dict("records")
+    assert (gain["arm"], gain["n"], gain["difference"]) == ("memseg", 1, -0.25)  # seed 1 has no pair
+
+
+def test_only_the_asked_runs_are_read_with_their_leaks(tmp_path):
+    for name in ("few-shot-memseg-8-seed0", "few-shot-diag-8-seed0", "nonsense"):
+        write_json(tmp_path / name / METRICS_FILE, {"pro": 0.5})
+    asked = {"few-shot-diag-8-seed0": "train_positives", "few-shot-cut_paste-8-seed0": ""}
+    assert read_pixel_runs(tmp_path, asked)[["arm", "leak"]].to_numpy().tolist() == [
+        ["diag", "train_positives"]
+    ]
 
 
 def test_wrong_runs_are_listed(tmp_path):
@@ -230,3 +246,67 @@ def test_wrong_runs_are_listed(tmp_path):
     (tmp_path / "few-shot-none-0-seed0" / METRICS_FILE).write_text("{")
     with pytest.raises(ValueError, match="2 problem"):
         read_pixel_runs(tmp_path)
+
+
+def test_stored_maps_are_found_by_the_images_names(trained, masked):
+    folder, _ = trained
+    listed = pd.read_csv(folder / MAP_LIST)
+    chosen = listed.iloc[[3, 0]]
+    maps = read_score_maps(folder, chosen["image"])
+    assert [float(one.max()) for one in maps] == pytest.approx(chosen["score"].tolist(), abs=1e-3)
+    with pytest.raises(KeyError, match="elsewhere"):
+        read_score_maps(folder, ["elsewhere.png"])
+    with pytest.raises(FileNotFoundError, match="write the score maps first"):
+        read_score_maps(folder / "none", chosen["image"])
+
+
+@pytest.mark.parametrize("balanced", [True, False])
+def test_few_positives_get_more_epochs_so_that_as_many_images_are_shown(balanced):
+    recipe = replace(QUICK, balanced=balanced)
+    for positives in (5, 45):
+        labels = np.array([1] * positives + [0] * 90)
+        fitted = fit_epochs(recipe, labels, 1440)
+        shown = sum(map(len, plan_epochs(labels, fitted, seed=1)))
+        assert abs(shown - 1440) <= len(plan_epochs(labels, fitted, seed=1)[0]) / 2
+        assert replace(fitted, epochs=recipe.epochs) == recipe
+    assert fit_epochs(recipe, labels, 1).epochs == 1
+    assert fit_epochs(recipe, labels, 0) == recipe
+    with pytest.raises(ValueError, match="training_images -1"):
+        fit_epochs(recipe, labels, -1)
+
+
+def make_test_rows(types: str) -> pd.DataFrame:
+    positives = [
+        {"image": f"{n}.png", "label": "positive", "defect_type": word} for n, word in enumerate(types)
+    ]
+    negatives = [{"image": f"good{n}.png", "label": "negative", "defect_type": ""} for n in range(5)]
+    return pd.DataFrame([*negatives, *positives])
+
+
+def test_every_type_of_defect_is_shown_before_any_twice():
+    rows = make_test_rows("aaaaaaaaab")
+    for seed in range(5):
+        shown = choose_shown(rows, 3, seed)
+        assert shown["label"].tolist() == ["positive"] * 3 + ["negative"]
+        assert sorted(shown["defect_type"].iloc[:2]) == ["a", "b"]
+        assert shown["image"].tolist() == rows.loc[shown.index, "image"].tolist()
+    assert len({tuple(choose_shown(rows, 3, seed).index) for seed in range(5)}) > 1
+    assert len(choose_shown(rows, 99, 0)) == 11
+
+
+def test_maps_stand_beside_their_picture_as_probabilities():
+    image_u8, mask = np.full((30, 10, 3), 90, np.uint8), np.zeros((30, 10), bool)
+    mask[20:22, 4:6] = True
+    logits = np.where(mask, 30.0, -30.0)
+    pictures, masks = [image_u8, image_u8], [mask, np.zeros_like(mask)]
+    figure = show_score_maps(pictures, masks, {"one": [logits, logits], "zero": [0 * logits] * 2})
+    assert [axes.get_title() for axes in figure.axes] == ["picture", "one", "zero", "", "", ""]
+    shown = [axes.images[0].get_array() for axes in figure.axes]
+    assert {tile.shape[:2] for tile in shown} == {(10, 10)}
+    np.testing.assert_array_equal(shown[1], 255 * mask[16:26])
+    assert (shown[2] == 128).all()
+    assert [len(axes.collections) for axes in figure.axes] == [1, 1, 1, 0, 0, 0]
+    with pytest.raises(ValueError, match="2 pictures, but 1 of one"):
+        show_score_maps(pictures, masks, {"one": [logits]})
+    with pytest.raises(ValueError, match=r"picture 1: .*differ in size"):
+        show_score_maps(pictures, masks, {"one": [logits, logits[:5]]})

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from defaug_utils import checkpoints
-from defaug_utils.classifier import build_classifier, torchvision_key
+from defaug_utils.classifier import build_classifier, normalise_images, torchvision_key
 from defaug_utils.epochs import flip_images, set_training_mode
 from defaug_utils.files import write_png
 from defaug_utils.manifest import ManifestError, make_manifest
@@ -197,6 +197,17 @@ def test_no_batch_of_one_at_the_end(count, size, lengths):
     batches = split_batches(np.arange(count), size)
     assert [len(batch) for batch in batches] == lengths
     assert torch.cat(batches).tolist() == list(range(count))
+
+
+def test_mirrored_bytes_normalise_to_the_same_as_mirrored_floats():
+    images_u8 = torch.randint(
+        256, (16, 6, 4, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    mirrored_u8 = flip_images(images_u8.permute(0, 3, 1, 2), torch.Generator().manual_seed(1))
+    late = flip_images(normalise_images(images_u8), torch.Generator().manual_seed(1))
+    early = normalise_images(mirrored_u8.permute(0, 2, 3, 1))
+    assert torch.equal(early, late)
+    assert early.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_flips_mirror_each_image_on_its_own():

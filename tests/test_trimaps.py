@@ -249,11 +249,21 @@ def test_drawn_masks_are_moved_inside_the_object_only_where_they_must():
 def test_shapes_of_known_defects_as_a_mask_source():
     source = TurnedMasks([make_defect(), make_defect(kind="crack", number=1)])
     draws = [source.draw(seed, SIZE) for seed in range(20)]
-    assert all(mask.shape == (40, 48) and 20 < np.count_nonzero(mask) < 90 for mask, _ in draws)
-    assert {name for _, name in draws} == {"bad0.png", "bad1.png"}
+    assert all(mask.shape == (40, 48) and 20 < np.count_nonzero(mask) < 90 for mask, *_ in draws)
+    assert {draw.name for draw in draws} == {"bad0.png", "bad1.png"}
     assert (source.draw(3, SIZE).mask == draws[3].mask).all()
     assert source.describe() != TurnedMasks([make_defect()]).describe()
     with pytest.raises(ValueError, match=r"none of 50 turned shapes fits into 6 × 5 pixels"):
         source.draw(0, (6, 5))
     with pytest.raises(ValueError, match="0 defects"):
         TurnedMasks([])
+
+
+def test_a_turned_mask_brings_its_defects_prompt_along():
+    defects = [make_defect(), make_defect(kind="deep_crack", number=1)]
+    source = TurnedMasks(defects, template="a {defect_type}")
+    draws = [source.draw(seed, SIZE) for seed in range(20)]
+    found = {(draw.name, draw.text) for draw in draws}
+    assert found == {("bad0.png", "a hole"), ("bad1.png", "a deep crack")}
+    assert source.describe()["mask_texts"] == ["a deep crack", "a hole"]
+    assert TurnedMasks(defects).draw(0, SIZE).text == ""

@@ -2,6 +2,7 @@
 
     python scripts/embedded/make_model.py            # some hours on two processor cores
     python scripts/embedded/make_model.py --scale 4  # four times as many steps
+    python scripts/embedded/make_model.py --scale 0.005 --parts 60 --latents 48 --images 8  # a try, minutes
 
 Every stage takes up its own checkpoint, so a finished stage costs seconds and a larger scale trains on.
 """
@@ -15,18 +16,30 @@ HERE = Path(__file__).parent
 ROOT = "runs/embedded"
 
 
-def list_stages(scale: float, parts: int, latents: int) -> list[list[str]]:
+def list_stages(scale: float, parts: int, latents: int, images: int) -> list[list[str]]:
     """Scripts and arguments, in order."""
 
     def steps(count: int) -> list[str]:
-        return ["--steps", str(int(scale * count))]
+        return ["--steps", str(max(2, int(scale * count)))]
+
+    def first_steps(count: int) -> list[str]:
+        """Of the parts that all others stand on: they stay as they are when a larger scale trains on."""
+        return ["--steps", str(max(2, int(min(1, scale) * count)))]
 
     return [
         ["draw_pool.py", "--folder", f"{ROOT}/pool", "--count", str(parts)],
-        ["draw_pool.py", "--folder", f"{ROOT}/validation", "--count", "400", "--first-seed", "1000000000"],
+        [
+            "draw_pool.py",
+            "--folder",
+            f"{ROOT}/validation",
+            "--count",
+            str(min(400, parts)),
+            "--first-seed",
+            "1000000000",
+        ],
         ["build_tokenizer.py"],
-        ["train_text.py"],
-        ["train_autoencoder.py", "--steps", "849"],
+        ["train_text.py", *first_steps(418)],
+        ["train_autoencoder.py", *first_steps(849)],
         ["cache_latents.py", "--count", str(latents)],
         ["train_autoencoder.py", "--decoder-only", *steps(2000)],
         ["train_unet.py", "--task", "inpainting", *steps(5569)],
@@ -35,7 +48,7 @@ def list_stages(scale: float, parts: int, latents: int) -> list[list[str]]:
         ["train_backbone.py", *steps(6000)],
         ["train_segmenter.py", *steps(12000)],
         ["assemble.py"],
-        ["measure.py"],
+        ["measure.py", "--images", str(images)],
         ["draw_log.py"],
     ]
 
@@ -47,8 +60,10 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0)
     parser.add_argument("--parts", type=int, default=10000, help="parts drawn for training")
     parser.add_argument("--latents", type=int, default=5000, help="parts whose latents the U-Nets see")
+    parser.add_argument("--images", type=int, default=200, help="pictures to measure on, 8 or more")
     arguments = parser.parse_args()
-    for script, *options in list_stages(arguments.scale, arguments.parts, arguments.latents):
+    stages = list_stages(arguments.scale, arguments.parts, arguments.latents, arguments.images)
+    for script, *options in stages:
         print(script, *options, flush=True)
         subprocess.run([sys.executable, str(HERE / script), *options], check=True)  # noqa: S603
 

@@ -132,7 +132,7 @@ class OpenNotebook:
         """Run a cell after its kernel was restarted, when the page has noticed."""
         self.wait_until_idle()
         cell = self.page.locator(".jp-Notebook .jp-CodeCell").nth(number)
-        old = cell.locator(".mask-canvas").element_handle()
+        old = cell.locator(".mask-canvas, .review-grid").first.element_handle()
         self.run_cell(number)
         self.page.wait_for_function("old => !old || !old.isConnected", arg=old, timeout=RUN_MS)
         return cell

@@ -1,0 +1,251 @@
+"""Decisions on images: stored at once, never lost, never given to another pool's image."""
+
+import errno
+import multiprocessing
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from defaug_utils import review_store
+from defaug_utils.files import lock_file, write_png
+from defaug_utils.manifest import ManifestError, read_manifest, write_manifest
+from defaug_utils.mixing import usable_rows
+from defaug_utils.pools import GeneratedImage, generate_pool
+from defaug_utils.review_store import ImageReview, PoolReview, ReviewStoreError, list_reviewers
+
+COUNT = 12
+NAMES = [f"images/{index:06d}.png" for index in range(COUNT)]
+
+
+def make_pool(folder: Path, count: int = COUNT, grey: int = 90) -> Path:
+    def make_batch(indices: list[int], seeds: list[int]) -> list[GeneratedImage]:
+        made = []
+        for index in indices:
+            mask = np.zeros((48, 16), bool)
+            mask[4 : 8 + index % 5, 3:9] = True
+            row = {"prompt": f"prompt {index % 2}", "check_passed": index % 3 > 0, "change": index / 7}
+            row |= {"check_reason": "" if index % 3 else "no contrast"}
+            made.append(GeneratedImage(np.full((48, 16, 3), grey + index % 100, np.uint8), mask, row))
+        return made
+
+    generate_pool(folder, count, make_batch, "diag", {"grey": grey}, pool_seed=0)
+    return folder
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> Path:
+    return make_pool(tmp_path / "diag")
+
+
+def stored(folder: Path) -> pd.DataFrame:
+    return read_manifest(folder / "manifest.csv").set_index("image")
+
+
+def test_a_decision_is_on_the_disk_at_once_and_touches_nothing_else(pool: Path):
+    before = stored(pool)
+    review = PoolReview(pool)
+    assert review.decide(NAMES[2], True) == ImageReview(True, "")
+    assert review.write_note(NAMES[3], "  too\nbright ") == ImageReview(None, "too bright")
+    review.decide(NAMES[3], False)
+    expected = before.copy()
+    expected.loc[NAMES[2], "accepted"] = True
+    expected.loc[NAMES[3], ["accepted", "reviewer_note"]] = [False, "too bright"]
+    pd.testing.assert_frame_equal(stored(pool), expected)
+    review.decide(NAMES[2], None)
+    assert pd.isna(stored(pool).loc[NAMES[2], "accepted"])
+    assert PoolReview(pool).decisions[NAMES[3]] == ImageReview(False, "too bright")
+
+
+def test_mixing_draws_by_these_decisions(pool: Path):
+    review = PoolReview(pool)
+    review.decide(NAMES[0], True)  # failed its check
+    review.decide(NAMES[1], False)
+    drawn = set(usable_rows(read_manifest(pool / "manifest.csv"))["image"])
+    assert NAMES[0] in drawn
+    assert NAMES[1] not in drawn
+
+
+def test_two_windows_keep_the_decisions_of_both(pool: Path):
+    first, second = PoolReview(pool), PoolReview(pool)
+    first.decide(NAMES[0], True)
+    second.decide(NAMES[1], False)
+    second.write_note(NAMES[0], "seen in the second")
+    first.decide(NAMES[2], True)
+    table = stored(pool)
+    assert list(table.loc[NAMES[:3], "accepted"]) == [True, False, True]
+    assert table.loc[NAMES[0], "reviewer_note"] == "seen in the second"
+    assert first.decisions[NAMES[1]].accepted is False
+
+
+def decide_half(folder: Path, start: int, reviewer: str, barrier: object) -> None:
+    review = PoolReview(folder, reviewer)
+    barrier.wait(60)
+    for index in range(start, 40, 2):
+        review.decide(f"images/{index:06d}.png", start == 0)
+
+
+@pytest.mark.parametrize("reviewer", ["", "ann"])
+def test_two_processes_at_once_lose_nothing(tmp_path: Path, reviewer: str):
+    folder = make_pool(tmp_path / "diag", count=40)
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(2)
+    arguments = [(folder, start, reviewer, barrier) for start in (0, 1)]
+    processes = [context.Process(target=decide_half, args=given) for given in arguments]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+        assert process.exitcode == 0
+    decisions = PoolReview(folder, reviewer).decisions
+    assert [decisions[f"images/{index:06d}.png"].accepted for index in range(40)] == [True, False] * 20
+    assert not list(folder.glob("*.tmp*"))
+
+
+def test_a_pool_that_grows_keeps_its_decisions_and_the_open_review_sees_it(pool: Path):
+    review = PoolReview(pool)
+    review.decide(NAMES[0], False)
+    make_pool(pool, count=COUNT + 3)
+    assert list(stored(pool)["accepted"].notna()) == [True] + [False] * (COUNT + 2)
+    review.decide("images/000001.png", True)
+    review.decide(f"images/{COUNT + 2:06d}.png", True)
+    assert len(review.decisions) == COUNT + 3
+
+
+def test_undo_goes_back_step_by_step(pool: Path):
+    review = PoolReview(pool)
+    review.decide(NAMES[0], True)
+    review.decide(NAMES[0], True)  # nothing changes, so nothing to undo
+    review.write_note(NAMES[0], "fine")
+    review.decide(NAMES[0], False)
+    assert review.undoable == 3
+    for expected in (ImageReview(True, "fine"), ImageReview(True, ""), ImageReview()):
+        assert review.undo() == NAMES[0]
+        assert PoolReview(pool).decisions[NAMES[0]] == expected
+    assert review.undo() is None
+
+
+def test_undo_leaves_what_somebody_else_decided_since(pool: Path):
+    first, second = PoolReview(pool), PoolReview(pool)
+    first.decide(NAMES[1], True)
+    first.decide(NAMES[0], True)
+    second.decide(NAMES[0], False)
+    with pytest.raises(ReviewStoreError, match="was changed elsewhere since"):
+        first.undo()
+    assert PoolReview(pool).decisions[NAMES[0]].accepted is False
+    assert first.undo() == NAMES[1]
+
+
+def test_a_reviewers_own_file_leaves_the_manifest_alone_and_hides_other_decisions(pool: Path):
+    PoolReview(pool).decide(NAMES[5], True)
+    before = (pool / "manifest.csv").read_bytes()
+    ann = PoolReview(pool, "ann")
+    assert ann.decisions[NAMES[5]] == ImageReview()
+    ann.decide(NAMES[0], True)
+    ann.decide(NAMES[1], False)
+    ann.write_note(NAMES[1], 'a, "quoted" note')
+    ann.undo()
+    assert (pool / "manifest.csv").read_bytes() == before
+    table = pd.read_csv(pool / "review-ann.csv", dtype=str, keep_default_na=False)
+    assert list(table["image"]) == NAMES[:2]
+    assert list(table["accepted"]) == ["true", "false"]
+    assert set(table["reviewer"]) == {"ann"}
+    assert pd.to_datetime(table["time"]).notna().all()
+    assert list_reviewers(pool) == ["ann"]
+    assert PoolReview(pool, "ann").decisions[NAMES[1]] == ImageReview(False, "")
+
+
+def test_a_pool_made_anew_gets_no_decisions_meant_for_the_old_one(pool: Path, tmp_path: Path):
+    review, own = PoolReview(pool), PoolReview(pool, "ann")
+    review.decide(NAMES[0], True)
+    own.decide(NAMES[0], True)
+    other = make_pool(tmp_path / "other", grey=30)
+    foreign = (other / "manifest.csv").read_bytes()
+    (pool / "manifest.csv").write_bytes(foreign)
+    for opened in (review, own):
+        with pytest.raises(ReviewStoreError, match=r"is not the pool that was opened: 12 images .*000000"):
+            opened.decide(NAMES[1], True)
+    assert (pool / "manifest.csv").read_bytes() == foreign
+    with pytest.raises(ReviewStoreError, match=r"'images/000000.png' of seed .* is no image of this pool"):
+        PoolReview(pool, "ann")
+
+
+def test_an_image_that_vanished_is_told_and_other_decisions_stay(pool: Path):
+    review = PoolReview(pool)
+    review.decide(NAMES[0], True)
+    (pool / NAMES[0]).unlink()
+    with pytest.raises(ReviewStoreError, match=r"000000.png has vanished, so nothing was stored"):
+        review.decide(NAMES[0], False)
+    review.decide(NAMES[1], False)
+    assert list(stored(pool).loc[NAMES[:2], "accepted"]) == [True, False]
+    with pytest.raises(ReviewStoreError, match=r"has no image nowhere\.png"):
+        review.decide("nowhere.png", True)
+
+
+def test_a_read_only_folder_is_told_and_nothing_is_lost(pool: Path, monkeypatch: pytest.MonkeyPatch):
+    review = PoolReview(pool)
+    review.decide(NAMES[0], True)
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(review_store, "write_manifest", refuse)
+        with pytest.raises(PermissionError, match=r"diag can't be written to .* earlier decisions are kept"):
+            review.decide(NAMES[1], True)
+        with pytest.raises(PermissionError):
+            review.undo()
+    assert list(stored(pool)["accepted"].notna()) == [True] + [False] * (COUNT - 1)
+    assert review.undo() == NAMES[0]
+
+
+def test_a_lock_that_nobody_gives_back_is_told(pool: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(review_store, "lock_file", lambda path: lock_file(path, seconds=0.2))
+    review = PoolReview(pool)
+    with lock_file(pool / "manifest.csv"), pytest.raises(TimeoutError, match="in use by another process"):
+        review.decide(NAMES[0], True)
+    assert stored(pool)["accepted"].isna().all()
+    review.decide(NAMES[0], True)
+
+
+@pytest.mark.parametrize("name", ["../ann", "a b", "", "x" * 41])
+def test_a_reviewers_name_stays_a_file_name(pool: Path, name: str):
+    with pytest.raises(ReviewStoreError, match="use 1 to 40 letters"):
+        review_store.review_file_name(name)
+
+
+def test_every_broken_row_of_a_reviewers_file_is_told(pool: Path):
+    PoolReview(pool, "ann").decide(NAMES[0], True)
+    path = pool / "review-ann.csv"
+    row = path.read_text().splitlines()[1]
+    path.write_text(
+        path.read_text() + row + "\n" + row.replace("true", "maybe").replace("000000", "000001") + "\n"
+    )
+    with pytest.raises(ReviewStoreError) as told:
+        PoolReview(pool, "ann")
+    assert "stands there twice" in str(told.value)
+    assert "'maybe' is neither" in str(told.value)
+    path.write_text("image,accepted\na.png,true\n")
+    with pytest.raises(ReviewStoreError, match="column reviewer is missing"):
+        PoolReview(pool, "ann")
+
+
+def test_a_broken_manifest_is_told_and_left_alone(pool: Path):
+    review = PoolReview(pool)
+    (pool / "manifest.csv").write_text("image\n")
+    with pytest.raises(ManifestError, match="column mask is missing"):
+        review.decide(NAMES[0], True)
+    assert (pool / "manifest.csv").read_text() == "image\n"
+    with pytest.raises(FileNotFoundError, match="no manifest"):
+        PoolReview(pool / "nowhere")
+
+
+def test_a_pool_without_seeds_can_be_reviewed(tmp_path: Path):
+    folder = make_pool(tmp_path / "diag")
+    table = read_manifest(folder / "manifest.csv")
+    table["seed"] = pd.NA
+    write_manifest(table, folder / "manifest.csv")
+    write_png(folder / NAMES[0], np.zeros((4, 4, 3), np.uint8))
+    PoolReview(folder, "ann").decide(NAMES[0], True)
+    assert PoolReview(folder, "ann").decisions[NAMES[0]].accepted is True
