@@ -41,7 +41,7 @@ def pool_notebook(origin, run):
 
 def pools(*plans):
     """Every pool that runs draw from: its notebook and one of these runs."""
-    return {pool_notebook(origin, run): run for plan in plans for run in plan for origin in plan[run]}
+    return {pool_notebook(origin, run): run for runs in plans for run in runs for origin in runs[run]}
 
 
 # Of several pools by one notebook, one stands in the book.

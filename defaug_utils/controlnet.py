@@ -199,6 +199,7 @@ def read_once(controlnet: "ControlNetModel", conditioning: Tensor) -> tuple["Con
     """
     view = copy.copy(controlnet)
     view._modules = dict(controlnet._modules, controlnet_cond_embedding=torch.nn.Identity())
+    view.__dict__.pop("forward", None)  # in mixed precision accelerate binds it to the original
     return view, controlnet.controlnet_cond_embedding(conditioning)
 
 

@@ -21,7 +21,7 @@ RUN_COLUMNS = [
 PAPER_PROTOCOL = {"AP": "ap", "precision": "paper_precision", "recall": "paper_recall"}
 VALIDATION_PROTOCOL = {"AP": "ap", "precision": "validation_precision", "recall": "validation_recall"}
 PUBLISHED = {"AP": "ap", "precision": "precision", "recall": "recall"}
-PUBLISHED_ON = "published: KSDD2, ResNet-50"
+PUBLISHED_ON = "published: KSDD2"
 NOTHING = "–"
 
 
@@ -102,7 +102,7 @@ def compare_with_papers(
 
     Args:
         summary: as `summarise_results` returns it.
-        published: as `published_results` returns it; only rows of ResNet-50 are taken.
+        published: as `published_results` returns it.
         scenario: which one to show.
         ours: what ours was measured on and with, such as "procedural surfaces, resnet50".
 
@@ -110,12 +110,12 @@ def compare_with_papers(
         Text cells; the index has the levels method and N_aug, the columns whose and what.
     """
     own = layout_results(summary[summary["scenario"] == scenario], PAPER_PROTOCOL, mark_cells=True)
-    chosen = published[(published["scenario"] == scenario) & (published["detector"] == "ResNet-50")]
+    chosen = published[published["scenario"] == scenario]
     printed = layout_results(chosen, PUBLISHED, mark_cells=True)
     printed["in"] = [_name_table(*row) for row in zip(chosen["source"], chosen["table"], strict=True)]
     both = pd.concat({f"ours: {ours}": own.astype(object), PUBLISHED_ON: printed}, axis=1)
     arms = style_arms([*summary["arm"], *chosen["arm"]])
-    order = [label_arm(arm) for arm in arms]
+    order = [label_method(arm) for arm in arms]
     both = both.sort_index(key=lambda level: level.map(order.index) if level.name == "method" else level)
     return both.fillna(NOTHING)
 

@@ -21,6 +21,19 @@ from defaug_utils.review_store import (
 )
 
 DISAGREEMENTS = {"open": None, "accept": True, "reject": False}
+AGREEMENT_COLUMNS = (
+    "pool",
+    "first",
+    "second",
+    "judged by both",
+    "both accepted",
+    "both rejected",
+    "only first accepted",
+    "only second accepted",
+    "agreed",
+    "κ",
+    "remark",
+)
 
 
 class Agreement(NamedTuple):
@@ -96,7 +109,8 @@ def tabulate_agreement(folders: Sequence[Path | str]) -> pd.DataFrame:
         folders: of the pools; those with fewer than two reviewers have no row.
 
     Returns:
-        Columns `pool`, `reviewers`, `judged by both`, `agreed` (part of them), `κ` and `remark`.
+        The columns `AGREEMENT_COLUMNS`: images judged by both and the four counts that these fall into,
+        the part with the same decision, κ, and why κ is missing where it is.
 
     Raises:
         ReviewStoreError: a file does not suit its pool.
@@ -105,9 +119,10 @@ def tabulate_agreement(folders: Sequence[Path | str]) -> pd.DataFrame:
     for folder in map(Path, folders):
         for first, second in combinations(list_reviewers(folder), 2):
             told = measure_agreement(folder, first, second)
-            measured = (told.count, told.agreed, told.kappa, told.remark)
-            rows.append((folder.name, f"{first}, {second}", *measured))
-    return pd.DataFrame(rows, columns=["pool", "reviewers", "judged by both", "agreed", "κ", "remark"])
+            (both, only_first), (only_second, neither) = told.table.to_numpy()
+            counts = (told.count, both, neither, only_first, only_second)
+            rows.append((folder.name, first, second, *counts, told.agreed, told.kappa, told.remark))
+    return pd.DataFrame(rows, columns=list(AGREEMENT_COLUMNS)).astype({"agreed": float, "κ": float})
 
 
 def compare_decisions(

@@ -27,7 +27,7 @@ OUTLINE_RGBA = (255, 140, 0, 255)  # the orange of the book's other pictures
 CHECKS = ("passed", "failed")
 DECISIONS = ("open", "accepted", "rejected")
 WORD_OF = {None: "open", True: "accepted", False: "rejected"}
-LARGE_SIDE, LARGE_LINE = 1600, 2  # pixels of the long side and of the outline in the large view
+LARGE_SIDE = 1200  # pixels of the long side in the large view
 FILTERS = ("origin", "prompt", "check", "decision")
 
 
@@ -237,7 +237,7 @@ class ReviewGrid(anywidget.AnyWidget):
     def _send_large(self, key: str) -> None:
         review, image = self._find(key)
         mask = review.pool.set_index("image")["mask"].get(image, "")
-        drawn = draw_thumbnail(review.folder, image, mask, LARGE_SIDE, LARGE_LINE)
+        drawn = draw_thumbnail(review.folder, image, mask, LARGE_SIDE)
         told = {"kind": "large", "key": key, "problem": drawn["problem"]}
         self.send(told, [drawn["picture"], drawn["outline"]])
 

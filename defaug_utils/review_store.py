@@ -68,8 +68,8 @@ class PoolReview:
         self.folder, self.reviewer = Path(folder), reviewer
         name = review_file_name(reviewer) if reviewer else "manifest.csv"
         self.path = self.folder / name
-        self.pool = read_manifest(self.folder / "manifest.csv")
-        self._opened = identify_images(self.pool)
+        self._stamp: tuple[int, ...] = ()
+        self._opened: dict[str, tuple[str, str]] = {}
         self._changes: list[tuple[str, ImageReview, ImageReview]] = []
         self.decisions: dict[str, ImageReview] = {}
         self.reload()
@@ -85,7 +85,17 @@ class PoolReview:
         Raises:
             FileNotFoundError, ManifestError, ReviewStoreError: as when opening; or the pool was made anew.
         """
-        pool = read_manifest(self.folder / "manifest.csv")
+        self._reload_pool()
+        stored = read_reviewer_file(self.path, self.pool) if self.reviewer else manifest_decisions(self.pool)
+        self.decisions = {image: stored.get(image, ImageReview()) for image in self._opened}
+
+    def _reload_pool(self) -> None:
+        """Read the manifest where it is another file than last time: files are renamed, never changed."""
+        path = self.folder / "manifest.csv"
+        stamp = _stamp(path)
+        if stamp and stamp == self._stamp:
+            return
+        pool = read_manifest(path)
         found = identify_images(pool)
         changed = [image for image, identity in self._opened.items() if found.get(image) != identity]
         if changed:
@@ -93,9 +103,7 @@ class PoolReview:
                 f"{self.folder / 'manifest.csv'} is not the pool that was opened: {len(changed)} images are "
                 f"others or gone (the first is {changed[0]}); nothing was stored, open the review again"
             )
-        self.pool, self._opened = pool, found
-        stored = read_reviewer_file(self.path, pool) if self.reviewer else manifest_decisions(pool)
-        self.decisions = {image: stored.get(image, ImageReview()) for image in pool["image"]}
+        self.pool, self._opened, self._stamp = pool, found, stamp
 
     def decide(self, image: str, accepted: bool | None) -> ImageReview:
         """Accept (true), reject (false) or reopen (None) an image; its note stays.
@@ -167,10 +175,12 @@ class PoolReview:
         if self.reviewer:
             write_reviewer_file(self.path, self.reviewer, self.pool, decisions, image)
         else:
-            row = self.pool.index[self.pool["image"] == image][0]
+            pool = self.pool.copy()
+            row = pool.index[pool["image"] == image][0]
             accepted = pd.NA if decision.accepted is None else decision.accepted
-            self.pool.loc[row, ["accepted", "reviewer_note"]] = [accepted, decision.note]
-            write_manifest(self.pool, self.path)
+            pool.loc[row, ["accepted", "reviewer_note"]] = [accepted, decision.note]
+            write_manifest(pool, self.path)
+            self.pool, self._stamp = pool, _stamp(self.path)
         self.decisions = decisions
 
 
@@ -197,6 +207,15 @@ def review_file_name(reviewer: str) -> str:
     if not REVIEWER_NAME.fullmatch(reviewer):
         raise ReviewStoreError(f"reviewer {reviewer!r}: use 1 to 40 letters, digits, _ or -")
     return f"review-{reviewer}.csv"
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    """What changes with every new version of a file; empty while there is none."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return ()
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def list_reviewers(folder: Path | str) -> list[str]:

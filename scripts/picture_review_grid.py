@@ -2,7 +2,7 @@
 
     python scripts/picture_review_grid.py runs/workshop
 
-The run is copied, so that its own pools stay unreviewed.
+The run is copied, so that its own pools stay as they are.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from lab import start_lab  # noqa: E402
 POOLS = ("memseg", "diag")
 CELL = f"""
 from defaug_utils.review_grid import ReviewGrid
-ReviewGrid({list(POOLS)}, origin="diag")
+ReviewGrid({list(POOLS)}, reviewer="ann", origin="diag")
 """
 
 
@@ -29,7 +29,7 @@ def draw_picture(run: Path, target: Path) -> None:
     """Review a few images by keys and store what the widget looks like then."""
     with tempfile.TemporaryDirectory() as folder, start_lab(Path(folder)) as lab, sync_playwright() as engine:
         for name in POOLS:
-            shutil.copytree(run / name, Path(folder) / name)
+            shutil.copytree(run / name, Path(folder) / name, ignore=shutil.ignore_patterns("review-*.csv"))
         browser = engine.chromium.launch(executable_path=shutil.which("chromium"))
         page = browser.new_page(viewport={"width": 1120, "height": 1100})
         notebook = lab.open_notebook(page, "review.ipynb", [CELL])

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from diffusers import DDIMScheduler, StableDiffusionControlNetPipeline, StableDiffusionPipeline
 from tiny_models import save_model
 
@@ -176,6 +177,27 @@ def test_training_learns_and_shows_samples(model, triples, tmp_path: Path):
     assert (training["steps"], training["batch_size"]) == (60, 2)
     values = [loss for _, loss in losses]
     assert np.mean(values[-20:]) < np.mean(values[:20])
+
+
+@pytest.fixture
+def fresh_accelerate():
+    """accelerate keeps the first precision for the whole process, even of one test for the next."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_samples_can_be_drawn_while_it_trains_in_mixed_precision(model, triples, tmp_path: Path):
+    drawn = {}
+
+    def draw_samples(step: int, controlnet) -> None:
+        drawn[step] = draw(model, controlnet, [triples[0].trimap_u8] * 2, ["hole"] * 2, 1.0)
+
+    plan = StepPlan(2, 1, "bf16")
+    done = train_controlnet(model, triples, tmp_path, SETTINGS, plan, on_samples=draw_samples)
+    after = draw(model, done.controlnet, [triples[0].trimap_u8] * 2, ["hole"] * 2, 1.0)
+    assert len(drawn) == 2 and torch.equal(drawn[2], after)
 
 
 def test_velocity_is_learned_where_the_model_predicts_it(model, triples, monkeypatch):

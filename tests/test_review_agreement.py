@@ -67,7 +67,14 @@ def test_every_two_reviewers_of_every_pool_have_a_row(pool: Path, tmp_path: Path
     lonely = make_pool(tmp_path / "lonely")
     judge(lonely, "ann", "ar")
     table = tabulate_agreement([pool, lonely])
-    assert list(table["reviewers"]) == ["ann, bob", "ann, cyd", "bob, cyd"]
+    assert list(zip(table["first"], table["second"], strict=True)) == [
+        ("ann", "bob"),
+        ("ann", "cyd"),
+        ("bob", "cyd"),
+    ]
+    counts = table[["judged by both", "both accepted", "both rejected", "only first accepted"]]
+    assert counts.to_numpy().tolist() == [[4, 2, 1, 0], [4, 2, 0, 0], [4, 3, 0, 0]]
+    assert list(table["only second accepted"]) == [1, 2, 1]
     assert list(table["agreed"]) == [0.75, 0.5, 0.75]
     assert list(table["κ"]) == [0.5, 0.0, 0.0]
     assert tabulate_agreement([lonely]).empty

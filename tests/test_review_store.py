@@ -198,6 +198,7 @@ def test_a_read_only_folder_is_told_and_nothing_is_lost(pool: Path, monkeypatch:
             review.undo()
     assert list(stored(pool)["accepted"].notna()) == [True] + [False] * (COUNT - 1)
     assert review.undo() == NAMES[0]
+    assert stored(pool)["accepted"].isna().all()
 
 
 def test_a_lock_that_nobody_gives_back_is_told(pool: Path, monkeypatch: pytest.MonkeyPatch):

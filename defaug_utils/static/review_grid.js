@@ -165,7 +165,7 @@ function render({ model, el }) {
       const mark = makeElement("div", { className: "review-grid-mark" }, frame);
       const line = makeElement("div", { className: "review-grid-line" }, place);
       makeElement("span", { className: "review-grid-name", textContent: card.image.split("/").pop().replace(/\.\w+$/, ""), title: card.image }, line);
-      const check = makeElement("span", { className: "review-grid-check", textContent: card.check === "failed" ? "check ✕" : "", title: card.reason }, line);
+      if (card.check === "failed") makeElement("span", { className: "review-grid-check", textContent: "!", title: `failed its check: ${card.reason}` }, line);
       const choice = makeElement("div", { className: "review-grid-choice" }, place);
       const accept = makeButton(choice, "✓", `Accept ${card.image} (A)`, () => decideAt(index, true));
       const reject = makeButton(choice, "✕", `Reject ${card.image} (R)`, () => decideAt(index, false));
@@ -173,7 +173,7 @@ function render({ model, el }) {
       for (const button of [accept, reject]) button.tabIndex = -1;
       place.addEventListener("click", (event) => { if (!event.target.closest("button")) { select(index); root.focus({ preventScroll: true }); } });
       place.addEventListener("dblclick", (event) => { if (!event.target.closest("button")) openCloser(); });
-      return { place, mark, check, accept, reject, note };
+      return { place, mark, accept, reject, note };
     });
     grid.replaceChildren(...places.map(({ place }) => place));
     if (!shown.length) makeElement("div", { className: "review-grid-empty", textContent: "No image suits these filters." }, grid);
@@ -189,7 +189,7 @@ function render({ model, el }) {
       const { place, mark, accept, reject, note } = places[index];
       place.dataset.decision = card.decision;
       place.setAttribute("aria-selected", index === selected);
-      place.setAttribute("aria-label", `${card.image}, ${card.decision}${card.note ? `, note: ${card.note}` : ""}`);
+      place.setAttribute("aria-label", `${card.image}, ${card.decision}${card.check === "failed" ? ", failed its check" : ""}${card.note ? `, note: ${card.note}` : ""}`);
       mark.textContent = MARKS[card.decision];
       accept.setAttribute("aria-pressed", card.decision === "accepted");
       reject.setAttribute("aria-pressed", card.decision === "rejected");

@@ -1,0 +1,40 @@
+"""Keep the tables of a finished run, with their provenance and figures, in book/stored/NAME.
+
+python scripts/store_results.py runs/long long
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from defaug_utils.result_plots import plot_augmentation_curves
+from defaug_utils.results import ResultsError
+from defaug_utils.stored_results import RUNS, StoreError, read_stored, store_results
+
+FIGURES = {"ap.png": ["ap"], "precision_recall.png": ["paper_precision", "paper_recall"]}
+ROOT = Path(__file__).parents[1]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Store a run's results, or say why they can't be."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run_folder", type=Path, help="a finished run, such as runs/long")
+    parser.add_argument("name", help="folder in book/stored, such as long")
+    parser.add_argument("--command", help="what made the run; default: make book PROFILE=<the run's folder>")
+    parser.add_argument("--book", type=Path, default=ROOT / "book", help="folder of the book's prose")
+    given = parser.parse_args(arguments)
+    shelf = given.book / "stored"
+    target = shelf / given.name
+    try:
+        command = given.command or f"make book PROFILE={given.run_folder.resolve().name}"
+        provenance = store_results(given.run_folder, shelf, given.name, command)
+    except (StoreError, ResultsError, FileNotFoundError) as error:
+        sys.exit(str(error))
+    runs = read_stored(target)[0][RUNS]
+    for name, metrics in FIGURES.items():
+        plot_augmentation_curves(runs, metrics).savefig(target / name, dpi=80, bbox_inches="tight")
+    sys.stdout.write(f"{len(runs)} runs of {provenance['notebooks']} notebooks are stored in {target}\n")
+
+
+if __name__ == "__main__":
+    main()

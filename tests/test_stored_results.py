@@ -1,0 +1,193 @@
+"""Results that are stored for the book: whole, with their provenance, and shown as they are."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook, new_output
+
+from defaug_utils.files import write_json
+from defaug_utils.results import METRICS
+from defaug_utils.session import watermark
+from defaug_utils.stored_pages import PARTS, to_markdown, write_part
+from defaug_utils.stored_results import (
+    PIXELS,
+    PROVENANCE,
+    QUALITY,
+    RUNS,
+    StoreError,
+    read_stored,
+    store_results,
+)
+
+ROOT = Path(__file__).parents[1]
+STORED = sorted(path for path in (ROOT / "book" / "stored").iterdir() if path.is_dir())
+COMMAND = "make book PROFILE=long"
+NAMES = [
+    f"few-shot-{arm}-{n_aug}-seed{seed}" for arm, n_aug in (("none", 0), ("memseg", 80)) for seed in (0, 1)
+]
+LAST = "notebooks/08_results.ipynb"
+
+
+def write_notebook(path: Path, hour: int, parameters: dict) -> None:
+    """An executed notebook with one parameter left as it is, and a watermark."""
+    cell = new_code_cell("steps: int = 5  # left as it is", metadata={"tags": ["parameters"]})
+    table = watermark(parameters)._repr_html_()
+    marked = new_code_cell("watermark({})", outputs=[new_output("execute_result", {"text/html": table})])
+    notebook = new_notebook(cells=[cell, marked])
+    notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    times = {
+        "start_time": f"2026-01-01T{hour:02}:00:00.5+00:00",
+        "end_time": f"2026-01-01T{hour:02}:30:00.5+00:00",
+    }
+    notebook.metadata.papermill = {**times, "duration": 1800.0, "parameters": parameters}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(notebook, path)
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path) -> Path:
+    """A finished run of four classifiers, two pixel-level detectors and a pool in a seed's folder."""
+    run = tmp_path / "runs" / "long"
+    shares = dict.fromkeys((*METRICS, "ap_low", "ap_high"), 0.5) | {"n_test": 100, "n_test_positive": 10}
+    for place, name in enumerate(NAMES):
+        content = shares | {"ap": 0.2 + 0.1 * place, "leak": "", "backbone": "small"}
+        write_json(run / "classifier" / name / "metrics.json", content)
+        (run / f"train-{name}.csv").touch()
+        write_notebook(run / "notebooks" / "07_classifier" / f"{name}.ipynb", 3, {"n_aug": 1, "recipe": "x"})
+    for seed in (0, 1):
+        numbers = {"pixel_auroc": 0.9, "pro": 0.8, "pixel_ap": 0.5, "iap": 0.4, "iap90": 0.3 + 0.2 * seed}
+        write_json(run / "segmenter" / f"few-shot-memseg-80-seed{seed}" / "pixel_metrics.json", numbers)
+    write_notebook(
+        run / "notebooks" / "03_lora_finetune" / "few-shot-seed0.ipynb", 1, {"scenario": "few-shot"}
+    )
+    write_notebook(run / "notebooks" / "09_pixel_level.ipynb", 3, {"seed": 0})
+    write_notebook(run / LAST, 4, {"data_root": str(tmp_path / "parts"), "seed": 0})
+    return run
+
+
+def test_tables_and_provenance_are_stored_and_read_back(run_folder, tmp_path):
+    given = store_results(run_folder, tmp_path / "stored", "long", COMMAND)
+    tables, provenance = read_stored(tmp_path / "stored" / "long")
+    assert provenance == given
+    assert set(tables) == {RUNS, PIXELS}
+    assert tables[RUNS]["ap"].tolist() == pytest.approx([0.2, 0.3, 0.4, 0.5])
+    assert tables[PIXELS]["iap90"].tolist() == pytest.approx([0.3, 0.5])
+    page = write_part(tmp_path / "stored" / "long", "pixels").replace("\u00a0", " ")
+    cells = [cell.strip() for cell in page.splitlines()[-1].strip("|").split("|")]
+    assert cells == [
+        "MemSeg",
+        "80",
+        *(f"{n:.3f} ± 0.000" for n in (0.9, 0.8, 0.5, 0.4)),
+        "0.400 ± 0.141",
+        "2",
+    ]
+    assert (provenance["command"], provenance["name"], provenance["notebooks"]) == (COMMAND, "long", 7)
+    assert provenance["notebook_seconds"] == 7 * 1800
+    assert provenance["started"] == "2026-01-01T01:00:00"
+    assert provenance["finished"] == "2026-01-01T04:30:00"
+    assert {"Python", "torch", "device"} <= set(provenance["versions"])
+    assert len(provenance["commits"]) == 1
+    assert provenance["parameters"]["07_classifier"] == {"steps": 5, "recipe": "x"}
+    assert provenance["parameters"]["03_lora_finetune"] == {"steps": 5}
+    assert provenance["parameters"]["08_results"] == {"steps": 5, "data_root": "parts", "seed": 0}
+    assert str(tmp_path) not in json.dumps(provenance), "no folder of somebody's machine"
+
+
+def test_what_was_stored_before_is_replaced(run_folder, tmp_path):
+    target = tmp_path / "stored" / "long"
+    store_results(run_folder, target.parent, target.name, COMMAND)
+    shutil.rmtree(run_folder / "segmenter")
+    store_results(run_folder, target.parent, target.name, COMMAND)
+    assert sorted(path.name for path in target.iterdir()) == [RUNS, PROVENANCE]
+    assert "no pixel-level detector" in write_part(target, "pixels")
+
+
+def test_an_unfinished_run_is_refused_and_nothing_written(run_folder, tmp_path):
+    (run_folder / "classifier" / NAMES[0] / "metrics.json").unlink()
+    (run_folder / LAST).rename(run_folder / LAST.replace(".ipynb", ".failed.ipynb"))
+    (run_folder / "notebooks" / "09_pixel_level.ipynb").unlink()
+    with pytest.raises(StoreError) as caught:
+        store_results(run_folder, tmp_path / "stored", "long", COMMAND)
+    for told in (
+        NAMES[0],
+        "08_results.ipynb is missing",
+        "09_pixel_level.ipynb is",
+        "08_results.failed.ipynb failed",
+        "goes on where",
+    ):
+        assert told in str(caught.value)
+    with pytest.raises(StoreError, match="has not finished"):
+        store_results(tmp_path / "nowhere", tmp_path / "stored", "long", COMMAND)
+    assert not (tmp_path / "stored").exists()
+
+
+@pytest.mark.parametrize("name", ["..", "Long run", ""])
+def test_a_name_that_is_no_folders_is_refused(run_folder, tmp_path, name):
+    with pytest.raises(StoreError, match="expected small letters"):
+        store_results(run_folder, tmp_path / "stored", name, COMMAND)
+
+
+def test_the_script_stores_figures_and_says_what_is_wrong(run_folder, tmp_path):
+    script = [sys.executable, str(ROOT / "scripts" / "store_results.py"), str(run_folder), "long"]
+    options = {"capture_output": True, "text": True, "check": False}
+    done = subprocess.run([*script, "--book", str(tmp_path)], **options)
+    assert done.returncode == 0, done.stderr
+    target = tmp_path / "stored" / "long"
+    assert read_stored(target)[1]["command"] == COMMAND
+    assert all((target / name).stat().st_size > 1000 for name in ("ap.png", "precision_recall.png"))
+    (run_folder / LAST).unlink()
+    failed = subprocess.run([*script, "--book", str(tmp_path)], **options)
+    assert failed.returncode == 1
+    assert "has not finished" in failed.stderr
+    assert "Traceback" not in failed.stderr
+
+
+@pytest.mark.parametrize("folder", STORED, ids=lambda path: path.name)
+def test_the_books_tables_are_the_stored_runs_means(folder):
+    page = write_part(folder, "scenarios").replace("\u00a0", " ")
+    runs = pd.read_csv(folder / RUNS)
+    for _, group in runs.groupby(["scenario", "arm", "n_aug"]):
+        for metric in ("ap", "paper_precision", "validation_recall"):
+            values = group[metric].to_numpy()
+            spread = np.sqrt(((values - values.mean()) ** 2).sum() / (len(values) - 1))
+            assert f"{values.mean():.3f} ± {spread:.3f}" in page, (group.iloc[0, :3].tolist(), metric)
+    _, provenance = read_stored(folder)
+    assert provenance["notebooks"] >= len(runs) + len(provenance["parameters"]) - 1
+    assert provenance["started"] < provenance["finished"]
+    assert PROVENANCE in {path.name for path in folder.iterdir()}
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 500_000
+
+
+@pytest.mark.parametrize("folder", STORED, ids=lambda path: path.name)
+@pytest.mark.parametrize("part", PARTS)
+def test_every_part_of_the_page_can_be_written(folder, part):
+    text = write_part(folder, part)
+    assert text.strip()
+    assert "nan" not in text.replace("_", " ").split()
+    assert text.count("```") % 2 == 0
+
+
+def test_an_unknown_part_and_an_empty_folder_are_told(tmp_path):
+    with pytest.raises(ValueError, match="part 'plots' is none of overview"):
+        write_part(tmp_path, "plots")
+    with pytest.raises(FileNotFoundError, match=r"run scripts/store_results\.py"):
+        write_part(tmp_path, "claims")
+
+
+def test_a_cells_bar_does_not_break_the_table():
+    text = to_markdown(pd.DataFrame({"a|b": ["1 | 2"]}), "Bars.")
+    assert text.splitlines()[2:] == ["| a\\|b |", "| --- |", "| 1 \\| 2 |"]
+
+
+def test_the_pages_folder_is_stored():
+    page = (ROOT / "book" / "long_run.md").read_text(encoding="utf-8")
+    assert all(f"```{{stored}} stored/long {part}\n" in page for part in PARTS)
+    assert {path.name for path in STORED} >= {"long"}
+    assert (ROOT / "book" / "stored" / "long" / QUALITY).is_file()
