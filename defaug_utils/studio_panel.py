@@ -221,7 +221,7 @@ class StudioPanel(ipywidgets.VBox):
                 self._add_card(image)
                 if finished < count:
                     self._say(f"painting {finished + 1} of {count} …")
-            self._say(f"{finished} painted: accept or reject them; what is not decided is not kept", GOOD)
+            self._say(f"{finished} painted: accept or reject below; what is not decided is not kept", GOOD)
         except Stopped:
             self._say(f"stopped: {finished} of {count} finished and shown, the one at work is dropped", BAD)
         except Exception as error:  # a thread's error would be seen by nobody
