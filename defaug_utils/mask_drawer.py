@@ -87,7 +87,9 @@ class MaskDrawer(ipywidgets.VBox):
         self.confirm_button = make_button("Delete it", "Remove the file", self.delete, "danger")
         self.keep_button = make_button("Keep it", "Leave the file as it is", self._show_state)
         answers = [self.question_text, self.confirm_button, self.keep_button]
-        self.question = ipywidgets.HBox(answers, layout=ipywidgets.Layout(display="none"))
+        self.question = ipywidgets.HBox(
+            answers, layout=ipywidgets.Layout(display="none", align_items="center")
+        )
 
     @property
     def has_unsaved_strokes(self) -> bool:

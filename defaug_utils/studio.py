@@ -12,7 +12,7 @@ import pandas as pd
 
 from defaug_utils.changes import CheckLimits, check_image
 from defaug_utils.drawn_masks import mask_file_name
-from defaug_utils.files import explain_read_only, write_json, write_png
+from defaug_utils.files import explain_read_only, lock_file, write_json, write_png
 from defaug_utils.images import read_image, read_mask
 from defaug_utils.inpaint import Inpainter
 from defaug_utils.inpaint_batches import InpaintJob, check_jobs, inpaint_batch
@@ -194,7 +194,8 @@ class Studio:
     def decide(self, image: StudioImage, accepted: bool, note: str = "") -> StudioImage:
         """Store a picture with the expert's decision; a second decision on it replaces the first.
 
-        Picture and mask are written before the row that names them, each whole or not at all.
+        Picture and mask are written before the row that names them, each whole or not at all, under the lock
+        that reviews take, too: several windows or kernels on one folder keep the decisions of all.
 
         Args:
             image: from `paint` or `load`.
@@ -207,20 +208,21 @@ class Studio:
         Raises:
             PermissionError: the folder can't be written to; nothing that it holds has changed.
             ManifestError: its manifest is broken.
+            TimeoutError: another process keeps it locked.
         """
-        kept = self.read_kept()
-        is_same = pd.Series(True, index=kept.index)
-        for column in IDENTITY:
-            is_same &= kept[column].astype(str) == str(image.row[column]) if column in kept else False
-        row = {**image.row, "accepted": accepted, "reviewer_note": note}
+        path = self.folder / "manifest.csv"
         with explain_read_only(self.folder, "the decision was not stored"):
-            if is_same.any():
-                row |= kept.loc[is_same, ["image", "mask"]].iloc[0].to_dict()
-                kept.loc[is_same, ["accepted", "reviewer_note"]] = [accepted, note]
-            else:
-                row |= self._write_files(image, kept)
-                kept = make_manifest([*kept.to_dict("records"), row])
-            write_manifest(kept, self.folder / "manifest.csv")
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with lock_file(path):
+                kept, row = self.read_kept(), {**image.row, "accepted": accepted, "reviewer_note": note}
+                is_same = _find_same(kept, row)
+                if is_same.any():
+                    row |= kept.loc[is_same, ["image", "mask"]].iloc[0].to_dict()
+                    kept.loc[is_same, ["accepted", "reviewer_note"]] = [accepted, note]
+                else:
+                    row |= self._write_files(image, kept)
+                    kept = make_manifest([*kept.to_dict("records"), row])
+                write_manifest(kept, path)
         return image._replace(row=row)
 
     def _write_files(self, image: StudioImage, kept: pd.DataFrame) -> dict:
@@ -305,6 +307,14 @@ class Studio:
         job = InpaintJob(image.before_u8, request.mask, request.prompt, request.negative_prompt, request.seed)
         (painted,) = inpaint_batch(self.inpainter, [job], settings)
         return painted.image_u8
+
+
+def _find_same(kept: pd.DataFrame, row: dict) -> pd.Series:
+    """Which rows stand for the same picture: made from the same things by the same recipe."""
+    is_same = pd.Series(True, index=kept.index)
+    for column in IDENTITY:
+        is_same &= kept[column].astype(str) == str(row[column]) if column in kept else False
+    return is_same
 
 
 def hash_pixels(pixels: np.ndarray) -> str:

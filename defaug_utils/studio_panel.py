@@ -16,6 +16,7 @@ from defaug_utils.studio import Studio, StudioImage, StudioRequest
 
 MAX_CARDS = 24  # pictures shown at once; what is decided stays in the pool
 CARD_SIZE = (330, 300)  # most that each of a card's two pictures takes, CSS pixels
+FEW_CELLS = 10  # of the latent grid; a smaller mask gives the model no room to paint in
 OUTLINE = (255, 0, 200)
 BORDERS = {None: "1px solid #bbb", True: f"3px solid {GOOD}", False: f"3px solid {BAD}"}
 
@@ -55,9 +56,10 @@ class StudioCard(ipywidgets.VBox):
         )
         buttons = [self.accept_button, self.reject_button, self.reuse_button]
         pair = ipywidgets.HBox([show_pixels(before), show_pixels(image.after_u8)])
+        pair.layout.flex_flow = "row wrap"  # wide pictures stand one above the other
         super().__init__([pair, self.caption, self.note, ipywidgets.HBox(buttons)])
         self.add_class("studio-card")
-        self.layout = ipywidgets.Layout(width="max-content", max_width="100%", padding="6px", margin="4px")
+        self.layout = ipywidgets.Layout(width="max-content", max_width="360px", padding="6px", margin="4px")
         self.show_image(image)
 
     def show_image(self, image: StudioImage) -> None:
@@ -67,10 +69,13 @@ class StudioCard(ipywidgets.VBox):
         accepted = None if accepted not in (True, False) else bool(accepted)
         words = {None: "not decided: not kept yet", True: "accepted", False: "rejected"}[accepted]
         colour = {None: "inherit", True: GOOD, False: BAD}[accepted]
-        failed = f" · check: {image.row['check_reason']}" if image.row.get("check_passed") is False else ""
+        told = f"seed {image.request.seed}"
+        if not image.row["check_passed"]:
+            told += f" · check: {image.row['check_reason']}"
+        if image.row["latent_cells"] < FEW_CELLS:
+            told += f" · only {image.row['latent_cells']} cells: draw larger"
         self.caption.value = (
-            f"{colour_text(image.request.prompt)}{colour_text(f'seed {image.request.seed}{failed}')}"
-            f"{colour_text(words, colour)}"
+            f"{colour_text(image.request.prompt)}{colour_text(told)}{colour_text(words, colour)}"
         )
         self.note.value = str(image.row.get("reviewer_note") or "")
         self.layout.border = BORDERS[accepted]
@@ -216,7 +221,7 @@ class StudioPanel(ipywidgets.VBox):
                 self._add_card(image)
                 if finished < count:
                     self._say(f"painting {finished + 1} of {count} …")
-            self._say(f"{finished} painted: accept or reject them; what is not decided is not kept", GOOD)
+            self._say(f"{finished} painted: accept or reject below; what is not decided is not kept", GOOD)
         except Stopped:
             self._say(f"stopped: {finished} of {count} finished and shown, the one at work is dropped", BAD)
         except Exception as error:  # a thread's error would be seen by nobody

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -121,6 +122,24 @@ def test_a_second_decision_replaces_the_first(studio: Studio, open_studio):
     open_studio().decide(loaded, True)
     assert list(studio.read_kept()["accepted"]) == [True]
     assert len(list((studio.folder / "images").iterdir())) == 1
+
+
+def test_two_sessions_at_once_keep_the_decisions_of_both(studio: Studio, open_studio):
+    images = list(studio.paint(ask(), 8))
+
+    def decide_all(session: Studio, mine: list) -> None:
+        for image in mine:
+            session.decide(image, True)
+
+    threads = [Thread(target=decide_all, args=(open_studio(), images[half::2])) for half in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    kept = read_manifest(studio.folder / "manifest.csv", check_files=True)
+    assert sorted(kept["seed"]) == list(range(8))
+    for row in kept.to_dict("records"):
+        np.testing.assert_array_equal(read_image(studio.folder / row["image"]), images[row["seed"]].after_u8)
 
 
 def test_a_changed_negative_or_mask_is_not_taken_for_the_same(studio: Studio):

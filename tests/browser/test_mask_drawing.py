@@ -190,7 +190,7 @@ def test_touch_draws_two_fingers_zoom_and_a_pen_erases_with_its_other_end(notebo
     notebook.take_screenshot("touch-2-zoomed")
     np.testing.assert_array_equal(read_mask_of(notebook) > 0, drawn)  # no finger left a dot
 
-    painter.click("Fit")
+    painter.click("Show the whole image")
     painter.draw_with_pen((200, 90), (300, 100))
     with_pen = drawn | rasterise([(200, 90), (300, 100)], 9)
     painter.wait_for(with_pen.sum())

@@ -54,7 +54,7 @@ class StudioPage:
 
 @pytest.fixture
 def notebook(lab: Lab, page: Page, request: pytest.FixtureRequest) -> OpenNotebook:
-    run = "runs/workshop" if "generate" in request.node.name else f"runs/{request.node.name}"
+    run = "runs/workshop" if "generate" in request.node.name else "runs/stopped"
     rows = [{"image": name, "label": "negative", "split": "train", "origin": "real"} for name in NAMES]
     for number, row in enumerate(rows):
         surface_u8 = draw_surface(10000 + number, size=(128, 384)).image_u8
@@ -136,5 +136,5 @@ def test_stop_ends_at_once_and_the_kernel_answers_meanwhile(notebook: OpenNotebo
     assert finished[1] is False
     studio.fill("Prompt", "scratched " * 60)
     studio.press("Generate")
-    studio.expect_text("the model's limit is 77")
+    studio.expect_text("the model's limit is 32")
     notebook.take_screenshot("studio-stop-3-long-prompt")
