@@ -6,8 +6,8 @@
 # A run that was killed goes on where it stopped, since pools and classifiers resume by themselves too.
 from pathlib import Path
 
-from defaug_utils.profiles import read_profile
-from defaug_utils.runs import LEARNING_ORIGINS, NOTEBOOK_OF, arm_shares, planned_runs, pool_name, run_name
+from defaug_utils.profiles import read_defaults, read_profile
+from defaug_utils.runs import LEARNING_ORIGINS, NOTEBOOK_OF, Run, arm_shares, planned_runs, pool_name, run_name
 
 PROFILE = config.get("profile") or "workshop"
 DATA = str(config.get("data") or "")
@@ -19,11 +19,10 @@ PARAMETERS = read_profile(f"profiles/{PROFILE}.yaml")
 # An arm waits until every one of its origins has a notebook that makes its pool.
 def plan(notebook):
     """The runs of a notebook's lists, each with the origins of its pools."""
-    given = PARAMETERS[notebook]
+    given = {"share": 0.5, "extra_arms": {}, "left_out": {}} | read_defaults(notebook) | PARAMETERS[notebook]
     lists = [given[name] for name in ("scenarios", "arms", "n_aug", "seeds")]
-    extra_arms = given.get("extra_arms", {})
-    runs = planned_runs(*lists, extra_arms, given.get("left_out"))
-    origins = {run: arm_shares(run.arm, given.get("share", 0.5), extra_arms) for run in runs}
+    runs = planned_runs(*lists, given["extra_arms"], given["left_out"])
+    origins = {run: arm_shares(run.arm, given["share"], given["extra_arms"]) for run in runs}
     return {run: used for run, used in origins.items() if all(NOTEBOOK_OF[name] in PARAMETERS for name in used)}
 
 
@@ -44,8 +43,11 @@ def pools(*plans):
     return {pool_notebook(origin, run): run for runs in plans for run in runs for origin in runs[run]}
 
 
-# Of several pools by one notebook, one stands in the book.
+# Of several pools by one notebook, one stands in the book, and one is made where no run asks for any.
 POOLS = pools(MIXED, MARKED)
+for origin in LEARNING_ORIGINS:
+    if not any(pool.startswith(NOTEBOOK_OF[origin]) for pool in POOLS):
+        POOLS[f"{NOTEBOOK_OF[origin]}/full-shot"] = Run("full-shot", origin, 0, 0)
 SHOWN_POOLS = {Path(pool).parts[0]: pool for pool in sorted(POOLS, reverse=True)}  # few-shot before the others
 CHAPTERS = {
     **{name: f"{EXECUTED}/{SHOWN_POOLS.get(name, name)}.ipynb" for name in PARAMETERS},

@@ -1,5 +1,6 @@
 """Profiles: the parameters of every notebook, checked against what the notebooks declare."""
 
+import ast
 import difflib
 from pathlib import Path
 
@@ -66,6 +67,17 @@ def read_profile(path: Path | str, notebook_folder: Path | str = "notebooks") ->
         | (content.get(notebook) or {})
         for notebook, names in declared.items()
     }
+
+
+def read_defaults(notebook: str, notebook_folder: Path | str = "notebooks") -> dict:
+    """The values in a notebook's parameters cell, which hold where a profile says nothing.
+
+    Args:
+        notebook: its name, such as `06_in_and_out`.
+        notebook_folder: where the notebooks are.
+    """
+    declared = inspect_notebook(str(Path(notebook_folder) / f"{notebook}.ipynb"))
+    return {name: ast.literal_eval(parameter["default"]) for name, parameter in declared.items()}
 
 
 def _nearest(name: str, known: object) -> str:

@@ -14,7 +14,7 @@ from defaug_utils.controlnet_training import PAPER_PLAN, ControlNetSettings
 from defaug_utils.decoder_adaptation import AdaptationSettings
 from defaug_utils.few_shot import FEW_SHOT_COUNT
 from defaug_utils.inpaint_settings import InpaintSettings
-from defaug_utils.profiles import ProfileError, read_profile
+from defaug_utils.profiles import ProfileError, read_defaults, read_profile
 from defaug_utils.trimaps import SCALE_RANGE, TRIPLES
 
 ROOT = Path(__file__).parents[1]
@@ -211,6 +211,12 @@ def test_mvtec_is_prepared_by_adabldms_protocol():
     assert (
         working["working_width"] == working["working_height"] == data["image_width"] == data["image_height"]
     )
+
+
+def test_defaults_are_the_values_of_the_parameters_cell():
+    defaults = read_defaults("06_in_and_out", ROOT / "notebooks")
+    assert defaults["seeds"] == [0, 1]
+    assert defaults["run_dir"] == "runs/workshop"
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "profiles").glob("*.yaml")), ids=lambda path: path.stem)
