@@ -1,6 +1,6 @@
 """The pictures of the studio in notebook 04, from the screenshots of its browser test.
 
-python -m pytest tests/browser/test_studio.py -k draw_generate
+python -m pytest tests/browser/test_painting.py -k draw_generate
 python scripts/studio_pictures.py
 """
 
