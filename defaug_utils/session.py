@@ -47,6 +47,7 @@ def start_notebook(run_dir: str, seed: int) -> Path:
     np.random.seed(seed)  # noqa: NPY002 - libraries that still draw from the global generator
     torch.manual_seed(seed)
     sns.set_theme(context="notebook", style="whitegrid", palette="colorblind")
+    pd.options.display.max_rows = 200  # the watermark names every parameter
     run = Path(run_dir)
     run.mkdir(parents=True, exist_ok=True)
     return run
