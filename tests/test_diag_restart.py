@@ -79,7 +79,7 @@ def test_killed_and_restarted_or_in_shards_it_is_the_same_pool(tmp_path: Path):
     for shard in (1, 2, 0):
         make_pool(tmp_path / "shards", data, model, shard=shard, shard_count=3)
     whole = read_all(tmp_path / "whole")
-    assert len(whole) == 2 * COUNT + 2, "images, masks, manifest and recipe"
+    assert len(whole) == 2 * COUNT + 3, "images, masks, manifest, its lock, and recipe"
     assert read_all(tmp_path / "killed") == whole
     assert read_all(tmp_path / "shards") == whole
 
