@@ -15,16 +15,9 @@ class Painter:
         expect(self.canvas).to_have_attribute("data-view", re.compile("scale"), timeout=60_000)
 
     def place(self, pixel: tuple[int, int]) -> tuple[float, float]:
-        return tuple(
-            self.canvas.evaluate(
-                """(canvas, [x, y]) => {
-                    const view = JSON.parse(canvas.dataset.view), seen = canvas.getBoundingClientRect();
-                    const along = (start, at) => start + (at + 0.5) * view.scale;
-                    return [along(seen.left + view.x, x), along(seen.top + view.y, y)];
-                }""",
-                list(pixel),
-            )
-        )
+        view, seen = self.view, self.canvas.evaluate("canvas => canvas.getBoundingClientRect()")
+        starts = seen["left"] + view["x"], seen["top"] + view["y"]
+        return tuple(start + (at + 0.5) * view["scale"] for start, at in zip(starts, pixel, strict=True))
 
     def drag(self, *pixels: tuple[int, int], button: str = "left") -> None:
         self.page.mouse.move(*self.place(pixels[0]))
@@ -46,8 +39,11 @@ class Painter:
 
     @property
     def view(self) -> dict:
-        """Scale and offset of the image in the canvas."""
-        return json.loads(self.canvas.get_attribute("data-view"))
+        """Scale and offset of the image in the canvas, once what was asked for has been painted."""
+        painted = """canvas => new Promise((done) => {
+            requestAnimationFrame(() => requestAnimationFrame(() => done(canvas.dataset.view)));
+        })"""
+        return json.loads(self.canvas.evaluate(painted))
 
     def set_opacity(self, percent: int) -> None:
         self.root.get_by_label("Opacity").fill(str(percent))
