@@ -5,8 +5,10 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
-from lab import SCREENSHOTS, Lab, start_lab
-from playwright.sync_api import Browser, Page, sync_playwright
+from lab import ANSWER_MS, SCREENSHOTS, Lab, start_lab
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+expect.set_options(timeout=ANSWER_MS)  # a busy machine answers late
 
 
 @pytest.fixture(scope="session")

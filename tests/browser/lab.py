@@ -117,7 +117,7 @@ class OpenNotebook:
     def wait_until_idle(self) -> None:
         """Wait until the status bar says so: only then is the page connected to the kernel."""
         status = self.page.locator("#jp-main-statusbar")
-        expect(status).to_contain_text("Python 3 (ipykernel) | Idle", timeout=ANSWER_MS)
+        expect(status).to_contain_text("Python 3 (ipykernel) | Idle")
 
     def run_cell(self, number: int) -> Locator:
         """Run a cell as a user does; returns its place in the page when the kernel is done."""

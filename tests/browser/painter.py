@@ -35,7 +35,7 @@ class Painter:
 
     def wait_for(self, pixels: int) -> None:
         """Wait until the kernel has said that it holds so many pixels."""
-        expect(self.root.locator(".mask-canvas-status")).to_contain_text(f"{pixels} pixels (", timeout=30_000)
+        expect(self.root.locator(".mask-canvas-status")).to_contain_text(f"{pixels} pixels (")
 
     @property
     def view(self) -> dict:

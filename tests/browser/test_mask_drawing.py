@@ -285,7 +285,7 @@ def test_a_large_image_is_drawn_and_its_frame_rate_kept(lab: Lab, page: Page):
         }"""
     )
     notebook.take_screenshot("large")
-    expect(painter.root.locator(".mask-canvas-status")).to_contain_text("in the notebook", timeout=30_000)
+    expect(painter.root.locator(".mask-canvas-status")).to_contain_text("in the notebook")
     drawn = read_mask_of(notebook) > 0
     assert drawn.shape == (1500, 4000)
     painter.wait_for(drawn.sum())
@@ -319,7 +319,7 @@ drawer
     expected = []
     for number in range(3):
         stroke = [(40 + 60 * number, 30), (120 + 60 * number, 90)]
-        expect(painter.root).to_have_attribute("data-image", f"train/{10000 + number}.png", timeout=30_000)
+        expect(painter.root).to_have_attribute("data-image", f"train/{10000 + number}.png")
         painter.drag(*stroke)
         expected.append(rasterise(stroke, 9))
         painter.wait_for(expected[-1].sum())
@@ -336,7 +336,7 @@ drawer
     place = notebook.run_cell_again(0)
     painter = Painter(page, place)
     for number in range(3):
-        expect(painter.root).to_have_attribute("data-image", f"train/{10000 + number}.png", timeout=30_000)
+        expect(painter.root).to_have_attribute("data-image", f"train/{10000 + number}.png")
         np.testing.assert_array_equal(read_mask_of(notebook, "drawer.canvas") > 0, expected[number])
         if number < 2:
             place.get_by_role("button", name="Next").click()

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from lab import ANSWER_MS, Lab, OpenNotebook
+from lab import Lab, OpenNotebook
 from playwright.sync_api import Locator, Page, expect
 
 from defaug_utils.manifest import read_manifest
@@ -60,15 +60,15 @@ class Reviewer:
             self.root.press(key)
 
     def expect_decision(self, name: str, decision: str) -> None:
-        expect(self.card(name)).to_have_attribute("data-decision", decision, timeout=ANSWER_MS)
+        expect(self.card(name)).to_have_attribute("data-decision", decision)
 
     def expect_selected(self, name: str) -> None:
-        expect(self.card(name)).to_have_attribute("aria-selected", "true", timeout=ANSWER_MS)
+        expect(self.card(name)).to_have_attribute("aria-selected", "true")
 
     def expect_names(self, names: list[str]) -> None:
-        expect(self.root.locator(".review-grid-card")).to_have_count(len(names), timeout=ANSWER_MS)
+        expect(self.root.locator(".review-grid-card")).to_have_count(len(names))
         for place, name in zip(self.root.locator(".review-grid-card").all(), names, strict=True):
-            expect(place).to_have_attribute("data-image", name, timeout=ANSWER_MS)
+            expect(place).to_have_attribute("data-image", name)
 
 
 def accepted(pool: Path) -> dict[str, bool]:
@@ -154,13 +154,13 @@ def test_what_goes_wrong_is_told_and_a_dead_kernel_too(lab: Lab, page: Page, poo
     notebook, reviewer = open_grid(lab, page, pool, "wrong")
     (pool / NAMES[1]).unlink()
     reviewer.press("a", "a")
-    expect(reviewer.root.locator(".is-problem")).to_contain_text("has vanished", timeout=ANSWER_MS)
+    expect(reviewer.root.locator(".is-problem")).to_contain_text("has vanished")
     expect(reviewer.card(NAMES[1]).locator(".review-grid-note")).to_have_text("not stored")
     assert accepted(pool) == {NAMES[0]: True}
     notebook.take_screenshot("review-6-vanished")
     notebook.kill_kernel()
     reviewer.press("r")
-    expect(reviewer.root.locator(".is-problem")).to_contain_text("kernel does not answer", timeout=ANSWER_MS)
+    expect(reviewer.root.locator(".is-problem")).to_contain_text("kernel does not answer")
     expect(reviewer.root.locator(".is-problem")).to_contain_text(f"Not stored: {NAMES[2]}")
     assert accepted(pool) == {NAMES[0]: True}
     notebook.take_screenshot("review-7-dead")
