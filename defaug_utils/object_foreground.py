@@ -2,6 +2,9 @@
 
 The features of a category's images fall into two clusters; the one that fills the border is background.
 The line that separates the two best tells how much of an object every place is.
+
+Beside the features stands the colour: a small backbone answers to edges and patterns, so that of a smooth
+part on a smooth plate it sees the rim alone.
 """
 
 import hashlib
@@ -21,6 +24,7 @@ THRESHOLD = 127  # of 0 … 255 (AdaBLDM's code)
 CLOSING = (5, 5)  # pixels (AdaBLDM's code)
 TEXTURES = ("carpet", "grid", "leather", "tile", "wood")  # MVTec AD's categories without background
 MAX_FIT_IMAGES = 32  # of a category; more change the line little
+COLOUR_WEIGHT = 4.0  # ours; of Lab colours (0 … 1) beside features of unit length
 
 ReadFeatures = Callable[[np.ndarray], np.ndarray]
 
@@ -135,24 +139,36 @@ def _mark_border(shape: tuple[int, int]) -> np.ndarray:
 
 
 def make_feature_reader(
-    network: FeatureNetwork, layers: Sequence[str] = ("eighth", "sixteenth")
+    network: FeatureNetwork,
+    layers: Sequence[str] = ("quarter", "eighth"),
+    colour_weight: float = COLOUR_WEIGHT,
 ) -> ReadFeatures:
-    """Mid-level features of a backbone, every layer at the first one's resolution.
+    """Features of a backbone and colours, every layer at the first one's resolution.
 
     Args:
         network: from `open_features`.
         layers: names of its layers, the finest first.
+        colour_weight: of the colours; 0 leaves them out, as AdaBLDM does.
 
     Returns:
-        image (height, width, 3), uint8 → features (rows, columns, channels), float32.
+        image (height, width, 3), uint8 → features (rows, columns, channels), float32; the last three
+        channels are the weighted Lab colours.
+
+    Raises:
+        ValueError: the weight is negative.
     """
+    if colour_weight < 0:
+        raise ValueError(f"colour_weight {colour_weight} is negative: 0 leaves colours out")
 
     def read_features(image_u8: np.ndarray) -> np.ndarray:
         maps = network.read_maps(image_u8[None].copy(), layers)  # files are read read-only
         arrays = [maps[layer][0].permute(1, 2, 0).cpu().numpy() for layer in layers]
         size = arrays[0].shape[1::-1]
-        stretched = [_resize_channels(array, size) for array in arrays]
-        return np.concatenate([_scale(array) for array in stretched], axis=2)
+        stretched = [_scale(_resize_channels(array, size)) for array in arrays]
+        if colour_weight:
+            lab = cv2.cvtColor(image_u8, cv2.COLOR_RGB2LAB).astype(np.float32) / 255
+            stretched.append(colour_weight * cv2.resize(lab, size, interpolation=cv2.INTER_AREA))
+        return np.concatenate(stretched, axis=2)
 
     return read_features
 

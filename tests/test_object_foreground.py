@@ -20,7 +20,8 @@ from defaug_utils.object_foreground import (
 from defaug_utils.textures import open_textures
 
 SIDE = 96
-WEIGHTS = Path(__file__).parents[1] / "models/backbones/resnet10_quarter.safetensors"
+MODELS = Path(__file__).parents[1] / "models"
+WEIGHTS = [MODELS / "backbones/resnet10_quarter.safetensors", MODELS / "workshop/backbone"]
 
 
 def draw_part(seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -94,12 +95,32 @@ def test_clusters_start_repeatably(seed):
     assert first.describe() == second.describe()
 
 
-def test_with_the_backbone_of_the_workshop():
-    reader = make_feature_reader(open_features("resnet10_quarter", str(WEIGHTS)))
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_with_the_backbones_of_the_book(weights):
+    network = open_features("resnet10_quarter", str(weights))
+    reader = make_feature_reader(network)
     image_u8, is_object = draw_part(30)
-    assert reader(image_u8).shape == (12, 12, 32 + 64)
+    assert reader(image_u8).shape == (24, 24, 16 + 32 + 3)
+    assert make_feature_reader(network, ("eighth",), 0)(image_u8).shape == (12, 12, 32)
     finder = fit_object_finder([draw_part(seed)[0] for seed in range(4)], reader)
-    assert share_agreed(finder(image_u8), is_object) > 0.6
+    assert share_agreed(finder(image_u8), is_object) > 0.7
+    with pytest.raises(ValueError, match="is negative"):
+        make_feature_reader(network, colour_weight=-1)
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize(("part_grey", "plate_grey"), [(120, 18), (60, 220)])
+def test_a_smooth_part_is_found_whole_not_its_rim(weights, part_grey, plate_grey):
+    images = []
+    for seed in range(5):
+        _, is_object = draw_part(seed)
+        noise = np.random.default_rng(seed).normal(0, 4, is_object.shape)
+        grey = np.clip(np.where(is_object, part_grey, plate_grey) + noise, 0, 255).astype(np.uint8)
+        images.append((grey[..., None].repeat(3, axis=2), is_object))
+    reader = make_feature_reader(open_features("resnet10_quarter", str(weights)))
+    finder = fit_object_finder([image_u8 for image_u8, _ in images[:4]], reader)
+    image_u8, is_object = images[4]
+    assert share_agreed(finder(image_u8), is_object) > 0.9
 
 
 def test_textures_are_all_foreground():
