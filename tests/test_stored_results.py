@@ -157,7 +157,9 @@ def test_the_books_tables_are_the_stored_runs_means(folder):
         for metric in ("ap", "paper_precision", "validation_recall"):
             values = group[metric].to_numpy()
             spread = np.sqrt(((values - values.mean()) ** 2).sum() / (len(values) - 1))
-            assert f"{values.mean():.3f} ± {spread:.3f}" in page, (group.iloc[0, :3].tolist(), metric)
+            nudged = (values.mean() - 1e-9, values.mean() + 1e-9)  # a mean of 0.5875 is rounded either way
+            expected = [f"{mean:.3f} ± {spread:.3f}" for mean in nudged]
+            assert any(text in page for text in expected), (group.iloc[0, :3].tolist(), metric)
     _, provenance = read_stored(folder)
     assert provenance["notebooks"] >= len(runs) + len(provenance["parameters"]) - 1
     assert provenance["started"] < provenance["finished"]
