@@ -4,6 +4,7 @@ The mark is computed from the rows that a run was trained on: each generated row
 from, and `masks.is_leak` says which scenarios may not know that.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -31,9 +32,9 @@ def find_leaks(rows: pd.DataFrame, scenario: str) -> str:
     return ", ".join(source for source in sources if is_leak(source, scenario))
 
 
-def find_leaking_scenarios(rows: pd.DataFrame) -> list[str]:
-    """The scenarios in which a pool's images are a leak."""
-    return [scenario for scenario in SCENARIOS if find_leaks(rows, scenario)]
+def find_leaking_scenarios(rows: pd.DataFrame, scenarios: Iterable[str] = SCENARIOS) -> list[str]:
+    """The scenarios, of those that a pool serves, in which its images are a leak."""
+    return [scenario for scenario in scenarios if find_leaks(rows, scenario)]
 
 
 def find_run_leaks(training_set: Path | str, scenario: str) -> str:

@@ -23,6 +23,7 @@ from defaug_utils.leaks import find_leaking_scenarios
 from defaug_utils.manifest import read_manifest, rebase_manifest
 from defaug_utils.mixing import usable_rows
 from defaug_utils.run_folder import list_pools, read_data
+from defaug_utils.runs import pool_scenarios
 
 REAL, UNTOUCHED = "real positives, two parts", "real negatives, untouched"
 DRAWS = 50  # of equally many images
@@ -114,7 +115,7 @@ def _measure_set(
             {
                 "set": name,
                 "masks": ", ".join(sorted(set(rows["mask_source"]) - {""})),
-                "leaks_in": ", ".join(find_leaking_scenarios(rows)),
+                "leaks_in": ", ".join(find_leaking_scenarios(rows, pool_scenarios(name))),
                 "layer": layer,
                 "channels": own.kept.shape[1],
                 "n": own.count,

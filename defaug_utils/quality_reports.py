@@ -7,6 +7,7 @@ from defaug_utils.pool_quality import REAL, UNTOUCHED
 from defaug_utils.reports import NOTHING
 
 KD_FACTOR = 1000  # kernel distances are small numbers
+MOST_NAMED = 6  # pools in a sentence; the table has them all
 
 
 def format_digits(mean: float, deviation: float = float("nan")) -> str:
@@ -65,14 +66,16 @@ def describe_quality(quality: pd.DataFrame) -> str:
         return "No pool, or too few images for a comparison at equal numbers: no distance is read here."
     first = rows.iloc[0]
     near = pools.sort_values("fd_equal")
-    values = ", ".join(
+    values = [
         f"{mark_label(name, row['leaks_in'])} {format_digits(row['fd_equal'], row['fd_equal_std'])}"
         for name, row in near.iterrows()
-    )
+    ]
+    if len(values) > MOST_NAMED:
+        values = [*values[: MOST_NAMED - 1], "…", values[-1]]
     farther = int((pools["fd_equal"] > untouched).sum())
     text = (
         f"{first['fd_name']} at {first['layer']} of the side, {first['n_equal']} images on either side, "
-        f"from the nearest pool on: {values}. Two parts of the real positives lie "
+        f"from the nearest pool on: {', '.join(values)}. Two parts of the real positives lie "
         f"{format_digits(floor)} apart, untouched negatives {format_digits(untouched)} from real positives. "
     )
     if farther:

@@ -78,6 +78,12 @@ def pool_name(scenario: str, seed: int) -> str:
     return f"{scenario}-seed{seed}" if scenario == "few-shot" else scenario
 
 
+def pool_scenarios(name: str) -> tuple[str, ...]:
+    """The scenarios that a pool serves: of `adabldm/few-shot-seed0` the one in its name, of `diag` all."""
+    own = tuple(scenario for scenario in SCENARIOS if name.split("/")[-1].startswith(scenario))
+    return own or SCENARIOS
+
+
 def planned_runs(
     scenarios: Iterable[str],
     arms: Iterable[str],

@@ -154,6 +154,22 @@ def test_masks_of_real_defects_are_marked(run, network):
     assert "FID" not in html
 
 
+def test_a_pool_of_one_scenario_leaks_in_no_other(run, network):
+    for name in ("adabldm/few-shot-seed0", "ddpm/zero-shot"):
+        write_pool(run, name, [draw_defect(80 + seed) for seed in range(N_POOL)], "few_shot")
+    quality = measure_pools(run, network, draws=2)
+    assert pick(quality, "adabldm/few-shot-seed0")["leaks_in"] == ""
+    assert pick(quality, "ddpm/zero-shot")["leaks_in"] == "zero-shot"
+
+
+def test_of_many_pools_a_sentence_names_the_nearest_and_the_farthest(run, network):
+    for number in range(7):
+        write_pool(run, f"ddpm/few-shot-seed{number}", [draw_defect(80 + seed) for seed in range(N_POOL)])
+    text = describe_quality(measure_pools(run, network, draws=2))
+    assert text.count("ddpm/") == 6
+    assert ", …, ddpm/" in text
+
+
 def test_numbers_keep_three_digits():
     assert format_digits(0.012345, 0.00678) == "0.0123 ± 0.0068"
     assert format_digits(float("nan")) == "–"
