@@ -32,12 +32,15 @@ def explain_full_disk(path: Path | str) -> Iterator[None]:
 
 
 @contextmanager
-def explain_read_only(folder: Path | str, lost: str) -> Iterator[None]:
+def explain_read_only(
+    folder: Path | str, lost: str, advice: str = "choose another folder, or allow writing and try again"
+) -> Iterator[None]:
     """Turn the system's refusals to write into one message that says what to do.
 
     Args:
         folder: that is written to.
         lost: what was not done, such as "the mask was not saved".
+        advice: what to do.
 
     Raises:
         PermissionError: in place of any error that says so.
@@ -47,10 +50,7 @@ def explain_read_only(folder: Path | str, lost: str) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
             raise
-        raise PermissionError(
-            f"{folder} can't be written to ({error}): {lost}; choose another folder, or allow writing and "
-            "try again"
-        ) from error
+        raise PermissionError(f"{folder} can't be written to ({error}): {lost}; {advice}") from error
 
 
 @contextmanager

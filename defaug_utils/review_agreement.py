@@ -8,12 +8,12 @@ from typing import NamedTuple
 import pandas as pd
 from sklearn.metrics import cohen_kappa_score, confusion_matrix
 
-from defaug_utils.files import lock_file
+from defaug_utils.files import explain_read_only, lock_file
 from defaug_utils.manifest import read_manifest, write_manifest
 from defaug_utils.review_store import (
+    NOT_STORED,
     ImageReview,
     ReviewStoreError,
-    explain_unwritable,
     list_reviewers,
     manifest_decisions,
     read_reviewer_file,
@@ -183,7 +183,7 @@ def merge_reviews(
     if disagreement not in DISAGREEMENTS:
         raise ReviewStoreError(f"disagreement {disagreement!r} is none of {', '.join(DISAGREEMENTS)}")
     path = Path(folder) / "manifest.csv"
-    with explain_unwritable(Path(folder)), lock_file(path):
+    with explain_read_only(folder, *NOT_STORED), lock_file(path):
         reviews, pool = read_reviewers(folder, reviewers), read_manifest(path)
         merged = []
         for row, (image, stored) in zip(pool.index, manifest_decisions(pool).items(), strict=True):

@@ -9,7 +9,6 @@ Every change is read, merged and written anew under a lock, one image at a time,
 machines on one pool keep all decisions of both; on the same image the later one counts.
 """
 
-import errno
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,13 +18,16 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from defaug_utils.files import lock_file, write_csv
+from defaug_utils.files import explain_read_only, lock_file, write_csv
 from defaug_utils.manifest import raise_problems, read_manifest, write_manifest
 
 REVIEWER_NAME = re.compile(r"[\w-]{1,40}")
 REVIEW_COLUMNS = ("reviewer", "image", "seed", "recipe", "accepted", "note", "time")
 WORDS = {"true": True, "false": False, "": None}
-UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
+NOT_STORED = (  # what `explain_read_only` says of decisions
+    "nothing was stored now, all earlier decisions are kept",
+    "allow writing, or copy the pool, and decide again",
+)
 
 
 class ReviewStoreError(ValueError):
@@ -166,7 +168,7 @@ class PoolReview:
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """Hold the file, with the newest decisions of all windows in `decisions`."""
-        with explain_unwritable(self.folder), lock_file(self.path):
+        with explain_read_only(self.folder, *NOT_STORED), lock_file(self.path):
             self.reload()
             yield
 
@@ -182,20 +184,6 @@ class PoolReview:
             write_manifest(pool, self.path)
             self.pool, self._stamp = pool, _stamp(self.path)
         self.decisions = decisions
-
-
-@contextmanager
-def explain_unwritable(folder: Path) -> Iterator[None]:
-    """Turn the system's refusal to write into a message that says what is kept and what to do."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in UNWRITABLE:
-            raise
-        raise PermissionError(
-            f"{folder} can't be written to ({error}): nothing was stored now, all earlier decisions are "
-            "kept; allow writing, or copy the pool, and decide again"
-        ) from error
 
 
 def review_file_name(reviewer: str) -> str:
