@@ -1,6 +1,5 @@
 """Results of a finished run kept as small files: tables and where they come from, no image, no weight."""
 
-import ast
 import json
 import math
 import re
@@ -10,15 +9,11 @@ from pathlib import Path
 
 import nbformat
 import pandas as pd
-from papermill import inspect_notebook
 
 from defaug_utils.files import write_csv, write_json
-from defaug_utils.leaks import UNKNOWN, find_leaks, join_leaks
-from defaug_utils.pixel_results import read_pixel_runs
+from defaug_utils.profiles import read_defaults
 from defaug_utils.reports import RUN_COLUMNS
-from defaug_utils.results import GROUP, METRICS, SETUP, gather_results, list_unfinished
-from defaug_utils.run_folder import read_pools
-from defaug_utils.runs import ARMS, parse_run_name
+from defaug_utils.results import METRICS, SETUP, gather_results, list_unfinished
 
 RUNS, PIXELS = "classifier_runs.csv", "pixel_runs.csv"
 QUALITY, PROVENANCE = "pool_quality.csv", "provenance.json"
@@ -58,29 +53,14 @@ def store_results(run_folder: Path | str, shelf: Path | str, name: str, command:
     runs, provenance = gather_results(run_folder), describe_run(run_folder, command)
     columns = list(dict.fromkeys([*RUN_COLUMNS, *METRICS, *FURTHER_COLUMNS, *SETUP]))
     tables = {RUNS: runs[[name for name in columns if name in runs]].round(DIGITS)}
-    if any((run_folder / "segmenter").glob("*/pixel_metrics.json")):
-        pixels = read_pixel_runs(run_folder / "segmenter", _find_pixel_leaks(run_folder))
-        plain = [name for name in pixels if pd.api.types.is_numeric_dtype(pixels[name])]
-        tables[PIXELS] = pixels[list(dict.fromkeys([*GROUP, "seed", *plain, "leak"]))]
-    if (run_folder / QUALITY).is_file():
-        tables[QUALITY] = pd.read_csv(run_folder / QUALITY)
+    for made in (PIXELS, QUALITY):  # by the last two notebooks
+        if (run_folder / made).is_file():
+            tables[made] = pd.read_csv(run_folder / made)
     shutil.rmtree(target, ignore_errors=True)
     for file_name, table in tables.items():
         write_csv(table, target / file_name)
     write_json(target / PROVENANCE, provenance)
     return provenance
-
-
-def _find_pixel_leaks(run_folder: Path) -> dict[str, str]:
-    """What the pools of every pixel-level run know that its scenario may not, by the run's name."""
-    leaks = {}
-    for path in sorted((run_folder / "segmenter").glob("*/pixel_metrics.json")):
-        run = parse_run_name(path.parent.name)
-        pools, origins = read_pools(run_folder, run), ARMS.get(run.arm)
-        is_known = origins is not None and origins.keys() <= pools.keys()
-        found = [find_leaks(pools[name], run.scenario) for name in origins] if is_known else []
-        leaks[path.parent.name] = join_leaks(pd.Series(found, dtype=str)) if is_known else UNKNOWN
-    return leaks
 
 
 def check_finished(run_folder: Path | str) -> None:
@@ -151,10 +131,7 @@ def _read_watermark(notebook: nbformat.NotebookNode) -> dict[str, str]:
 
 def _read_parameters(path: Path, notebook: nbformat.NotebookNode) -> dict:
     """A notebook's parameters as it was executed: its defaults, the injected values on top."""
-    defaults = {
-        name: ast.literal_eval(entry["default"]) for name, entry in inspect_notebook(str(path)).items()
-    }
-    values = defaults | dict(notebook.metadata.papermill.parameters)
+    values = read_defaults(path.stem, path.parent) | dict(notebook.metadata.papermill.parameters)
     return {name: _shorten(value) for name, value in values.items() if name not in OWN_OF_A_RUN}
 
 

@@ -13,7 +13,8 @@ import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-from defaug_utils.files import write_json
+from defaug_utils.files import write_csv, write_json
+from defaug_utils.pixel_results import read_pixel_runs
 from defaug_utils.results import METRICS
 from defaug_utils.session import watermark
 from defaug_utils.stored_pages import PARTS, to_markdown, write_part
@@ -65,6 +66,8 @@ def run_folder(tmp_path: Path) -> Path:
     for seed in (0, 1):
         numbers = {"pixel_auroc": 0.9, "pro": 0.8, "pixel_ap": 0.5, "iap": 0.4, "iap90": 0.3 + 0.2 * seed}
         write_json(run / "segmenter" / f"few-shot-memseg-80-seed{seed}" / "pixel_metrics.json", numbers)
+    leaks = {f"few-shot-memseg-80-seed{seed}": "" for seed in (0, 1)}
+    write_csv(read_pixel_runs(run / "segmenter", leaks), run / PIXELS)  # as notebook 09 does
     write_notebook(
         run / "notebooks" / "03_lora_finetune" / "few-shot-seed0.ipynb", 1, {"scenario": "few-shot"}
     )
@@ -105,6 +108,7 @@ def test_what_was_stored_before_is_replaced(run_folder, tmp_path):
     target = tmp_path / "stored" / "long"
     store_results(run_folder, target.parent, target.name, COMMAND)
     shutil.rmtree(run_folder / "segmenter")
+    (run_folder / PIXELS).unlink()
     store_results(run_folder, target.parent, target.name, COMMAND)
     assert sorted(path.name for path in target.iterdir()) == [RUNS, PROVENANCE]
     assert "no pixel-level detector" in write_part(target, "pixels")
