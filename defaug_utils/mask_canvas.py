@@ -1,23 +1,21 @@
 """A drawing program for masks in the notebook: brush, shapes, fill, undo and zoom over a part's image.
 
-It is a widget of our own on anywidget, one file of plain JavaScript without a build step: that runs in
+It is a widget of our own on anywidget, plain JavaScript without a build step: that runs in
 JupyterLab 4, Notebook 7, VS Code and Colab from the installed package alone. ipycanvas asks the kernel about
 every mouse move, and ready-made painting widgets give smoothed strokes at the size of the screen, where a
 mask must be exact at the size of the image; here the browser rasterises by a rule of whole numbers (written
 down at the top of `static/mask_canvas.js`), and the kernel is told when a stroke ends.
 """
 
-import io
 import struct
-from pathlib import Path
 from typing import Any
 
 import anywidget
 import numpy as np
 import traitlets
-from PIL import Image
 
-STATIC = Path(__file__).parent / "static"
+from defaug_utils.widget_parts import STATIC, encode_image, read_script
+
 HEADER = struct.Struct("<I")  # the number of the image that a packed mask belongs to
 
 
@@ -86,7 +84,7 @@ class MaskCanvas(anywidget.AnyWidget):
         canvas_height: of the drawing area, in CSS pixels.
     """
 
-    _esm = STATIC / "mask_canvas.js"
+    _esm = read_script("mask_canvas.js")
     _css = STATIC / "mask_canvas.css"
 
     value = traitlets.Instance(np.ndarray)
@@ -147,14 +145,12 @@ class MaskCanvas(anywidget.AnyWidget):
         height, width = image_u8.shape[:2]
         drawn = np.zeros((height, width), bool) if mask is None else mask
         value = check_drawn(drawn, (width, height), f"the mask of {name!r}")
-        png = io.BytesIO()
-        Image.fromarray(image_u8).save(png, "PNG", compress_level=1)
         return {
             "name": name,
             "width": width,
             "height": height,
             "image_number": number,
-            "image_png": png.getvalue(),
+            "image_png": encode_image(image_u8, compress_level=1),
             "packed_mask": pack_mask(value > 0, number),
             "value": value,
         }

@@ -6,7 +6,6 @@ is `review_store`'s, and nothing of it is kept here. Pictures are made for the p
 a pool of any size takes the memory of one page.
 """
 
-import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,13 @@ import anywidget
 import numpy as np
 import pandas as pd
 import traitlets
-from PIL import Image
 from scipy.ndimage import binary_dilation
 
 from defaug_utils.images import fit_image, fit_mask, read_image, read_mask
 from defaug_utils.pools import find_failed
 from defaug_utils.review_store import PoolReview
+from defaug_utils.widget_parts import STATIC, encode_image, read_script
 
-STATIC = Path(__file__).parent / "static"
 OUTLINE_RGBA = (255, 140, 0, 255)  # the orange of the book's other pictures
 CHECKS = ("passed", "failed")
 DECISIONS = ("open", "accepted", "rejected")
@@ -54,21 +52,15 @@ def draw_thumbnail(
         height, width = image_u8.shape[:2]
         scale = min(1.0, longest / max(height, width))
         size = max(1, round(width * scale)), max(1, round(height * scale))
-        drawn["picture"] = _encode(fit_image(image_u8, size), "JPEG", quality=90)
+        drawn["picture"] = encode_image(fit_image(image_u8, size), "JPEG", quality=90)
         if mask:
             fitted = fit_mask(read_mask(Path(folder) / mask), size)
             edge = binary_dilation(fitted, np.ones((3, 3)), iterations=line) & ~fitted
             layer_u8 = np.where(edge[..., None], np.uint8(OUTLINE_RGBA), np.uint8(0))
-            drawn["outline"] = _encode(layer_u8, "PNG")
+            drawn["outline"] = encode_image(layer_u8, "PNG")
     except ValueError as error:
         drawn["problem"] = str(error)
     return drawn
-
-
-def _encode(pixels_u8: np.ndarray, kind: str, **options: Any) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(pixels_u8).save(stream, kind, **options)
-    return stream.getvalue()
 
 
 def describe_checks(pool: pd.DataFrame) -> list[tuple[str, str]]:
@@ -99,7 +91,7 @@ class ReviewGrid(anywidget.AnyWidget):
         counts: images of all pools that are open, accepted and rejected; `found` those of the filter.
     """
 
-    _esm = STATIC / "review_grid.js"
+    _esm = read_script("review_grid.js")
     _css = STATIC / "review_grid.css"
 
     origin = traitlets.Unicode().tag(sync=True)

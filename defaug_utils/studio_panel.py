@@ -1,18 +1,17 @@
 """The DIAG studio in the notebook: draw, ask, look, decide."""
 
-import io
 from collections.abc import Callable
 from pathlib import Path
 from threading import Event, Thread
 
 import ipywidgets
 import numpy as np
-from PIL import Image
 from skimage.segmentation import find_boundaries
 
 from defaug_utils.mask_drawer import BAD, GOOD, MaskDrawer, colour_text, make_button
 from defaug_utils.prompts import Prompt
 from defaug_utils.studio import Studio, StudioImage, StudioRequest
+from defaug_utils.widget_parts import encode_image
 
 MAX_CARDS = 24  # pictures shown at once; what is decided stays in the pool
 CARD_SIZE = (330, 300)  # most that each of a card's two pictures takes, CSS pixels
@@ -296,12 +295,10 @@ def show_pixels(image_u8: np.ndarray) -> ipywidgets.Image:
     Args:
         image_u8: shape (height, width, 3), uint8.
     """
-    picture = Image.fromarray(np.asarray(image_u8))
-    scale = min(CARD_SIZE[0] / picture.width, CARD_SIZE[1] / picture.height)
-    png = io.BytesIO()
-    picture.save(png, "PNG")
-    shown = ipywidgets.Image(value=png.getvalue(), format="png")
+    height, width = image_u8.shape[:2]
+    scale = min(CARD_SIZE[0] / width, CARD_SIZE[1] / height)
+    shown = ipywidgets.Image(value=encode_image(image_u8), format="png")
     shown.layout = ipywidgets.Layout(
-        width=f"{round(picture.width * scale)}px", height=f"{round(picture.height * scale)}px", margin="2px"
+        width=f"{round(width * scale)}px", height=f"{round(height * scale)}px", margin="2px"
     )
     return shown

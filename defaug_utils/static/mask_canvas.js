@@ -15,7 +15,6 @@ const TOOLS = {
 };
 const MAX_UNDO_BYTES = 256 * 2 ** 20;
 const MAX_BRUSH = 255;
-const ANSWER_MS = 4000; // the kernel is taken for busy or dead after this time
 // Masks that no kernel has confirmed, while the page lives; each widget loads this file as a module of its own.
 const strokesAtRisk = (globalThis.maskCanvasStrokesAtRisk ??= new Map());
 
@@ -422,19 +421,6 @@ class Drawing {
 }
 
 // --- the page: toolbar, pointer, keyboard
-
-function makeElement(tag, properties = {}, parent = null) {
-  const element = Object.assign(document.createElement(tag), properties);
-  if (parent) parent.append(element);
-  return element;
-}
-
-function makeButton(parent, text, title, onClick) {
-  const button = makeElement("button", { type: "button", textContent: text, title }, parent);
-  button.setAttribute("aria-label", title);
-  button.addEventListener("click", onClick);
-  return button;
-}
 
 function makeToolbar(bar, drawing) {
   const tools = {};

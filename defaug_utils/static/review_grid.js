@@ -1,7 +1,6 @@
 // The review grid. Plain JavaScript: no build step, nothing is fetched. The kernel decides and stores; this
 // file shows one page of images, says which key was pressed, and warns when the kernel does not answer.
 
-const ANSWER_MS = 4000; // the kernel is taken for busy or dead after this time
 const FILTERS = {
   decision: ["Decision", ["open", "accepted", "rejected"]], check: ["Check", null], origin: ["Origin", null], prompt: ["Prompt", null],
 };
@@ -10,19 +9,6 @@ const HELP = [
   ["M", "mask"], ["Space", "look closer"], ["[ ]", "page"],
 ];
 const MARKS = { accepted: "✓", rejected: "✕", open: "" };
-
-function makeElement(tag, properties = {}, parent = null) {
-  const element = Object.assign(document.createElement(tag), properties);
-  if (parent) parent.append(element);
-  return element;
-}
-
-function makeButton(parent, text, title, onClick) {
-  const button = makeElement("button", { type: "button", textContent: text, title }, parent);
-  button.setAttribute("aria-label", title);
-  button.addEventListener("click", onClick);
-  return button;
-}
 
 class Pictures { // object URLs of what is shown, freed when it no longer is
   constructor() { this.urls = []; }
