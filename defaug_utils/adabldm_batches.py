@@ -1,7 +1,6 @@
 """Blending defects in batches: every image by its own seed, the original kept outside its mask."""
 
 from collections.abc import Callable, Sequence
-from hashlib import sha256
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +10,7 @@ from defaug_utils.adabldm import BlendSettings, BlendStep, blend_latents
 from defaug_utils.compositing import Box, choose_box, cover_cells, cut_out
 from defaug_utils.controlnet import TrimapModel, make_ddim, make_denoiser
 from defaug_utils.decoder_adaptation import AdaptationSettings, adapt_decoder
+from defaug_utils.images import hash_pixels
 from defaug_utils.inpaint_batches import InpaintedImage, InpaintJob, check_jobs, finish_image
 from defaug_utils.latents import decode_latents, to_floats
 from defaug_utils.memory import run_in_parts
@@ -60,10 +60,7 @@ class LatentStore:
 
     @staticmethod
     def _name(jobs: Sequence[InpaintJob]) -> tuple:
-        return tuple(
-            (*job[2:], sha256(job.image_u8.tobytes()).digest(), sha256(job.mask.tobytes()).digest())
-            for job in jobs
-        )
+        return tuple((*job[2:], hash_pixels(job.image_u8), hash_pixels(job.mask)) for job in jobs)
 
 
 def blend_batch(

@@ -1,5 +1,6 @@
 """Reading images and masks of any PNG flavour, and fitting them to a size without losing thin defects."""
 
+import hashlib
 from pathlib import Path
 
 import cv2
@@ -144,3 +145,8 @@ def crop_box(shape: tuple[int, ...], size: tuple[int, int], fit: str) -> tuple[i
     kept_width, kept_height = max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
     left, top = (width - kept_width) // 2, (height - kept_height) // 2
     return left, top, left + kept_width, top + kept_height
+
+
+def hash_pixels(pixels: np.ndarray) -> str:
+    """SHA-256 of an image's or a mask's shape and values."""
+    return hashlib.sha256(f"{pixels.shape}\n".encode() + np.ascontiguousarray(pixels).tobytes()).hexdigest()

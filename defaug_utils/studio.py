@@ -1,6 +1,5 @@
 """The DIAG studio without its widgets: paints what an expert asks for, and keeps what the expert decides."""
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -13,7 +12,7 @@ import pandas as pd
 from defaug_utils.changes import CheckLimits, check_image
 from defaug_utils.drawn_masks import mask_file_name
 from defaug_utils.files import explain_read_only, lock_file, write_json, write_png
-from defaug_utils.images import read_image, read_mask
+from defaug_utils.images import hash_pixels, read_image, read_mask
 from defaug_utils.inpaint import Inpainter
 from defaug_utils.inpaint_batches import InpaintJob, check_jobs, inpaint_batch
 from defaug_utils.inpaint_settings import InpaintSettings
@@ -315,8 +314,3 @@ def _find_same(kept: pd.DataFrame, row: dict) -> pd.Series:
     for column in IDENTITY:
         is_same &= kept[column].astype(str) == str(row[column]) if column in kept else False
     return is_same
-
-
-def hash_pixels(pixels: np.ndarray) -> str:
-    """SHA-256 of an image's or a mask's shape and values."""
-    return hashlib.sha256(f"{pixels.shape}\n".encode() + np.ascontiguousarray(pixels).tobytes()).hexdigest()
