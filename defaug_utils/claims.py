@@ -6,7 +6,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from defaug_utils.leaks import is_marked
-from defaug_utils.reports import label_method
+from defaug_utils.reports import format_difference, label_method
 from defaug_utils.results import published_results
 from defaug_utils.runs import SCENARIOS
 
@@ -117,13 +117,9 @@ def _join_verdicts(verdicts: pd.Series) -> str:
 
 def _describe_comparison(row: pd.Series) -> str:
     names = f"{label_method(row['arm'])} − {label_method(row['other'])}"
-    printed = f"the paper's own means: {_signed(row['printed'])}"
+    printed = f"the paper's own means: {format_difference(row['printed'])}"
     if not row["n"]:
         return f"{names}: no seed has finished runs of both ({printed})"
-    spread = "" if pd.isna(row["difference_std"]) else f" ± {row['difference_std']:.3f}"
+    difference = format_difference(row["difference"], row["difference_std"])
     seeds = f"{row['n_agree']} of {row['n']} seed{'' if row['n'] == 1 else 's'} agree"
-    return f"{names}: {_signed(row['difference'])}{spread}, {seeds} ({printed})"
-
-
-def _signed(value: float) -> str:
-    return f"{'+' if value >= 0 else '−'}{abs(value):.3f}"
+    return f"{names}: {difference}, {seeds} ({printed})"

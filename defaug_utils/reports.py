@@ -33,6 +33,12 @@ def format_spread(mean: float, deviation: float = math.nan, n: float = math.nan)
     return f"{mean:.3f}{spread}" + ("" if pd.isna(n) else f" (n = {int(n)})")
 
 
+def format_difference(mean: float, deviation: float = math.nan) -> str:
+    """Write "+0.079 ± 0.114" or "−0.033 ± 0.124"; what is NaN is left out, a missing mean is a dash."""
+    sign = "" if pd.isna(mean) else "+" if mean >= 0 else "−"
+    return sign + format_spread(abs(mean), deviation)
+
+
 def label_method(arm: str) -> str:
     """An arm's or another detector's name in words."""
     return OTHER_DETECTORS.get(arm) or label_arm(arm)
@@ -126,15 +132,10 @@ def _name_table(source: str, table: int) -> str:
 
 def layout_differences(differences: pd.DataFrame) -> pd.DataFrame:
     """Show `paired_differences`: signed mean ± std, and in how many seeds the arm is above."""
-    signs = ["+" if value >= 0 else "−" for value in differences["difference"]]
-    sizes = [format_spread(*row) for row in differences[["difference", "difference_std"]].abs().to_numpy()]
+    sizes = [format_difference(*row) for row in differences[["difference", "difference_std"]].to_numpy()]
     higher = [f"{above} of {n}" for above, n in differences[["n_higher", "n"]].to_numpy()]
     index = _index_methods(differences, "scenario")
-    cells = {
-        "difference": [sign + size for sign, size in zip(signs, sizes, strict=True)],
-        "higher in seeds": higher,
-    }
-    return pd.DataFrame(cells, index=index)
+    return pd.DataFrame({"difference": sizes, "higher in seeds": higher}, index=index)
 
 
 def layout_spreads(spreads: pd.DataFrame) -> pd.DataFrame:

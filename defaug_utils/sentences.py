@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from defaug_utils.leaks import UNKNOWN, is_marked, mark_label
-from defaug_utils.reports import format_spread, label_method
+from defaug_utils.reports import format_difference, format_spread, label_method
 from defaug_utils.results import compare_spreads, measure_optimism
 
 MAX_LISTED = 12  # names of runs in a sentence
@@ -120,10 +120,9 @@ def _describe_baseline(differences: pd.DataFrame, name: str) -> str:
 
 
 def _describe_difference(row: pd.Series) -> str:
-    spread = "" if pd.isna(row["difference_std"]) else f" ± {row['difference_std']:.3f}"
-    sign = "+" if row["difference"] >= 0 else "−"
+    difference = format_difference(row["difference"], row["difference_std"])
     higher = f"higher in {row['n_higher']} of {_count(row['n'], 'seed')}"
-    return f"{row['scenario']}, {_name_arm(row)}: {sign}{abs(row['difference']):.3f}{spread}, {higher}"
+    return f"{row['scenario']}, {_name_arm(row)}: {difference}, {higher}"
 
 
 def describe_spreads(runs: pd.DataFrame) -> str:
