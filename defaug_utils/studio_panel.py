@@ -87,7 +87,7 @@ class StudioPanel(ipywidgets.VBox):
     the next denoising step. What is finished by then stays.
 
     Attributes:
-        studio: the session behind it.
+        studio: what paints and keeps.
         drawer: image chooser and canvas.
         cards: one a picture, the newest first.
         worker: the thread that paints, None before the first.
