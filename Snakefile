@@ -6,8 +6,8 @@
 # A run that was killed goes on where it stopped, since pools and classifiers resume by themselves too.
 from pathlib import Path
 
-from defaug_utils.profiles import read_defaults, read_profile
-from defaug_utils.runs import LEARNING_ORIGINS, NOTEBOOK_OF, Run, arm_shares, planned_runs, pool_name, run_name
+from defaug_utils.book.profiles import read_defaults, read_profile
+from defaug_utils.core.runs import LEARNING_ORIGINS, NOTEBOOK_OF, Run, arm_shares, planned_runs, pool_name, run_name
 
 PROFILE = config.get("profile") or "workshop"
 DATA = str(config.get("data") or "")

@@ -28,9 +28,7 @@ from diffusers.utils import logging
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from defaug_utils.adabldm import BlendSettings, blend_latents, scale_stages
-from defaug_utils.adabldm_batches import decode_adapted
-from defaug_utils.controlnet import (
+from defaug_utils.diffusion.controlnet import (
     TrimapModel,
     embed_prompts,
     make_controlnet,
@@ -38,11 +36,13 @@ from defaug_utils.controlnet import (
     make_denoiser,
     to_conditioning,
 )
-from defaug_utils.decoder_adaptation import AdaptationSettings, adapt_decoder
-from defaug_utils.diffusion_models import prepare_pipeline
-from defaug_utils.latents import to_floats
-from defaug_utils.text2image import TextToImage
-from defaug_utils.trimaps import make_trimap
+from defaug_utils.diffusion.decoder_adaptation import AdaptationSettings, adapt_decoder
+from defaug_utils.diffusion.diffusion_models import prepare_pipeline
+from defaug_utils.diffusion.latents import to_floats
+from defaug_utils.diffusion.text2image import TextToImage
+from defaug_utils.masks.trimaps import make_trimap
+from defaug_utils.methods.adabldm import BlendSettings, blend_latents, scale_stages
+from defaug_utils.methods.adabldm_batches import decode_adapted
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz,"
 PROMPT = "a hazelnut with a hole"

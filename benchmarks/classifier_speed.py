@@ -17,16 +17,16 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.utils.data import DataLoader, Dataset
 
-from defaug_utils.classifier import build_classifier, normalise_images
-from defaug_utils.epochs import make_optimiser
-from defaug_utils.files import write_png
-from defaug_utils.images import read_image
-from defaug_utils.manifest import make_manifest
-from defaug_utils.recipes import choose_recipe
-from defaug_utils.samples import Samples, load_samples
-from defaug_utils.session import pick_device
-from defaug_utils.surfaces import draw_surface
-from defaug_utils.training import train_classifier
+from defaug_utils.core.files import write_png
+from defaug_utils.core.images import read_image
+from defaug_utils.core.manifest import make_manifest
+from defaug_utils.data.samples import Samples, load_samples
+from defaug_utils.data.surfaces import draw_surface
+from defaug_utils.evaluation.training import train_classifier
+from defaug_utils.training.classifier import build_classifier, normalise_images
+from defaug_utils.training.epochs import make_optimiser
+from defaug_utils.training.memory import pick_device
+from defaug_utils.training.recipes import choose_recipe
 
 EPOCHS = 3
 clock = time.perf_counter if torch.cuda.is_available() else time.process_time

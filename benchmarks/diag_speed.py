@@ -27,12 +27,12 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from defaug_utils.diag import NEGATIVE_PROMPT, OUTPUT_SIZE, PROMPTS
-from defaug_utils.inpaint import Inpainter, speed_up, wrap_pipeline
-from defaug_utils.inpaint_batches import InpaintJob, inpaint_batch
-from defaug_utils.inpaint_settings import InpaintSettings
-from defaug_utils.masks import open_mask_source
-from defaug_utils.surfaces import draw_surface
+from defaug_utils.data.surfaces import draw_surface
+from defaug_utils.diffusion.inpaint import Inpainter, speed_up, wrap_pipeline
+from defaug_utils.diffusion.inpaint_batches import InpaintJob, inpaint_batch
+from defaug_utils.diffusion.inpaint_settings import InpaintSettings
+from defaug_utils.masks.masks import open_mask_source
+from defaug_utils.methods.diag import NEGATIVE_PROMPT, OUTPUT_SIZE, PROMPTS
 
 VOCABULARY_SIZE, MAX_TOKENS = 49408, 77
 NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}

@@ -26,16 +26,16 @@ from adabldm_speed import SIZES, make_model
 from diffusers.models.attention_processor import AttnProcessor
 from torch.nn.functional import mse_loss
 
-from defaug_utils.buckets import BucketSettings
-from defaug_utils.dreambooth import train_dreambooth
-from defaug_utils.dreambooth_images import read_training_images
-from defaug_utils.dreambooth_plan import DreamBoothSettings
-from defaug_utils.files import write_png
-from defaug_utils.images import read_image
-from defaug_utils.latents import to_floats
-from defaug_utils.lora import LoraPlan, attach_lora, lora_parameters
-from defaug_utils.manifest import make_manifest
-from defaug_utils.text2image import TextToImage, embed_tokens, make_noise_schedule, tokenise_prompts
+from defaug_utils.core.files import write_png
+from defaug_utils.core.images import read_image
+from defaug_utils.core.manifest import make_manifest
+from defaug_utils.diffusion.buckets import BucketSettings
+from defaug_utils.diffusion.dreambooth import train_dreambooth
+from defaug_utils.diffusion.dreambooth_images import read_training_images
+from defaug_utils.diffusion.dreambooth_plan import DreamBoothSettings
+from defaug_utils.diffusion.latents import to_floats
+from defaug_utils.diffusion.lora import LoraPlan, attach_lora, lora_parameters
+from defaug_utils.diffusion.text2image import TextToImage, embed_tokens, make_noise_schedule, tokenise_prompts
 
 PROMPT, CLASS_PROMPT = "skt background", "background"
 

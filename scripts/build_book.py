@@ -2,7 +2,7 @@
 
 import sys
 
-from defaug_utils.batch import build_book, stage_book
+from defaug_utils.book.batch import build_book, stage_book
 
 job = snakemake  # noqa: F821 - Snakemake defines it
 stage_book(".", dict(job.params.executed), job.params.folder)

@@ -20,7 +20,7 @@ from lab import start_lab  # noqa: E402
 
 POOLS = ("memseg", "diag")
 CELL = f"""
-from defaug_utils.review_grid import ReviewGrid
+from defaug_utils.widgets.review_grid import ReviewGrid
 ReviewGrid({list(POOLS)}, reviewer="ann", origin="diag")
 """
 

@@ -18,9 +18,15 @@ import torch
 from safetensors.torch import save_file
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from defaug_utils.classifier import BACKBONES, HEAD_KEYS, build_classifier, normalise_images, torchvision_key
-from defaug_utils.files import write_atomically
-from defaug_utils.procedural_textures import TEXTURE_KINDS, TEXTURE_SIDE, draw_procedural_texture
+from defaug_utils.core.files import write_atomically
+from defaug_utils.methods.procedural_textures import TEXTURE_KINDS, TEXTURE_SIDE, draw_procedural_texture
+from defaug_utils.training.classifier import (
+    BACKBONES,
+    HEAD_KEYS,
+    build_classifier,
+    normalise_images,
+    torchvision_key,
+)
 
 SIDE = 128  # pixels, width and height of a training image
 VARIANTS = 24  # textures drawn of each kind

@@ -2,7 +2,7 @@
 
 import sys
 
-from defaug_utils.batch import NotebookError, execute_notebook
+from defaug_utils.book.batch import NotebookError, execute_notebook
 
 job = snakemake  # noqa: F821 - Snakemake defines it
 try:

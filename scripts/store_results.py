@@ -7,9 +7,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from defaug_utils.result_plots import plot_augmentation_curves
-from defaug_utils.results import ResultsError
-from defaug_utils.stored_results import RUNS, StoreError, read_stored, store_results
+from defaug_utils.book.stored_results import RUNS, StoreError, read_stored, store_results
+from defaug_utils.report.result_plots import plot_augmentation_curves
+from defaug_utils.report.results import ResultsError
 
 FIGURES = {"ap.png": ["ap"], "precision_recall.png": ["paper_precision", "paper_recall"]}
 ROOT = Path(__file__).parents[1]

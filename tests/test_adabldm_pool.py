@@ -8,24 +8,25 @@ import pytest
 import torch
 from tiny_models import save_model
 
-from defaug_utils import adabldm_batches, pools
-from defaug_utils.adabldm import BlendSettings, scale_stages
-from defaug_utils.adabldm_batches import blend_batch
-from defaug_utils.adabldm_pool import make_adabldm_pool, remake_image
-from defaug_utils.changes import CheckLimits
-from defaug_utils.controlnet import TrimapModel, make_controlnet
-from defaug_utils.decoder_adaptation import AdaptationSettings
-from defaug_utils.defect_patches import cut_defect
-from defaug_utils.files import write_png
-from defaug_utils.foreground import find_foreground
-from defaug_utils.images import read_image, read_mask
-from defaug_utils.inpaint_batches import InpaintJob
-from defaug_utils.manifest import ManifestError, make_manifest, read_manifest, write_manifest
-from defaug_utils.masks import open_mask_source
-from defaug_utils.painted_recipes import read_recipe
-from defaug_utils.prompts import Prompt, make_prompts
-from defaug_utils.text2image import load_text2image
-from defaug_utils.turned_masks import TurnedMasks
+from defaug_utils.core import pools
+from defaug_utils.core.files import write_png
+from defaug_utils.core.foreground import find_foreground
+from defaug_utils.core.images import read_image, read_mask
+from defaug_utils.core.manifest import ManifestError, make_manifest, read_manifest, write_manifest
+from defaug_utils.core.prompts import Prompt, make_prompts
+from defaug_utils.diffusion.controlnet import TrimapModel, make_controlnet
+from defaug_utils.diffusion.decoder_adaptation import AdaptationSettings
+from defaug_utils.diffusion.inpaint_batches import InpaintJob
+from defaug_utils.diffusion.text2image import load_text2image
+from defaug_utils.masks.defect_patches import cut_defect
+from defaug_utils.masks.masks import open_mask_source
+from defaug_utils.masks.turned_masks import TurnedMasks
+from defaug_utils.methods import adabldm_batches
+from defaug_utils.methods.adabldm import BlendSettings, scale_stages
+from defaug_utils.methods.adabldm_batches import blend_batch
+from defaug_utils.methods.adabldm_pool import make_adabldm_pool, remake_image
+from defaug_utils.methods.changes import CheckLimits
+from defaug_utils.methods.painted_recipes import read_recipe
 
 SETTINGS = BlendSettings((16, 32), 3, **scale_stages(3))
 PLAN = {

@@ -11,7 +11,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from defaug_utils.batch import NotebookError, execute_notebook, stage_book
+from defaug_utils.book.batch import NotebookError, execute_notebook, stage_book
 
 PROJECT = Path(__file__).parent.parent
 

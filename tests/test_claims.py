@@ -5,10 +5,18 @@ import itertools
 import pandas as pd
 import pytest
 
-from defaug_utils.claims import FAILS, HOLDS, IN_AND_OUT_CLAIMS, OPEN, RULE, describe_claims, judge_claims
-from defaug_utils.paper_tables import list_tables, rebuild_table
-from defaug_utils.reports import NOTHING
-from defaug_utils.results import METRICS, published_results, summarise_results
+from defaug_utils.report.claims import (
+    FAILS,
+    HOLDS,
+    IN_AND_OUT_CLAIMS,
+    OPEN,
+    RULE,
+    describe_claims,
+    judge_claims,
+)
+from defaug_utils.report.paper_tables import list_tables, rebuild_table
+from defaug_utils.report.reports import NOTHING
+from defaug_utils.report.results import METRICS, published_results, summarise_results
 
 RECALL, PRECISION, AP = (claim.text for claim in IN_AND_OUT_CLAIMS)
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from defaug_utils.classifier import (
+from defaug_utils.training.classifier import (
     BACKBONES,
     build_classifier,
     load_torchvision_weights,

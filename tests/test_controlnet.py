@@ -9,9 +9,8 @@ from accelerate.state import AcceleratorState
 from diffusers import DDIMScheduler, StableDiffusionControlNetPipeline, StableDiffusionPipeline
 from tiny_models import save_model
 
-from defaug_utils import controlnet_training
-from defaug_utils.adabldm import BlendSettings, blend_latents
-from defaug_utils.controlnet import (
+from defaug_utils.diffusion import controlnet_training
+from defaug_utils.diffusion.controlnet import (
     TrimapModel,
     load_controlnet,
     load_trimap_model,
@@ -21,12 +20,13 @@ from defaug_utils.controlnet import (
     save_controlnet,
     to_conditioning,
 )
-from defaug_utils.controlnet_training import PAPER_PLAN, ControlNetSettings, train_controlnet
-from defaug_utils.defect_patches import cut_defect
-from defaug_utils.model_folders import ModelError
-from defaug_utils.step_training import StepPlan
-from defaug_utils.text2image import TextToImage, load_text2image
-from defaug_utils.trimaps import GoodImage, TripleSet
+from defaug_utils.diffusion.controlnet_training import PAPER_PLAN, ControlNetSettings, train_controlnet
+from defaug_utils.diffusion.model_folders import ModelError
+from defaug_utils.diffusion.text2image import TextToImage, load_text2image
+from defaug_utils.masks.defect_patches import cut_defect
+from defaug_utils.masks.trimaps import GoodImage, TripleSet
+from defaug_utils.methods.adabldm import BlendSettings, blend_latents
+from defaug_utils.training.step_training import StepPlan
 
 SEEDS, STEPS = (3, 4), 4
 PLAIN = BlendSettings((16, 16), STEPS, latent_editing=None, image_editing=None)

@@ -6,11 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from layouts import draw_part, save, write_ksdd2, write_mvtec
 
-from defaug_utils.crops import cut_crops, find_crop_tops, join_crops, join_score_maps, prepare_crops
-from defaug_utils.datasets import load_dataset
-from defaug_utils.images import fit_image, fit_mask, read_image, read_mask
-from defaug_utils.layouts import DatasetError
-from defaug_utils.manifest import read_manifest
+from defaug_utils.core.images import fit_image, fit_mask, read_image, read_mask
+from defaug_utils.core.manifest import read_manifest
+from defaug_utils.data.crops import cut_crops, find_crop_tops, join_crops, join_score_maps, prepare_crops
+from defaug_utils.data.datasets import load_dataset
+from defaug_utils.data.layouts import DatasetError
 
 SIDE = 16
 SIZES = st.integers(1, 30).flatmap(lambda width: st.tuples(st.just(width), st.integers(2 * width, 3 * width)))

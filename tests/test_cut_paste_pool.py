@@ -4,18 +4,18 @@ import numpy as np
 import pytest
 from layouts import write_mvtec
 
-from defaug_utils.cut_paste_pool import make_cut_paste_image, make_cut_paste_pool
-from defaug_utils.datasets import load_dataset
-from defaug_utils.defect_patches import read_defects
-from defaug_utils.few_shot import draw_few_shot
-from defaug_utils.images import read_image, read_mask
-from defaug_utils.leaks import find_leaks
-from defaug_utils.manifest import check_sources
-from defaug_utils.mixing import compose_training_set
-from defaug_utils.preparation import prepare_dataset
-from defaug_utils.runs import SCENARIOS, MixingError
-from defaug_utils.sources import list_sources
-from defaug_utils.trimaps import TripleSet, read_good_images
+from defaug_utils.core.images import read_image, read_mask
+from defaug_utils.core.manifest import check_sources
+from defaug_utils.core.runs import SCENARIOS, MixingError
+from defaug_utils.core.sources import list_sources
+from defaug_utils.data.datasets import load_dataset
+from defaug_utils.data.few_shot import draw_few_shot
+from defaug_utils.data.preparation import prepare_dataset
+from defaug_utils.masks.defect_patches import read_defects
+from defaug_utils.masks.trimaps import TripleSet, read_good_images
+from defaug_utils.methods.cut_paste_pool import make_cut_paste_image, make_cut_paste_pool
+from defaug_utils.protocol.leaks import find_leaks
+from defaug_utils.protocol.mixing import compose_training_set
 
 SIZE = (32, 48)
 

@@ -12,16 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from layouts import draw_part, save, write_btad, write_folder, write_ksdd2, write_mvtec
 
-from defaug_utils.datasets import (
+from defaug_utils.core.images import read_mask
+from defaug_utils.core.manifest import make_manifest, validate_manifest
+from defaug_utils.data.datasets import (
     DatasetWarning,
     draw_split,
     draw_validation,
     load_dataset,
     summarise_dataset,
 )
-from defaug_utils.images import read_mask
-from defaug_utils.layouts import DatasetError
-from defaug_utils.manifest import make_manifest, validate_manifest
+from defaug_utils.data.layouts import DatasetError
 
 
 def count(manifest: pd.DataFrame) -> dict:

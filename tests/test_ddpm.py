@@ -9,21 +9,18 @@ import pytest
 import torch
 from tiny_models import save_model
 
-from defaug_utils import pools
-from defaug_utils.buckets import BucketSettings
-from defaug_utils.ddpm import AdapterError, make_ddpm_pool, merge_adapter, open_adapter
-from defaug_utils.dreambooth import train_dreambooth
-from defaug_utils.dreambooth_images import choose_training_rows, read_training_images
-from defaug_utils.dreambooth_plan import DreamBoothError, DreamBoothSettings
-from defaug_utils.files import write_png
-from defaug_utils.images import read_image, read_mask
-from defaug_utils.lora import LoraPlan
-from defaug_utils.manifest import make_manifest, read_manifest, write_manifest
-from defaug_utils.mask_estimates import NearestNegatives
-from defaug_utils.mixing import compose_training_set
-from defaug_utils.model_folders import ModelError
-from defaug_utils.prompts import Prompt, make_prompts
-from defaug_utils.text2image import (
+from defaug_utils.core import pools
+from defaug_utils.core.files import write_png
+from defaug_utils.core.images import read_image, read_mask
+from defaug_utils.core.manifest import make_manifest, read_manifest, write_manifest
+from defaug_utils.core.prompts import Prompt, make_prompts
+from defaug_utils.diffusion.buckets import BucketSettings
+from defaug_utils.diffusion.dreambooth import train_dreambooth
+from defaug_utils.diffusion.dreambooth_images import choose_training_rows, read_training_images
+from defaug_utils.diffusion.dreambooth_plan import DreamBoothError, DreamBoothSettings
+from defaug_utils.diffusion.lora import LoraPlan
+from defaug_utils.diffusion.model_folders import ModelError
+from defaug_utils.diffusion.text2image import (
     TextJob,
     TextSettings,
     TextToImage,
@@ -32,6 +29,9 @@ from defaug_utils.text2image import (
     load_text2image,
     tokenise_prompts,
 )
+from defaug_utils.methods.ddpm import AdapterError, make_ddpm_pool, merge_adapter, open_adapter
+from defaug_utils.methods.mask_estimates import NearestNegatives
+from defaug_utils.protocol.mixing import compose_training_set
 
 COUNT, SIZE = 7, (16, 48)
 SETTINGS = TextSettings(SIZE, steps=2, guidance=3.0)
@@ -137,7 +137,7 @@ def test_stopped_in_the_middle_and_started_again(tmp_path: Path, whole, data, mo
 
 
 def test_the_base_model_is_as_before(whole: Path, model: TextToImage):
-    from defaug_utils.diffusion_models import fingerprint
+    from defaug_utils.diffusion.diffusion_models import fingerprint
 
     assert whole.is_dir()
     weights = model.pipeline.unet.state_dict()
@@ -242,7 +242,7 @@ def test_models_that_do_not_do(tmp_path: Path, model_folder: Path):
 
 
 def test_too_little_memory_halves_the_batch(model: TextToImage, monkeypatch):
-    from defaug_utils import text2image
+    from defaug_utils.diffusion import text2image
 
     parts, real = [], text2image._draw
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_models import make_parts
 
-from defaug_utils.decoder_adaptation import (
+from defaug_utils.diffusion.decoder_adaptation import (
     TRAINED_MODULES,
     AdaptationSettings,
     adapt_decoder,
@@ -15,7 +15,7 @@ from defaug_utils.decoder_adaptation import (
     measure_background,
     split_decoder,
 )
-from defaug_utils.latents import decode_latents, encode_images
+from defaug_utils.diffusion.latents import decode_latents, encode_images
 
 FAST = {"steps": 30, "learning_rate": 1e-3}
 

@@ -8,21 +8,22 @@ import numpy as np
 import pytest
 from tiny_models import save_model
 
-from defaug_utils import diag, painted_pools, pools
-from defaug_utils.changes import CheckLimits
-from defaug_utils.diag import make_diag_pool, make_painter
-from defaug_utils.diag_recipes import remake_image
-from defaug_utils.files import write_png
-from defaug_utils.images import read_image, read_mask
-from defaug_utils.inpaint import Inpainter, load_inpainter
-from defaug_utils.inpaint_batches import InpaintedImage, InpaintJob
-from defaug_utils.inpaint_settings import InpaintSettings
-from defaug_utils.manifest import ManifestError, image_seed, make_manifest, read_manifest, write_manifest
-from defaug_utils.masks import open_mask_source
-from defaug_utils.painted_pools import attempt_seed, list_failures, paint_until_passed
-from defaug_utils.painted_recipes import read_recipe
-from defaug_utils.pools import fill_pool, find_failed
-from defaug_utils.prompts import Prompt, choose_prompt, make_prompts
+from defaug_utils.core import pools
+from defaug_utils.core.files import write_png
+from defaug_utils.core.images import read_image, read_mask
+from defaug_utils.core.manifest import ManifestError, image_seed, make_manifest, read_manifest, write_manifest
+from defaug_utils.core.pools import fill_pool, find_failed
+from defaug_utils.core.prompts import Prompt, choose_prompt, make_prompts
+from defaug_utils.diffusion.inpaint import Inpainter, load_inpainter
+from defaug_utils.diffusion.inpaint_batches import InpaintedImage, InpaintJob
+from defaug_utils.diffusion.inpaint_settings import InpaintSettings
+from defaug_utils.masks.masks import open_mask_source
+from defaug_utils.methods import diag, painted_pools
+from defaug_utils.methods.changes import CheckLimits
+from defaug_utils.methods.diag import make_diag_pool, make_painter
+from defaug_utils.methods.diag_recipes import remake_image
+from defaug_utils.methods.painted_pools import attempt_seed, list_failures, paint_until_passed
+from defaug_utils.methods.painted_recipes import read_recipe
 
 COUNT, SIZE = 7, (16, 48)
 ANYTHING = CheckLimits(contrast=0, completeness=0)

@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 from tiny_models import save_model
 
-from defaug_utils.changes import CheckLimits
-from defaug_utils.diag import make_diag_pool
-from defaug_utils.files import write_png
-from defaug_utils.inpaint import load_inpainter
-from defaug_utils.inpaint_settings import InpaintSettings
-from defaug_utils.manifest import make_manifest, write_manifest
-from defaug_utils.masks import open_mask_source
-from defaug_utils.prompts import make_prompts
+from defaug_utils.core.files import write_png
+from defaug_utils.core.manifest import make_manifest, write_manifest
+from defaug_utils.core.prompts import make_prompts
+from defaug_utils.diffusion.inpaint import load_inpainter
+from defaug_utils.diffusion.inpaint_settings import InpaintSettings
+from defaug_utils.masks.masks import open_mask_source
+from defaug_utils.methods.changes import CheckLimits
+from defaug_utils.methods.diag import make_diag_pool
 
 COUNT, GROUP = 31, 3  # the last group is not full
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.linalg import sqrtm
 
-from defaug_utils.distances import (
+from defaug_utils.evaluation.distances import (
     FeatureSummary,
     Moments,
     compare_features,

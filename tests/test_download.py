@@ -11,9 +11,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from layouts import write_ksdd2
 
-from defaug_utils import download
-from defaug_utils.datasets import load_dataset
-from defaug_utils.download import Archive, DownloadError, download_dataset, fetch_archive, unpack_archive
+from defaug_utils.data import download
+from defaug_utils.data.datasets import load_dataset
+from defaug_utils.data.download import Archive, DownloadError, download_dataset, fetch_archive, unpack_archive
 
 
 def zip_bytes(members: dict[str, bytes]) -> bytes:

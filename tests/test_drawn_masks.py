@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from defaug_utils import drawn_masks
-from defaug_utils.drawn_masks import delete_drawn, load_drawn, read_drawn, save_drawn
-from defaug_utils.files import write_png
-from defaug_utils.images import read_image
-from defaug_utils.manifest import ManifestError, make_manifest, write_manifest
-from defaug_utils.mask_drawer import MaskDrawer
-from defaug_utils.masks import open_mask_source
+from defaug_utils.core.files import write_png
+from defaug_utils.core.images import read_image
+from defaug_utils.core.manifest import ManifestError, make_manifest, write_manifest
+from defaug_utils.masks import drawn_masks
+from defaug_utils.masks.drawn_masks import delete_drawn, load_drawn, read_drawn, save_drawn
+from defaug_utils.masks.masks import open_mask_source
+from defaug_utils.widgets.mask_drawer import MaskDrawer
 
 NAMES = ["train/1.png", "train/2.png"]
 

@@ -11,27 +11,33 @@ import torch
 from safetensors.torch import load_file
 from tiny_models import save_model
 
-from defaug_utils import checkpoints
-from defaug_utils.buckets import BucketSettings
-from defaug_utils.ddpm import make_regularisation_pool
-from defaug_utils.dreambooth import HISTORY_COLUMNS, DreamBoothRun, settle_settings, train_dreambooth
-from defaug_utils.dreambooth_images import (
+from defaug_utils.core.files import write_png
+from defaug_utils.core.manifest import make_manifest, read_manifest, write_manifest
+from defaug_utils.core.runs import MixingError
+from defaug_utils.core.sources import choose_positives
+from defaug_utils.diffusion.buckets import BucketSettings
+from defaug_utils.diffusion.dreambooth import (
+    HISTORY_COLUMNS,
+    DreamBoothRun,
+    settle_settings,
+    train_dreambooth,
+)
+from defaug_utils.diffusion.dreambooth_images import (
     TrainingImages,
     cache_latents,
     choose_training_rows,
     read_training_images,
 )
-from defaug_utils.dreambooth_plan import (
+from defaug_utils.diffusion.dreambooth_plan import (
     DreamBoothError,
     DreamBoothSettings,
     plan_steps,
     weigh_noise_levels,
 )
-from defaug_utils.files import write_png
-from defaug_utils.lora import LoraPlan
-from defaug_utils.manifest import make_manifest, read_manifest, write_manifest
-from defaug_utils.mixing import MixingError, choose_positives
-from defaug_utils.text2image import TextSettings, TextToImage, load_text2image
+from defaug_utils.diffusion.lora import LoraPlan
+from defaug_utils.diffusion.text2image import TextSettings, TextToImage, load_text2image
+from defaug_utils.methods.ddpm import make_regularisation_pool
+from defaug_utils.training import checkpoints
 
 BUCKETS = BucketSettings(area=16 * 48, smallest=8, largest=96, step=4)
 PLAN = LoraPlan(linear_rank=2, linear_alpha=1, conv_rank=1)

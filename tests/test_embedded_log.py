@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from defaug_utils.files import write_png
+from defaug_utils.core.files import write_png
 
 ROOT = Path(__file__).parents[1]
 

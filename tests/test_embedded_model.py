@@ -8,8 +8,7 @@ import torch
 from diffusers import StableDiffusionInpaintPipeline, StableDiffusionPipeline
 from PIL import Image
 from transformers import ResNetForImageClassification
-
-from defaug_utils.worlds import WorldSample, draw_sample
+from worlds import WorldSample, draw_sample
 
 MODEL = Path(__file__).parents[1] / "models" / "workshop"
 IMAGENET_MEAN, IMAGENET_DEVIATION = np.float32((0.485, 0.456, 0.406)), np.float32((0.229, 0.224, 0.225))

@@ -14,12 +14,12 @@ from hypothesis import given, settings
 from hypothesis.extra.numpy import arrays
 from skimage.measure import label
 
-from defaug_utils import annotations
-from defaug_utils.datasets import load_dataset
-from defaug_utils.export import ExportError, export_training_set, list_tree
-from defaug_utils.files import write_png
-from defaug_utils.images import read_image, read_mask
-from defaug_utils.manifest import ManifestError, make_manifest, read_manifest
+from defaug_utils.core.files import write_png
+from defaug_utils.core.images import read_image, read_mask
+from defaug_utils.core.manifest import ManifestError, make_manifest, read_manifest
+from defaug_utils.data import annotations
+from defaug_utils.data.datasets import load_dataset
+from defaug_utils.data.export import ExportError, export_training_set, list_tree
 
 WIDTH, HEIGHT = 40, 60
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 from transformers import ResNetConfig, ResNetForImageClassification
 
-from defaug_utils.classifier import BACKBONES, build_classifier, normalise_images
-from defaug_utils.features import (
+from defaug_utils.evaluation.distances import summarise_images
+from defaug_utils.training.classifier import BACKBONES, build_classifier, normalise_images
+from defaug_utils.training.features import (
     DIAG_LAYERS,
     FeatureNetwork,
     average_features,
     open_features,
-    summarise_images,
 )
 
 ROOT = Path(__file__).parents[1]

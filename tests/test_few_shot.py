@@ -6,11 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from layouts import write_btad, write_ksdd2, write_mvtec
 
-from defaug_utils.datasets import load_dataset
-from defaug_utils.few_shot import count_few_shot, draw_few_shot
-from defaug_utils.layouts import DatasetError
-from defaug_utils.manifest import make_manifest
-from defaug_utils.preparation import prepare_dataset
+from defaug_utils.core.manifest import make_manifest
+from defaug_utils.data.datasets import load_dataset
+from defaug_utils.data.few_shot import count_few_shot, draw_few_shot
+from defaug_utils.data.layouts import DatasetError
+from defaug_utils.data.preparation import prepare_dataset
 
 
 @pytest.fixture

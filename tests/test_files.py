@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from defaug_utils.files import write_atomically, write_json, write_png
+from defaug_utils.core.files import write_atomically, write_json, write_png
 
 
 def fill_the_disk(*args, **kwargs):

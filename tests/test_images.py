@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from defaug_utils.images import crop_box, fit_image, fit_mask, read_image, read_mask
+from defaug_utils.core.images import crop_box, fit_image, fit_mask, read_image, read_mask
 
 GREY_U8 = np.array([[0, 10], [128, 255]], np.uint8)
 GREY_RGB = np.repeat(GREY_U8[..., None], 3, axis=2)

@@ -3,10 +3,17 @@
 import pandas as pd
 import pytest
 
-from defaug_utils.files import write_json
-from defaug_utils.leaks import LEAK_MARK, LEAK_NOTE, UNKNOWN, find_leaking_scenarios, find_leaks, join_leaks
-from defaug_utils.manifest import make_manifest, write_manifest
-from defaug_utils.reports import (
+from defaug_utils.core.files import write_json
+from defaug_utils.core.manifest import make_manifest, write_manifest
+from defaug_utils.protocol.leaks import (
+    LEAK_MARK,
+    LEAK_NOTE,
+    UNKNOWN,
+    find_leaking_scenarios,
+    find_leaks,
+    join_leaks,
+)
+from defaug_utils.report.reports import (
     PAPER_PROTOCOL,
     RUN_COLUMNS,
     compare_with_papers,
@@ -15,8 +22,8 @@ from defaug_utils.reports import (
     layout_spreads,
     style_table,
 )
-from defaug_utils.result_plots import plot_augmentation_curves
-from defaug_utils.results import (
+from defaug_utils.report.result_plots import plot_augmentation_curves
+from defaug_utils.report.results import (
     METRICS,
     compare_spreads,
     gather_results,
@@ -24,7 +31,7 @@ from defaug_utils.results import (
     published_results,
     summarise_results,
 )
-from defaug_utils.sentences import describe_differences, describe_leaks, describe_scenarios
+from defaug_utils.report.sentences import describe_differences, describe_leaks, describe_scenarios
 
 
 def make_rows(*mask_sources: str) -> pd.DataFrame:

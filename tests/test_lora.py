@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from defaug_utils.lora import (
+from defaug_utils.diffusion.lora import (
     LoraCount,
     LoraError,
     LoraPlan,
@@ -25,7 +25,7 @@ from defaug_utils.lora import (
     unmerge_lora,
     write_lora,
 )
-from defaug_utils.lora_files import load_lora, save_lora
+from defaug_utils.diffusion.lora_files import load_lora, save_lora
 from tests.tiny_models import make_parts
 
 SMALL = LoraPlan(linear_rank=3, linear_alpha=2, conv_rank=2, conv_alpha=1)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from defaug_utils.manifest import (
+from defaug_utils.core.manifest import (
     COLUMNS,
     LABELS,
     ORIGINS,

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from defaug_utils.files import write_png
-from defaug_utils.manifest import make_manifest, write_manifest
-from defaug_utils.mask_shapes import SHAPES, ShapePriors, draw_shape
-from defaug_utils.masks import is_leak, open_mask_source
+from defaug_utils.core.files import write_png
+from defaug_utils.core.manifest import make_manifest, write_manifest
+from defaug_utils.masks.mask_shapes import SHAPES, ShapePriors, draw_shape
+from defaug_utils.masks.masks import is_leak, open_mask_source
 
 SIZE = (40, 120)
 

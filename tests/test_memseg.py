@@ -8,19 +8,19 @@ from hypothesis import strategies as st
 from PIL import Image, ImageEnhance, ImageOps
 from skimage.data import coffee
 
-from defaug_utils.augmenters import AUGMENTERS, augment
-from defaug_utils.files import write_png
-from defaug_utils.images import read_image, read_mask
-from defaug_utils.manifest import ManifestError, make_manifest, write_manifest
-from defaug_utils.memseg import (
+from defaug_utils.core.files import write_png
+from defaug_utils.core.images import read_image, read_mask
+from defaug_utils.core.manifest import ManifestError, make_manifest, write_manifest
+from defaug_utils.methods.augmenters import AUGMENTERS, augment
+from defaug_utils.methods.memseg import (
     MemSegSettings,
     blend_anomaly,
     draw_mask,
     shuffle_grid,
     simulate_anomaly,
 )
-from defaug_utils.memseg_pool import list_sources, make_memseg_image, make_memseg_pool, read_dataset
-from defaug_utils.textures import TextureCollection, open_builtin_textures
+from defaug_utils.methods.memseg_pool import list_sources, make_memseg_image, make_memseg_pool, read_dataset
+from defaug_utils.methods.textures import TextureCollection, open_builtin_textures
 
 
 def random_image(height: int, width: int, seed: int = 0) -> np.ndarray:

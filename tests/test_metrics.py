@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, precision_recall_fscore_support, roc_auc_score
 
-from defaug_utils.metrics import (
+from defaug_utils.evaluation.metrics import (
     auroc,
     average_precision,
     average_precision_trapezoid,

@@ -9,24 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from defaug_utils.files import write_json
-from defaug_utils.manifest import (
+from defaug_utils.core.files import write_json
+from defaug_utils.core.manifest import (
     ManifestError,
     make_manifest,
     rebase_manifest,
     validate_manifest,
     write_manifest,
 )
-from defaug_utils.mixing import (
-    choose_positives,
-    compose_training_set,
-    count_by_origin,
-    count_reviews,
-    count_rows,
-    usable_rows,
-)
-from defaug_utils.run_folder import find_pool, list_waiting, read_data, read_learned, read_pools
-from defaug_utils.runs import (
+from defaug_utils.core.runs import (
     ARMS,
     NOTEBOOK_OF,
     SCENARIOS,
@@ -38,6 +29,15 @@ from defaug_utils.runs import (
     pool_name,
     run_name,
 )
+from defaug_utils.core.sources import choose_positives
+from defaug_utils.protocol.mixing import (
+    compose_training_set,
+    count_by_origin,
+    count_reviews,
+    count_rows,
+    usable_rows,
+)
+from defaug_utils.protocol.run_folder import find_pool, list_waiting, read_data, read_learned, read_pools
 
 COUNTS = {
     ("train", "negative"): 30,
@@ -494,7 +494,7 @@ def test_every_origin_of_an_arm_has_a_notebook():
 
 
 def test_planning_needs_no_torch():
-    code = "import sys, defaug_utils.mixing; sys.exit('torch' in sys.modules)"
+    code = "import sys, defaug_utils.protocol.mixing; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -15,15 +15,15 @@ from nbformat import NotebookNode
 from nbstripout import strip_output
 from papermill import inspect_notebook
 
-from defaug_utils.profiles import read_profile
+from defaug_utils.book.profiles import read_profile
 
 ROOT = Path(__file__).parents[1]
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SHARED = {"run_dir": "runs/workshop", "seed": 0, "interactive": False}
 DRAWING_MODULES = {
-    "defaug_utils.pixel_plots",
-    "defaug_utils.plots",
-    "defaug_utils.result_plots",
+    "defaug_utils.report.pixel_plots",
+    "defaug_utils.report.plots",
+    "defaug_utils.report.result_plots",
     "matplotlib.pyplot",
     "seaborn",
 }

@@ -6,18 +6,18 @@ import cv2
 import numpy as np
 import pytest
 
-from defaug_utils.features import open_features
-from defaug_utils.files import write_png
-from defaug_utils.images import read_mask
-from defaug_utils.manifest import make_manifest, write_manifest
-from defaug_utils.memseg_pool import make_memseg_pool
-from defaug_utils.object_foreground import (
+from defaug_utils.core.files import write_png
+from defaug_utils.core.images import read_mask
+from defaug_utils.core.manifest import make_manifest, write_manifest
+from defaug_utils.masks.object_foreground import (
     THRESHOLD,
     fit_object_finder,
     make_feature_reader,
     open_object_finder,
 )
-from defaug_utils.textures import open_textures
+from defaug_utils.methods.memseg_pool import make_memseg_pool
+from defaug_utils.methods.textures import open_textures
+from defaug_utils.training.features import open_features
 
 SIDE = 96
 MODELS = Path(__file__).parents[1] / "models"

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from scipy.ndimage import label
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from defaug_utils import pixel_metrics
-from defaug_utils.pixel_metrics import (
+from defaug_utils.evaluation import pixel_metrics
+from defaug_utils.evaluation.pixel_metrics import (
     count_pixels,
     instance_average_precision,
     measure_pixels,

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from matplotlib.figure import Figure
 
-from defaug_utils.plots import choose_window, outline_mask, plot_precision_recall, show_images
-from defaug_utils.result_plots import ARM_LABELS, plot_augmentation_curves, style_arms
-from defaug_utils.runs import ARMS
+from defaug_utils.core.runs import ARMS
+from defaug_utils.report.plots import choose_window, outline_mask, plot_precision_recall, show_images
+from defaug_utils.report.result_plots import ARM_LABELS, plot_augmentation_curves, style_arms
 
 MASKS = arrays(bool, st.tuples(st.integers(1, 6), st.integers(1, 6)))
 

@@ -6,14 +6,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from defaug_utils.distances import compare_features
-from defaug_utils.features import FeatureNetwork, open_features
-from defaug_utils.files import write_png
-from defaug_utils.manifest import make_manifest, write_manifest
-from defaug_utils.pool_quality import REAL, UNTOUCHED, measure_pools
-from defaug_utils.quality_reports import describe_quality, format_digits, layout_quality
-from defaug_utils.reports import style_table
-from defaug_utils.run_folder import list_pools
+from defaug_utils.core.files import write_png
+from defaug_utils.core.manifest import make_manifest, write_manifest
+from defaug_utils.evaluation.distances import compare_features
+from defaug_utils.evaluation.pool_quality import REAL, UNTOUCHED, measure_pools
+from defaug_utils.protocol.run_folder import list_pools
+from defaug_utils.report.quality_reports import describe_quality, format_digits, layout_quality
+from defaug_utils.report.reports import style_table
+from defaug_utils.training.features import FeatureNetwork, open_features
 
 WEIGHTS = Path(__file__).parents[1] / "models" / "backbones" / "resnet10_quarter.safetensors"
 N_REAL, N_POOL = 8, 6

@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from defaug_utils.manifest import ManifestError, image_seed, read_manifest, write_manifest
-from defaug_utils.pools import GeneratedImage, generate_pool, recipe_key
+from defaug_utils.core.manifest import ManifestError, image_seed, read_manifest, write_manifest
+from defaug_utils.core.pools import GeneratedImage, generate_pool, recipe_key
 
 COUNT = 11
 RECIPE = {"size": (6, 4), "opacity": [0.15, 1.0]}

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from layouts import draw_part, save, write_btad, write_folder, write_ksdd2, write_mvtec
 from PIL import Image
 
-from defaug_utils.datasets import draw_validation, load_dataset
-from defaug_utils.images import fit_image, fit_mask, read_image, read_mask
-from defaug_utils.layouts import DatasetError
-from defaug_utils.manifest import read_manifest
-from defaug_utils.preparation import name_files, prepare_dataset
+from defaug_utils.core.images import fit_image, fit_mask, read_image, read_mask
+from defaug_utils.core.manifest import read_manifest
+from defaug_utils.data.datasets import draw_validation, load_dataset
+from defaug_utils.data.layouts import DatasetError
+from defaug_utils.data.preparation import name_files, prepare_dataset
 
 SIZE = (8, 24)
 
@@ -135,7 +135,7 @@ def test_crop_that_keeps_every_defect(tmp_path, surfaces):
 
 def test_second_run_writes_no_image_again(tmp_path, surfaces, monkeypatch):
     first = prepare_dataset(surfaces, tmp_path / "set", tmp_path / "data", SIZE)
-    monkeypatch.setattr("defaug_utils.preparation.write_png", lambda *_: pytest.fail("written again"))
+    monkeypatch.setattr("defaug_utils.data.preparation.write_png", lambda *_: pytest.fail("written again"))
     calls = []
     redrawn = draw_validation(surfaces, 0.3, 5)
     second = prepare_dataset(redrawn, tmp_path / "set", tmp_path / "data", SIZE, on_image=calls.append)

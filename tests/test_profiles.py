@@ -8,14 +8,14 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 from papermill import inspect_notebook
 
-from defaug_utils import diag
-from defaug_utils.adabldm import BlendSettings
-from defaug_utils.controlnet_training import PAPER_PLAN, ControlNetSettings
-from defaug_utils.decoder_adaptation import AdaptationSettings
-from defaug_utils.few_shot import FEW_SHOT_COUNT
-from defaug_utils.inpaint_settings import InpaintSettings
-from defaug_utils.profiles import ProfileError, read_defaults, read_profile
-from defaug_utils.trimaps import SCALE_RANGE, TRIPLES
+from defaug_utils.book.profiles import ProfileError, read_defaults, read_profile
+from defaug_utils.data.few_shot import FEW_SHOT_COUNT
+from defaug_utils.diffusion.controlnet_training import PAPER_PLAN, ControlNetSettings
+from defaug_utils.diffusion.decoder_adaptation import AdaptationSettings
+from defaug_utils.diffusion.inpaint_settings import InpaintSettings
+from defaug_utils.masks.trimaps import SCALE_RANGE, TRIPLES
+from defaug_utils.methods import diag
+from defaug_utils.methods.adabldm import BlendSettings
 
 ROOT = Path(__file__).parents[1]
 DECLARED = {

@@ -6,7 +6,7 @@ import re
 import pandas as pd
 import pytest
 
-from defaug_utils.reports import (
+from defaug_utils.report.reports import (
     NOTHING,
     PAPER_PROTOCOL,
     PUBLISHED,
@@ -20,7 +20,7 @@ from defaug_utils.reports import (
     name_setup,
     style_table,
 )
-from defaug_utils.results import (
+from defaug_utils.report.results import (
     METRICS,
     compare_spreads,
     list_missing_arms,
@@ -28,7 +28,7 @@ from defaug_utils.results import (
     published_results,
     summarise_results,
 )
-from defaug_utils.sentences import (
+from defaug_utils.report.sentences import (
     describe_differences,
     describe_optimism,
     describe_runs,

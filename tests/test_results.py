@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from defaug_utils.files import write_json
-from defaug_utils.metrics import summarise_scores
-from defaug_utils.results import (
+from defaug_utils.core.files import write_json
+from defaug_utils.core.runs import ARMS
+from defaug_utils.evaluation.metrics import summarise_scores
+from defaug_utils.report.results import (
     METRICS,
     ResultsError,
     compare_spreads,
@@ -22,7 +23,6 @@ from defaug_utils.results import (
     published_results,
     summarise_results,
 )
-from defaug_utils.runs import ARMS
 
 SHARES = dict.fromkeys((*METRICS, "ap_low", "ap_high"), 0.5)
 COUNTS = {"n_test": 100, "n_test_positive": 10}

@@ -6,13 +6,13 @@ import pandas as pd
 import pytest
 from test_review_store import NAMES, make_pool, stored
 
-from defaug_utils.review_agreement import (
+from defaug_utils.protocol.review_agreement import (
     compare_decisions,
     measure_agreement,
     merge_reviews,
     tabulate_agreement,
 )
-from defaug_utils.review_store import PoolReview, ReviewStoreError
+from defaug_utils.protocol.review_store import PoolReview, ReviewStoreError
 
 
 @pytest.fixture

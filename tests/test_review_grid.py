@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 from test_review_store import COUNT, NAMES, make_pool, stored
 
-from defaug_utils import review_grid
-from defaug_utils.files import write_png
-from defaug_utils.review_grid import ReviewGrid, draw_thumbnail
-from defaug_utils.review_store import PoolReview
+from defaug_utils.core.files import write_png
+from defaug_utils.protocol.review_store import PoolReview
+from defaug_utils.widgets import review_grid
+from defaug_utils.widgets.review_grid import ReviewGrid, draw_thumbnail
 
 
 @pytest.fixture
@@ -167,7 +167,7 @@ def test_a_folder_that_refuses_writing_is_told_in_the_widget(pool: Path, monkeyp
         raise PermissionError(13, "Permission denied")
 
     grid = ReviewGrid(pool)
-    monkeypatch.setattr("defaug_utils.review_store.lock_file", refuse)
+    monkeypatch.setattr("defaug_utils.protocol.review_store.lock_file", refuse)
     grid.decide(f"0:{NAMES[0]}", True)
     assert grid.is_problem
     assert "can't be written to" in grid.message

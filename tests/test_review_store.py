@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from defaug_utils import review_store
-from defaug_utils.files import lock_file, write_png
-from defaug_utils.manifest import ManifestError, read_manifest, write_manifest
-from defaug_utils.mixing import usable_rows
-from defaug_utils.pools import GeneratedImage, generate_pool
-from defaug_utils.review_store import ImageReview, PoolReview, ReviewStoreError, list_reviewers
+from defaug_utils.core.files import lock_file, write_png
+from defaug_utils.core.manifest import ManifestError, read_manifest, write_manifest
+from defaug_utils.core.pools import GeneratedImage, generate_pool
+from defaug_utils.protocol import review_store
+from defaug_utils.protocol.mixing import usable_rows
+from defaug_utils.protocol.review_store import ImageReview, PoolReview, ReviewStoreError, list_reviewers
 
 COUNT = 12
 NAMES = [f"images/{index:06d}.png" for index in range(COUNT)]

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from defaug_utils.files import write_png
-from defaug_utils.manifest import make_manifest, read_manifest, write_manifest
-from defaug_utils.prompts import make_prompts
-from defaug_utils.reviews import (
+from defaug_utils.core.files import write_png
+from defaug_utils.core.manifest import make_manifest, read_manifest, write_manifest
+from defaug_utils.core.prompts import make_prompts
+from defaug_utils.protocol.reviews import (
     ImageDecision,
     PromptDecision,
     Review,

@@ -8,16 +8,11 @@ import pandas as pd
 import pytest
 import torch
 
-from defaug_utils.files import write_csv, write_json, write_png
-from defaug_utils.images import fit_mask, read_mask
-from defaug_utils.manifest import ManifestError, make_manifest
-from defaug_utils.masked_samples import hash_masked_samples, load_masked_samples
-from defaug_utils.pixel_plots import show_score_maps
-from defaug_utils.pixel_results import PIXEL_NUMBERS, choose_shown, read_pixel_runs
-from defaug_utils.recipes import Recipe, fit_epochs, plan_epochs
-from defaug_utils.reports import layout_results
-from defaug_utils.results import paired_differences, summarise_results
-from defaug_utils.segmentation import (
+from defaug_utils.core.files import write_csv, write_json, write_png
+from defaug_utils.core.images import fit_mask, read_mask
+from defaug_utils.core.manifest import ManifestError, make_manifest
+from defaug_utils.data.masked_samples import hash_masked_samples, load_masked_samples
+from defaug_utils.evaluation.segmentation import (
     MAP_LIST,
     METRICS_FILE,
     logits_to_levels,
@@ -27,7 +22,12 @@ from defaug_utils.segmentation import (
     train_segmenter,
     write_score_maps,
 )
-from defaug_utils.segmenter import DEFECT_PRIOR, build_segmenter, segmentation_loss
+from defaug_utils.evaluation.segmenter import DEFECT_PRIOR, build_segmenter, segmentation_loss
+from defaug_utils.report.pixel_plots import show_score_maps
+from defaug_utils.report.pixel_results import PIXEL_NUMBERS, choose_shown, read_pixel_runs
+from defaug_utils.report.reports import layout_results
+from defaug_utils.report.results import paired_differences, summarise_results
+from defaug_utils.training.recipes import Recipe, fit_epochs, plan_epochs
 
 BACKBONE = "resnet10_quarter"
 QUICK = Recipe("adam", 5e-3, batch_size=4, epochs=3, balanced=True, flips=True, decay=True)

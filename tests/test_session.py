@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from defaug_utils import __version__
-from defaug_utils.session import find_project_root, pick_device, start_notebook, watermark
+from defaug_utils.book.session import find_project_root, start_notebook, watermark
+from defaug_utils.training.memory import pick_device
 
 ROOT = Path(__file__).parents[1]
 

@@ -13,12 +13,9 @@ import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-from defaug_utils.files import write_csv, write_json
-from defaug_utils.pixel_results import read_pixel_runs
-from defaug_utils.results import METRICS
-from defaug_utils.session import watermark
-from defaug_utils.stored_pages import PARTS, to_markdown, write_part
-from defaug_utils.stored_results import (
+from defaug_utils.book.session import watermark
+from defaug_utils.book.stored_pages import PARTS, to_markdown, write_part
+from defaug_utils.book.stored_results import (
     PIXELS,
     PROVENANCE,
     QUALITY,
@@ -27,6 +24,9 @@ from defaug_utils.stored_results import (
     read_stored,
     store_results,
 )
+from defaug_utils.core.files import write_csv, write_json
+from defaug_utils.report.pixel_results import read_pixel_runs
+from defaug_utils.report.results import METRICS
 
 ROOT = Path(__file__).parents[1]
 STORED = sorted(path for path in (ROOT / "book" / "stored").iterdir() if path.is_dir())

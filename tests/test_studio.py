@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 from tiny_models import save_model
 
-from defaug_utils import studio as studio_module
-from defaug_utils.files import write_png
-from defaug_utils.images import read_image, read_mask
-from defaug_utils.inpaint import Inpainter, load_inpainter
-from defaug_utils.inpaint_settings import InpaintSettings
-from defaug_utils.manifest import ManifestError, make_manifest, read_manifest, write_manifest
-from defaug_utils.run_folder import read_pools
-from defaug_utils.runs import Run
-from defaug_utils.studio import Studio, StudioRequest
-from defaug_utils.studio_panel import Stopped, StudioPanel
+from defaug_utils.core.files import write_png
+from defaug_utils.core.images import read_image, read_mask
+from defaug_utils.core.manifest import ManifestError, make_manifest, read_manifest, write_manifest
+from defaug_utils.core.runs import Run
+from defaug_utils.diffusion.inpaint import Inpainter, load_inpainter
+from defaug_utils.diffusion.inpaint_settings import InpaintSettings
+from defaug_utils.protocol.run_folder import read_pools
+from defaug_utils.widgets import studio as studio_module
+from defaug_utils.widgets.studio import Studio, StudioRequest
+from defaug_utils.widgets.studio_panel import Stopped, StudioPanel
 
 SIZE = (16, 48)
 NAMES = ["train/0.png", "train/1.png"]

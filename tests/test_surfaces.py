@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from defaug_utils import surfaces
-from defaug_utils.datasets import load_dataset
-from defaug_utils.images import read_image, read_mask
-from defaug_utils.manifest import image_seed
-from defaug_utils.surfaces import DEFECT_TYPES, draw_surface, write_surfaces
+from defaug_utils.core.images import read_image, read_mask
+from defaug_utils.core.manifest import image_seed
+from defaug_utils.data import surfaces
+from defaug_utils.data.datasets import load_dataset
+from defaug_utils.data.surfaces import DEFECT_TYPES, draw_surface, write_surfaces
 
 SMALL = (32, 96)
 ONE_OF_EACH = {"train_count": 10, "test_count": 6, "seed": 3, "positive_share": 0.5, "size": SMALL}

@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from defaug_utils.textures import TextureCollection, open_builtin_textures, open_texture_folder, open_textures
+from defaug_utils.methods.textures import (
+    TextureCollection,
+    open_builtin_textures,
+    open_texture_folder,
+    open_textures,
+)
 
 
 @pytest.fixture

@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from defaug_utils import checkpoints
-from defaug_utils.classifier import build_classifier, normalise_images, torchvision_key
-from defaug_utils.epochs import flip_images, set_training_mode
-from defaug_utils.files import write_png
-from defaug_utils.manifest import ManifestError, make_manifest
-from defaug_utils.recipes import (
+from defaug_utils.core.files import write_png
+from defaug_utils.core.manifest import ManifestError, make_manifest
+from defaug_utils.data.samples import Samples, count_samples, hash_samples, load_samples
+from defaug_utils.evaluation.training import score_samples, train_classifier
+from defaug_utils.training import checkpoints
+from defaug_utils.training.classifier import build_classifier, normalise_images, torchvision_key
+from defaug_utils.training.epochs import flip_images, set_training_mode
+from defaug_utils.training.recipes import (
     RECIPES,
     Recipe,
     choose_recipe,
@@ -25,8 +27,6 @@ from defaug_utils.recipes import (
     plan_epochs,
     split_batches,
 )
-from defaug_utils.samples import Samples, count_samples, hash_samples, load_samples
-from defaug_utils.training import score_samples, train_classifier
 
 BACKBONE = "resnet10_quarter"
 QUICK = Recipe("sgd", 0.01, batch_size=4, epochs=3, balanced=True, momentum=0.9, flips=True, decay=True)

@@ -5,16 +5,16 @@ from pathlib import Path
 import pytest
 from test_ddpm import PROMPTS, SETTINGS, data, model_folder  # noqa: F401 - fixtures
 
-from defaug_utils.buckets import BucketSettings
-from defaug_utils.ddpm import merge_adapter
-from defaug_utils.dreambooth import train_dreambooth
-from defaug_utils.dreambooth_images import choose_training_rows, read_training_images
-from defaug_utils.dreambooth_plan import DreamBoothSettings
-from defaug_utils.images import read_image
-from defaug_utils.lora import LoraPlan
-from defaug_utils.manifest import read_manifest
-from defaug_utils.text2image import TextJob, generate_images, load_text2image
-from defaug_utils.training_samples import keep_sample, list_adapters, read_samples
+from defaug_utils.core.images import read_image
+from defaug_utils.core.manifest import read_manifest
+from defaug_utils.diffusion.buckets import BucketSettings
+from defaug_utils.diffusion.dreambooth import train_dreambooth
+from defaug_utils.diffusion.dreambooth_images import choose_training_rows, read_training_images
+from defaug_utils.diffusion.dreambooth_plan import DreamBoothSettings
+from defaug_utils.diffusion.lora import LoraPlan
+from defaug_utils.diffusion.text2image import TextJob, generate_images, load_text2image
+from defaug_utils.diffusion.training_samples import keep_sample, list_adapters, read_samples
+from defaug_utils.methods.ddpm import merge_adapter
 
 BUCKETS = BucketSettings(area=16 * 48, smallest=8, largest=96, step=4)
 TRAINING = DreamBoothSettings(

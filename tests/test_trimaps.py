@@ -6,7 +6,9 @@ import cv2
 import numpy as np
 import pytest
 
-from defaug_utils.defect_patches import (
+from defaug_utils.core.files import write_png
+from defaug_utils.core.manifest import ManifestError, make_manifest
+from defaug_utils.masks.defect_patches import (
     cut_defect,
     find_places,
     move_inside,
@@ -14,9 +16,7 @@ from defaug_utils.defect_patches import (
     read_defects,
     turn_defect,
 )
-from defaug_utils.files import write_png
-from defaug_utils.manifest import ManifestError, make_manifest
-from defaug_utils.trimaps import (
+from defaug_utils.masks.trimaps import (
     GoodImage,
     TripleSet,
     TripleSettings,
@@ -25,7 +25,7 @@ from defaug_utils.trimaps import (
     read_good_images,
     write_prompt,
 )
-from defaug_utils.turned_masks import TurnedMasks
+from defaug_utils.masks.turned_masks import TurnedMasks
 
 SIZE = (48, 40)
 

@@ -2,10 +2,9 @@
 
 import numpy as np
 import pytest
-
-from defaug_utils.world_defects import DEFECTS, paint_defect
-from defaug_utils.world_materials import ALWAYS_COLORED, MATERIALS, draw_material, draw_noise
-from defaug_utils.worlds import caption_clean, caption_defect, draw_sample, list_phrases
+from world_defects import DEFECTS, paint_defect
+from world_materials import ALWAYS_COLORED, MATERIALS, draw_material, draw_noise
+from worlds import caption_clean, caption_defect, draw_sample, list_phrases
 
 
 def test_same_seed_same_part():

@@ -4,8 +4,8 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from defaug_utils.stored_pages import write_part
-from defaug_utils.stored_results import PROVENANCE
+from defaug_utils.book.stored_pages import write_part
+from defaug_utils.book.stored_results import PROVENANCE
 
 
 class Stored(SphinxDirective):

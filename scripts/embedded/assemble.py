@@ -17,7 +17,7 @@ from train_backbone import build_backbone
 from train_unet import load_latents
 from transformers import CLIPTokenizer
 
-from defaug_utils.files import write_json
+from defaug_utils.core.files import write_json
 
 
 def declare_float32(folder: Path) -> None:

@@ -15,8 +15,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
-
-from defaug_utils.worlds import caption_clean, caption_defect
+from worlds import caption_clean, caption_defect
 
 VOCABULARY_SIZE = 1024
 LENGTH = 32  # tokens of a prompt; with CLIP's 77 nearly all would be padding

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 from PIL import Image
 
-from defaug_utils.files import write_atomically, write_csv, write_json
+from defaug_utils.core.files import write_atomically, write_csv, write_json
 
 ORDER = ("autoencoder", "text", "inpainting", "text2image", "decoder", "backbone", "segmenter")
 SMOOTHED = 15  # rows of the history whose mean is drawn over them

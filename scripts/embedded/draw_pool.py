@@ -11,8 +11,7 @@ import json
 from pathlib import Path
 
 import numpy as np
-
-from defaug_utils.worlds import draw_sample
+from worlds import draw_sample
 
 SIZE = (128, 384)  # width, height in pixels
 

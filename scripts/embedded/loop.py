@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from defaug_utils.files import write_atomically
+from defaug_utils.core.files import write_atomically
 
 LOG_EVERY = 20  # steps
 SAVE_SECONDS = 240

@@ -23,9 +23,9 @@ from diffusers import StableDiffusionInpaintPipeline, StableDiffusionPipeline
 from loop import load_average
 from PIL import Image
 from train_segmenter import Segmenter
+from world_defects import DEFECTS
 
-from defaug_utils.files import write_json, write_png
-from defaug_utils.world_defects import DEFECTS
+from defaug_utils.core.files import write_json, write_png
 
 FOUND_SHARE = 0.25  # of the mask's pixels must be called a defect
 BATCH = 8

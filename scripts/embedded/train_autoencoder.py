@@ -21,7 +21,7 @@ from diffusers import AutoencoderKL
 from loop import Run, load_average
 from start_linear import GROUPS, start_linear
 
-from defaug_utils.files import write_png
+from defaug_utils.core.files import write_png
 
 CROP, BATCH = 64, 8
 DEFECT_WEIGHT = 4.0

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as functional
 from loop import Run, read_options
 from transformers import ResNetConfig, ResNetForImageClassification
+from world_defects import DEFECTS
+from world_materials import MATERIALS
 
-from defaug_utils.classifier import BACKBONES, normalise_images
-from defaug_utils.world_defects import DEFECTS
-from defaug_utils.world_materials import MATERIALS
+from defaug_utils.training.classifier import BACKBONES, normalise_images
 
 LABELS = [*DEFECTS, *MATERIALS]
 WINDOW, BATCH = 128, 32

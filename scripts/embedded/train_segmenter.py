@@ -15,8 +15,7 @@ import torch
 import torch.nn.functional as functional
 from loop import Run, read_options
 from torch import nn
-
-from defaug_utils.world_defects import DEFECTS
+from world_defects import DEFECTS
 
 CROP, BATCH = 128, 8
 DEFECT_WEIGHT = 12.0

@@ -15,8 +15,7 @@ from loop import Run, read_options
 from parts import TEXT_WIDTH, build_text_encoder
 from torch import nn
 from transformers import CLIPTokenizer
-
-from defaug_utils.worlds import caption_clean, caption_defect
+from worlds import caption_clean, caption_defect
 
 BATCH = 64
 TOPICS = ("defect", "material", "color", "shade", "size", "place", "tone")

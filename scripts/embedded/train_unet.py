@@ -23,9 +23,9 @@ from parts import Denoiser, build_pipeline, build_scheduler
 from PIL import Image
 from train_text import TextReader, list_labels
 from transformers import CLIPTokenizer
+from worlds import caption_clean, caption_defect
 
-from defaug_utils.files import write_png
-from defaug_utils.worlds import caption_clean, caption_defect
+from defaug_utils.core.files import write_png
 
 FRAMES, WINDOWS, WINDOW = 4, 12, 16  # images a step: full frames, or windows of that many latent rows
 CLEAN_SHARE, ALL_MASKED_SHARE = 0.2, 0.3

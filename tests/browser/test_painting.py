@@ -8,18 +8,18 @@ from lab import ROOT, SCREENSHOTS, Lab, OpenNotebook
 from painter import Painter
 from playwright.sync_api import Locator, Page, expect
 
-from defaug_utils.files import write_png
-from defaug_utils.images import read_image
-from defaug_utils.manifest import make_manifest, read_manifest, write_manifest
-from defaug_utils.surfaces import draw_surface
+from defaug_utils.core.files import write_png
+from defaug_utils.core.images import read_image
+from defaug_utils.core.manifest import make_manifest, read_manifest, write_manifest
+from defaug_utils.data.surfaces import draw_surface
 
 NAMES = [f"train/{10000 + number}.png" for number in range(3)]
 CELL = f"""
-from defaug_utils.inpaint import load_inpainter
-from defaug_utils.inpaint_settings import InpaintSettings
-from defaug_utils.prompts import Prompt
-from defaug_utils.studio import Studio
-from defaug_utils.studio_panel import StudioPanel
+from defaug_utils.diffusion.inpaint import load_inpainter
+from defaug_utils.diffusion.inpaint_settings import InpaintSettings
+from defaug_utils.core.prompts import Prompt
+from defaug_utils.widgets.studio import Studio
+from defaug_utils.widgets.studio_panel import StudioPanel
 inpainter = load_inpainter({str(ROOT / "models/workshop/inpainting")!r})
 studio = Studio("RUN/diag_studio", "RUN/data", inpainter, InpaintSettings((128, 384), 20, 2.0))
 panel = StudioPanel(studio, "RUN/diag_masks", Prompt("background scratched", "smooth, plain"))
@@ -101,7 +101,7 @@ def test_draw_generate_decide_and_find_it_again(notebook: OpenNotebook, page: Pa
     studio.expect_text("1 accepted, 1 rejected")
     notebook.take_screenshot("studio-6-after-restart")
     remade = notebook.ask_kernel(
-        "import numpy as np; from defaug_utils.images import read_image",
+        "import numpy as np; from defaug_utils.core.images import read_image",
         "[bool((studio.remake(row) == read_image(studio.folder / row['image'])).all())"
         " for row in studio.read_kept().to_dict('records')]",
     )

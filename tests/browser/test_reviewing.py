@@ -8,15 +8,15 @@ import pytest
 from lab import Lab, OpenNotebook
 from playwright.sync_api import Locator, Page, expect
 
-from defaug_utils.manifest import read_manifest
-from defaug_utils.pools import GeneratedImage, generate_pool
-from defaug_utils.surfaces import DEFECT_TYPES, draw_surface
+from defaug_utils.core.manifest import read_manifest
+from defaug_utils.core.pools import GeneratedImage, generate_pool
+from defaug_utils.data.surfaces import DEFECT_TYPES, draw_surface
 
 COUNT = 30
 PAGE = 16
 NAMES = [f"images/{index:06d}.png" for index in range(COUNT)]
 CELL = """
-from defaug_utils.review_grid import ReviewGrid
+from defaug_utils.widgets.review_grid import ReviewGrid
 grid = ReviewGrid("{pool}")
 grid
 """

@@ -1,0 +1,1 @@
+"""What makes a book of notebooks: their start and end, profiles, batches, stored results."""

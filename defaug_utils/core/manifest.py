@@ -1,0 +1,218 @@
+"""The manifest: one table, one row an image, that every stage reads and writes."""
+
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import pandas as pd
+
+from defaug_utils.core.files import write_csv
+
+COLUMNS = (
+    "image",
+    "mask",
+    "label",
+    "split",
+    "origin",
+    "category",
+    "defect_type",
+    "source_image",
+    "mask_source",
+    "prompt",
+    "seed",
+    "recipe",
+    "accepted",
+    "reviewer_note",
+)
+LABELS = ("negative", "positive")
+SPLITS = ("train", "val", "test")
+ORIGINS = ("real", "memseg", "ddpm", "diag", "adabldm", "adabldm_plain", "cut_paste")
+MAX_LISTED_PROBLEMS = 20
+
+
+class ManifestError(ValueError):
+    """A manifest, or a file that it lists, breaks the contract."""
+
+
+def raise_problems(what: str, problems: list[str], error: type[Exception] = ManifestError) -> None:
+    """Raise one error that lists every problem (the first 20 in full), or return when there is none."""
+    if not problems:
+        return
+    listed = "\n".join(f"  - {problem}" for problem in problems[:MAX_LISTED_PROBLEMS])
+    more = len(problems) - MAX_LISTED_PROBLEMS
+    tail = f"\n  … and {more} more" if more > 0 else ""
+    raise error(f"{what}: {len(problems)} problem(s)\n{listed}{tail}")
+
+
+def image_seed(pool_seed: int, index: int) -> int:
+    """Seed of image `index` of a pool: the same whatever the batch size, shard or restart.
+
+    Args:
+        pool_seed: seed of the whole pool, not negative.
+        index: position of the image in the pool, from 0.
+
+    Returns:
+        A whole number in [0, 2**63), that NumPy and PyTorch generators take.
+    """
+    state = np.random.SeedSequence([pool_seed, index]).generate_state(1, np.uint64)[0]
+    return int(state >> np.uint64(1))
+
+
+def make_manifest(rows: Iterable[dict]) -> pd.DataFrame:
+    """Build a manifest from row dictionaries; missing columns are empty, further ones are kept.
+
+    Raises:
+        ManifestError: lists every seed and every `accepted` that can't be read.
+    """
+    manifest = pd.DataFrame(list(rows), dtype=object)
+    further = [column for column in manifest.columns if column not in COLUMNS]
+    manifest = manifest.reindex(columns=[*COLUMNS, *further])
+    problems: list[str] = []
+    for column in COLUMNS:
+        parse, empty, dtype = PARSERS.get(column, (str, "", "str"))
+        values = []
+        for row, value in enumerate(manifest[column].astype(object)):
+            try:
+                values.append(empty if _is_empty(value) else parse(value))
+            except ValueError as error:
+                values.append(empty)
+                problems.append(f"row {row}: column {column}: {value!r} {error}")
+        manifest[column] = pd.array(values, dtype=dtype)
+    raise_problems("manifest", problems)
+    for column in further:
+        manifest[column] = manifest[column].infer_objects()
+    return manifest
+
+
+def _is_empty(value: object) -> bool:
+    return value is None or value is pd.NA or value == "" or value != value
+
+
+def _parse_seed(value: object) -> int:
+    digits = str(value).removesuffix(".0")
+    if not digits.isdecimal() or int(digits) >= 2**63:
+        raise ValueError("is no whole number in 0 … 2**63 - 1")
+    return int(digits)
+
+
+def _parse_accepted(value: object) -> bool:
+    if str(value).lower() not in ("true", "false"):
+        raise ValueError("is neither empty nor true nor false")
+    return str(value).lower() == "true"
+
+
+PARSERS = {"seed": (_parse_seed, None, "Int64"), "accepted": (_parse_accepted, None, "boolean")}
+
+
+def read_manifest(path: Path | str, check_files: bool = False) -> pd.DataFrame:
+    """Read and validate a manifest.
+
+    Args:
+        path: the CSV file; the paths in it are relative to its folder.
+        check_files: also demand that every listed image and mask exists.
+
+    Returns:
+        One row an image, with the columns of `COLUMNS` and any further ones of the file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ManifestError: with every broken row, see `validate_manifest`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no manifest at {path}: run the notebook that makes it first")
+    try:
+        table = pd.read_csv(path, dtype=dict.fromkeys(COLUMNS, str), keep_default_na=False, na_values=[""])
+        missing = [column for column in COLUMNS if column not in table.columns]
+        raise_problems("columns", [f"column {column} is missing" for column in missing])
+        manifest = make_manifest(table.to_dict("records"))
+    except ValueError as error:  # all of the reader's own errors are ValueErrors
+        raise ManifestError(f"manifest {path} is not a readable table: {error}") from error
+    validate_manifest(manifest, path, check_files)
+    return manifest
+
+
+def write_manifest(manifest: pd.DataFrame, path: Path | str) -> None:
+    """Validate and write a manifest as CSV, whole or not at all."""
+    validate_manifest(manifest, path)
+    write_csv(manifest, path)
+
+
+def validate_manifest(manifest: pd.DataFrame, path: Path | str, check_files: bool = False) -> None:
+    """Check the contract: known words, unique images, paths inside the folder, positives and masks.
+
+    Args:
+        manifest: the table.
+        path: where it is, or will be, stored.
+        check_files: also demand that every listed file exists.
+
+    Raises:
+        ManifestError: lists every problem with its row.
+    """
+    problems = []
+    for column, words in (("label", LABELS), ("split", SPLITS), ("origin", ORIGINS)):
+        for row, word in manifest[column].items():
+            if word not in words:
+                problems.append(f"row {row}: {column} {word!r} is none of {', '.join(words)}")
+    for image in manifest["image"][manifest["image"].duplicated()]:
+        problems.append(f"image {image!r} is listed more than once")
+    folder = Path(path).parent
+    for column in ("image", "mask"):
+        for row, relative in manifest[column].items():
+            if not relative:
+                if column == "image":
+                    problems.append(f"row {row}: no image")
+            elif not is_inside(relative):
+                problems.append(f"row {row}: {column} {relative!r} leaves the manifest's folder")
+            elif check_files and not (folder / relative).is_file():
+                problems.append(f"row {row}: {column} {relative!r} does not exist")
+    raise_problems(f"manifest {path}", problems)
+
+
+def is_inside(relative: str) -> bool:
+    """Tell whether a stored path is relative and stays inside its folder."""
+    parts = PurePosixPath(relative.replace("\\", "/"))
+    has_drive = len(relative) > 1 and relative[1] == ":"
+    return not parts.is_absolute() and ".." not in parts.parts and not has_drive
+
+
+def rebase_manifest(manifest: pd.DataFrame, folder: Path | str, new_folder: Path | str) -> pd.DataFrame:
+    """Rewrite image and mask paths so that the manifest can stand in a folder further up.
+
+    Args:
+        manifest: a table whose paths are relative to `folder`.
+        folder: where the files are.
+        new_folder: `folder` or one of its parents.
+
+    Returns:
+        A copy with paths relative to `new_folder`; `source_image` keeps naming the data set's row.
+
+    Raises:
+        ValueError: `folder` is not inside `new_folder`.
+    """
+    prefix = Path(folder).resolve().relative_to(Path(new_folder).resolve()).as_posix()
+    rebased = manifest.copy()
+    for column in ("image", "mask"):
+        rebased[column] = [
+            f"{prefix}/{path}" if path and prefix != "." else path for path in manifest[column]
+        ]
+    return rebased
+
+
+def check_sources(pool: pd.DataFrame, dataset: pd.DataFrame) -> None:
+    """Refuse a pool any of whose images started from something else than a training image.
+
+    Args:
+        pool: manifest of generated images; `source_image` (where not empty) names a data set row.
+        dataset: manifest of the data set, with its `image` and `split` columns.
+
+    Raises:
+        ManifestError: lists every generated image whose source is unknown or not in the train split.
+    """
+    split_of = dict(zip(dataset["image"], dataset["split"], strict=True))
+    problems = []
+    for image, source in zip(pool["image"], pool["source_image"], strict=True):
+        if source and split_of.get(source) != "train":
+            found = split_of.get(source, "unknown to the data set")
+            problems.append(f"{image}: its source {source} is {found}, only train images may be sources")
+    raise_problems("generated images", problems)

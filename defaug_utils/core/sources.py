@@ -1,0 +1,108 @@
+"""What a run knows: the negatives that generated images may start from, the positives of a scenario."""
+
+import hashlib
+from pathlib import Path
+
+import pandas as pd
+
+from defaug_utils.core.foreground import find_foreground
+from defaug_utils.core.images import read_image
+from defaug_utils.core.manifest import ManifestError, raise_problems, read_manifest
+from defaug_utils.core.runs import SCENARIOS, MixingError
+
+DATA_FOLDER = "data"
+
+
+def read_dataset(data_folder: Path | str) -> pd.DataFrame:
+    """The prepared data set's manifest; where it is missing, the error names the notebook that makes it."""
+    path = Path(data_folder) / "manifest.csv"
+    if not path.is_file():
+        raise FileNotFoundError(f"no data set at {path}: run notebook 01_data_prep with this run_dir first")
+    return read_manifest(path)
+
+
+def list_sources(dataset: pd.DataFrame) -> pd.DataFrame:
+    """The only rows that anomalies may start from: real, without defect, of the train split.
+
+    Args:
+        dataset: manifest of the prepared data set.
+
+    Returns:
+        These rows in the order of their `image`, counted from 0.
+
+    Raises:
+        ManifestError: there is none.
+    """
+    is_source = (dataset["split"] == "train") & (dataset["label"] == "negative")
+    sources = dataset[is_source & (dataset["origin"] == "real")]
+    if sources.empty:
+        raise ManifestError(
+            f"none of the data set's {len(dataset)} rows is a training negative to put an anomaly on"
+        )
+    return sources.sort_values("image", ignore_index=True)
+
+
+def survey_sources(sources: pd.DataFrame, data_folder: Path | str, foreground: str = "whole") -> dict:
+    """Read every source once, one at a time, to find broken ones now and to tell this data from other.
+
+    Args:
+        sources: rows of the data set, see `list_sources`.
+        data_folder: folder of its manifest.
+        foreground: as `find_foreground`; an image without any object is a problem.
+
+    Returns:
+        The number of images, their sizes (as "128 × 384", width × height) and a hash of names and pixels.
+
+    Raises:
+        ManifestError: lists every image that can't be read or shows no object.
+    """
+    digest, sizes, problems = hashlib.sha256(), set(), []
+    for name in sources["image"]:
+        try:
+            image_u8 = read_image(Path(data_folder) / name)
+        except ValueError as error:
+            problems.append(str(error))
+            continue
+        if not find_foreground(image_u8, foreground).any():
+            problems.append(f"{name}: foreground {foreground!r} finds no object; use 'whole' for surfaces")
+        size = f"{image_u8.shape[1]} × {image_u8.shape[0]}"
+        digest.update(f"{name}\n{size}\n".encode() + hashlib.sha256(image_u8).digest())
+        sizes.add(size)
+    raise_problems(f"training negatives in {data_folder}", problems)
+    return {"count": len(sources), "sizes": sorted(sizes), "sha256": digest.hexdigest()}
+
+
+def shuffle_rows(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """An order that depends on the seed and the images' names only, so that draws are nested.
+
+    A rejected image is replaced by the next one and all others stay; the rows' own order plays no part.
+    """
+    keys = [hashlib.sha256(f"{seed} {data_key(image)}".encode()).hexdigest() for image in rows["image"]]
+    return rows.iloc[sorted(range(len(keys)), key=keys.__getitem__)]
+
+
+def data_key(image: str) -> str:
+    """Name of an image as `data/manifest.csv` and `source_image` have it."""
+    return image.removeprefix(f"{DATA_FOLDER}/")
+
+
+def choose_positives(
+    data_manifest: pd.DataFrame, scenario: str, seed: int, few_shot_count: int = 5
+) -> pd.DataFrame:
+    """The real training positives that a scenario knows: none, `few_shot_count` drawn by seed, or all.
+
+    A generator that is fine-tuned for few-shot takes the same ones by the same call.
+
+    Raises:
+        MixingError: the scenario is unknown, or there are fewer positives than asked for.
+    """
+    positives = data_manifest[(data_manifest["split"] == "train") & (data_manifest["label"] == "positive")]
+    if scenario not in SCENARIOS:
+        raise MixingError(f"scenario {scenario!r} is none of {', '.join(SCENARIOS)}")
+    if scenario == "few-shot" and not 1 <= few_shot_count <= len(positives):
+        raise MixingError(
+            f"few_shot_count is {few_shot_count}, expected 1 … {len(positives)}: "
+            f"the train split has {len(positives)} positives (zero-shot is the scenario without any)"
+        )
+    known = {"zero-shot": 0, "few-shot": few_shot_count, "full-shot": len(positives)}[scenario]
+    return shuffle_rows(positives, seed).iloc[:known]

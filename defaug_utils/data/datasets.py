@@ -1,0 +1,189 @@
+"""Data sets to manifests: every file checked, then images and masks of one size."""
+
+import hashlib
+import os
+import warnings
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from defaug_utils.core.images import read_image, read_mask
+from defaug_utils.core.manifest import MAX_LISTED_PROBLEMS, SPLITS, make_manifest, raise_problems
+from defaug_utils.data.layouts import DatasetError, list_files
+
+MAX_WORKERS = 8
+CHECKED = ("image", "mask")
+
+
+class DatasetWarning(UserWarning):
+    """Something in a data set that a person should look at, though it can be used."""
+
+
+def load_dataset(
+    root: Path | str,
+    layout: str = "auto",
+    category: str = "",
+    test_share: float = 0.3,
+    seed: int = 0,
+    on_image: Callable[[int], None] | None = None,
+) -> pd.DataFrame:
+    """Read a data set of any known layout: every file is decoded once and checked.
+
+    An image is positive when its mask has any pixel above 0. Files that don't belong to the layout
+    (KSDD2's ` (copy)` files) are skipped with one warning. The layouts are described in `layouts`.
+
+    Args:
+        root: the data set's folder; never written to.
+        layout: "ksdd2", "mvtec", "btad", "folder", or "auto" to tell by the folders.
+        category: the only category (product) to load, empty for all; for MVTec AD and BTAD.
+        test_share: share of the images drawn for test where a folder of own parts has no test part.
+        seed: decides that draw.
+        on_image: called with 1 for every checked image (such as `tqdm.update`).
+
+    Returns:
+        A manifest with paths relative to `root`, and the further columns `width`, `height` and
+        `defect_pixels` (pixels of the original), `image_checksum` and `mask_checksum` (of the files' bytes).
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        DatasetError: empty or unreadable folder, unknown layout, or a list of every offending file:
+            no partner, other size, unreadable, twice there, mask and folder disagree.
+    """
+    listing = list_files(root, layout, category)
+    rows, problems = [], listing.problems
+    for row, row_problems in map_in_threads(lambda row: _check_row(listing.root, row), listing.rows):
+        rows.append(row)
+        problems += row_problems
+        if on_image:
+            on_image(1)
+    raise_problems(f"data set {root}", problems, DatasetError)
+    manifest = make_manifest(rows)
+    if "test" not in set(manifest["split"]):
+        manifest = draw_split(manifest, "test", test_share, seed)
+    _warn_about(manifest, listing.skipped, root)
+    return manifest
+
+
+def map_in_threads(function: Callable, values: list) -> Iterator:
+    """Results in order; the first error ends it, and what had not begun by then never begins."""
+    with ThreadPoolExecutor(min(MAX_WORKERS, os.cpu_count() or 1)) as executor:
+        yield from executor.map(function, values)
+
+
+def _check_row(root: Path, row: dict) -> tuple[dict, list[str]]:
+    """Complete a row by what its files hold, and list what is wrong with them."""
+    try:
+        height, width = read_image(root / row["image"]).shape[:2]
+        mask = read_mask(root / row["mask"]) if row["mask"] else np.zeros((height, width), bool)
+        checksums = {column: _checksum(root / row[column]) if row[column] else "" for column in CHECKED}
+    except (OSError, ValueError) as error:
+        return row, [str(error)]
+    label = "positive" if mask.any() else "negative"
+    problems = []
+    if mask.shape != (height, width):
+        found = f"{mask.shape[1]} × {mask.shape[0]}"
+        problems.append(f"{row['mask']}: is {found} pixels, its image is {width} × {height}")
+    if row.get("label", label) != label:
+        problems.append(f"{row['mask']}: has no pixel above 0, but its image stands among the defective ones")
+    measured = {"width": width, "height": height, "defect_pixels": int(mask.sum())}
+    measured |= {f"{column}_checksum": checksum for column, checksum in checksums.items()}
+    defect_type = row.get("defect_type", "") if label == "positive" else ""
+    return {**row, "label": label, "defect_type": defect_type, **measured}, problems
+
+
+def _checksum(path: Path) -> str:
+    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+
+
+def _warn_about(manifest: pd.DataFrame, skipped: list[str], root: Path | str) -> None:
+    """Skipped files; the same picture in train and test or under both labels; masks that look inverted."""
+    if skipped:
+        _warn(f"{root}: skipped {len(skipped)} file(s) that don't belong to the layout", skipped)
+    twins = manifest[manifest.duplicated("image_checksum", keep=False)]
+    leaks = [
+        " = ".join(group["image"])
+        for _, group in twins.groupby("image_checksum", sort=False)
+        if len(group[["split", "label"]].drop_duplicates()) > 1
+    ]
+    if leaks:
+        _warn(f"{root}: the same picture stands in more than one split, or under both labels", leaks)
+    positives = manifest[manifest["label"] == "positive"]
+    covered = positives["defect_pixels"] / (positives["width"] * positives["height"])
+    if len(positives) and covered.median() > 0.5:
+        _warn(f"{root}: most masks cover more than half of their image, are they inverted?", [])
+
+
+def _warn(what: str, names: list[str]) -> None:
+    listed = [*names[:MAX_LISTED_PROBLEMS], *["…"] * (len(names) > MAX_LISTED_PROBLEMS)]
+    warnings.warn(what + (": " if listed else "") + ", ".join(listed), DatasetWarning, stacklevel=4)
+
+
+def draw_validation(manifest: pd.DataFrame, share: float, seed: int) -> pd.DataFrame:
+    """Move a share of the training images to the split `val`, see `draw_split`.
+
+    A data set that brings its own validation part is returned as it is.
+    """
+    has_own = "val" in set(manifest["split"])
+    return manifest.copy() if has_own else draw_split(manifest, "val", share, seed)
+
+
+def draw_split(manifest: pd.DataFrame, split: str, share: float, seed: int) -> pd.DataFrame:
+    """Move a share of the training images to another split, evenly over labels and defect types.
+
+    Args:
+        manifest: a data set's table.
+        split: where the drawn rows go, "val" or "test".
+        share: of the training images of every category and label, in [0, 1); above 0, at least one of
+            each is drawn and at least one stays, so that a single image stays.
+        seed: decides the draw; the order of the rows does not.
+
+    Returns:
+        A copy with the drawn rows' `split` changed.
+
+    Raises:
+        ValueError: the share is out of range.
+    """
+    if not 0 <= share < 1:
+        raise ValueError(f"share {share} of the training images for {split} must be in [0, 1)")
+    drawn = manifest.copy()
+    train = manifest[manifest["split"] == "train"]
+    for (category, label), group in train.groupby(["category", "label"]):
+        count = min(max(round(len(group) * share), 1), len(group) - 1) if share else 0
+        stream = zlib.crc32(f"{split}/{category}/{label}".encode())
+        drawn.loc[_draw_evenly(group, count, np.random.default_rng([seed, stream])), "split"] = split
+    return drawn
+
+
+def _draw_evenly(group: pd.DataFrame, count: int, rng: np.random.Generator) -> pd.Index:
+    """Every (n / count)-th row of the shuffled rows in order of defect type."""
+    shuffled = group.sort_values("image").sample(frac=1, random_state=rng)
+    by_type = shuffled.sort_values("defect_type", kind="stable")
+    picks = (np.arange(count) + rng.random()) * len(group) / max(count, 1)
+    return by_type.index[picks.astype(int)]
+
+
+def summarise_dataset(manifest: pd.DataFrame) -> pd.DataFrame:
+    """Count a data set's images by category, split, label and defect type, with their sizes.
+
+    Args:
+        manifest: of `load_dataset` or `prepare_dataset`.
+
+    Returns:
+        One row a group, in the order train, val, test: `images`; where the manifest has these columns,
+        `min_width` … `max_height` in pixels, and the least, median and largest `defect_pixels`.
+    """
+    keys = ["category", "split", "label", "defect_type"]
+    table = manifest.assign(split=pd.Categorical(manifest["split"], SPLITS, ordered=True))
+    spread = {"width": ("min", "max"), "height": ("min", "max"), "defect_pixels": ("min", "median", "max")}
+    columns = {
+        f"{how}_{column}": (column, how)
+        for column, ways in spread.items()
+        for how in ways
+        if column in manifest.columns
+    }
+    summary = table.groupby(keys, observed=True).agg(images=("image", "size"), **columns).round()
+    return summary.astype(int).reset_index()

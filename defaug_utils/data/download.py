@@ -1,0 +1,239 @@
+"""Fetching a data set's archive: resumed, checked, and unpacked only when every member is safe."""
+
+import hashlib
+import os
+import shutil
+import stat
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import requests
+
+from defaug_utils.core.files import explain_full_disk
+from defaug_utils.core.manifest import is_inside, raise_problems
+
+BLOCK = 1 << 16  # bytes; what a broken connection loses at most
+ATTEMPTS = 3
+TIMEOUT = (10, 60)  # seconds to connect, and between two blocks
+MAX_UNPACKED = 8 << 30  # bytes
+MAX_MEMBERS = 100_000
+
+
+class Archive(NamedTuple):
+    """A published archive.
+
+    Attributes:
+        name: the file's name.
+        url: where it can be fetched.
+        md5: hexadecimal digest.
+        licence: under which it may be used.
+    """
+
+    name: str
+    url: str
+    md5: str
+    licence: str
+
+
+KSDD2 = Archive(
+    name="KolektorSDD2.zip",
+    url="https://go.vicos.si/kolektorsdd2",
+    md5="1ed0f628122776ace4965afa30dfe316",
+    licence="CC BY-NC-SA 4.0: for non-commercial use, never to be redistributed here",
+)
+
+
+class DownloadError(RuntimeError):
+    """An archive could not be fetched, or is not what it should be."""
+
+
+def download_dataset(
+    folder: Path | str, archive: Archive = KSDD2, on_bytes: Callable[[int], None] | None = None
+) -> Path:
+    """Fetch and unpack a data set; what an earlier call finished is not done again.
+
+    An archive that was fetched by hand and put into `folder` is checked and unpacked.
+
+    Args:
+        folder: where the archive and the unpacked data set go.
+        archive: by default KolektorSDD2, licence CC BY-NC-SA 4.0.
+        on_bytes: called with the number of bytes just fetched (such as `tqdm.update`).
+
+    Returns:
+        The data set's folder, for `load_dataset`: named as the archive, or the only folder in that one.
+
+    Raises:
+        DownloadError: no network, wrong size or hash; says what to fetch by hand and where to put it.
+        ValueError: the archive holds members that must not be unpacked (all are listed).
+        OSError: the disk is full.
+    """
+    unpacked = Path(folder) / Path(archive.name).stem
+    if not unpacked.is_dir():
+        unpack_archive(fetch_archive(folder, archive, on_bytes), unpacked)
+    inner = list(unpacked.iterdir())
+    return inner[0] if len(inner) == 1 and inner[0].is_dir() else unpacked
+
+
+def fetch_archive(
+    folder: Path | str, archive: Archive, on_bytes: Callable[[int], None] | None = None
+) -> Path:
+    """Fetch an archive, going on where an interrupted download stopped, and check its hash.
+
+    Args:
+        folder: where it goes; until it is complete it is called `<name>.part`.
+        archive: what to fetch.
+        on_bytes: called with the number of bytes just fetched.
+
+    Returns:
+        The archive's path.
+
+    Raises:
+        DownloadError: as `download_dataset`.
+    """
+    path = Path(folder) / archive.name
+    part = path.with_name(path.name + ".part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_file():
+        _check_hash(path, path, archive)
+        return path
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            with explain_full_disk(part):
+                _fetch_rest(archive, part, on_bytes)
+            break
+        except requests.RequestException as error:
+            if attempt == ATTEMPTS:
+                have = f"; {part.stat().st_size:,} bytes are kept" if part.is_file() else ""
+                raise DownloadError(
+                    f"{archive.url} could not be fetched ({type(error).__name__}){have}: run again to go on, "
+                    + _by_hand(path, archive)
+                ) from error
+    _check_hash(part, path, archive)
+    os.replace(part, path)
+    return path
+
+
+def _by_hand(path: Path, archive: Archive) -> str:
+    return (
+        f"or fetch {archive.name} from {archive.url} with a browser and put it at {path} "
+        f"(MD5 {archive.md5}; licence {archive.licence})"
+    )
+
+
+def _fetch_rest(archive: Archive, part: Path, on_bytes: Callable[[int], None] | None) -> None:
+    """Append what is missing of a partly fetched file; a server that can't continue sends all again."""
+    have = part.stat().st_size if part.is_file() else 0
+    headers = {"Range": f"bytes={have}-", "Accept-Encoding": "identity"}
+    with requests.get(archive.url, headers=headers, stream=True, timeout=TIMEOUT) as response:
+        if response.status_code == requests.codes.requested_range_not_satisfiable:
+            return  # nothing is missing, or the hash will tell
+        response.raise_for_status()
+        if "html" in response.headers.get("Content-Type", ""):
+            raise requests.RequestException("a web page came instead of a file")
+        goes_on = response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
+        with part.open("ab" if goes_on else "wb") as file:
+            expected = file.tell() + int(response.headers.get("Content-Length", 0))
+            _check_space(part, expected - file.tell())
+            for block in response.iter_content(BLOCK):
+                file.write(block)
+                if on_bytes:
+                    on_bytes(len(block))
+            if file.tell() < expected:
+                raise requests.ConnectionError(f"ended after {file.tell()} of {expected} bytes")
+
+
+def _check_space(part: Path, needed: int) -> None:
+    free = shutil.disk_usage(part.parent).free
+    if needed > free:
+        raise DownloadError(
+            f"{part.parent} has {free / 1e6:,.0f} MB left, the download needs {needed / 1e6:,.0f} MB: "
+            "free some space or choose another folder"
+        )
+
+
+def _check_hash(found: Path, path: Path, archive: Archive) -> None:
+    """Refuse an archive of another content; a partly fetched file is deleted, a file put there is not."""
+    with found.open("rb") as file:
+        md5 = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    if md5 == archive.md5:
+        return
+    size = found.stat().st_size
+    if found != path:
+        found.unlink()
+    what_to_do = "Delete it and run again" if found == path else "It is deleted: run again"
+    raise DownloadError(
+        f"{found} ({size:,} bytes) has MD5 {md5}, expected {archive.md5}: it was damaged on the way, or is "
+        f"another version. {what_to_do}, {_by_hand(path, archive)}"
+    )
+
+
+def unpack_archive(path: Path | str, folder: Path | str, max_bytes: int = MAX_UNPACKED) -> None:
+    """Unpack a zip archive, whole or not at all, after checking every member.
+
+    Args:
+        path: the archive.
+        folder: where its members go; made by this, must not be there yet.
+        max_bytes: refuse archives that unpack to more.
+
+    Raises:
+        FileExistsError: the folder is there already.
+        ValueError: no zip archive, or members with a path that leaves the folder, links, encrypted
+            members, or too many bytes; every such member is listed and nothing is unpacked.
+        OSError: the disk is full; nothing is left half unpacked.
+    """
+    path, folder = Path(path), Path(folder)
+    if folder.exists():
+        raise FileExistsError(f"{folder} is there already: delete it to unpack {path.name} again")
+    unfinished = folder.with_name(f".{folder.name}.unpacking")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        with explain_full_disk(folder), zipfile.ZipFile(path) as archive:
+            check_members(archive, max_bytes)
+            for member in archive.infolist():
+                _unpack_member(archive, member, unfinished)
+            os.replace(unfinished, folder)
+    except (zipfile.BadZipFile, NotImplementedError) as error:
+        raise ValueError(f"{path} is not a readable zip archive ({error}): fetch it again") from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def check_members(archive: zipfile.ZipFile, max_bytes: int = MAX_UNPACKED) -> None:
+    """Refuse an archive with any member that must not be unpacked.
+
+    Raises:
+        ValueError: lists every such member.
+    """
+    members = archive.infolist()
+    problems = [f"{member.orig_filename!r}: {found}" for member in members if (found := _find_danger(member))]
+    total = sum(member.file_size for member in members)
+    if total > max_bytes or len(members) > MAX_MEMBERS:
+        problems.append(
+            f"{len(members)} members of {total:,} bytes together, at most {MAX_MEMBERS:,} members and "
+            f"{max_bytes:,} bytes are unpacked"
+        )
+    raise_problems(f"archive {archive.filename} is not safe to unpack", problems, ValueError)
+
+
+def _find_danger(member: zipfile.ZipInfo) -> str | None:
+    name = member.orig_filename
+    kind = stat.S_IFMT(member.external_attr >> 16)
+    if not is_inside(name) or ":" in name or not name.isprintable():
+        return "its path leaves the folder, or names a drive"
+    if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+        return "is a link or a device"
+    return "is encrypted" if member.flag_bits & 1 else None
+
+
+def _unpack_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, folder: Path) -> None:
+    """Write one checked member; zipfile reads no more than its declared size, and checks its CRC."""
+    name = member.orig_filename.replace("\\", "/")
+    target = folder / name
+    if name.endswith("/"):
+        target.mkdir(parents=True, exist_ok=True)
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with archive.open(member) as source, target.open("wb") as file:
+        shutil.copyfileobj(source, file, BLOCK)

@@ -1,0 +1,303 @@
+"""Which files of a folder are images and masks: KSDD2, MVTec AD, BTAD, or an engineer's own parts.
+
+Only names are looked at here; `datasets` opens the files. The four layouts:
+
+- `ksdd2`: `train/10000.png` with `train/10000_GT.png`, `test/20000.png` with `test/20000_GT.png`; a table
+  `surfaces.csv` beside them (columns `image`, `defect_type`) may name the types of the defects.
+- `mvtec`: `[<category>/]train/good`, `test/<defect type>`, `ground_truth/<defect type>/<name>_mask.png`.
+- `btad`: `[<product>/]train/ok`, `test/ok`, `test/ko`, `ground_truth/ko`; a mask has its image's name.
+- `folder`: `negative/` (no masks) and `positive/`, or `images/` where the mask decides; every image of
+  `positive/` and `images/` has a mask of the same name in `masks/`. Subfolders of `positive/` and
+  `images/` are defect types, and `masks/` has the same ones. All of it may stand in `train/`, `val/` and
+  `test/`. Any name and any common image format will do.
+"""
+
+import os
+import re
+import unicodedata
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+
+from defaug_utils.core.manifest import SPLITS
+
+KSDD2_NAME = re.compile(r"(\d+)(_GT)?\.png", re.ASCII)
+IMAGE_SUFFIXES = (".png", ".bmp", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")
+FOLDER_GROUPS = ("negative", "positive", "images")
+EXPECTED = """\
+  - ksdd2: train/10000.png with train/10000_GT.png, test/20000.png with test/20000_GT.png
+  - mvtec: [<category>/]train/good, test/<defect type>, ground_truth/<defect type>
+  - btad: [<product>/]train/ok, test/ok, test/ko, ground_truth/ko
+  - folder: negative, positive and masks (or images and masks), may stand in train and test"""
+
+
+class DatasetError(ValueError):
+    """A data set's folder or files are not what its layout demands."""
+
+
+@dataclass
+class Listing:
+    """What a data set's folder holds, by the names of its files.
+
+    Attributes:
+        root: the folder that `image` and `mask` of the rows are relative to.
+        rows: manifest rows; `label` is missing where only the mask can tell.
+        skipped: files that don't belong to the layout.
+        problems: what is missing, ambiguous or twice there.
+    """
+
+    root: Path
+    rows: list[dict] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def name(self, path: Path) -> str:
+        """A path relative to the root, with slashes."""
+        return path.relative_to(self.root).as_posix()
+
+    def add(self, image: Path, mask: Path | None, **columns: str) -> None:
+        """Add a row."""
+        row = {"image": self.name(image), "mask": self.name(mask) if mask else "", "origin": "real"}
+        self.rows.append(row | columns)
+
+    def index(self, paths: Iterable[Path], key_of: Callable[[Path], object]) -> dict:
+        """Paths by key; two files with one key are a problem."""
+        path_of: dict = {}
+        for path in paths:
+            other = path_of.setdefault(key_of(path), path)
+            if other != path:
+                self.problems.append(f"{self.name(path)}: has the same id as {self.name(other)}")
+        return path_of
+
+    def pair(self, images: dict, masks: dict, describe: Callable[[object], dict]) -> None:
+        """Add a row for every image with its mask; what has no partner is a problem."""
+        for key, image in images.items():
+            if key in masks:
+                self.add(image, masks[key], **describe(key))
+            else:
+                self.problems.append(f"{self.name(image)}: image without mask")
+        for key, mask in masks.items():
+            if key not in images:
+                self.problems.append(f"{self.name(mask)}: mask without image")
+
+
+def list_files(root: Path | str, layout: str = "auto", category: str = "") -> Listing:
+    """List a data set's images with their masks, without opening them.
+
+    Args:
+        root: the data set's folder.
+        layout: one of `LAYOUTS`, or "auto".
+        category: the only category (product) to list, empty for all; for `mvtec` and `btad`.
+
+    Returns:
+        Rows sorted by category, split and name, and everything that is not as it should be.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        DatasetError: the folder is empty, can't be read, or is of no known layout.
+    """
+    root = Path(root)
+    if layout != "auto" and layout not in LAYOUTS:
+        raise DatasetError(f"layout {layout!r} is none of auto, {', '.join(LAYOUTS)}")
+    try:
+        _check_root(root)
+        layout = find_layout(root) if layout == "auto" else layout
+        listing = Listing(root)
+        LAYOUTS[layout](listing, category)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        place = error.filename or root
+        raise DatasetError(f"{place} can't be read ({error.strerror}): check its access rights") from error
+    if not listing.rows and not listing.problems:
+        raise DatasetError(f"{root} holds no image of layout {layout}. The layouts are:\n{EXPECTED}")
+    splits = {row["split"] for row in listing.rows}
+    wanted = ("train",) if layout == "folder" else ("train", "test")
+    listing.problems += [f"{split}: holds no image" for split in wanted if split not in splits]
+    return listing
+
+
+def find_layout(root: Path) -> str:
+    """Tell a data set's layout by its folders.
+
+    Raises:
+        DatasetError: it fits none; says what was looked for and what was found.
+    """
+    found = _guess_layout(root)
+    if found:
+        return found
+    entries = sorted(path.name + "/" * path.is_dir() for path in root.iterdir())
+    inner = [path for path in root.iterdir() if path.is_dir() and _guess_layout(path)]
+    hint = f" Did you mean {inner[0]}?" if inner else ""
+    shown = ", ".join(entries[:10]) + (", …" if len(entries) > 10 else "")
+    raise DatasetError(f"{root} is of no known layout. Looked for:\n{EXPECTED}\nFound: {shown}.{hint}")
+
+
+def _guess_layout(root: Path) -> str | None:
+    for split in ("train", "test"):
+        if (root / split).is_dir() and any(KSDD2_NAME.fullmatch(name) for name in os.listdir(root / split)):
+            return "ksdd2"
+    for layout, good in (("mvtec", "good"), ("btad", "ok")):
+        if _find_parts(root, good):
+            return layout
+    bases = (root, *(root / split for split in SPLITS))
+    return "folder" if any(_has_groups(base) for base in bases) else None
+
+
+def _check_root(root: Path) -> None:
+    if root.is_file():
+        raise DatasetError(f"{root} is a file, expected a folder: unpack it first")
+    if not root.exists():
+        raise FileNotFoundError(f"no data set at {root}: check the path, or download the data set first")
+    if not any(root.iterdir()):
+        raise DatasetError(f"{root} is empty. The layouts are:\n{EXPECTED}")
+
+
+def _files(listing: Listing, folder: Path, required: bool = True) -> list[Path]:
+    """Image files of a folder and its subfolders, sorted; everything else in it is skipped."""
+    if not folder.is_dir():
+        if required:
+            listing.problems.append(f"{listing.name(folder)}: no such folder")
+        return []
+    paths = []
+    for parent, _, names in os.walk(folder, onerror=_raise, followlinks=True):
+        for path in (Path(parent, name) for name in names):
+            if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
+                paths.append(path)
+            else:
+                listing.skipped.append(listing.name(path))
+    return sorted(paths)
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _list_ksdd2(listing: Listing, category: str) -> None:
+    _refuse_category(listing, "ksdd2", category)
+    path_of: dict[int, Path] = {}
+    types = _read_defect_types(listing.root / "surfaces.csv")
+    for split in ("train", "test"):
+        folder, found = listing.root / split, {"": [], "_GT": []}
+        for path in _files(listing, folder):
+            match = KSDD2_NAME.fullmatch(path.name)
+            if match and path.parent == folder:
+                found[match[2] or ""].append(path)
+            else:
+                listing.skipped.append(listing.name(path))
+        images, masks = (listing.index(paths, _number) for paths in found.values())
+        of_split = {
+            number: {"split": split, "defect_type": types.get(listing.name(path), "")}
+            for number, path in images.items()
+        }
+        listing.pair(images, masks, of_split.get)
+        listing.index([*path_of.values(), *images.values()], _number)
+        path_of |= images
+
+
+def _number(path: Path) -> int:
+    return int(path.stem.removesuffix("_GT"))
+
+
+def _read_defect_types(path: Path) -> dict[str, str]:
+    """Defect type by image, from a table that a data set in KSDD2's layout may have."""
+    if not path.is_file():
+        return {}
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    if not {"image", "defect_type"} <= set(table.columns):
+        raise DatasetError(f"{path}: has no columns image and defect_type: add them, or remove the file")
+    return dict(zip(table["image"], table["defect_type"], strict=True))
+
+
+def _find_parts(root: Path, good: str) -> list[Path]:
+    """The root itself, or those of its folders, that have a `train/<good>`."""
+    if (root / "train" / good).is_dir():
+        return [root]
+    return sorted(path for path in root.iterdir() if (path / "train" / good).is_dir())
+
+
+def _list_parts(listing: Listing, category: str, layout: str, good: str) -> None:
+    """MVTec AD and BTAD: good images for training; the test folder's name is the defect type."""
+    folder_of = {part.resolve().name: part for part in _find_parts(listing.root, good)}
+    if category and category not in folder_of:
+        known = ", ".join(folder_of) or "none"
+        raise DatasetError(f"{listing.root} has no category {category!r} of layout {layout}; it has {known}")
+    if not folder_of:
+        raise DatasetError(f"{listing.root} is not of layout {layout}. The layouts are:\n{EXPECTED}")
+    for name, part in folder_of.items():
+        if category in ("", name):
+            _list_part(listing, part, name, good)
+
+
+def _list_part(listing: Listing, part: Path, category: str, good: str) -> None:
+    for path in _files(listing, part / "train"):
+        if (part / "train" / good) in path.parents:
+            listing.add(path, None, split="train", category=category, label="negative")
+        else:
+            listing.skipped.append(listing.name(path))
+    images = listing.index(_files(listing, part / "test"), _key_under(part / "test"))
+    masks = listing.index(_files(listing, part / "ground_truth"), _key_under(part / "ground_truth"))
+    for key in [key for key in images if key[0] == good]:
+        listing.add(images.pop(key), None, split="test", category=category, label="negative")
+    shared = {"split": "test", "category": category, "label": "positive"}
+    listing.pair(images, masks, lambda key: {**shared, "defect_type": key[0]})
+
+
+def _key_under(folder: Path) -> Callable[[Path], tuple[str, str]]:
+    """Key of a file: its subfolder, and its name without suffix and `_mask`, in one Unicode form."""
+
+    def key_of(path: Path) -> tuple[str, str]:
+        subfolder = path.parent.relative_to(folder).as_posix()
+        names = ("" if subfolder == "." else subfolder, path.stem.removesuffix("_mask"))
+        return tuple(unicodedata.normalize("NFC", name) for name in names)
+
+    return key_of
+
+
+def _list_folder(listing: Listing, category: str) -> None:
+    _refuse_category(listing, "folder", category)
+    root = listing.root
+    bases = [root / split for split in SPLITS if _has_groups(root / split)]
+    if bases and _has_groups(root):
+        listing.problems.append(
+            "images stand both beside and inside train, val or test: choose one of the two"
+        )
+    for base in bases or [root]:
+        _list_folder_split(listing, base, base.name if bases else "train")
+
+
+def _has_groups(base: Path) -> bool:
+    return any((base / group).is_dir() for group in FOLDER_GROUPS)
+
+
+def _list_folder_split(listing: Listing, base: Path, split: str) -> None:
+    negatives = _files(listing, base / "negative", required=False)
+    for path in listing.index(negatives, _key_under(base / "negative")).values():
+        listing.add(path, None, split=split, label="negative")
+    masks = listing.index(_files(listing, base / "masks", required=False), _key_under(base / "masks"))
+    images, label_of = {}, {}
+    for group, label in (("positive", {"label": "positive"}), ("images", {})):
+        paths = _files(listing, base / group, required=False)
+        found = listing.index(paths, _key_under(base / group))
+        twice = sorted(listing.name(found[key]) for key in found.keys() & images.keys())
+        listing.problems += [f"{name}: stands in positive as well" for name in twice]
+        images |= found
+        label_of |= dict.fromkeys(found, label)
+    listing.pair(images, masks, lambda key: {"split": split, "defect_type": key[0], **label_of[key]})
+
+
+def _refuse_category(listing: Listing, layout: str, category: str) -> None:
+    if category:
+        raise DatasetError(
+            f"{listing.root} is of layout {layout}, which has no categories: leave category {category!r} out"
+        )
+
+
+LAYOUTS: dict[str, Callable[[Listing, str], None]] = {
+    "ksdd2": _list_ksdd2,
+    "mvtec": lambda listing, category: _list_parts(listing, category, "mvtec", "good"),
+    "btad": lambda listing, category: _list_parts(listing, category, "btad", "ok"),
+    "folder": _list_folder,
+}

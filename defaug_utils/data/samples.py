@@ -1,0 +1,127 @@
+"""A training set in memory: every image decoded once into one uint8 array."""
+
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from defaug_utils.core.images import fit_image, read_image
+from defaug_utils.core.manifest import ManifestError, raise_problems
+
+
+class Samples(NamedTuple):
+    """All images of a training set's manifest, row by row.
+
+    Attributes:
+        images_u8: shape (images, height, width, 3), uint8, on the processor.
+        labels: shape (images,), float32, 1 for positive.
+        table: the manifest's rows, in the same order.
+    """
+
+    images_u8: Tensor
+    labels: Tensor
+    table: pd.DataFrame
+
+    def indices(self, split: str) -> np.ndarray:
+        """Positions of a split's images."""
+        return np.flatnonzero(self.table["split"] == split)
+
+
+def load_samples(
+    manifest: pd.DataFrame,
+    folder: Path | str,
+    input_size: tuple[int, int] = (0, 0),
+    needs_validation: bool = True,
+) -> Samples:
+    """Decode every image of a manifest into memory, at one size.
+
+    Args:
+        manifest: rows of the splits train, val and test.
+        folder: what the manifest's paths are relative to.
+        input_size: (width, height) of the classifier's input; (0, 0) for that of the stored real
+            images. Images of another size are resized.
+        needs_validation: demand negatives in the split val, which choose a classifier's threshold.
+
+    Returns:
+        The images with their labels and rows.
+
+    Raises:
+        ManifestError: a split lacks a class that it needs; images can't be read (all are listed); or
+            no size was given and the real images differ in size.
+    """
+    check_classes(manifest, needs_validation)
+    folder = Path(folder)
+    width, height = input_size if min(input_size) > 0 else _common_size(manifest, folder)
+    images_u8 = np.empty((len(manifest), height, width, 3), np.uint8)
+
+    def load(index: int) -> str:
+        try:
+            image_u8 = read_image(folder / manifest["image"].iloc[index])
+        except ValueError as error:
+            return str(error)
+        is_fitting = image_u8.shape[:2] == (height, width)
+        images_u8[index] = image_u8 if is_fitting else fit_image(image_u8, (width, height))
+        return ""
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        problems = [problem for problem in pool.map(load, range(len(manifest))) if problem]
+    raise_problems(f"training set in {folder}", problems)
+    labels = torch.tensor((manifest["label"] == "positive").to_numpy(np.float32))
+    return Samples(torch.from_numpy(images_u8), labels, manifest.reset_index(drop=True))
+
+
+def check_classes(manifest: pd.DataFrame, needs_validation: bool = True) -> None:
+    """Refuse a training set with a split that lacks a class: train and test need both, val negatives."""
+    counts = count_samples(manifest)
+    needed = {"train": ("negative", "positive"), "test": ("negative", "positive")}
+    needed |= {"val": ("negative",)} if needs_validation else {}
+    problems = [
+        f"split {split} has no {label} image ({counts.loc[split].sum()} images in all)"
+        for split, labels in needed.items()
+        for label in labels
+        if counts.loc[split, label] == 0
+    ]
+    raise_problems("a detector can't be trained and judged on this training set", problems)
+
+
+def count_samples(manifest: pd.DataFrame) -> pd.DataFrame:
+    """Number of images by split (rows: train, val, test) and label (columns)."""
+    counts = pd.crosstab(manifest["split"], manifest["label"])
+    return counts.reindex(index=["train", "val", "test"], columns=["negative", "positive"], fill_value=0)
+
+
+def _common_size(manifest: pd.DataFrame, folder: Path) -> tuple[int, int]:
+    """(width, height) of the real images, read from the files' heads."""
+    sizes: dict[tuple[int, int], str] = {}
+    for image in manifest["image"][manifest["origin"] == "real"]:
+        try:
+            with Image.open(folder / image) as opened:
+                sizes.setdefault(opened.size, image)
+        except (OSError, UnidentifiedImageError):
+            continue  # load_samples reports every unreadable file at once
+    if len(sizes) == 1:
+        return next(iter(sizes))
+    if not sizes:
+        raise ManifestError(f"training set in {folder}: no real image can be read")
+    listed = ", ".join(f"{width} × {height} ({image})" for (width, height), image in list(sizes.items())[:5])
+    raise ManifestError(
+        f"training set in {folder}: the real images have {len(sizes)} sizes, such as {listed}; "
+        "give the classifier's input width and height"
+    )
+
+
+def hash_samples(samples: Samples, split: str) -> str:
+    """First 16 hex digits of the SHA-256 over a split's pixels and labels, in order."""
+    indices = torch.from_numpy(samples.indices(split))
+    digest = hashlib.sha256(str(tuple(samples.images_u8.shape[1:])).encode())
+    digest.update(samples.labels[indices].numpy().tobytes())
+    for index in indices:
+        digest.update(samples.images_u8[index].numpy().tobytes())
+    return digest.hexdigest()[:16]

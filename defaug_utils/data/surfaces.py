@@ -1,0 +1,219 @@
+"""The workshop data set: drawn surfaces of ground metal parts, with defects from obvious to hard to see.
+
+One product family: upright grey parts whose grain runs along the long side. All that is harmless (grain,
+bands, light, pores, dust, roller lines, lint, edge chips) comes from one random stream and the defect from
+another, so that a part has the same distractors whether or not it has a defect.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import pandas as pd
+
+from defaug_utils.core.files import write_csv, write_json, write_png
+from defaug_utils.core.manifest import image_seed
+from defaug_utils.data.datasets import map_in_threads
+from defaug_utils.data.surface_layers import HARMLESS_LAYERS, LOOKS, Canvas, DefectLook
+
+DEFECT_TYPES = tuple(LOOKS)
+DEFAULT_SIZE = (128, 384)  # width and height in pixels, the design size of the layers
+SMALLEST_SIDE = 16  # pixels
+MASK_LEVEL = 0.25  # a defect is left out where it has less than this share of its full strength
+FIRST_NUMBER = {"train": 10000, "test": 20000}  # as KSDD2 numbers its images
+DRAWING_VERSION = 1  # raised whenever the same seed comes to give another picture
+CLEAN, DEFECT, SEVERITY = range(3)  # random streams of a surface
+
+
+class Surface(NamedTuple):
+    """One drawn part.
+
+    Attributes:
+        image_u8: shape (height, width, 3), uint8.
+        mask: shape (height, width), bool: exactly the pixels whose colour the defect changed.
+        defect_type: one of `DEFECT_TYPES`, None for a part without defect.
+        severity: 0 (hard to see) … 1 (obvious), None for a part without defect.
+    """
+
+    image_u8: np.ndarray
+    mask: np.ndarray
+    defect_type: str | None
+    severity: float | None
+
+
+def draw_surface(
+    seed: int,
+    defect_type: str | None = None,
+    size: tuple[int, int] = DEFAULT_SIZE,
+    severity: float | None = None,
+) -> Surface:
+    """Draw one part; outside the mask it is bit for bit the part that the seed gives without defect.
+
+    Args:
+        seed: decides everything that is not given, not negative.
+        defect_type: one of `DEFECT_TYPES`, or None for a part without defect.
+        size: (width, height) in pixels.
+        severity: 0 (hard to see) … 1 (obvious); drawn evenly by the seed when None.
+
+    Returns:
+        The image with its mask, the same on every call (on one machine, with one set of versions).
+
+    Raises:
+        ValueError: unknown defect type, severity out of range or a side below 16 pixels.
+    """
+    _check_request(defect_type, size, severity)
+    clean = _draw_clean(_make_canvas(seed, CLEAN, size))
+    if defect_type is None:
+        return Surface(clean.astype(np.uint8), np.zeros(clean.shape[:2], bool), None, None)
+    severity = _draw_severity(seed) if severity is None else severity
+    change = _draw_change(_make_canvas(seed, DEFECT, size), LOOKS[defect_type], severity, clean)
+    image_u8 = np.clip(clean + change, 0, 255).astype(np.uint8)
+    return Surface(image_u8, change.any(axis=2), defect_type, severity)
+
+
+def _check_request(defect_type: str | None, size: tuple[int, int], severity: float | None) -> None:
+    if defect_type is not None and defect_type not in LOOKS:
+        raise ValueError(f"defect_type {defect_type!r} is none of {', '.join(DEFECT_TYPES)}")
+    if min(size) < SMALLEST_SIDE:
+        raise ValueError(f"size {size} must be (width, height) of at least {SMALLEST_SIDE} pixels each")
+    if severity is not None and not 0 <= severity <= 1:
+        raise ValueError(f"severity {severity} must be in 0 … 1")
+
+
+def _make_canvas(seed: int, stream: int, size: tuple[int, int]) -> Canvas:
+    scale = (size[0] * size[1] / (DEFAULT_SIZE[0] * DEFAULT_SIZE[1])) ** 0.5
+    return Canvas(np.random.default_rng([seed, stream]), (size[1], size[0]), scale)
+
+
+def _draw_severity(seed: int) -> float:
+    return float(np.random.default_rng([seed, SEVERITY]).random())
+
+
+def _draw_clean(canvas: Canvas) -> np.ndarray:
+    """A part without defect in whole grey levels 1 … 254, so that a change of one level always shows."""
+    grey = sum(layer(canvas) for layer in HARMLESS_LAYERS)
+    tint = 1 + canvas.rng.normal(0, 0.006, 3).astype(np.float32)
+    sensor_noise = canvas.rng.standard_normal((*canvas.shape, 3), np.float32) * np.float32(1.5)
+    return np.clip(np.round(grey[..., None] * tint + sensor_noise), 1, 254)
+
+
+def _draw_change(canvas: Canvas, look: DefectLook, severity: float, clean: np.ndarray) -> np.ndarray:
+    """What a defect adds, shape (height, width, 3): nothing outside the mask, a grey level or more inside."""
+    strength = look.draw(canvas, (0.8 + 0.5 * severity) * canvas.rng.uniform(0.75, 1.4))
+    strength = strength / strength.max()
+    strength[strength < MASK_LEVEL] = 0
+    faint, strong = look.contrast
+    contrast = faint * (strong / faint) ** severity * _texture_spread(clean, strength > 0)
+    contrast = max(contrast, 1.5 / MASK_LEVEL) * (1 if look.is_bright else -1)
+    return np.round(strength[..., None] * np.float32(contrast) * np.array(look.colour, np.float32))
+
+
+def _texture_spread(clean: np.ndarray, where: np.ndarray) -> float:
+    """Spread of the fine texture around a defect, in grey levels; chips and pores don't count much."""
+    grey = clean.mean(axis=2)
+    around = cv2.dilate(where.astype(np.uint8), np.ones((25, 25), np.uint8)) > 0
+    low, high = np.percentile((grey - cv2.GaussianBlur(grey, (0, 0), 6))[around], [16, 84])
+    return float(high - low) / 2
+
+
+def write_surfaces(
+    folder: Path | str,
+    train_count: int,
+    test_count: int,
+    seed: int,
+    positive_share: float = 0.1,
+    size: tuple[int, int] = DEFAULT_SIZE,
+    on_image: Callable[[int], None] | None = None,
+) -> None:
+    """Write a data set in KSDD2's layout: `train/10000.png` with `train/10000_GT.png`, `test/20000.png` …
+
+    Positives are spread over the numbers by chance, the defect types in equal parts. An interrupted call
+    goes on where it stopped; `surfaces.csv` (defect type and severity by image) and then `surfaces.json`
+    (the settings) are written last: when they are there, everything is.
+
+    Args:
+        folder: where the data set goes.
+        train_count: images in `train`, at most 10,000.
+        test_count: images in `test`, at most 10,000.
+        seed: decides all images, not negative; image 10000 is the same part however many there are.
+        positive_share: share of the images with a defect, in [0, 1].
+        size: (width, height) in pixels.
+        on_image: called with 1 for every image that is ready (such as `tqdm.update`).
+
+    Raises:
+        ValueError: the folder holds surfaces of other settings or foreign images, or the numbers make
+            no sense.
+        OSError: the disk is full; what is finished is kept.
+    """
+    folder, counts = Path(folder), {"train": train_count, "test": test_count}
+    _check_counts(counts, positive_share)
+    _check_request(None, size, None)
+    settings = {"train_count": train_count, "test_count": test_count, "seed": seed}
+    settings |= {"positive_share": positive_share, "size": [int(side) for side in size]}
+    _claim_folder(folder, settings | {"drawing_version": DRAWING_VERSION})
+    rows = [row for split in counts for row in _plan_split(split, counts[split], positive_share, seed)]
+    with closing(map_in_threads(lambda row: _write_surface(folder, row, size), rows)) as written:
+        for _ in written:
+            if on_image:
+                on_image(1)
+    write_csv(pd.DataFrame(rows).drop(columns="seed"), folder / "surfaces.csv")
+    if not (folder / "surfaces.json").is_file():
+        os.replace(folder / "surfaces.part.json", folder / "surfaces.json")
+
+
+def _check_counts(counts: dict[str, int], positive_share: float) -> None:
+    for split, count in counts.items():
+        if not 0 <= count <= 10000:
+            raise ValueError(
+                f"{split}_count {count} must be in 0 … 10000, the numbers that KSDD2's layout has"
+            )
+    if not 0 <= positive_share <= 1:
+        raise ValueError(f"positive_share {positive_share} must be in 0 … 1")
+
+
+def _claim_folder(folder: Path, settings: dict) -> None:
+    """Refuse a folder that holds something else; note the settings before the first image is there."""
+    stored = [path for name in ("surfaces.json", "surfaces.part.json") if (path := folder / name).is_file()]
+    if not stored:
+        foreign = [path for split in FIRST_NUMBER for path in (folder / split).glob("*")]
+        if foreign:
+            raise ValueError(f"{folder} holds other files, such as {foreign[0]}: choose an empty folder")
+        write_json(folder / "surfaces.part.json", settings)
+        return
+    found = json.loads(stored[0].read_text(encoding="utf-8"))
+    if found != settings:
+        differing = sorted(key for key in {*found, *settings} if found.get(key) != settings.get(key))
+        listed = ", ".join(f"{key} {found.get(key)}, now {settings.get(key)}" for key in differing)
+        raise ValueError(
+            f"{folder} holds surfaces drawn with other settings ({listed}): delete the folder to draw "
+            "them again, or choose another one"
+        )
+
+
+def _plan_split(split: str, count: int, positive_share: float, seed: int) -> list[dict]:
+    """Number, seed, defect type and severity of every image of a split."""
+    first, positives = FIRST_NUMBER[split], round(count * positive_share)
+    kinds = [DEFECT_TYPES[k % len(DEFECT_TYPES)] if k < positives else "" for k in range(count)]
+    order = np.random.default_rng([seed, first]).permutation(count)
+    rows = []
+    for number, kind in enumerate([kinds[k] for k in order], start=first):
+        own_seed = image_seed(seed, number)
+        row = {"image": f"{split}/{number}.png", "defect_type": kind, "seed": own_seed}
+        rows.append(row | {"severity": round(_draw_severity(own_seed), 4) if kind else None})
+    return rows
+
+
+def _write_surface(folder: Path, row: dict, size: tuple[int, int]) -> None:
+    """Write a mask and then its image, where they aren't there already."""
+    image = folder / row["image"]
+    mask = image.with_name(f"{image.stem}_GT.png")
+    if image.is_file() and mask.is_file():
+        return
+    surface = draw_surface(row["seed"], row["defect_type"] or None, size)
+    write_png(mask, surface.mask)
+    write_png(image, surface.image_u8)

@@ -1,0 +1,1 @@
+"""Adapters to diffusion models; the only room that imports diffusers or peft."""

@@ -1,0 +1,114 @@
+"""What all adapters to diffusers share: where a model comes from, how it is loaded, and what it is."""
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import safe_open
+from transformers.utils import logging as transformers_logging
+
+from defaug_utils.diffusion.model_folders import ModelError, check_model_folder, check_single_file
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+FINGERPRINT_VALUES = 1024  # of every weight tensor that the fingerprint looks at
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+FILE_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+
+LoadPipeline = Callable[[str, torch.dtype], "DiffusionPipeline"]
+
+
+def load_pipeline(
+    model: Path | str, load_folder: LoadPipeline, load_file: LoadPipeline, purpose: str, dtype: torch.dtype
+) -> "DiffusionPipeline":
+    """Load a pipeline from safetensors only, after a look at its files.
+
+    Args:
+        model: a folder of diffusers' layout, a single .safetensors checkpoint, or a hub id.
+        load_folder: takes the name of a folder or hub id, and the type of the weights.
+        load_file: takes the path of a checkpoint in one file, and the type of the weights.
+        purpose: what the model is for, in messages.
+        dtype: of the weights; half precision is for GPUs.
+
+    Raises:
+        ModelError: parts are missing, weights are pickled, or it is none of the three.
+    """
+    path = Path(model)
+    if path.is_dir():
+        check_model_folder(path)
+    elif path.is_file():
+        check_single_file(path)
+    elif path.suffix in FILE_SUFFIXES or not HUB_ID.fullmatch(str(model)):
+        raise ModelError(
+            f"no model at {model}: expected a folder, a .safetensors file or a hub id owner/name"
+        )
+    load = load_file if path.is_file() else load_folder
+    try:
+        with quiet_libraries():
+            return load(str(model), dtype)
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+        raise ModelError(
+            f"{model} can't be loaded for {purpose}: {error}; expected a complete Stable Diffusion "
+            "model (1.5, 2 or XL) in safetensors; a hub id needs a connection or a copy from an earlier use"
+        ) from error
+
+
+def is_xl_file(path: Path | str) -> bool:
+    """Tell whether a checkpoint in one file has SDXL's second text encoder."""
+    with safe_open(path, "pt") as opened:
+        return any(key.startswith("conditioner.embedders.1") for key in opened.keys())  # noqa: SIM118
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Keep what loading a model writes (bars, hints about other libraries) out of notebooks."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        from diffusers.utils import logging
+
+        logging.disable_progress_bar()
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        transformers_logging.enable_progress_bar()
+
+
+def prepare_pipeline(pipeline: "DiffusionPipeline") -> list[str]:
+    """Set a pipeline up for batches, no bars, no filter that would blank pictures of parts; what to tell."""
+    pipeline.set_progress_bar_config(disable=True)
+    if getattr(pipeline, "safety_checker", None) is None:
+        return []
+    pipeline.safety_checker = None
+    return ["the model's picture filter is off: it blanks harmless pictures of parts"]
+
+
+def describe_pipeline(pipeline: "DiffusionPipeline", device: str) -> dict:
+    """The model in the recipe of a pool: classes, scheduler, fingerprint of its weights, type."""
+    scheduler = pipeline.scheduler
+    settings = {k: v for k, v in scheduler.config.items() if not k.startswith("_")}
+    return {
+        "pipeline": type(pipeline).__name__,
+        "fingerprint": fingerprint(pipeline),
+        "scheduler": {"class": type(scheduler).__name__, **settings},
+        "dtype": str(pipeline.unet.dtype).removeprefix("torch."),
+        "device": device.partition(":")[0],
+    }
+
+
+def fingerprint(pipeline: "DiffusionPipeline") -> str:
+    """Hash of names, shapes and up to 1024 values of every weight: tells models apart, wherever they lie."""
+    digest = hashlib.sha256()
+    for name, part in sorted(pipeline.components.items()):
+        if isinstance(part, torch.nn.Module):
+            for key, weight in part.state_dict().items():
+                flat = weight.detach().flatten()
+                values = flat[:: max(1, flat.numel() // FINGERPRINT_VALUES)].float().cpu()
+                digest.update(f"{name}.{key} {tuple(weight.shape)}".encode() + values.numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,184 @@
+"""DreamBooth's plan: what is trained on what, in which order, and how each noise level counts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from defaug_utils.diffusion.buckets import BucketSettings
+
+OPTIMISERS = ("adamw", "adamw8bit")
+PRECISIONS = ("no", "fp16", "bf16")
+
+
+class DreamBoothError(ValueError):
+    """A fine-tuning that can't be done as asked."""
+
+
+@dataclass(frozen=True)
+class DreamBoothSettings:
+    """How a model is fine-tuned; the defaults are In&Out's few-shot (Capogrosso et al. 2024, section 4).
+
+    Attributes:
+        identifier: the word that shall mean these images.
+        instance_prompt: text of every training image; holds the identifier.
+        class_prompt: text of every regularisation image; does not hold it.
+        epochs: passes over the instance images, each of them shown `repeats` times.
+        repeats: see `epochs`.
+        batch_size: images a step, all processes together.
+        learning_rate: at the start of every cosine.
+        restarts: number of cosines from the learning rate down to 0.
+        warmup_steps: over which the rate rises from 0.
+        gamma: of min-SNR-γ; 0 weights all noise levels alike.
+        prior_weight: weight of regularisation images; 0 leaves them out.
+        optimiser: "adamw8bit" (plain AdamW where bitsandbytes is missing) or "adamw".
+        weight_decay: of the optimiser.
+        max_gradient_norm: gradients are scaled down to it; 0 for never.
+        precision: "fp16" or "bf16" of the forward pass on a GPU ("no" on a processor), or "no".
+        gradient_checkpointing: compute activations twice instead of keeping them.
+        seed: draws the adapter, the order of images, noise and noise levels.
+        save_every: steps from one checkpoint to the next.
+        buckets: sizes that images are trained at.
+    """
+
+    identifier: str = "skt"
+    instance_prompt: str = "skt background"
+    class_prompt: str = "background"
+    epochs: int = 49
+    repeats: int = 10
+    batch_size: int = 12
+    learning_rate: float = 1e-5
+    restarts: int = 3
+    warmup_steps: int = 0
+    gamma: float = 5.0
+    prior_weight: float = 1.0
+    optimiser: str = "adamw8bit"
+    weight_decay: float = 0.01
+    max_gradient_norm: float = 1.0
+    precision: str = "fp16"
+    gradient_checkpointing: bool = True
+    seed: int = 1234
+    save_every: int = 100
+    buckets: BucketSettings = field(default_factory=BucketSettings)
+
+    def __post_init__(self) -> None:
+        """Refuse values that make no sense, all in one message."""
+        problems = _find_prompt_problems(self)
+        for name in ("epochs", "repeats", "batch_size", "restarts", "save_every"):
+            if getattr(self, name) < 1:
+                problems.append(f"{name} {getattr(self, name)} must be 1 or more")
+        for name in ("warmup_steps", "gamma", "prior_weight", "weight_decay", "max_gradient_norm", "seed"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                problems.append(f"{name} {getattr(self, name)} must be 0 or more")
+        if not 0 < self.learning_rate < float("inf"):
+            problems.append(f"learning_rate {self.learning_rate} must be above 0")
+        for name, words in (("optimiser", OPTIMISERS), ("precision", PRECISIONS)):
+            if getattr(self, name) not in words:
+                problems.append(f"{name} {getattr(self, name)!r} is none of {', '.join(words)}")
+        if problems:
+            raise DreamBoothError("DreamBooth settings: " + "; ".join(problems))
+
+
+def _find_prompt_problems(settings: DreamBoothSettings) -> list[str]:
+    identifier, problems = settings.identifier.strip(), []
+    if not identifier:
+        return ["the identifier is empty: choose a rare word such as 'skt'"]
+    if identifier not in settings.instance_prompt.split():
+        problems.append(
+            f"the instance prompt {settings.instance_prompt!r} has no identifier {identifier!r}: without "
+            "one the fine-tuning changes what the class word means"
+        )
+    if identifier in settings.class_prompt.split():
+        problems.append(f"the class prompt {settings.class_prompt!r} must not hold {identifier!r}")
+    if not settings.class_prompt.strip():
+        problems.append("the class prompt is empty: name the kind of thing, such as 'background'")
+    return problems
+
+
+def tell_identifier(tokenizer: Any, identifier: str) -> list[str]:
+    """What a user must know about how the tokenizer reads the identifier; empty when as one piece.
+
+    Args:
+        tokenizer: CLIP's.
+        identifier: the word.
+    """
+    ids = tokenizer(identifier, add_special_tokens=False).input_ids
+    pieces = tokenizer.convert_ids_to_tokens(ids)
+    if len(ids) == 1 and ids[0] != tokenizer.unk_token_id:
+        return []
+    return [
+        f"the tokenizer splits the identifier {identifier!r} into {len(pieces)} pieces ({', '.join(pieces)}"
+        "): it shares them with other words; a rare word of one piece is learned with less side effect"
+    ]
+
+
+class Step(NamedTuple):
+    """One training step: its epoch (from 1) and the positions of its images."""
+
+    epoch: int
+    images: tuple[int, ...]
+
+
+def plan_steps(
+    instance_buckets: Sequence[tuple[int, int]],
+    class_buckets: Sequence[tuple[int, int]],
+    settings: DreamBoothSettings,
+) -> list[Step]:
+    """Which images every step shows: a function of buckets and settings alone.
+
+    An epoch is every instance image `repeats` times and as many regularisation images, which take turns
+    over the epochs. A step's images are of one bucket.
+
+    Args:
+        instance_buckets: bucket of every instance image, at positions from 0.
+        class_buckets: bucket of every regularisation image, at the positions behind them.
+        settings: its `epochs`, `repeats`, `batch_size` and `seed` count.
+
+    Returns:
+        All steps of all epochs, in order.
+    """
+    buckets = [*instance_buckets, *class_buckets]
+    shown = np.repeat(np.arange(len(instance_buckets)), settings.repeats)
+    steps = []
+    for epoch in range(settings.epochs):
+        generator = np.random.default_rng([settings.seed, epoch])
+        turns = np.arange(epoch * len(shown), (epoch + 1) * len(shown)) if class_buckets else np.arange(0)
+        taken = len(instance_buckets) + turns % max(1, len(class_buckets))
+        by_bucket: dict[tuple[int, int], list[int]] = {}
+        for image in generator.permutation(np.concatenate([shown, taken])):
+            by_bucket.setdefault(buckets[image], []).append(int(image))
+        batches = [
+            images[start : start + settings.batch_size]
+            for _, images in sorted(by_bucket.items())
+            for start in range(0, len(images), settings.batch_size)
+        ]
+        steps += [Step(epoch + 1, tuple(batches[number])) for number in generator.permutation(len(batches))]
+    return steps
+
+
+def weigh_noise_levels(alphas_cumprod: Tensor, gamma: float, prediction: str) -> Tensor:
+    """Weight of every noise level's squared error by min-SNR-γ (Hang et al. 2023, section 3.4).
+
+    The weight of the predicted image's error is min(SNR, γ). The errors of noise ε and of velocity v are
+    that error times SNR and times SNR + 1, so theirs are min(SNR, γ) / SNR and min(SNR, γ) / (SNR + 1).
+
+    Args:
+        alphas_cumprod: ᾱ of every noise level, shape (levels,), in [0, 1).
+        gamma: γ; 0 weights all alike.
+        prediction: "epsilon" or "v_prediction".
+
+    Returns:
+        Shape (levels,), float32.
+    """
+    if prediction not in ("epsilon", "v_prediction"):
+        raise ValueError(f"prediction {prediction!r} is neither epsilon nor v_prediction")
+    if gamma == 0:
+        return torch.ones(len(alphas_cumprod))
+    alphas = alphas_cumprod.double()
+    snr = alphas / (1 - alphas)
+    if prediction == "epsilon":
+        return (gamma / snr).clamp(max=1).float()
+    return (snr.clamp(max=gamma) / (snr + 1)).float()

@@ -1,0 +1,267 @@
+"""Adapter to diffusers: a text-to-image model of the Stable Diffusion family, its prompts and pictures."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from defaug_utils.core.prompts import check_prompts
+from defaug_utils.diffusion.diffusion_models import (
+    describe_pipeline,
+    is_xl_file,
+    load_pipeline,
+    prepare_pipeline,
+)
+from defaug_utils.diffusion.model_folders import ModelError
+from defaug_utils.training.memory import run_in_parts
+
+if TYPE_CHECKING:
+    from diffusers import DDPMScheduler, StableDiffusionPipeline
+
+CLIP_SKIP = 2  # In&Out's configuration: the text encoder's last layer but one
+PREDICTIONS = ("epsilon", "v_prediction")
+
+
+@dataclass
+class TextToImage:
+    """A loaded model with what is known about it.
+
+    Attributes:
+        pipeline: diffusers' pipeline.
+        model: name, folder or file it was loaded from.
+        device: where it runs.
+        clip_skip: text encoder's layer that is read: 1 for the last, 2 for the last but one.
+        description: for recipes, of the model as it was loaded, whatever is trained onto it later.
+        notices: what a user must be told.
+        batch_limit: largest batch that fitted in memory; None while none failed.
+    """
+
+    pipeline: "StableDiffusionPipeline"
+    model: str
+    device: str
+    clip_skip: int
+    description: dict
+    notices: list[str] = field(default_factory=list)
+    batch_limit: int | None = None
+
+    @property
+    def cell(self) -> int:
+        """Pixels along either side of a latent cell."""
+        return self.pipeline.vae_scale_factor
+
+    @property
+    def side_step(self) -> int:
+        """Sides of images must be multiples of it, so that the U-Net's halved maps meet again."""
+        return self.cell * 2 ** (len(self.pipeline.unet.config.block_out_channels) - 1)
+
+    @property
+    def prediction(self) -> str:
+        """What the network predicts: "epsilon" (the noise) or "v_prediction" (the velocity)."""
+        return self.pipeline.scheduler.config.prediction_type
+
+    def describe(self) -> dict:
+        """The model in the recipe of a pool."""
+        return self.description | {"clip_skip": self.clip_skip}
+
+
+class TextJob(NamedTuple):
+    """One picture to make: texts and the noise's seed."""
+
+    prompt: str
+    negative_prompt: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class TextSettings:
+    """How pictures are made from text.
+
+    Attributes:
+        size: (width, height), pixels.
+        steps: of denoising.
+        guidance: weight of the prompt against the negative one; 1 is none.
+    """
+
+    size: tuple[int, int] = (512, 512)
+    steps: int = 30
+    guidance: float = 7.0
+
+    def __post_init__(self) -> None:
+        """Refuse values that make no sense, all in one message."""
+        demands = {
+            f"size {self.size} must be (width, height) of at least 8 × 8": min(self.size) >= 8,
+            f"steps {self.steps} must be 1 or more": self.steps >= 1,
+            f"guidance {self.guidance} must be in 1 … 100": 1 <= self.guidance <= 100,
+        }
+        broken = [message for message, is_met in demands.items() if not is_met]
+        if broken:
+            raise ValueError("settings of text to image: " + "; ".join(broken))
+
+
+def load_text2image(
+    model: Path | str, device: str = "cpu", dtype: torch.dtype = torch.float32, clip_skip: int = CLIP_SKIP
+) -> TextToImage:
+    """Load a model that makes pictures from text, from safetensors only.
+
+    Args:
+        model: a folder of diffusers' layout, a single .safetensors checkpoint, or a hub id.
+        device: such as "cpu" or "cuda".
+        dtype: of the weights; half precision is for GPUs.
+        clip_skip: text encoder's layer to read: 1 for the last, 2 for the last but one, …
+
+    Raises:
+        ModelError: parts are missing, weights are pickled, it is no text-to-image model of one text
+            encoder and a U-Net of 4 channels, or the text encoder has too few layers.
+    """
+    pipeline = load_pipeline(model, _load_folder, _load_single_file, "text to image", dtype)
+    problems = _find_problems(pipeline, clip_skip)
+    if problems:
+        raise ModelError(f"{model}: " + "; ".join(problems))
+    pipeline = pipeline.to(device)
+    notices = prepare_pipeline(pipeline)
+    return TextToImage(pipeline, str(model), device, clip_skip, describe_pipeline(pipeline, device), notices)
+
+
+def _load_folder(model: str, dtype: torch.dtype) -> "StableDiffusionPipeline":
+    """A folder or a hub id."""
+    from diffusers import AutoPipelineForText2Image
+
+    return AutoPipelineForText2Image.from_pretrained(model, dtype=dtype, use_safetensors=True)
+
+
+def _load_single_file(path: str, dtype: torch.dtype) -> "StableDiffusionPipeline":
+    from diffusers import StableDiffusionPipeline
+
+    if is_xl_file(path):
+        raise ValueError(
+            "it is an SDXL checkpoint with two text encoders, expected Stable Diffusion 1.5 or 2"
+        )
+    return StableDiffusionPipeline.from_single_file(path, dtype=dtype)
+
+
+def _find_problems(pipeline: "StableDiffusionPipeline", clip_skip: int) -> list[str]:
+    if getattr(pipeline, "text_encoder_2", None) or not getattr(pipeline, "unet", None):
+        name = type(pipeline).__name__
+        return [f"{name} has not one text encoder and a U-Net: expected Stable Diffusion 1.5 or 2"]
+    problems = []
+    channels, prediction = pipeline.unet.config.in_channels, pipeline.scheduler.config.prediction_type
+    layers = pipeline.text_encoder.config.num_hidden_layers
+    if channels != 4:
+        problems.append(f"its U-Net takes {channels} channels, expected 4: an inpainting model does not do")
+    if prediction not in PREDICTIONS:
+        problems.append(f"it predicts {prediction!r}, expected one of {', '.join(PREDICTIONS)}")
+    if not 1 <= clip_skip <= layers:
+        problems.append(f"clip_skip {clip_skip} must be 1 … {layers}, the text encoder has {layers} layers")
+    return problems
+
+
+def tokenise_prompts(model: TextToImage, prompts: Sequence[str]) -> Tensor:
+    """Token ids of texts, padded to the tokenizer's length, shape (batch, tokens); nothing is cut.
+
+    Raises:
+        ValueError: lists every text that is empty or longer than the tokenizer's limit.
+    """
+    check_prompts(model, [prompt for prompt in prompts if prompt])
+    tokenizer = model.pipeline.tokenizer
+    return tokenizer(
+        list(prompts), padding="max_length", max_length=tokenizer.model_max_length, return_tensors="pt"
+    ).input_ids
+
+
+def embed_tokens(text_encoder: nn.Module, tokens: Tensor, clip_skip: int) -> Tensor:
+    """What the U-Net reads of a text: a layer's output, then the final layer norm.
+
+    Args:
+        text_encoder: CLIP's.
+        tokens: ids, shape (batch, tokens).
+        clip_skip: 1 for the last layer, 2 for the last but one, ….
+
+    Returns:
+        Shape (batch, tokens, width).
+    """
+    states = text_encoder(tokens, output_hidden_states=True).hidden_states
+    layer_norm = getattr(text_encoder, "text_model", text_encoder).final_layer_norm
+    return layer_norm(states[-clip_skip])
+
+
+def make_noise_schedule(model: TextToImage) -> "DDPMScheduler":
+    """The model's noise schedule with what training needs of it: `add_noise` and `get_velocity`."""
+    from diffusers import DDPMScheduler
+
+    return DDPMScheduler.from_config(model.pipeline.scheduler.config)
+
+
+def generate_images(
+    model: TextToImage,
+    jobs: Sequence[TextJob],
+    settings: TextSettings,
+    on_images: Callable[[int], None] | None = None,
+) -> list[np.ndarray]:
+    """Make all pictures at once; when memory does not suffice, in halves.
+
+    Each has a CPU generator of its own seed. On one machine a picture is the same whatever its place among
+    as many others; among fewer or more, the last bits of floating point may differ.
+
+    Args:
+        model: from `load_text2image`, with or without an adapter.
+        jobs: texts and seeds.
+        settings: size, steps, guidance.
+        on_images: called with the number of pictures just made.
+
+    Returns:
+        One image a job, shape (height, width, 3), uint8.
+
+    Raises:
+        ValueError: a text is empty or too long, or the size does not suit the model.
+        FloatingPointError: lists the seeds for which the model gave values that are no numbers.
+        MemoryError: not even one image fits.
+    """
+    check_size(model, settings.size)
+    check_prompts(model, [job.prompt for job in jobs])
+    return run_in_parts(jobs, lambda part: _draw(model, part, settings), model, settings.size, on_images)
+
+
+def check_size(model: TextToImage, size: tuple[int, int]) -> None:
+    """Refuse a size that the U-Net can't take, naming the nearest one that it can.
+
+    Raises:
+        ValueError: a side is no multiple of `side_step`.
+    """
+    step = model.side_step
+    if any(side % step for side in size):
+        width, height = (max(step, round(side / step) * step) for side in size)
+        raise ValueError(
+            f"size {size[0]} × {size[1]}: {model.model} takes multiples of {step}, use {width} × {height}"
+        )
+
+
+@torch.inference_mode()
+def _draw(model: TextToImage, jobs: Sequence[TextJob], settings: TextSettings) -> list[np.ndarray]:
+    """One call of the pipeline."""
+    texts = list(dict.fromkeys(text for job in jobs for text in (job.prompt, job.negative_prompt)))
+    tokens = tokenise_prompts(model, texts).to(model.device)
+    embeddings = embed_tokens(model.pipeline.text_encoder, tokens, model.clip_skip)
+    embedded = dict(zip(texts, embeddings, strict=True))
+    negatives = torch.stack([embedded[job.negative_prompt] for job in jobs])
+    pixels = model.pipeline(
+        prompt_embeds=torch.stack([embedded[job.prompt] for job in jobs]),
+        negative_prompt_embeds=negatives if settings.guidance > 1 else None,
+        width=settings.size[0],
+        height=settings.size[1],
+        num_inference_steps=settings.steps,
+        guidance_scale=settings.guidance,
+        generator=[torch.Generator("cpu").manual_seed(int(job.seed)) for job in jobs],
+        output_type="pt",
+    ).images.float()
+    broken = [job.seed for job, image in zip(jobs, pixels, strict=True) if not image.isfinite().all()]
+    if broken:
+        raise FloatingPointError(
+            f"{model.model} gave values that are no numbers for the seeds {broken}: load it in float32 (or "
+            "bfloat16), or lower the merge share of its adapter"
+        )
+    pixels_u8 = (255 * pixels.clamp(0, 1)).round().to(torch.uint8)
+    return list(pixels_u8.permute(0, 2, 3, 1).cpu().numpy())

@@ -1,0 +1,1 @@
+"""Classifiers, detectors, and the numbers that they and the pools get."""

@@ -1,0 +1,233 @@
+"""Distances between two sets of features, and how much the images of one set differ.
+
+Heusel et al. 2017 (Fréchet distance), Bińkowski et al. 2018 (kernel distance), Zhang et al. 2018 (the
+distance of two images that the diversity averages over all pairs).
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
+from torch.nn.functional import normalize
+
+from defaug_utils.training.features import DIAG_LAYERS, FeatureNetwork, stack_images
+
+KEPT_FEATURES = 2000  # of a set at most, for the kernel distance and for draws
+KERNEL_SUBSETS = 100  # Bińkowski et al. 2018, section 4
+LARGEST_SUBSET = 1000  # images
+
+
+class Spread(NamedTuple):
+    """Mean and standard deviation (n − 1 in the denominator) over draws; NaN where there are none."""
+
+    mean: float
+    deviation: float
+
+
+class Moments(NamedTuple):
+    """Mean (channels,) and covariance (channels, channels) of features."""
+
+    mean: np.ndarray
+    covariance: np.ndarray
+
+
+class FeatureSummary:
+    """What the distances need of a set of images, gathered batch by batch.
+
+    Attributes:
+        count: images so far.
+        kept: shape (at most `KEPT_FEATURES`, channels): all features, or a fair draw of them by seed.
+    """
+
+    def __init__(self, limit: int = KEPT_FEATURES, seed: int = 0) -> None:
+        """Start empty."""
+        self.count, self.kept = 0, np.empty((0, 0))
+        self._limit, self._generator = limit, np.random.default_rng(seed)
+        self._mean: np.ndarray | float = 0.0
+        self._scatter: np.ndarray | float = 0.0
+        self._direction_sum: np.ndarray | float = 0.0
+        self._square_sum = 0.0
+
+    def add(self, features: np.ndarray, directions: np.ndarray) -> None:
+        """Take in some images.
+
+        Args:
+            features: shape (batch, channels), finite.
+            directions: shape (batch, channels, rows, columns), of unit length (or 0) along the channels.
+
+        Raises:
+            ValueError: a feature is no number.
+        """
+        features, directions = features.astype(np.float64), directions.astype(np.float64)
+        if not np.isfinite(features).all():
+            raise ValueError("features are not finite: the network or the images are broken")
+        batch, places = len(features), directions[0, 0].size
+        centred = features - features.mean(0)
+        gap, total = features.mean(0) - self._mean, self.count + batch
+        between = np.outer(gap, gap) * self.count * batch / total  # Chan et al. 1979
+        self._scatter = self._scatter + centred.T @ centred + between
+        self._mean = self._mean + gap * batch / total
+        self._direction_sum = self._direction_sum + directions.sum(0) / np.sqrt(places)
+        self._square_sum += float((directions**2).sum()) / places
+        self._keep(features)
+
+    def _keep(self, features: np.ndarray) -> None:
+        """Every image has the same chance to be among those kept (reservoir sampling)."""
+        free = max(0, self._limit - len(self.kept))
+        self.kept = np.concatenate([self.kept.reshape(-1, features.shape[1]), features[:free]])
+        self.count += len(features[:free])
+        for feature in features[free:]:
+            self.count += 1
+            place = int(self._generator.integers(self.count))
+            if place < self._limit:
+                self.kept[place] = feature
+
+    @property
+    def moments(self) -> Moments:
+        """Mean and unbiased covariance.
+
+        Raises:
+            ValueError: fewer than two images.
+        """
+        if self.count < 2:
+            raise ValueError(f"a covariance needs at least 2 images, found {self.count}")
+        return Moments(np.asarray(self._mean), np.asarray(self._scatter) / (self.count - 1))
+
+    @property
+    def diversity(self) -> float:
+        """Mean over all pairs of images of the mean squared distance of their directions in one place.
+
+        This is the distance of LPIPS with all weights 1 at one layer (Zhang et al. 2018, Eq. 1), averaged
+        over every pair without forming the pairs: 0 for equal images, 2 where no two share a channel.
+        """
+        if self.count < 2:
+            return float("nan")
+        together = float((np.asarray(self._direction_sum) ** 2).sum()) / self.count
+        return max(0.0, 2 * (self._square_sum - together) / (self.count - 1))
+
+
+def summarise_images(
+    network: FeatureNetwork,
+    images_u8: Iterable[np.ndarray],
+    layers: Sequence[str] = DIAG_LAYERS,
+    size: tuple[int, int] | None = None,
+    batch_size: int = 16,
+    seed: int = 0,
+    on_images: Callable[[int], None] | None = None,
+) -> dict[str, FeatureSummary]:
+    """Summarise a set of images by its features; memory does not grow with their number.
+
+    Args:
+        network: from `open_features`.
+        images_u8: each of shape (height, width, 3), uint8; may be read on the way.
+        layers: names of layers.
+        size: (width, height) that images of another size are resized to; that of the first if None.
+        batch_size: images looked at together.
+        seed: of the choice which features are kept, where there are more than fit.
+        on_images: called with the number of images just looked at.
+
+    Returns:
+        Layer → its summary. A feature is the mean of a layer's output over all places.
+    """
+    summaries = {layer: FeatureSummary(seed=seed) for layer in layers}
+    remaining = iter(images_u8)
+    while batch := list(islice(remaining, batch_size)):
+        size = size or (batch[0].shape[1], batch[0].shape[0])
+        stacked = stack_images(batch, size)
+        for layer, maps in network.read_maps(stacked, layers).items():
+            directions = normalize(maps, dim=1)  # unit length in every place (Zhang et al. 2018, Eq. 1)
+            summaries[layer].add(maps.mean(dim=(2, 3)).cpu().numpy(), directions.cpu().numpy())
+        if on_images:
+            on_images(len(batch))
+    return summaries
+
+
+def measure_moments(features: np.ndarray) -> Moments:
+    """Mean and unbiased covariance of features (images, channels), at least two."""
+    return Moments(features.mean(0), np.atleast_2d(np.cov(features, rowvar=False)))
+
+
+def frechet_distance(first: Moments, second: Moments) -> float:
+    """Squared Fréchet distance of two normal distributions (Heusel et al. 2017, Eq. 6).
+
+    The trace of the root of the product Σ₁Σ₂ comes from the eigenvalues of the symmetric matrix
+    Σ₁^½ Σ₂ Σ₁^½, which are real and not negative also where images are fewer than channels.
+    """
+    values, vectors = np.linalg.eigh(first.covariance)
+    root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
+    shared = np.linalg.eigvalsh(root @ second.covariance @ root).clip(min=0)
+    gap = first.mean - second.mean
+    traces = np.trace(first.covariance) + np.trace(second.covariance)
+    return max(0.0, float(gap @ gap + traces - 2 * np.sqrt(shared).sum()))
+
+
+def squared_kernel_distance(first: np.ndarray, second: np.ndarray) -> float:
+    """Unbiased squared maximum mean discrepancy with the kernel (x·y / channels + 1)³.
+
+    Bińkowski et al. 2018, Eqs. 3 and 4. Being unbiased it is 0 on average for two sets of one kind, and
+    so negative about as often as positive there.
+
+    Args:
+        first: shape (images, channels), at least two images.
+        second: the same of the other set.
+    """
+    within = [_sum_pairs(features) / (len(features) * (len(features) - 1)) for features in (first, second)]
+    return float(sum(within) - 2 * _kernel(first, second).mean())
+
+
+def _kernel(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    return (first @ second.T / first.shape[1] + 1) ** 3
+
+
+def _sum_pairs(features: np.ndarray) -> float:
+    """Sum of the kernel over pairs of two different images."""
+    kernel = _kernel(features, features)
+    return kernel.sum() - np.trace(kernel)
+
+
+def compare_features(first: np.ndarray, second: np.ndarray) -> float:
+    """Fréchet distance of two sets of features (images, channels), at least two images each."""
+    return frechet_distance(measure_moments(first), measure_moments(second))
+
+
+def spread_over_draws(
+    distance: Callable[[np.ndarray, np.ndarray], float],
+    first: np.ndarray,
+    second: np.ndarray | None,
+    count: int,
+    draws: int = KERNEL_SUBSETS,
+    seed: int = 0,
+) -> Spread:
+    """A distance between equally many images of both sides, drawn again and again.
+
+    The Fréchet distance grows as images get fewer, whatever they show: values compare at one count only.
+    The kernel distance does not, and its spread over subsets is how it is usually given.
+
+    Args:
+        distance: `squared_kernel_distance` or `compare_features`.
+        first: features, shape (images, channels).
+        second: the same of the other set; None for two parts of the first that share no image.
+        count: images drawn from either side without replacement, at least 2.
+        draws: how often.
+        seed: of the draws.
+
+    Returns:
+        NaN where a side has too few images.
+    """
+    is_enough = len(first) >= 2 * count if second is None else min(len(first), len(second)) >= count
+    if count < 2 or not is_enough:
+        return Spread(float("nan"), float("nan"))
+    generator = np.random.default_rng(seed)
+    values = []
+    for _ in range(draws):
+        if second is None:
+            both = _draw(first, 2 * count, generator)
+            values.append(distance(both[:count], both[count:]))
+        else:
+            values.append(distance(_draw(first, count, generator), _draw(second, count, generator)))
+    return Spread(float(np.mean(values)), float(np.std(values, ddof=1)) if draws > 1 else float("nan"))
+
+
+def _draw(features: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
+    return features[generator.choice(len(features), count, replace=False)]

@@ -1,0 +1,1 @@
+"""Where a defect goes, and of what shape it is."""

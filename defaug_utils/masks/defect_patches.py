@@ -1,0 +1,201 @@
+"""Real defects cut out by their masks, turned, scaled, and put where they lie inside an object."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import pandas as pd
+
+from defaug_utils.core.images import fit_image, fit_mask, read_image, read_mask
+from defaug_utils.core.manifest import ManifestError, raise_problems
+
+MARGIN = 2  # pixels of surroundings kept around a cut, so that turning blends with them at the defect's edge
+COVERED_FROM = 0.25  # share of a turned pixel from which it is defect: a crack of one pixel stays whole
+ROUNDING = 1e-6  # pixels; a turn by 90° must not need one more
+
+
+class Defect(NamedTuple):
+    """A defect cut out of its image.
+
+    Attributes:
+        image_u8: shape (height, width, 3), uint8.
+        mask: shape (height, width), bool, true on the defect.
+        category: product.
+        defect_type: its name in the data set.
+        name: image that it comes from.
+    """
+
+    image_u8: np.ndarray
+    mask: np.ndarray
+    category: str
+    defect_type: str
+    name: str
+
+
+def read_defects(
+    dataset: pd.DataFrame,
+    data_folder: Path | str,
+    size: tuple[int, int],
+    category: str = "",
+    per_type: int = 0,
+) -> list[Defect]:
+    """Cut the defects of all real training positives out.
+
+    Args:
+        dataset: manifest of the prepared data set.
+        data_folder: its folder.
+        size: (width, height) to which images and masks are brought first.
+        category: the only one to read; empty for all.
+        per_type: images that each defect type must have; 0 for any number.
+
+    Returns:
+        One defect an image, in the order of the images' names.
+
+    Raises:
+        ManifestError: no positive has a mask, a type has fewer images than asked, or a list of every file
+            that can't be read or whose mask is empty or of another size than its image.
+    """
+    is_known = (
+        (dataset["split"] == "train") & (dataset["label"] == "positive") & (dataset["origin"] == "real")
+    )
+    is_known &= (dataset["category"] == category) | (category == "")
+    rows = dataset[is_known & (dataset["mask"] != "")].sort_values("image")
+    if rows.empty:
+        raise ManifestError(
+            f"{data_folder}: none of {int(is_known.sum())} training positives"
+            f"{f' of {category!r}' if category else ''} has a mask: defects can't be cut out without one"
+        )
+    counts = rows.groupby(["category", "defect_type"]).size()
+    problems = [
+        f"{'/'.join(names)}: {count} training positives with a mask, {per_type} asked for; ask for fewer"
+        for names, count in counts.items()
+        if count < per_type
+    ]
+    defects = []
+    for row in rows.itertuples():
+        try:
+            defects.append(_read_defect(row, Path(data_folder), size))
+        except ValueError as error:
+            problems.append(str(error))
+    raise_problems(f"defects in {data_folder}", problems)
+    return defects
+
+
+def _read_defect(row: tuple, folder: Path, size: tuple[int, int]) -> Defect:
+    image_u8, mask = read_image(folder / row.image), read_mask(folder / row.mask)
+    if mask.shape != image_u8.shape[:2]:
+        raise ValueError(f"{row.mask}: mask {mask.shape} on an image {image_u8.shape[:2]}")
+    if not mask.any():
+        raise ValueError(f"{row.mask}: the mask is empty, there is no defect to cut out")
+    return cut_defect(
+        fit_image(image_u8, size), fit_mask(mask, size), row.category, row.defect_type, row.image
+    )
+
+
+def cut_defect(
+    image_u8: np.ndarray, mask: np.ndarray, category: str = "", defect_type: str = "", name: str = ""
+) -> Defect:
+    """Cut the box of a mask out, with a small margin as far as the image reaches.
+
+    Args:
+        image_u8: shape (height, width, 3), uint8.
+        mask: shape (height, width), bool; may touch the image's border.
+        category: product.
+        defect_type: its name in the data set.
+        name: the image's.
+
+    Raises:
+        ValueError: the mask is empty.
+    """
+    if not mask.any():
+        raise ValueError(f"{name or 'the image'}: the mask is empty, there is no defect to cut out")
+    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+    box = tuple(slice(max(0, used[0] - MARGIN), used[-1] + 1 + MARGIN) for used in (rows, columns))
+    return Defect(image_u8[box].copy(), mask[box].copy(), category, defect_type, name)
+
+
+def turn_defect(defect: Defect, angle: float, scale: float) -> Defect:
+    """Turn and scale a defect about its middle; the box grows so that no pixel is lost.
+
+    Args:
+        defect: as it was cut out.
+        angle: degrees, counter-clockwise.
+        scale: of both sides.
+
+    Returns:
+        A new one, in the smallest box that holds its mask.
+    """
+    height, width = defect.mask.shape
+    turn = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), angle, scale)
+    across, along = abs(turn[0, 0]), abs(turn[0, 1])
+    new_width = int(np.ceil(across * width + along * height - ROUNDING))
+    new_height = int(np.ceil(across * height + along * width - ROUNDING))
+    turn[:, 2] += (new_width - width) / 2, (new_height - height) / 2
+    size = (new_width, new_height)
+    image_u8 = cv2.warpAffine(defect.image_u8, turn, size, borderMode=cv2.BORDER_REFLECT_101)
+    covered = cv2.warpAffine(defect.mask.astype(np.float32), turn, size)
+    mask = covered > min(COVERED_FROM, covered.max() / 2)
+    return cut_defect(image_u8, mask, *defect[2:])
+
+
+def find_places(foreground: np.ndarray, shape: np.ndarray) -> np.ndarray:
+    """All places where a shape lies fully inside an object.
+
+    Args:
+        foreground: shape (height, width), bool, true on the object.
+        shape: a defect's mask in its box, bool.
+
+    Returns:
+        Top and left of the box, shape (places, 2); none where the defect fits nowhere.
+    """
+    if any(inner > outer for inner, outer in zip(shape.shape, foreground.shape, strict=True)):
+        return np.empty((0, 2), int)
+    outside = (~foreground).astype(np.float32)
+    overlap = cv2.matchTemplate(outside, shape.astype(np.float32), cv2.TM_CCORR)
+    return np.argwhere(overlap < 0.5)
+
+
+def paste_defect(image_u8: np.ndarray, defect: Defect, top: int, left: int) -> tuple[np.ndarray, np.ndarray]:
+    """Put a defect's pixels into an image.
+
+    Args:
+        image_u8: shape (height, width, 3), uint8.
+        defect: in its box.
+        top: row where the box begins.
+        left: column where it begins.
+
+    Returns:
+        A new image, and its mask, shape (height, width), bool; all other pixels are the image's own.
+    """
+    box = (slice(top, top + defect.mask.shape[0]), slice(left, left + defect.mask.shape[1]))
+    pasted, mask = image_u8.copy(), np.zeros(image_u8.shape[:2], bool)
+    mask[box] = defect.mask
+    pasted[box][defect.mask] = defect.image_u8[defect.mask]
+    return pasted, mask
+
+
+def move_inside(
+    mask: np.ndarray, foreground: np.ndarray, generator: np.random.Generator
+) -> np.ndarray | None:
+    """A mask where it lies fully inside an object: where it is, if it does there, else at a random place.
+
+    Args:
+        mask: shape (height, width), bool, not empty.
+        foreground: same shape, bool, true on the object.
+        generator: draws the place.
+
+    Returns:
+        Same shape, bool; None where it fits nowhere.
+    """
+    if foreground[mask].all():
+        return mask
+    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+    shape = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    places = find_places(foreground, shape)
+    if not len(places):
+        return None
+    top, left = places[generator.integers(len(places))]
+    moved = np.zeros_like(mask)
+    moved[top : top + shape.shape[0], left : left + shape.shape[1]] = shape
+    return moved

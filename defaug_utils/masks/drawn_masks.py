@@ -1,0 +1,113 @@
+"""Masks drawn by hand on training negatives: a folder of PNG files with their manifest."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from defaug_utils.core.files import explain_read_only, write_atomically, write_png
+from defaug_utils.core.images import read_image, read_mask
+from defaug_utils.core.manifest import ManifestError, make_manifest, read_manifest, write_manifest
+from defaug_utils.core.sources import list_sources, read_dataset
+
+
+def mask_file_name(source_image: str) -> str:
+    """Name of an image's mask in the folder: "train/good/000.png" gives "train-good-000.png"."""
+    return "-".join(Path(source_image).with_suffix(".png").parts)
+
+
+def read_drawn(folder: Path | str) -> pd.DataFrame:
+    """The manifest of a folder of drawn masks, empty while there is none.
+
+    Raises:
+        ManifestError: it is broken, or a file that it lists has vanished.
+    """
+    path = Path(folder) / "manifest.csv"
+    return read_manifest(path, check_files=True) if path.is_file() else make_manifest([])
+
+
+def load_drawn(folder: Path | str, source_image: str) -> np.ndarray | None:
+    """The mask stored for an image, shape (height, width), bool; None when there is none."""
+    path = Path(folder) / mask_file_name(source_image)
+    return read_mask(path) if path.is_file() else None
+
+
+def save_drawn(folder: Path | str, data_folder: Path | str, source_image: str, mask: np.ndarray) -> Path:
+    """Store a mask, a copy of its image and then their row, each whole or not at all.
+
+    The masks lie in the folder itself, where `open_mask_source("drawn", folder)` finds them.
+
+    Args:
+        folder: where drawn masks are kept; made when missing.
+        data_folder: folder of the data set's manifest.
+        source_image: the image's name in it, a training negative.
+        mask: shape (height, width), bool, not empty and not full.
+
+    Returns:
+        The mask's file.
+
+    Raises:
+        ManifestError: the image is none of the training negatives, another image's mask has its file
+            name, or the manifest is broken.
+        ValueError: the mask is empty, full or not of the image's size, or the image can't be read.
+        PermissionError: the folder can't be written to.
+    """
+    folder, image = Path(folder), Path(data_folder) / source_image
+    sources = list_sources(read_dataset(data_folder)).set_index("image")
+    if source_image not in sources.index:
+        raise ManifestError(f"{source_image} is no training negative: masks are drawn on those only")
+    _check_mask(mask, read_image(image), source_image)
+    name, listed = mask_file_name(source_image), read_drawn(folder)
+    others = set(listed.loc[listed["mask"] == name, "source_image"]) - {source_image}
+    if others:
+        raise ManifestError(f"{folder / name} is the mask of {others.pop()}: use another folder")
+    row = {"image": f"images/{name.removesuffix('.png')}{image.suffix}", "mask": name}
+    row |= {"label": "negative", "split": "train", "origin": "real", "mask_source": "drawn"}
+    row |= {"source_image": source_image, "category": sources.loc[source_image, "category"]}
+    with explain_read_only(folder, f"the mask of {source_image} was not saved"):
+        write_png(folder / name, mask.astype(bool))
+        with write_atomically(folder / row["image"]) as temporary:
+            temporary.write_bytes(image.read_bytes())
+        kept = listed[listed["mask"] != name].to_dict("records")
+        write_manifest(make_manifest([*kept, row]), folder / "manifest.csv")
+    return folder / name
+
+
+def delete_drawn(folder: Path | str, source_image: str) -> bool:
+    """Remove an image's mask: its row first, then its files.
+
+    Args:
+        folder: where drawn masks are kept.
+        source_image: the image's name in the data set.
+
+    Returns:
+        Whether there was one.
+
+    Raises:
+        ManifestError: the manifest is broken.
+        PermissionError: the folder can't be written to.
+    """
+    folder, name = Path(folder), mask_file_name(source_image)
+    if not (folder / name).is_file():
+        return False
+    listed = read_drawn(folder)
+    is_its = (listed["mask"] == name) & (listed["source_image"] == source_image)
+    with explain_read_only(folder, f"the mask of {source_image} was not deleted"):
+        if is_its.any():
+            write_manifest(listed[~is_its], folder / "manifest.csv")
+        for path in [*listed.loc[is_its, "image"], name]:
+            (folder / path).unlink(missing_ok=True)
+    return True
+
+
+def _check_mask(mask: np.ndarray, image_u8: np.ndarray, source_image: str) -> None:
+    if mask.shape != image_u8.shape[:2]:
+        height, width = image_u8.shape[:2]
+        raise ValueError(
+            f"the mask of {source_image} has {mask.shape[1]} × {mask.shape[0]} pixels, the image "
+            f"{width} × {height} (width × height)"
+        )
+    if not mask.any():
+        raise ValueError(f"the mask of {source_image} is empty: draw where the defect goes, then save")
+    if mask.all():
+        raise ValueError(f"the mask of {source_image} covers everything: nothing would be left of the part")

@@ -1,0 +1,196 @@
+"""Where an object is, by what a pretrained backbone sees in it (AdaBLDM: Li et al. 2024, section 3.2).
+
+The features of a category's images fall into two clusters; the one that fills the border is background.
+The line that separates the two best tells how much of an object every place is.
+
+Beside the features stands the colour: a small backbone answers to edges and patterns, so that of a smooth
+part on a smooth plate it sees the rim alone.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from skimage.morphology import closing, footprint_rectangle
+from sklearn.cluster import KMeans
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+from defaug_utils.training.features import FeatureNetwork
+
+THRESHOLD = 127  # of 0 … 255 (AdaBLDM's code)
+CLOSING = (5, 5)  # pixels (AdaBLDM's code)
+TEXTURES = ("carpet", "grid", "leather", "tile", "wood")  # MVTec AD's categories without background
+MAX_FIT_IMAGES = 32  # of a category; more change the line little
+COLOUR_WEIGHT = 4.0  # ours; of Lab colours (0 … 1) beside features of unit length
+
+ReadFeatures = Callable[[np.ndarray], np.ndarray]
+
+
+class ForegroundSteps(NamedTuple):
+    """How an object was found, step by step.
+
+    Attributes:
+        is_object_cluster: shape (rows, columns) of the features, bool: the nearer cluster is the object's.
+        separation: same shape, float: the line's value, above 0 where the object is more likely.
+        separation_u8: shape (height, width), uint8: the same from 0 (least) to 255, at the image's size.
+        thresholded: same shape, bool.
+        foreground: same shape, bool: after closing.
+    """
+
+    is_object_cluster: np.ndarray
+    separation: np.ndarray
+    separation_u8: np.ndarray
+    thresholded: np.ndarray
+    foreground: np.ndarray
+
+
+@dataclass(frozen=True)
+class ObjectFinder:
+    """Finds the object on images of one category; calling it gives the mask alone.
+
+    Attributes:
+        read_features: image (height, width, 3), uint8 → features (rows, columns, channels).
+        clusters: the two clusters' centres.
+        object_cluster: the one that is not the background.
+        line: separates them.
+        border_share: part of the border's places that voted for the background's cluster.
+    """
+
+    read_features: ReadFeatures
+    clusters: KMeans
+    object_cluster: int
+    line: LinearDiscriminantAnalysis
+    border_share: float
+
+    def find_steps(self, image_u8: np.ndarray) -> ForegroundSteps:
+        """All steps for one image, shape (height, width, 3), uint8."""
+        features = self.read_features(image_u8)
+        rows, columns, channels = features.shape
+        flat = features.reshape(-1, channels).astype(np.float64)
+        nearest = self.clusters.predict(flat) == self.object_cluster
+        separation = self.line.decision_function(flat).reshape(rows, columns)
+        size = image_u8.shape[1::-1]
+        separation_u8 = _stretch_levels(cv2.resize(separation, size, interpolation=cv2.INTER_LINEAR))
+        thresholded = separation_u8 > THRESHOLD
+        foreground = closing(np.pad(thresholded, CLOSING, mode="edge"), footprint_rectangle(CLOSING))
+        inner = foreground[CLOSING[0] : -CLOSING[0], CLOSING[1] : -CLOSING[1]]
+        return ForegroundSteps(nearest.reshape(rows, columns), separation, separation_u8, thresholded, inner)
+
+    def __call__(self, image_u8: np.ndarray) -> np.ndarray:
+        """Shape (height, width), bool, true on the object."""
+        return self.find_steps(image_u8).foreground
+
+    def describe(self) -> dict:
+        """On what the result depends, besides the features, as JSON values."""
+        numbers = np.concatenate([self.clusters.cluster_centers_.ravel(), self.line.coef_.ravel()])
+        digest = hashlib.sha256(np.round(numbers, 6).tobytes()).hexdigest()[:16]
+        return {"method": "k-means and LDA", "border_share": round(self.border_share, 4), "sha256": digest}
+
+
+def _stretch_levels(values: np.ndarray) -> np.ndarray:
+    """Smallest to 0, largest to 255."""
+    low, high = values.min(), values.max()
+    share = (values - low) / (high - low) if high > low else np.zeros_like(values)
+    return np.rint(255 * share).astype(np.uint8)
+
+
+def fit_object_finder(
+    images_u8: Sequence[np.ndarray], read_features: ReadFeatures, seed: int = 0
+) -> ObjectFinder:
+    """Learn from good images of one category what is object and what is background.
+
+    Args:
+        images_u8: each of shape (height, width, 3), uint8; the first `MAX_FIT_IMAGES` are used. A single
+            one will do.
+        read_features: gives features, shape (rows, columns, channels), such as `make_feature_reader` makes.
+        seed: of the clusters' start.
+
+    Returns:
+        What finds the object on any image of the category.
+
+    Raises:
+        ValueError: there is no image, all places look alike, or the border votes for neither cluster (the
+            parts fill the frame: such categories are textures, all foreground).
+    """
+    maps = [read_features(image_u8) for image_u8 in images_u8[:MAX_FIT_IMAGES]]
+    if not maps:
+        raise ValueError("an object can't be found without images to learn from")
+    flat = np.concatenate([one.reshape(-1, one.shape[-1]) for one in maps]).astype(np.float64)
+    if np.ptp(flat, axis=0).max() == 0:
+        raise ValueError(f"all places of {len(maps)} image(s) look alike: there is no object to find")
+    clusters = KMeans(2, n_init=3, random_state=seed).fit(flat)
+    is_border = np.concatenate([_mark_border(one.shape[:2]).ravel() for one in maps])
+    share = float((clusters.labels_[is_border] == 1).mean())
+    if share == 0.5:
+        raise ValueError("half of the border is in either cluster: the parts fill the frame, as textures do")
+    object_cluster = 0 if share > 0.5 else 1
+    line = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")
+    line.fit(flat, clusters.labels_ == object_cluster)
+    return ObjectFinder(read_features, clusters, object_cluster, line, max(share, 1 - share))
+
+
+def _mark_border(shape: tuple[int, int]) -> np.ndarray:
+    border = np.ones(shape, bool)
+    border[1:-1, 1:-1] = False
+    return border
+
+
+def make_feature_reader(
+    network: FeatureNetwork,
+    layers: Sequence[str] = ("quarter", "eighth"),
+    colour_weight: float = COLOUR_WEIGHT,
+) -> ReadFeatures:
+    """Features of a backbone and colours, every layer at the first one's resolution.
+
+    Args:
+        network: from `open_features`.
+        layers: names of its layers, the finest first.
+        colour_weight: of the colours; 0 leaves them out, as AdaBLDM does.
+
+    Returns:
+        image (height, width, 3), uint8 → features (rows, columns, channels), float32; the last three
+        channels are the weighted Lab colours.
+
+    Raises:
+        ValueError: the weight is negative.
+    """
+    if colour_weight < 0:
+        raise ValueError(f"colour_weight {colour_weight} is negative: 0 leaves colours out")
+
+    def read_features(image_u8: np.ndarray) -> np.ndarray:
+        maps = network.read_maps(image_u8[None].copy(), layers)  # files are read read-only
+        arrays = [maps[layer][0].permute(1, 2, 0).cpu().numpy() for layer in layers]
+        size = arrays[0].shape[1::-1]
+        stretched = [_scale(_resize_channels(array, size)) for array in arrays]
+        if colour_weight:
+            lab = cv2.cvtColor(image_u8, cv2.COLOR_RGB2LAB).astype(np.float32) / 255
+            stretched.append(colour_weight * cv2.resize(lab, size, interpolation=cv2.INTER_AREA))
+        return np.concatenate(stretched, axis=2)
+
+    return read_features
+
+
+def _resize_channels(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Bilinear; OpenCV takes few channels at a time."""
+    parts = [array[..., start : start + 4] for start in range(0, array.shape[2], 4)]
+    resized = [cv2.resize(part, size).reshape(size[1], size[0], -1) for part in parts]
+    return np.concatenate(resized, axis=2)
+
+
+def _scale(array: np.ndarray) -> np.ndarray:
+    """So that layers of many channels and large values don't drown the others."""
+    return array / max(float(np.sqrt((array**2).sum(axis=2).mean())), 1e-12)
+
+
+def open_object_finder(
+    category: str,
+    images_u8: Sequence[np.ndarray],
+    read_features: ReadFeatures,
+    textures: Sequence[str] = TEXTURES,
+    seed: int = 0,
+) -> ObjectFinder | None:
+    """What tells the object on a category's images; None for textures, which are object everywhere."""
+    return None if category in textures else fit_object_finder(images_u8, read_features, seed)

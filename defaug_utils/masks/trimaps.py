@@ -1,0 +1,282 @@
+"""Trimaps, and AdaBLDM's training triples made on the fly: image, trimap and prompt from few defects.
+
+Li et al. (AdaBLDM, 2024), section 3.2; 20,000 triples in its code.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from string import Formatter
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from defaug_utils.core.images import fit_image, read_image
+from defaug_utils.core.manifest import ManifestError, image_seed, raise_problems
+from defaug_utils.masks.defect_patches import Defect, find_places, paste_defect, turn_defect
+
+BACKGROUND, OBJECT, DEFECT = 0, 127, 255  # levels of a trimap (AdaBLDM, section 3.2)
+SCALE_RANGE = 0.15  # of 1, both ways (AdaBLDM's code)
+TRIPLES = 20_000  # AdaBLDM's code
+TEMPLATE = "a {category} with a {defect_type}"  # such as "a hazelnut with a hole" (AdaBLDM, section 3.2)
+OBJECT_SUFFIX = ",black background."  # of prompts for objects, at inference (AdaBLDM's code)
+FIELDS = ("category", "defect_type")
+
+FindForeground = Callable[
+    [np.ndarray], np.ndarray
+]  # image (height, width, 3), uint8 → bool, true on the object
+
+
+class GoodImage(NamedTuple):
+    """A part without defect: image (height, width, 3), uint8; foreground, bool; its category and name."""
+
+    image_u8: np.ndarray
+    foreground: np.ndarray
+    category: str
+    name: str
+
+
+class Triple(NamedTuple):
+    """What the ControlNet learns from, and how it was made.
+
+    Attributes:
+        image_u8: shape (height, width, 3), uint8.
+        trimap_u8: shape (height, width), uint8, of the three levels.
+        prompt: in words.
+        mask: shape (height, width), bool, true on the defect.
+        good: name of the good image.
+        defect: name of the defect's image.
+        attempt: how many defects were turned before (from 0) that fitted nowhere.
+    """
+
+    image_u8: np.ndarray
+    trimap_u8: np.ndarray
+    prompt: str
+    mask: np.ndarray
+    good: str
+    defect: str
+    attempt: int
+
+
+@dataclass(frozen=True)
+class TripleSettings:
+    """How triples are made; the defaults are AdaBLDM's.
+
+    Attributes:
+        scale_range: scales are drawn from 1 ± this.
+        template: of the prompt; may name {category} and {defect_type}.
+        max_attempts: turned defects tried on random good images before it is given up.
+    """
+
+    scale_range: float = SCALE_RANGE
+    template: str = TEMPLATE
+    max_attempts: int = 50
+
+    def __post_init__(self) -> None:
+        """Refuse values that make no sense, all in one message."""
+        demands = {
+            f"scale_range {self.scale_range} must be in 0 … 1, 1 excluded": 0 <= self.scale_range < 1,
+            f"max_attempts {self.max_attempts} must be 1 or more": self.max_attempts >= 1,
+        }
+        broken = [message for message, is_met in demands.items() if not is_met]
+        if broken:
+            raise ValueError("triples: " + "; ".join(broken))
+        find_fields(self.template)
+
+
+def find_fields(template: str) -> list[str]:
+    """The fields that a prompt's template names.
+
+    Raises:
+        ValueError: it is empty, broken, or names something else than {category} and {defect_type}.
+    """
+    try:
+        fields = [name for _, name, _, _ in Formatter().parse(template) if name is not None]
+    except ValueError as error:
+        raise ValueError(f"template {template!r} can't be read ({error})") from error
+    if not template.strip() or set(fields) - set(FIELDS):
+        raise ValueError(
+            f"template {template!r}: expected words, and no fields but {{category}}, {{defect_type}}"
+        )
+    return fields
+
+
+def write_prompt(template: str, category: str, defect_type: str) -> str:
+    """Fill a template; underscores in names are read as spaces.
+
+    Raises:
+        ValueError: the template names a field that the data set leaves empty.
+    """
+    values = {"category": category, "defect_type": defect_type}
+    empty = sorted(name for name in set(find_fields(template)) if not values[name])
+    if empty:
+        raise ValueError(
+            f"template {template!r}: the data set has no {', '.join(empty)}; write it out instead"
+        )
+    return template.format(**{name: value.replace("_", " ") for name, value in values.items()})
+
+
+def make_trimap(mask: np.ndarray, foreground: np.ndarray) -> np.ndarray:
+    """Three levels: 0 background, 127 object, 255 defect (AdaBLDM, section 3.2).
+
+    Args:
+        mask: shape (height, width), bool, true on the defect.
+        foreground: same shape, bool, true on the object; everywhere for textures.
+
+    Returns:
+        Same shape, uint8.
+
+    Raises:
+        ValueError: shapes or types differ, or there is no defect or no object.
+    """
+    if mask.shape != foreground.shape or mask.dtype != bool or foreground.dtype != bool:
+        raise ValueError(
+            f"mask {mask.shape} of {mask.dtype}, foreground {foreground.shape} of {foreground.dtype}: "
+            "expected one shape and bool"
+        )
+    if not mask.any() or not foreground.any():
+        missing = "defect" if foreground.any() else "object"
+        raise ValueError(f"the trimap has no {missing}: expected at least one pixel of it")
+    return np.where(mask, DEFECT, np.where(foreground, OBJECT, BACKGROUND)).astype(np.uint8)
+
+
+def read_good_images(
+    sources: pd.DataFrame,
+    data_folder: Path | str,
+    size: tuple[int, int],
+    find_foreground: FindForeground | None = None,
+) -> list[GoodImage]:
+    """Read training negatives at the working size, with their foregrounds.
+
+    Args:
+        sources: rows of the data set, see `list_sources`.
+        data_folder: its folder.
+        size: (width, height).
+        find_foreground: tells where the object is; None for textures, which are object everywhere.
+
+    Raises:
+        ManifestError: lists every image that can't be read or shows no object.
+    """
+    find = find_foreground or (lambda image_u8: np.ones(image_u8.shape[:2], bool))
+    goods, problems = [], []
+    for row in sources.itertuples():
+        try:
+            image_u8 = fit_image(read_image(Path(data_folder) / row.image), size)
+        except ValueError as error:
+            problems.append(str(error))
+            continue
+        foreground = find(image_u8)
+        if not foreground.any():
+            problems.append(f"{row.image}: no object is found on it; textures need no foreground")
+        goods.append(GoodImage(image_u8, foreground, row.category, row.image))
+    raise_problems(f"good images in {data_folder}", problems)
+    return goods
+
+
+def make_triple(
+    defects: Sequence[Defect],
+    goods: Sequence[GoodImage],
+    settings: TripleSettings,
+    seed: int,
+) -> Triple:
+    """Turn a random defect and paste it where it lies fully inside the object of a random good image.
+
+    Args:
+        defects: from `read_defects`; each type is drawn as often, whatever number of images it has.
+        goods: from `read_good_images`; only those of the defect's category are drawn.
+        settings: scales and prompt.
+        seed: the triple's own; decides everything.
+
+    Raises:
+        ValueError: there is no good image of the category, or no turned defect fitted into an object within
+            `max_attempts`.
+    """
+    generator = np.random.default_rng(seed)
+    types = sorted({defect[2:4] for defect in defects})
+    category, defect_type = types[generator.integers(len(types))]
+    defects = [defect for defect in defects if defect[2:4] == (category, defect_type)]
+    goods = [good for good in goods if good.category == category]
+    if not goods:
+        raise ValueError(f"category {category!r} has defects, but no good image to paste them into")
+    for attempt in range(settings.max_attempts):
+        good, defect = (choices[generator.integers(len(choices))] for choices in (goods, defects))
+        scale = 1 + generator.uniform(-settings.scale_range, settings.scale_range)
+        turned = turn_defect(defect, generator.uniform(0, 360), scale)
+        places = find_places(good.foreground, turned.mask)
+        if len(places):
+            place = places[generator.integers(len(places))]
+            return _compose(good, turned, place, settings.template, attempt)
+    raise ValueError(_tell_misfit(turned, good, settings.max_attempts))
+
+
+def _compose(good: GoodImage, defect: Defect, place: np.ndarray, template: str, attempt: int) -> Triple:
+    image_u8, mask = paste_defect(good.image_u8, defect, *place)
+    prompt = write_prompt(template, defect.category, defect.defect_type)
+    return Triple(image_u8, make_trimap(mask, good.foreground), prompt, mask, good.name, defect.name, attempt)
+
+
+def _tell_misfit(defect: Defect, good: GoodImage, attempts: int) -> str:
+    what = "/".join(filter(None, (defect.category, defect.defect_type))) or "defects"
+    (height, width), (rows, columns) = defect.mask.shape, good.foreground.shape
+    return (
+        f"{what}: none of {attempts} turned defects fits inside an object; the last one ({defect.name}) is "
+        f"{width} × {height} pixels, the object on {good.name} covers {good.foreground.mean():.1%} of "
+        f"{columns} × {rows}: look at the foregrounds, or leave these defects out"
+    )
+
+
+class TripleSet(Sequence[Triple]):
+    """Triples by index, made when asked for: none is stored."""
+
+    def __init__(
+        self,
+        defects: Sequence[Defect],
+        goods: Sequence[GoodImage],
+        settings: TripleSettings | None = None,
+        count: int = TRIPLES,
+        seed: int = 0,
+    ) -> None:
+        """Keep the sources, and fill every prompt once, so that a wrong template is told now.
+
+        Raises:
+            ManifestError: no defect or no good image, categories without good images, wrong templates.
+        """
+        self.defects, self.goods, self.settings = list(defects), list(goods), settings or TripleSettings()
+        self.count, self.seed = count, seed
+        problems = [] if self.defects and self.goods else ["no defects or no good images"]
+        for category, defect_type in sorted({defect[2:4] for defect in self.defects}):
+            try:
+                write_prompt(self.settings.template, category, defect_type)
+            except ValueError as error:
+                problems.append(str(error))
+            if category not in {good.category for good in self.goods}:
+                problems.append(f"category {category!r} has defects, but no good image to paste them into")
+        if count < 1:
+            problems.append(f"count {count} must be 1 or more")
+        raise_problems("triples", problems, ManifestError)
+
+    def describe(self) -> dict:
+        """Everything on which the triples depend, as JSON values."""
+        digest = hashlib.sha256()
+        for image_u8, mask, *names in [*self.defects, *self.goods]:
+            digest.update(f"{image_u8.shape} {names}\n".encode())
+            digest.update(image_u8.tobytes() + np.packbits(mask).tobytes())
+        counts = {"defects": len(self.defects), "goods": len(self.goods), "triples": self.count}
+        return asdict(self.settings) | counts | {"seed": self.seed, "sha256": digest.hexdigest()}
+
+    def list_names(self) -> dict[str, list[str]]:
+        """Images that the triples are made of: those with defects, and the good ones."""
+        pairs = (("defects", self.defects), ("goods", self.goods))
+        return {name: sorted({source.name for source in sources}) for name, sources in pairs}
+
+    def __len__(self) -> int:
+        """How many there are before they repeat."""
+        return self.count
+
+    def __getitem__(self, index: int) -> Triple:
+        """Triple `index`, always the same for one seed."""
+        if not 0 <= index < self.count:
+            raise IndexError(f"triple {index} of {self.count}")
+        return make_triple(self.defects, self.goods, self.settings, image_seed(self.seed, index))

@@ -1,0 +1,1 @@
+"""The methods that make defects, one module each."""

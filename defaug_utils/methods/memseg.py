@@ -1,0 +1,241 @@
+"""MemSeg's anomaly simulation: foreign matter under a mask of noise (Yang et al. 2023, section 3.1)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from defaug_utils.core.foreground import FOREGROUNDS, find_foreground
+from defaug_utils.masks.perlin import (
+    LATTICE_EXPONENTS,
+    NOISE_THRESHOLD,
+    ROTATION_DEGREES,
+    draw_perlin_noise,
+    rotate_noise,
+    threshold_noise,
+)
+from defaug_utils.methods.augmenters import AUGMENTERS, augment
+from defaug_utils.methods.textures import TextureCollection
+
+TEXTURE_SHARE = 0.5  # probability of a texture, else the image's own structure (MemSeg, section 3.1)
+OPACITY = (0.15, 1.0)  # δ ~ U(0.15, 1) (MemSeg, section 3.1)
+GRID = (8, 4)  # rows and columns of the shuffled grid (MemSeg, section 3.1; 8 × 8 in re-implementations)
+AUGMENTER_COUNT = 3  # augmenters before the shuffle, of ten (MemSeg's usual re-implementation)
+MAX_MASK_DRAWS = 200  # a mask that stays empty this often never comes
+
+
+@dataclass(frozen=True)
+class MemSegSettings:
+    """What can be chosen; the defaults are the paper's.
+
+    Attributes:
+        texture_share: probability in [0, 1] that the source is a texture and not the image's structure.
+        opacity: smallest and largest weight of the source, in (0, 1].
+        grid: rows and columns into which the structural source is cut.
+        augmenter_count: augmenters applied before it is cut, of ten.
+        lattice_exponents: smallest and largest i of the noise's lattice sides 2^i.
+        rotation: the noise is turned by up to so many degrees either way.
+        threshold: the mask is where the noise is above it.
+        foreground: a word of `FOREGROUNDS`: where masks may lie.
+    """
+
+    texture_share: float = TEXTURE_SHARE
+    opacity: tuple[float, float] = OPACITY
+    grid: tuple[int, int] = GRID
+    augmenter_count: int = AUGMENTER_COUNT
+    lattice_exponents: tuple[int, int] = LATTICE_EXPONENTS
+    rotation: float = ROTATION_DEGREES
+    threshold: float = NOISE_THRESHOLD
+    foreground: str = "whole"
+
+    def __post_init__(self) -> None:
+        """Refuse values that make no sense, all in one message."""
+        low, high = self.opacity
+        demands = {
+            f"texture_share {self.texture_share} must be in 0 … 1": 0 <= self.texture_share <= 1,
+            f"opacity {low} … {high} must rise within 0 … 1, 0 excluded": 0 < low <= high <= 1,
+            f"grid {self.grid} must be (rows, columns) of at least 1 × 1": min(self.grid) >= 1,
+            f"augmenter_count {self.augmenter_count} must be in 0 … {len(AUGMENTERS)}": 0
+            <= self.augmenter_count
+            <= len(AUGMENTERS),
+            f"lattice_exponents {self.lattice_exponents} must rise from 0 or more": 0
+            <= self.lattice_exponents[0]
+            <= self.lattice_exponents[1],
+            f"foreground {self.foreground!r} must be one of {', '.join(FOREGROUNDS)}": self.foreground
+            in FOREGROUNDS,
+        }
+        broken = [message for message, is_met in demands.items() if not is_met]
+        if broken:
+            raise ValueError("MemSeg settings: " + "; ".join(broken))
+
+
+class AnomalySource(NamedTuple):
+    """What is blended in.
+
+    Attributes:
+        pixels_u8: shape (height, width, 3), uint8.
+        kind: "texture" or "structure".
+        name: the texture's name, or the augmenters applied to the image.
+    """
+
+    pixels_u8: np.ndarray
+    kind: str
+    name: str
+
+
+class Anomaly(NamedTuple):
+    """A simulated defect: the image, shape (height, width, 3), uint8, its mask and how it was made."""
+
+    image_u8: np.ndarray
+    mask: np.ndarray
+    source: AnomalySource
+    opacity: float
+
+
+def draw_mask(foreground: np.ndarray, generator: np.random.Generator, settings: MemSegSettings) -> np.ndarray:
+    """Draw a mask of turned, thresholded noise within the foreground; an empty one is drawn again.
+
+    Args:
+        foreground: shape (height, width), bool.
+        generator: source of randomness.
+        settings: lattice, rotation and threshold.
+
+    Returns:
+        Shape (height, width), bool, true on at least one pixel.
+
+    Raises:
+        ValueError: the foreground is empty, or so small that no mask meets it.
+    """
+    height, width = foreground.shape
+    if not foreground.any():
+        raise ValueError(
+            f"foreground {settings.foreground!r} found no object in this {width} × {height} image: "
+            "use 'whole', or the word that fits its background"
+        )
+    for _ in range(MAX_MASK_DRAWS):
+        noise = draw_perlin_noise((width, height), generator, settings.lattice_exponents)
+        noise = rotate_noise(noise, generator.uniform(-settings.rotation, settings.rotation))
+        mask = threshold_noise(noise, settings.threshold) & foreground
+        if mask.any():
+            return mask
+    raise ValueError(
+        f"{MAX_MASK_DRAWS} masks drawn, none met the foreground ({np.count_nonzero(foreground)} of "
+        f"{width} × {height} pixels): use a larger foreground or a threshold below {settings.threshold}"
+    )
+
+
+def draw_texture(
+    textures: TextureCollection, size: tuple[int, int], generator: np.random.Generator
+) -> AnomalySource:
+    """Choose a texture and stretch it to a size (width, height)."""
+    index = int(generator.integers(len(textures)))
+    return AnomalySource(textures.read(index, size), "texture", textures.names[index])
+
+
+def draw_structure(
+    image_u8: np.ndarray, generator: np.random.Generator, settings: MemSegSettings
+) -> AnomalySource:
+    """Change the image by some augmenters and shuffle its cells: familiar matter in the wrong place."""
+    changed, names = augment(image_u8, generator, settings.augmenter_count)
+    return AnomalySource(shuffle_grid(changed, settings.grid, generator), "structure", ", ".join(names))
+
+
+def shuffle_grid(image_u8: np.ndarray, grid: tuple[int, int], generator: np.random.Generator) -> np.ndarray:
+    """Cut an image into equal cells and lay them out in random order.
+
+    Where the sides are not divisible, the image is mirrored a little beyond its lower and right border
+    first, and the result cut back to its size.
+
+    Args:
+        image_u8: shape (height, width, 3), uint8.
+        grid: rows and columns of cells.
+        generator: source of randomness.
+
+    Returns:
+        Same shape and dtype.
+    """
+    height, width = image_u8.shape[:2]
+    rows, columns = grid
+    below, right = -height % rows, -width % columns
+    if below or right:
+        image_u8 = cv2.copyMakeBorder(image_u8, 0, below, 0, right, cv2.BORDER_REFLECT)
+    cell = (image_u8.shape[0] // rows, image_u8.shape[1] // columns)
+    cells = image_u8.reshape(rows, cell[0], columns, cell[1], 3).swapaxes(1, 2).reshape(-1, *cell, 3)
+    shuffled = cells[generator.permutation(rows * columns)].reshape(rows, columns, *cell, 3)
+    return shuffled.swapaxes(1, 2).reshape(image_u8.shape)[:height, :width]
+
+
+def draw_source(
+    image_u8: np.ndarray,
+    textures: TextureCollection,
+    generator: np.random.Generator,
+    settings: MemSegSettings,
+) -> AnomalySource:
+    """Draw a texture with the settings' probability, else a structure of the image itself."""
+    if generator.random() < settings.texture_share:
+        return draw_texture(textures, (image_u8.shape[1], image_u8.shape[0]), generator)
+    return draw_structure(image_u8, generator, settings)
+
+
+def blend_anomaly(
+    image_u8: np.ndarray, source_u8: np.ndarray, mask: np.ndarray, opacity: float
+) -> np.ndarray:
+    """Blend a source into an image under a mask: (1 - M) ⊙ I + M ⊙ (δ · source + (1 - δ) · I).
+
+    Args:
+        image_u8: surface, shape (height, width, 3), uint8.
+        source_u8: same shape and dtype.
+        mask: shape (height, width), bool, true where the defect goes.
+        opacity: weight δ of the source in [0, 1].
+
+    Returns:
+        A new image, same shape and dtype; pixels outside the mask are the surface's own.
+
+    Raises:
+        ValueError: shapes or types differ, or the opacity is out of range.
+    """
+    if image_u8.shape != source_u8.shape or image_u8.shape[:2] != mask.shape or not 0 <= opacity <= 1:
+        raise ValueError(
+            f"image {image_u8.shape}, source {source_u8.shape}, mask {mask.shape}, opacity {opacity}: "
+            "expected one height and width, and an opacity in 0 … 1"
+        )
+    if (image_u8.dtype, source_u8.dtype, mask.dtype) != (np.uint8, np.uint8, bool):
+        raise ValueError(
+            f"image {image_u8.dtype}, source {source_u8.dtype}, mask {mask.dtype}: "
+            "expected uint8, uint8, bool"
+        )
+    mixed = cv2.addWeighted(source_u8, opacity, image_u8, 1 - opacity, 0)
+    return cv2.copyTo(mixed, mask.view(np.uint8), image_u8.copy())
+
+
+def simulate_anomaly(
+    image_u8: np.ndarray,
+    textures: TextureCollection,
+    generator: np.random.Generator,
+    settings: MemSegSettings | None = None,
+    find_object: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> Anomaly:
+    """All steps: foreground, mask, source, opacity, blend.
+
+    Args:
+        image_u8: a surface without defect, shape (height, width, 3), uint8, of any size.
+        textures: from `open_textures`.
+        generator: source of randomness; the same state gives the same anomaly.
+        settings: the paper's when None.
+        find_object: tells where the object is, such as an `ObjectFinder`, in place of the settings' word;
+            None for the word.
+
+    Returns:
+        The image with its anomaly, the mask, the source and the opacity.
+
+    Raises:
+        ValueError: no mask can be drawn, see `draw_mask`.
+    """
+    settings = settings or MemSegSettings()
+    foreground = find_object(image_u8) if find_object else find_foreground(image_u8, settings.foreground)
+    mask = draw_mask(foreground, generator, settings)
+    source = draw_source(image_u8, textures, generator, settings)
+    opacity = float(generator.uniform(*settings.opacity))
+    return Anomaly(blend_anomaly(image_u8, source.pixels_u8, mask, opacity), mask, source, opacity)

@@ -1,0 +1,148 @@
+"""Texture collections: any folder of images, else the project's own and scikit-image's."""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import skimage.color
+import skimage.data
+
+from defaug_utils.core.images import read_image
+from defaug_utils.core.manifest import raise_problems
+from defaug_utils.methods.procedural_textures import TEXTURE_KINDS, VARIANTS, draw_procedural_texture
+
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+SHIPPED_TEXTURES = ("brick", "grass", "gravel", "moon", "hubble_deep_field", "immunohistochemistry")
+CACHE_BYTES = 128 * 2**20  # of textures kept ready at their final size
+
+
+class TextureCollection:
+    """Textures by number, of which the last used ones are kept in memory at the size asked for.
+
+    Attributes:
+        names: one name a texture.
+        sha256: hash of all names and contents.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        read_texture: Callable[[str], np.ndarray],
+        sha256: str,
+        cache_bytes: int = CACHE_BYTES,
+    ) -> None:
+        """Wrap a function that reads or draws the texture of a name at its own size."""
+        self.names = tuple(names)
+        self.sha256 = sha256
+        self._read_texture = read_texture
+        self._cache: OrderedDict[tuple[int, tuple[int, int]], np.ndarray] = OrderedDict()
+        self._free_bytes = cache_bytes
+
+    def __len__(self) -> int:
+        """How many textures there are."""
+        return len(self.names)
+
+    def read(self, index: int, size: tuple[int, int]) -> np.ndarray:
+        """One texture, stretched to a size.
+
+        Args:
+            index: number of the texture, from 0.
+            size: (width, height) in pixels.
+
+        Returns:
+            Shape (height, width, 3), uint8, not writeable, since it is shared by all who ask for it.
+        """
+        key = (index, size)
+        if key in self._cache:
+            self._cache.move_to_end(key)
+            return self._cache[key]
+        texture = _stretch(self._read_texture(self.names[index]), size)
+        texture.flags.writeable = False
+        self._cache[key] = texture
+        self._free_bytes -= texture.nbytes
+        while self._free_bytes < 0:
+            _, dropped = self._cache.popitem(last=False)
+            self._free_bytes += dropped.nbytes
+        return texture
+
+    def describe(self) -> dict:
+        """What a recipe has to know: how many textures, and the hash of their names and contents."""
+        return {"count": len(self), "sha256": self.sha256}
+
+
+def open_textures(folder: Path | str = "", cache_bytes: int = CACHE_BYTES) -> TextureCollection:
+    """The textures of a folder, or the built-in ones when no folder is named."""
+    return open_texture_folder(folder, cache_bytes) if str(folder) else open_builtin_textures(cache_bytes)
+
+
+def open_texture_folder(folder: Path | str, cache_bytes: int = CACHE_BYTES) -> TextureCollection:
+    """All images in a folder and the folders below it, such as the Describable Textures Dataset.
+
+    Every file is read once, so that a broken one is found now and not after half of a pool.
+
+    Args:
+        folder: where to look; hidden files and files that are no images by their suffix are passed over.
+        cache_bytes: memory that ready textures may take.
+
+    Returns:
+        The collection, in the order of the files' names.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: there is no image in it, or some can't be read (all are listed).
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"no texture folder at {folder}: name a folder of images, or none for the built-in textures"
+        )
+    names, problems, digest = _find_images(folder), [], hashlib.sha256()
+    if not names:
+        raise ValueError(
+            f"texture folder {folder}: no image in it (looked for {', '.join(IMAGE_SUFFIXES)}, "
+            "folders below included)"
+        )
+    for name in names:
+        try:
+            read_image(folder / name)
+            digest.update(name.encode() + hashlib.sha256((folder / name).read_bytes()).digest())
+        except (ValueError, OSError) as error:
+            problems.append(str(error))
+    raise_problems(f"texture folder {folder}", problems, ValueError)
+    return TextureCollection(names, lambda name: read_image(folder / name), digest.hexdigest(), cache_bytes)
+
+
+def open_builtin_textures(cache_bytes: int = CACHE_BYTES) -> TextureCollection:
+    """Textures that are always there: drawn by formula, and the photographs inside scikit-image."""
+    drawn = [f"{kind} {variant}" for kind in TEXTURE_KINDS for variant in range(VARIANTS)]
+    names, digest = [*drawn, *SHIPPED_TEXTURES], hashlib.sha256()
+    for name in names:
+        digest.update(name.encode() + hashlib.sha256(_read_builtin(name).tobytes()).digest())
+    return TextureCollection(names, _read_builtin, digest.hexdigest(), cache_bytes)
+
+
+def _find_images(folder: Path) -> list[str]:
+    relatives = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return sorted(
+        relative.as_posix()
+        for relative in relatives
+        if relative.suffix.lower() in IMAGE_SUFFIXES
+        and not any(part.startswith(".") for part in relative.parts)
+    )
+
+
+def _read_builtin(name: str) -> np.ndarray:
+    if name in SHIPPED_TEXTURES:
+        pixels = getattr(skimage.data, name)()
+        return pixels if pixels.ndim == 3 else skimage.color.gray2rgb(pixels)
+    kind, variant = name.split(" ")
+    return draw_procedural_texture(kind, int(variant))
+
+
+def _stretch(texture_u8: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    height, width = texture_u8.shape[:2]
+    is_smaller = size[0] * size[1] < width * height
+    return cv2.resize(texture_u8, size, interpolation=cv2.INTER_AREA if is_smaller else cv2.INTER_LINEAR)

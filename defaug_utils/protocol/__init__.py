@@ -1,0 +1,1 @@
+"""The protocol that compares them: training sets, leaks and reviews."""

@@ -1,0 +1,217 @@
+"""Training sets: which real and which generated positives a classifier gets to see, drawn by seed."""
+
+from collections.abc import Iterable, Mapping
+
+import pandas as pd
+
+from defaug_utils.core.manifest import LABELS, ORIGINS, SPLITS, check_sources, raise_problems
+from defaug_utils.core.pools import find_failed
+from defaug_utils.core.runs import NOTEBOOK_OF, Arms, MixingError, arm_shares, run_name
+from defaug_utils.core.sources import choose_positives, data_key, shuffle_rows
+
+
+def count_by_origin(n_aug: int, shares: Mapping[str, float]) -> dict[str, int]:
+    """Share out a number of images so that a larger number never takes an image from an origin.
+
+    One image after the other goes to the origin that is owed most (the method of Sainte-Laguë): what is
+    left over of two halves goes to the one named first, for In&Out to diffusion.
+    """
+    counts = dict.fromkeys(shares, 0)
+    for _ in range(n_aug):
+        owed = max(shares, key=lambda origin: shares[origin] / (2 * counts[origin] + 1))
+        counts[owed] += 1
+    return counts
+
+
+def usable_rows(pool: pd.DataFrame, require_review: bool = False, use_failed: bool = False) -> pd.DataFrame:
+    """The rows of a pool that may be drawn: never one that a person rejected.
+
+    Images that passed none of their method's automatic checks are left out, too, unless a person
+    accepted them.
+
+    Args:
+        pool: its manifest; `accepted` is empty where nobody looked.
+        require_review: draw accepted rows only, instead of all that were not rejected.
+        use_failed: draw images that failed their checks as any other.
+    """
+    is_accepted = pool["accepted"].fillna(False).astype(bool)
+    has_passed = use_failed | ~find_failed(pool)
+    return pool[is_accepted | (pool["accepted"].isna() & has_passed & (not require_review))]
+
+
+def compose_training_set(
+    data_manifest: pd.DataFrame,
+    pools: Mapping[str, pd.DataFrame],
+    scenario: str,
+    arm: str,
+    n_aug: int,
+    seed: int,
+    few_shot_count: int = 5,
+    share: float = 0.5,
+    require_review: bool = False,
+    extra_arms: Arms | None = None,
+    use_failed: bool = False,
+    learned: Mapping[str, Iterable[str]] | None = None,
+) -> pd.DataFrame:
+    """Put together all rows that one classifier run reads (Capogrosso et al. 2024).
+
+    Training part: all negatives, the real positives of the scenario and `n_aug` generated ones.
+    Validation part: all negatives, and its positives only in full-shot, since the other scenarios don't
+    know them. Test part: everything. With the same seed a smaller `n_aug` draws a part of a larger one's.
+
+    Args:
+        data_manifest: the data set, rebased to the run's folder.
+        pools: origin → the manifest of its pool, rebased as well.
+        scenario: word of `SCENARIOS`.
+        arm: word of `ARMS` or of `extra_arms`.
+        n_aug: number of generated positives, 0 for the arm "none".
+        seed: not negative; the same real positives and pool images come out for the same seed.
+        few_shot_count: real positives in few-shot (N).
+        share: see `arm_shares`.
+        require_review: see `usable_rows`.
+        extra_arms: see `arm_shares`.
+        use_failed: see `usable_rows`.
+        learned: origin → the real images that its generator was trained on, see `read_learned`.
+
+    Returns:
+        A manifest; generated rows keep origin, seed and recipe.
+
+    Raises:
+        MixingError: a pool is missing or too small, a class has no sample, or a number makes no sense; or a
+            pool started from, or its generator learned from, real positives that the scenario doesn't know.
+        ManifestError: a generated image started from an image that is not in the train split.
+    """
+    shares = arm_shares(arm, share, extra_arms)
+    if n_aug < 0 or seed < 0 or (n_aug == 0) != (arm == "none"):
+        raise MixingError(
+            f"n_aug {n_aug} with arm {arm} and seed {seed}: n_aug must be 0 for the arm none and at least 1 "
+            "for every other, the seed not negative"
+        )
+    positives = choose_positives(data_manifest, scenario, seed, few_shot_count)
+    counts = {origin: count for origin, count in count_by_origin(n_aug, shares).items() if count}
+    usable = {
+        origin: usable_rows(pools[origin], require_review, use_failed) for origin in counts if origin in pools
+    }
+    problems = _pool_problems(pools, usable, counts, require_review)
+    raise_problems(run_name(scenario, arm, n_aug, seed), problems, MixingError)
+    for origin in counts:
+        check_sources(pools[origin], data_manifest.assign(image=data_manifest["image"].map(data_key)))
+        _check_known(pools[origin], data_manifest, positives)
+        _check_learned(origin, (learned or {}).get(origin, ()), data_manifest, positives)
+    drawn = [shuffle_rows(usable[origin], seed).iloc[:count] for origin, count in counts.items()]
+    is_negative, split = data_manifest["label"] == "negative", data_manifest["split"]
+    negatives = data_manifest[is_negative & (split == "train")]
+    validation = data_manifest[(split == "val") & (is_negative | (scenario == "full-shot"))]
+    parts = [negatives, positives, *drawn, validation, data_manifest[split == "test"]]
+    training_set = pd.concat(parts, ignore_index=True)
+    _check_classes(training_set, data_manifest)
+    return training_set
+
+
+def _pool_problems(
+    pools: Mapping[str, pd.DataFrame],
+    usable: Mapping[str, pd.DataFrame],
+    counts: dict[str, int],
+    review: bool,
+) -> list[str]:
+    problems = []
+    for origin, count in counts.items():
+        notebook = NOTEBOOK_OF[origin]
+        if origin not in pools:
+            problems.append(f"there is no {origin} pool: run notebook {notebook} first")
+            continue
+        pool = pools[origin]
+        is_foreign = (pool[["label", "split", "origin"]] != ["positive", "train", origin]).any(axis=1)
+        if is_foreign.any():
+            problems.append(
+                f"the {origin} pool has {is_foreign.sum()} rows that are no {origin} positives for training "
+                f"(the first is {pool.loc[is_foreign, 'image'].iloc[0]}): make it anew by notebook {notebook}"
+            )
+        if len(usable[origin]) < count:
+            told = count_reviews({origin: pool}).loc[origin]
+            failed = f", {told['failed checks']} failed their checks" if told["failed checks"] else ""
+            problems.append(
+                f"the {origin} pool is too small: {count} images are asked for, {len(usable[origin])} of "
+                f"{len(pool)} are usable ({told['rejected']} rejected, {told['not reviewed']} not "
+                f"reviewed{failed}); make more by notebook "
+                f"{notebook}{', review more' * review} or ask for fewer"
+            )
+    return problems
+
+
+def _list_hidden(data_manifest: pd.DataFrame, positives: pd.DataFrame) -> set[str]:
+    """The real positives that a scenario doesn't know, of all splits."""
+    is_positive = data_manifest["label"] == "positive"
+    return set(data_manifest["image"][is_positive].map(data_key)) - set(positives["image"].map(data_key))
+
+
+def _check_known(pool: pd.DataFrame, data_manifest: pd.DataFrame, positives: pd.DataFrame) -> None:
+    """Refuse images that started from a real positive which the scenario doesn't know."""
+    hidden = _list_hidden(data_manifest, positives)
+    columns = [name for name in ("source_image", "defect_source") if name in pool]
+    problems = [
+        f"{image}: its source {source} is a real positive that this scenario does not know"
+        for column in columns
+        for image, source in zip(pool["image"], pool[column], strict=True)
+        if source in hidden
+    ]
+    raise_problems("generated images", problems, MixingError)
+
+
+def _check_learned(
+    origin: str, learned: Iterable[str], data_manifest: pd.DataFrame, positives: pd.DataFrame
+) -> None:
+    """Refuse a pool whose generator was trained on such a real positive, or on no training image."""
+    hidden = _list_hidden(data_manifest, positives)
+    train = set(data_manifest["image"][data_manifest["split"] == "train"].map(data_key))
+    names = list(map(data_key, learned))
+    problems = [
+        f"{name} is a real positive that this scenario does not know" for name in names if name in hidden
+    ]
+    problems += [f"{name} is no training image" for name in names if name not in train | hidden]
+    title = f"the {origin} pool's generator learned from images that it must not know (make the pool anew)"
+    raise_problems(title, problems, MixingError)
+
+
+def _check_classes(training_set: pd.DataFrame, data_manifest: pd.DataFrame) -> None:
+    counts = training_set.groupby(["split", "label"]).size()
+    problems = [
+        f"the {split} part has no {label}"
+        for split in ("train", "test")
+        for label in ("negative", "positive")
+        if (split, label) not in counts.index
+    ]
+    foreign = data_manifest["image"][data_manifest["origin"] != "real"]
+    problems += [f"{image} of the data set is not real" for image in foreign]
+    raise_problems("training set", problems, MixingError)
+
+
+def count_reviews(pools: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """One row a pool: its images, how many have a mask, what the checks and what the review said."""
+    counts = {
+        origin: {
+            "images": len(pool),
+            "with mask": (pool["mask"] != "").sum(),
+            "failed checks": find_failed(pool).sum(),
+            "accepted": pool["accepted"].fillna(False).sum(),
+            "rejected": (~pool["accepted"].fillna(True)).sum(),
+            "not reviewed": pool["accepted"].isna().sum(),
+        }
+        for origin, pool in pools.items()
+    }
+    return pd.DataFrame.from_dict(counts, orient="index").rename_axis("pool")
+
+
+def count_rows(training_sets: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """One row a training set, one column a split and kind, such as `train negative` or `train memseg`.
+
+    Args:
+        training_sets: run name → what `compose_training_set` returned.
+    """
+    counts = {}
+    for name, rows in training_sets.items():
+        kinds = rows["origin"].where(rows["origin"] != "real", rows["label"])
+        counts[name] = (rows["split"] + " " + kinds).value_counts(sort=False)
+    table = pd.DataFrame(counts).T.fillna(0).astype(int).rename_axis("run")
+    order = [f"{split} {kind}" for split in SPLITS for kind in (*LABELS, *ORIGINS[1:])]
+    return table[[column for column in order if column in table]]

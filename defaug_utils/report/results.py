@@ -1,0 +1,237 @@
+"""Finished runs gathered into one tidy table, summarised over seeds, and the papers' numbers beside."""
+
+import json
+import math
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+
+import pandas as pd
+
+from defaug_utils.core.manifest import raise_problems
+from defaug_utils.core.runs import ARMS, SCENARIOS, parse_run_name
+from defaug_utils.masks.masks import is_leak
+from defaug_utils.protocol.leaks import find_run_leaks, join_leaks
+
+METRICS = (
+    "ap",
+    "ap_trapezoid",
+    "auroc",
+    "paper_precision",
+    "paper_recall",
+    "paper_f1",
+    "validation_precision",
+    "validation_recall",
+    "validation_f1",
+)
+BOUNDS = ("ap_low", "ap_high")
+COUNTS = ("n_test", "n_test_positive")
+GROUP = ["scenario", "arm", "n_aug"]
+SETUP = (  # equal for all runs that are compared, wherever their metrics tell it
+    *("backbone", "weights", "recipe", "epochs", "input_width", "input_height"),
+    *("max_false_positive_rate", *COUNTS),
+)
+OTHER_DETECTORS = {
+    "mixsegdec_weak": "MixSegDec, weakly supervised",
+    "dsr_unsupervised": "DSR, unsupervised",
+    "supersimplenet_with_masks": "SuperSimpleNet, with masks",
+}
+
+
+class ResultsError(ValueError):
+    """Metrics of finished runs are broken, or do not belong together."""
+
+
+def gather_results(run_folder: Path | str) -> pd.DataFrame:
+    """Read the metrics of every finished run of the classifier.
+
+    Args:
+        run_folder: the run's folder; metrics are in `classifier/<run name>/metrics.json`.
+
+    Returns:
+        One row a run, ordered by scenario, arm, N_aug and seed, which come first as columns; then every
+        number, word or truth value that its metrics hold; among these `leak`, see `leaks.find_leaks`, for
+        runs whose metrics lack it computed from their training set.
+
+    Raises:
+        FileNotFoundError: no run has finished.
+        ResultsError: lists every broken file, and every setting in which the runs differ.
+    """
+    folder = Path(run_folder) / "classifier"
+    rows, problems = [], []
+    for path in sorted(folder.glob("*/metrics.json")):
+        try:
+            rows.append(_read_run(path))
+        except (ValueError, OSError) as error:
+            problems.append(f"{path}: {error}")
+    advice = "delete a broken file and run notebook 07_classifier again"
+    raise_problems(f"metrics of finished runs ({advice})", problems, ResultsError)
+    if not rows:
+        raise FileNotFoundError(f"no finished run in {folder}: run notebook 07_classifier first")
+    table = sort_results(pd.DataFrame(rows))
+    _check_setup(table, folder)
+    return table
+
+
+def _read_run(path: Path) -> dict:
+    """One run's row, or a ValueError that says what is wrong with its file."""
+    run = parse_run_name(path.parent.name)
+    if run.scenario not in SCENARIOS:
+        raise ValueError(f"scenario {run.scenario!r} is none of {', '.join(SCENARIOS)}")
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError(f"expected an object of named values, found {type(content).__name__}")
+    for name in (*METRICS, *BOUNDS, *COUNTS):
+        if name not in content:
+            raise ValueError(f"{name} is missing")
+        _check_value(name, content[name])
+    plain = {name: value for name, value in content.items() if isinstance(value, bool | int | float | str)}
+    if "leak" not in plain:
+        training_set = path.parents[2] / f"train-{path.parent.name}.csv"
+        plain["leak"] = find_run_leaks(training_set, run.scenario)
+    return plain | run._asdict()
+
+
+def _check_value(name: str, value: object) -> None:
+    """Demand a count, or a share from 0 to 1."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{name} is {value!r}, expected a number")
+    if value < 0 or (name not in COUNTS and value > 1):
+        raise ValueError(f"{name} is {value}, expected a value from 0 to 1")
+
+
+def _check_setup(table: pd.DataFrame, folder: Path) -> None:
+    problems = []
+    for name in SETUP:
+        counts = table[name].value_counts(dropna=False) if name in table else {}
+        if len(counts) > 1:
+            found = ", ".join(f"{value!r} ({count} runs)" for value, count in counts.items())
+            problems.append(f"{name} differs: {found}")
+    advice = "runs of another set-up belong in a run_dir of their own"
+    raise_problems(f"runs in {folder} can't be compared ({advice})", problems, ResultsError)
+
+
+def list_unfinished(run_folder: Path | str) -> list[str]:
+    """Names of runs that have a training set or a folder, but no metrics yet."""
+    run_folder = Path(run_folder)
+    planned = {path.stem.removeprefix("train-") for path in run_folder.glob("train-*.csv")}
+    started = {path.name for path in (run_folder / "classifier").glob("*") if path.is_dir()}
+    finished = {path.parent.name for path in run_folder.glob("classifier/*/metrics.json")}
+    return sorted((planned | started) - finished)
+
+
+def sort_results(table: pd.DataFrame) -> pd.DataFrame:
+    """Order rows by scenario, arm (a profile's own come last), N_aug and seed; these columns first."""
+    known = [*ARMS, *sorted(set(table["arm"]) - {*ARMS, *OTHER_DETECTORS}), *OTHER_DETECTORS]
+    order = {"scenario": SCENARIOS.index, "arm": known.index}
+    first = [name for name in (*GROUP, "seed") if name in table.columns]
+    ordered = table.sort_values(first, key=lambda c: c.map(order[c.name]) if c.name in order else c)
+    further = [name for name in table.columns if name not in first]
+    return ordered[[*first, *further]].reset_index(drop=True)
+
+
+def summarise_results(runs: pd.DataFrame, metrics: Sequence[str] = METRICS) -> pd.DataFrame:
+    """Mean and standard deviation (n − 1 in the denominator) over seeds.
+
+    Args:
+        runs: as `gather_results` or `read_pixel_runs` returns it.
+        metrics: columns to summarise.
+
+    Returns:
+        One row for each scenario, arm and N_aug: n (number of runs) and for every metric its mean under
+        its own name and `<metric>_std`, which is NaN for a single run; last `leak`, where the runs have it.
+    """
+    groups = runs.groupby(GROUP, sort=False)
+    spread = groups[list(metrics)].std(ddof=1).add_suffix("_std")
+    parts = [groups.size().rename("n"), groups[list(metrics)].mean(), spread]
+    columns = ["n", *(f"{name}{suffix}" for name in metrics for suffix in ("", "_std"))]
+    return sort_results(_carry_leaks(pd.concat(parts, axis=1)[columns].reset_index(), runs))
+
+
+def _carry_leaks(table: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
+    """Give a table by scenario, arm and N_aug the leaks of any of its runs, where these are told."""
+    if "leak" not in runs:
+        return table
+    leaks = runs.groupby(GROUP, sort=False)["leak"].agg(join_leaks).reset_index()
+    return table.merge(leaks, on=GROUP, how="left")
+
+
+def paired_differences(runs: pd.DataFrame, baseline: str, metric: str = "ap") -> pd.DataFrame:
+    """What every arm gains over a baseline arm, run by run with the same seed.
+
+    A seed fixes the drawn real positives and the classifier's start, so the difference within a seed
+    is freer of chance than that of two means.
+
+    Args:
+        runs: as `gather_results` returns it.
+        baseline: "none" (compared with every N_aug) or another arm (compared at the same N_aug).
+        metric: column to compare.
+
+    Returns:
+        One row for each scenario, arm and N_aug that has seeds in common with the baseline: baseline,
+        n (pairs), difference (mean of arm − baseline), difference_std (NaN for one pair),
+        n_higher and n_lower (pairs in which the arm is above, below).
+    """
+    keys = ["scenario", "seed"] if baseline == "none" else ["scenario", "seed", "n_aug"]
+    reference = runs.loc[runs["arm"] == baseline, [*keys, metric]].rename(columns={metric: "reference"})
+    pairs = runs[~runs["arm"].isin([baseline, "none"])].merge(reference, on=keys)
+    pairs = pairs.assign(difference=pairs[metric] - pairs["reference"]).dropna(subset="difference")
+    pairs = pairs.assign(higher=pairs["difference"] > 0, lower=pairs["difference"] < 0)
+    grouped = pairs.groupby(GROUP, sort=False)
+    table = grouped.agg(
+        n=("difference", "size"),
+        difference=("difference", "mean"),
+        difference_std=("difference", "std"),
+        n_higher=("higher", "sum"),
+        n_lower=("lower", "sum"),
+    )
+    return sort_results(_carry_leaks(table.reset_index(), runs)).assign(baseline=baseline)
+
+
+def compare_spreads(runs: pd.DataFrame) -> pd.DataFrame:
+    """Set the spread of AP over seeds beside the bootstrap's doubt about the test images.
+
+    Returns:
+        One row for each scenario, arm and N_aug: n, ap_std (over seeds) and half_width, the mean half
+        width of the runs' bootstrap intervals of AP.
+    """
+    wide = runs.assign(half_width=(runs["ap_high"] - runs["ap_low"]) / 2)
+    grouped = wide.groupby(GROUP, sort=False)
+    table = grouped.agg(n=("ap", "size"), ap_std=("ap", "std"), half_width=("half_width", "mean"))
+    return sort_results(_carry_leaks(table.reset_index(), runs))
+
+
+def measure_optimism(runs: pd.DataFrame) -> pd.Series:
+    """How much F1 gains, run by run, when its threshold is chosen on the test set itself."""
+    return runs["paper_f1"] - runs["validation_f1"]
+
+
+def published_results() -> pd.DataFrame:
+    """The papers' own numbers, all measured on KSDD2 (`papers.csv`).
+
+    Returns:
+        One row for each printed value: scenario, arm, n_aug, source, table, ap, ap_std, precision,
+        precision_std, recall, recall_std (NaN where the paper prints none), leak (as `gather_results` has
+        it, by what the paper's code does) and detector, which is "ResNet-50" or the name of another kind
+        of detector.
+    """
+    with files("defaug_utils.report").joinpath("papers.csv").open(encoding="utf-8") as stored:
+        table = pd.read_csv(stored, dtype={"table": "Int64", "mask_source": str})
+    table["mask_source"] = table["mask_source"].fillna("")
+    pairs = zip(table.pop("mask_source"), table["scenario"], strict=True)
+    table["leak"] = [source if is_leak(source, scenario) else "" for source, scenario in pairs]
+    detector = [OTHER_DETECTORS.get(arm, "ResNet-50") for arm in table["arm"]]
+    return sort_results(table.assign(detector=detector))
+
+
+def list_missing_arms(runs: pd.DataFrame) -> pd.DataFrame:
+    """For each scenario the published arms (of the same kind of detector) that no finished run has.
+
+    Returns:
+        One row for each missing pair: scenario and arm.
+    """
+    published = published_results()
+    pairs = published.loc[published["detector"] == "ResNet-50", GROUP[:2]].drop_duplicates()
+    found = set(zip(runs["scenario"], runs["arm"], strict=True))
+    is_missing = [pair not in found for pair in zip(pairs["scenario"], pairs["arm"], strict=True)]
+    return pairs[is_missing].reset_index(drop=True)

@@ -1,0 +1,1 @@
+"""Training any network: one loop, checkpoints, memory, and the backbones."""

@@ -1,0 +1,66 @@
+"""Work that may not fit in a device's memory: done in halves when it doesn't."""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar
+
+import torch
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+
+class LimitedModel(Protocol):
+    """A model that remembers the largest batch that fitted in memory; None while none failed."""
+
+    batch_limit: int | None
+    device: str
+
+
+def run_in_parts(
+    jobs: Sequence[Job],
+    make: Callable[[Sequence[Job]], Sequence[Result]],
+    model: LimitedModel,
+    size: tuple[int, int],
+    on_images: Callable[[int], None] | None = None,
+) -> list[Result]:
+    """Do all jobs at once; when memory does not suffice, in halves, and remember what fitted.
+
+    Args:
+        jobs: what to do.
+        make: does some jobs, one result each.
+        model: keeps the limit in `batch_limit`.
+        size: (width, height) of the images, for the message.
+        on_images: called with the number of images just made.
+
+    Returns:
+        One result a job, in order.
+
+    Raises:
+        MemoryError: not even one image fits.
+    """
+    results: list[Result] = []
+    while len(results) < len(jobs):
+        limit = model.batch_limit or len(jobs)
+        part = jobs[len(results) : len(results) + limit]
+        try:
+            made = make(part)
+        except torch.OutOfMemoryError as error:
+            if len(part) == 1:
+                raise MemoryError(
+                    f"not even one image of {size[0]} × {size[1]} fits in the memory of "
+                    f"{model.device}: choose a smaller size, half precision or a smaller model"
+                ) from error
+            model.batch_limit = len(part) // 2
+        else:
+            results += made
+            if on_images:
+                on_images(len(made))
+            continue
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    return results
+
+
+def pick_device() -> torch.device:
+    """The GPU when there is one, else the processor."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

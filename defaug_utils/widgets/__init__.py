@@ -1,0 +1,1 @@
+"""What people draw, paint and decide with in a notebook."""

@@ -1,0 +1,290 @@
+"""The review grid: look through generated images page by page, accept or reject each by a key.
+
+A widget on anywidget as `mask_canvas` is, and for the same reasons. The browser shows one page and says which
+key was pressed; what is decided, where it is stored and what happens when two people or two windows are at it
+is `review_store`'s, and nothing of it is kept here. Pictures are made for the page that is looked at only, so
+a pool of any size takes the memory of one page.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import anywidget
+import numpy as np
+import pandas as pd
+import traitlets
+from scipy.ndimage import binary_dilation
+
+from defaug_utils.core.images import fit_image, fit_mask, read_image, read_mask
+from defaug_utils.core.pools import find_failed
+from defaug_utils.protocol.review_store import PoolReview
+from defaug_utils.widgets.widget_parts import STATIC, encode_image, read_script
+
+OUTLINE_RGBA = (255, 140, 0, 255)  # the orange of the book's other pictures
+CHECKS = ("passed", "failed")
+DECISIONS = ("open", "accepted", "rejected")
+WORD_OF = {None: "open", True: "accepted", False: "rejected"}
+LARGE_SIDE = 1200  # pixels of the long side in the large view
+FILTERS = ("origin", "prompt", "check", "decision")
+
+
+def draw_thumbnail(
+    folder: Path | str, image: str, mask: str, longest: int, line: int = 1
+) -> dict[str, bytes | str]:
+    """A small picture of an image, and its mask's outline as a layer of its own to be shown or hidden.
+
+    The outline runs just outside the mask, so that it covers nothing of the defect.
+
+    Args:
+        folder: of the manifest.
+        image: path in it.
+        mask: path in it, empty where there is none.
+        longest: pixels that the long side has at most; nothing is enlarged.
+        line: width of the outline, pixels.
+
+    Returns:
+        `picture` (JPEG), `outline` (PNG, empty without mask), `problem` (why a file can't be shown).
+    """
+    drawn: dict[str, bytes | str] = {"picture": b"", "outline": b"", "problem": ""}
+    try:
+        image_u8 = read_image(Path(folder) / image)
+        height, width = image_u8.shape[:2]
+        scale = min(1.0, longest / max(height, width))
+        size = max(1, round(width * scale)), max(1, round(height * scale))
+        drawn["picture"] = encode_image(fit_image(image_u8, size), "JPEG", quality=90)
+        if mask:
+            fitted = fit_mask(read_mask(Path(folder) / mask), size)
+            edge = binary_dilation(fitted, np.ones((3, 3)), iterations=line) & ~fitted
+            layer_u8 = np.where(edge[..., None], np.uint8(OUTLINE_RGBA), np.uint8(0))
+            drawn["outline"] = encode_image(layer_u8, "PNG")
+    except ValueError as error:
+        drawn["problem"] = str(error)
+    return drawn
+
+
+def describe_checks(pool: pd.DataFrame) -> list[tuple[str, str]]:
+    """What a method's own checks said of each image: "passed", "failed" or "" (none), and why it failed."""
+    if "check_passed" not in pool:
+        return [("", "")] * len(pool)
+    reasons = pool.get("check_reason", pool["image"].map(lambda image: "")).fillna("").astype(str)
+    return [
+        ("failed", reason) if is_failed else ("passed", "")
+        for is_failed, reason in zip(find_failed(pool), reasons, strict=True)
+    ]
+
+
+class ReviewGrid(anywidget.AnyWidget):
+    """Look through one or several pools; every decision is stored at once.
+
+    The list of images is fixed when a filter is set: an image that is decided stays where it is until
+    `refresh`, so that nothing moves under the reviewer's hand.
+
+    Attributes:
+        reviews: the `PoolReview` of each pool.
+        origin, prompt, check, decision: what to show, empty for all; `check` is "passed" or "failed",
+            `decision` "open", "accepted" or "rejected".
+        page: the one shown, from 0.
+        page_size: images on a page.
+        picture_height: of a thumbnail, in CSS pixels.
+        message: what the last action came to, `is_problem` whether it failed.
+        counts: images of all pools that are open, accepted and rejected; `found` those of the filter.
+    """
+
+    _esm = read_script("review_grid.js")
+    _css = STATIC / "review_grid.css"
+
+    origin = traitlets.Unicode().tag(sync=True)
+    prompt = traitlets.Unicode().tag(sync=True)
+    check = traitlets.Enum(("", *CHECKS), "").tag(sync=True)
+    decision = traitlets.Enum(("", *DECISIONS), "").tag(sync=True)
+    page = traitlets.Int(0).tag(sync=True)
+    page_size = traitlets.Int(16, min=1, max=200).tag(sync=True)
+    picture_height = traitlets.Int(200, min=40).tag(sync=True)
+    title = traitlets.Unicode().tag(sync=True)
+    choices = traitlets.Dict().tag(sync=True)
+    counts = traitlets.Dict().tag(sync=True)
+    found = traitlets.Int().tag(sync=True)
+    pages = traitlets.Int(1).tag(sync=True)
+    cards = traitlets.List().tag(sync=True)
+    thumbnails = traitlets.Dict().tag(sync=True)
+    shown = traitlets.Unicode().tag(sync=True)
+    message = traitlets.Unicode().tag(sync=True)
+    is_problem = traitlets.Bool().tag(sync=True)
+
+    def __init__(self, folders: Path | str | Sequence[Path | str], reviewer: str = "", **traits: Any) -> None:
+        """Open pools.
+
+        Args:
+            folders: one pool's folder, or several.
+            reviewer: whose own file the decisions go to; empty for the pools' manifests.
+            traits: such as `page_size`, or a filter to begin with.
+
+        Raises:
+            FileNotFoundError, ManifestError, ReviewStoreError: a pool or a review can't be read.
+            ValueError: there are no folders.
+        """
+        given = [folders] if isinstance(folders, Path | str) else list(folders)
+        if not given:
+            raise ValueError("no pool to review: generate one first, or name its folder")
+        self.reviews = [PoolReview(folder, reviewer) for folder in given]
+        self._keys: list[str] = []
+        self._order: list[PoolReview] = []  # of the changes, for undo
+        self._unstored: dict[str, str] = {}
+        target = f"review-{reviewer}.csv" if reviewer else "the manifest"
+        super().__init__(**{"title": f"Decisions go to {target}", **traits})
+        self._filter_anew()
+        self.on_msg(self._take_message)
+        self.observe(lambda change: self._filter_anew(), [*FILTERS, "page_size"])
+        self.observe(lambda change: self._show_page(), "page")
+
+    def decide(self, key: str, accepted: bool | None) -> None:
+        """Accept, reject or reopen an image; a failure is told in `message`.
+
+        Args:
+            key: of a card, such as "0:images/000003.png" for the first pool.
+            accepted: the decision.
+        """
+        review, image = self._find(key)
+        if self._try(key, lambda: review.decide(image, accepted)):
+            self._say(f"{image} is {WORD_OF[accepted]}: stored in {review.path.name}")
+
+    def write_note(self, key: str, note: str) -> None:
+        """Store a note on an image; a failure is told in `message`."""
+        review, image = self._find(key)
+        if self._try(key, lambda: review.write_note(image, note)):
+            self._say(f"the note on {image} is stored in {review.path.name}")
+
+    def undo(self) -> None:
+        """Take back the last decision or note made in this grid."""
+        self._order = [review for review in self._order if review.undoable]
+        if not self._order:
+            self._say("there is nothing to undo")
+            return
+        review, undone = self._order[-1], []
+        before = review.undoable
+        if self._try("", lambda: undone.append(review.undo())):
+            self._say(f"{undone[0]} is as it was before")
+        if review.undoable < before:
+            self._order.pop()
+
+    def refresh(self) -> None:
+        """Read the pools again and apply the filter anew, such as to see what is still open."""
+        if self._try("", lambda: [review.reload() for review in self.reviews]):
+            self._unstored.clear()
+            self._filter_anew()
+            self._say("read again")
+
+    def show(self, request: str = "", **state: str | int) -> None:
+        """Set filters and page at once.
+
+        Args:
+            request: given back in `shown` together with the page, so that the browser knows which it has.
+            state: such as `decision="open", page=0`.
+        """
+        with self.hold_sync():
+            with self.hold_trait_notifications():
+                for name in {*FILTERS, "page"} & state.keys():
+                    self.set_trait(name, state[name])
+            self.shown = request
+
+    def _find(self, key: str) -> tuple[PoolReview, str]:
+        number, _, image = key.partition(":")
+        return self.reviews[int(number)], image
+
+    def _try(self, key: str, act: Callable[[], object]) -> bool:
+        """Do it, and tell whether it worked; a card whose change was not stored says so until it is."""
+        before = sum(review.undoable for review in self.reviews)
+        try:
+            act()
+        except (ValueError, OSError) as error:
+            self._unstored[key] = str(error)
+            self._show_cards()
+            self._say(str(error), is_problem=True)
+            return False
+        self._unstored.pop(key, None)
+        if sum(review.undoable for review in self.reviews) > before:
+            self._order.append(self._find(key)[0])
+        self._show_cards()
+        return True
+
+    def _say(self, text: str, is_problem: bool = False) -> None:
+        with self.hold_sync():
+            self.message, self.is_problem = text, is_problem
+
+    def _take_message(self, widget: object, content: dict, buffers: object) -> None:
+        """Do what the browser asks for, then tell it so: it warns when no answer comes."""
+        key = content.get("key", "")
+        kinds: dict[str, Callable[[], object]] = {
+            "decide": lambda: self.decide(key, content["accepted"]),
+            "note": lambda: self.write_note(key, content["note"]),
+            "show": lambda: self.show(content["number"], **content["state"]),
+            "undo": self.undo,
+            "refresh": self.refresh,
+            "look": lambda: self._send_large(key),
+        }
+        kinds[content["kind"]]()
+        self.send({"kind": "answer", "number": content["number"]})
+
+    def _send_large(self, key: str) -> None:
+        review, image = self._find(key)
+        mask = review.pool.set_index("image")["mask"].get(image, "")
+        drawn = draw_thumbnail(review.folder, image, mask, LARGE_SIDE)
+        told = {"kind": "large", "key": key, "problem": drawn["problem"]}
+        self.send(told, [drawn["picture"], drawn["outline"]])
+
+    def _describe(self) -> dict[str, dict]:
+        """Key → one entry an image of all pools, without pictures."""
+        entries = {}
+        for number, review in enumerate(self.reviews):
+            words = describe_checks(review.pool)
+            columns = [review.pool[name] for name in ("image", "mask", "origin", "prompt")]
+            for image, mask, origin, prompt, (check, reason) in zip(*columns, words, strict=True):
+                decided, key = review.decisions[image], f"{number}:{image}"
+                entries[key] = {
+                    "key": key,
+                    "image": image,
+                    "mask": mask,
+                    "origin": origin,
+                    "prompt": prompt,
+                    "check": check,
+                    "reason": reason,
+                    "decision": WORD_OF[decided.accepted],
+                    "note": decided.note,
+                    "unstored": self._unstored.get(key, ""),
+                }
+        return entries
+
+    def _filter_anew(self) -> None:
+        entries = self._describe().values()
+        wanted = {name: getattr(self, name) for name in FILTERS if getattr(self, name)}
+        self._keys = [
+            entry["key"] for entry in entries if all(entry[name] == word for name, word in wanted.items())
+        ]
+        with self.hold_sync():
+            self.choices = {
+                name: sorted({entry[name] for entry in entries} - {""})
+                for name in ("origin", "prompt", "check")
+            }
+            self.found, self.pages = len(self._keys), max(1, -(-len(self._keys) // self.page_size))
+            self._show_page()
+
+    def _show_page(self) -> None:
+        page = min(max(self.page, 0), self.pages - 1)
+        with self.hold_sync():
+            self.page = page
+            self._show_cards()
+            self.thumbnails = {card["key"]: self._draw(card) for card in self.cards}
+
+    def _draw(self, card: dict) -> dict[str, bytes | str]:
+        """Twice as many pixels as the card has, for screens that show them."""
+        folder = self._find(card["key"])[0].folder
+        return draw_thumbnail(folder, card["image"], card["mask"], 2 * self.picture_height, line=2)
+
+    def _show_cards(self) -> None:
+        entries = self._describe()
+        words = [entry["decision"] for entry in entries.values()]
+        shown = self._keys[self.page * self.page_size : (self.page + 1) * self.page_size]
+        with self.hold_sync():
+            self.counts = {word: words.count(word) for word in DECISIONS}
+            self.cards = [entries[key] for key in shown if key in entries]

@@ -1,0 +1,316 @@
+"""The DIAG studio without its widgets: paints what an expert asks for, and keeps what the expert decides."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from defaug_utils.core.files import explain_read_only, lock_file, write_json, write_png
+from defaug_utils.core.images import hash_pixels, read_image, read_mask
+from defaug_utils.core.manifest import ManifestError, make_manifest, read_manifest, write_manifest
+from defaug_utils.core.pools import recipe_key
+from defaug_utils.core.prompts import check_prompts
+from defaug_utils.core.sources import list_sources, read_dataset
+from defaug_utils.diffusion.inpaint import Inpainter
+from defaug_utils.diffusion.inpaint_batches import InpaintJob, check_jobs, inpaint_batch
+from defaug_utils.diffusion.inpaint_settings import InpaintSettings
+from defaug_utils.masks.drawn_masks import mask_file_name
+from defaug_utils.methods.changes import CheckLimits, check_image
+from defaug_utils.methods.painted_pools import list_versions
+from defaug_utils.methods.painted_recipes import read_settings
+
+IDENTITY = ("recipe", "source_image", "prompt", "negative_prompt", "seed", "mask_sha256")
+
+
+@dataclass(frozen=True)
+class StudioRequest:
+    """What the expert asks for.
+
+    Attributes:
+        source_image: a training negative of the data set.
+        mask: shape (height, width), bool, true where the defect goes.
+        prompt: what to paint.
+        negative_prompt: what must not appear.
+        guidance: weight of the prompt.
+        strength: see `InpaintSettings`.
+        steps: of the whole noise schedule.
+        seed: of the first image's noise; every further one takes the next number.
+    """
+
+    source_image: str
+    mask: np.ndarray = field(repr=False)
+    prompt: str
+    negative_prompt: str = ""
+    guidance: float = 2.0
+    strength: float = 0.99
+    steps: int = 20
+    seed: int = 0
+
+
+class StudioImage(NamedTuple):
+    """One picture, kept or not yet.
+
+    Attributes:
+        request: what it was made from, with its own seed.
+        before_u8: the negative, shape (height, width, 3), uint8.
+        after_u8: the picture, same shape.
+        row: its columns of the manifest; `image` is empty while it is not kept.
+    """
+
+    request: StudioRequest
+    before_u8: np.ndarray
+    after_u8: np.ndarray
+    row: dict
+
+
+class Studio:
+    """Paints one request after the other, and stores each decided picture with all that it was made from.
+
+    The folder is a pool like any other: `manifest.csv`, `images/` and `masks/`, and `recipe.json` with one
+    recipe for each choice of settings. Pictures are painted one by one, so that a stop, the number asked for
+    and their order change none of them.
+
+    Attributes:
+        folder: where decided pictures go.
+        data_folder: folder of the prepared data set.
+        inpainter: the model.
+        settings: size, crop and feather of all requests; guidance, strength and steps are the request's.
+        limits: of the automatic checks, which a person's decision overrules.
+    """
+
+    def __init__(
+        self,
+        folder: Path | str,
+        data_folder: Path | str,
+        inpainter: Inpainter,
+        settings: InpaintSettings,
+        limits: CheckLimits | None = None,
+    ) -> None:
+        """Look up what may be painted on.
+
+        Raises:
+            FileNotFoundError: there is no prepared data set.
+            ManifestError: it has no training negative.
+            ValueError: the working size does not suit the model.
+        """
+        settings.check_size(inpainter.cell)
+        self.folder, self.data_folder, self.inpainter = Path(folder), Path(data_folder), inpainter
+        self.settings, self.limits = settings, limits or CheckLimits()
+        sources = list_sources(read_dataset(data_folder))
+        self._category_of = dict(zip(sources["image"], sources["category"], strict=True))
+
+    def check_request(self, request: StudioRequest) -> InpaintJob:
+        """The first job of a request.
+
+        Raises:
+            ManifestError: the image is none of the training negatives.
+            ValueError: the image has vanished, the mask is empty, full or of another size, a text is empty
+                or too long, or a setting makes no sense; one message says which.
+        """
+        if request.source_image not in self._category_of:
+            raise ManifestError(f"{request.source_image} is no training negative: only those are painted on")
+        if not request.mask.any():
+            raise ValueError("the mask is empty: draw where the defect goes, then generate")
+        image_u8 = read_image(self.data_folder / request.source_image)
+        job = InpaintJob(image_u8, request.mask, request.prompt, request.negative_prompt, request.seed)
+        check_jobs([job])
+        check_prompts(self.inpainter, [request.prompt])
+        if request.negative_prompt:
+            check_prompts(self.inpainter, [request.negative_prompt])
+        self._settings_of(request)
+        return job
+
+    def _settings_of(self, request: StudioRequest) -> InpaintSettings:
+        asked = {name: getattr(request, name) for name in ("guidance", "strength", "steps")}
+        return replace(self.settings, **asked)
+
+    def count_steps(self, request: StudioRequest) -> int:
+        """Denoising steps that one of its pictures takes."""
+        return self._settings_of(request).effective_steps
+
+    def paint(
+        self, request: StudioRequest, count: int = 1, on_step: Callable[[], None] | None = None
+    ) -> Iterator[StudioImage]:
+        """Paint some pictures, each handed over as soon as it is finished.
+
+        Args:
+            request: what to paint.
+            count: pictures, of the seeds `seed`, `seed` + 1, …
+            on_step: called after every denoising step; what it raises stops the painting.
+
+        Yields:
+            The pictures, not kept yet.
+
+        Raises:
+            ValueError: see `check_request`.
+        """
+        job = self.check_request(request)
+        for seed in range(request.seed, request.seed + count):
+            yield self._paint_one(replace(request, seed=seed), job._replace(seed=seed), on_step)
+
+    def _paint_one(
+        self, request: StudioRequest, job: InpaintJob, on_step: Callable[[], None] | None
+    ) -> StudioImage:
+        settings = self._settings_of(request)
+        (painted,) = inpaint_batch(self.inpainter, [job], settings, on_step=on_step)
+        check = check_image(
+            job.image_u8, painted.painted_u8, painted.image_u8, job.mask, self.limits, painted.is_finite
+        )
+        row = {
+            "label": "positive",
+            "split": "train",
+            "origin": "diag",
+            "category": self._category_of[request.source_image],
+            "source_image": request.source_image,
+            "source_sha256": hash_pixels(job.image_u8),
+            "mask_source": "drawn",
+            "mask_name": mask_file_name(request.source_image),
+            "mask_sha256": hash_pixels(job.mask),
+            "prompt": request.prompt,
+            "negative_prompt": request.negative_prompt,
+            "seed": request.seed,
+            "recipe": recipe_key(self._make_recipe(settings)),
+            "latent_cells": painted.latent_cells,
+        }
+        return StudioImage(request, job.image_u8, painted.image_u8, row | check.as_row())
+
+    def _make_recipe(self, settings: InpaintSettings) -> dict:
+        recipe = {
+            "origin": "diag",
+            "model": self.inpainter.describe(),
+            "settings": {**asdict(settings), "effective_steps": settings.effective_steps},
+            "checks": asdict(self.limits),
+            "batch_size": 1,
+            "mask_source": "drawn",
+            "versions": list_versions(),
+        }
+        return json.loads(json.dumps(recipe))
+
+    def decide(self, image: StudioImage, accepted: bool, note: str = "") -> StudioImage:
+        """Store a picture with the expert's decision; a second decision on it replaces the first.
+
+        Picture and mask are written before the row that names them, each whole or not at all, under the lock
+        that reviews take, too: several windows or kernels on one folder keep the decisions of all.
+
+        Args:
+            image: from `paint` or `load`.
+            accepted: whether it may be trained with.
+            note: why.
+
+        Returns:
+            The picture as it is kept now.
+
+        Raises:
+            PermissionError: the folder can't be written to; nothing that it holds has changed.
+            ManifestError: its manifest is broken.
+            TimeoutError: another process keeps it locked.
+        """
+        path = self.folder / "manifest.csv"
+        with explain_read_only(self.folder, "the decision was not stored"):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with lock_file(path):
+                kept, row = self.read_kept(), {**image.row, "accepted": accepted, "reviewer_note": note}
+                is_same = _find_same(kept, row)
+                if is_same.any():
+                    row |= kept.loc[is_same, ["image", "mask"]].iloc[0].to_dict()
+                    kept.loc[is_same, ["accepted", "reviewer_note"]] = [accepted, note]
+                else:
+                    row |= self._write_files(image, kept)
+                    kept = make_manifest([*kept.to_dict("records"), row])
+                write_manifest(kept, path)
+        return image._replace(row=row)
+
+    def _write_files(self, image: StudioImage, kept: pd.DataFrame) -> dict:
+        """Write a picture, its mask and its recipe; gives the row's two paths."""
+        index = max((int(Path(name).stem) + 1 for name in kept["image"]), default=0)
+        row = {"image": f"images/{index:06d}.png", "mask": f"masks/{index:06d}.png"}
+        write_png(self.folder / row["image"], image.after_u8)
+        write_png(self.folder / row["mask"], image.request.mask)
+        recipes = self.read_recipes()
+        if image.row["recipe"] not in recipes:
+            recipe = self._make_recipe(self._settings_of(image.request))
+            write_json(self.folder / "recipe.json", recipes | {recipe_key(recipe): recipe})
+        return row
+
+    def read_kept(self) -> pd.DataFrame:
+        """The manifest of all decided pictures, empty while there is none.
+
+        Raises:
+            ManifestError: it is broken.
+        """
+        path = self.folder / "manifest.csv"
+        kept = read_manifest(path) if path.is_file() else make_manifest([])
+        if "negative_prompt" in kept:
+            kept["negative_prompt"] = kept["negative_prompt"].astype(object).fillna("")
+        return kept
+
+    def read_recipes(self) -> dict[str, dict]:
+        """The recipes of all decided pictures by their keys."""
+        path = self.folder / "recipe.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+    def load(self, row: dict) -> StudioImage:
+        """A kept picture with what it was made from, as `paint` gave it.
+
+        Args:
+            row: of `read_kept`.
+
+        Raises:
+            ValueError: one of its files, or its recipe, has vanished.
+        """
+        recipe = self.read_recipes().get(row["recipe"])
+        if recipe is None:
+            raise ValueError(f"{row['image']}: {self.folder / 'recipe.json'} has no recipe {row['recipe']}")
+        asked = {name: recipe["settings"][name] for name in ("guidance", "strength", "steps")}
+        request = StudioRequest(
+            row["source_image"],
+            read_mask(self.folder / row["mask"]),
+            row["prompt"],
+            row["negative_prompt"],
+            seed=int(row["seed"]),
+            **asked,
+        )
+        before_u8 = read_image(self.data_folder / row["source_image"])
+        return StudioImage(request, before_u8, read_image(self.folder / row["image"]), row)
+
+    def remake(self, row: dict) -> np.ndarray:
+        """Make a kept picture again from its row, its recipe and its stored mask.
+
+        Args:
+            row: of `read_kept`.
+
+        Returns:
+            Shape (height, width, 3), uint8; on the same machine with the same libraries the same bytes.
+
+        Raises:
+            ValueError: model, negative or mask are not those that it was made with.
+        """
+        image, recipe = self.load(row), self.read_recipes()[row["recipe"]]
+        found = {
+            "model": json.loads(json.dumps(self.inpainter.describe())) == recipe["model"],
+            "negative": hash_pixels(image.before_u8) == row["source_sha256"],
+            "mask": hash_pixels(image.request.mask) == row["mask_sha256"],
+        }
+        differing = [name for name, is_same in found.items() if not is_same]
+        if differing:
+            raise ValueError(
+                f"{row['image']}: its {' and '.join(differing)} differ from those that it was made with: it "
+                "can be made again from the same ones only"
+            )
+        settings = InpaintSettings(**read_settings(recipe["settings"], without=["effective_steps"]))
+        request = image.request
+        job = InpaintJob(image.before_u8, request.mask, request.prompt, request.negative_prompt, request.seed)
+        (painted,) = inpaint_batch(self.inpainter, [job], settings)
+        return painted.image_u8
+
+
+def _find_same(kept: pd.DataFrame, row: dict) -> pd.Series:
+    """Which rows stand for the same picture: made from the same things by the same recipe."""
+    is_same = pd.Series(True, index=kept.index)
+    for column in IDENTITY:
+        is_same &= kept[column].astype(str) == str(row[column]) if column in kept else False
+    return is_same
