@@ -134,7 +134,9 @@ def test_links_to_files_lead_somewhere(path: Path):
 def test_names_of_the_package_in_the_text_exist():
     named = set()
     for path in prose_pages():
-        named |= set(re.findall(r"`defaug_utils/(\w+/\w+)\.py`\s\(`(\w+)`\)", path.read_text(encoding="utf-8")))
+        named |= set(
+            re.findall(r"`defaug_utils/(\w+/\w+)\.py`\s\(`(\w+)`\)", path.read_text(encoding="utf-8"))
+        )
     assert len(named) >= 3
     for module, name in named:
         found = importlib.import_module(f"defaug_utils.{module.replace('/', '.')}")
