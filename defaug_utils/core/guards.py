@@ -1,0 +1,92 @@
+"""Guards: a folder belongs to the settings that it was begun with."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from defaug_utils.core.files import write_json
+
+MAX_SHOWN = 40  # characters of a value in a message
+
+
+def claim_folder(
+    folder: Path | str,
+    settings: Mapping,
+    what: str,
+    file: str = "settings.json",
+    error: type[Exception] = ValueError,
+) -> None:
+    """Note in a folder what its content depends on, or refuse a folder that holds something else.
+
+    Nothing is ever emptied or overwritten.
+
+    Args:
+        folder: made when missing.
+        settings: everything that the content depends on, as JSON values.
+        what: is in the folder, such as "a pool".
+        file: name of the note.
+        error: class of the error.
+
+    Raises:
+        error: the folder holds content of other settings (all differences are named), or its note is damaged.
+    """
+    path = Path(folder) / file
+    if not path.is_file():
+        write_json(path, as_json(settings))
+        return
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as problem:
+        raise error(
+            f"{path} can't be read ({problem}): delete the folder, or choose another one"
+        ) from problem
+    refuse_other_settings(folder, found, settings, what, error)
+
+
+def refuse_other_settings(
+    folder: Path | str, found: Mapping, asked: Mapping, what: str, error: type[Exception] = ValueError
+) -> None:
+    """Refuse a folder whose content was made with other settings than those asked for.
+
+    Args:
+        folder: for the message.
+        found: the settings of its content, read from a note or a checkpoint.
+        asked: the settings now.
+        what: is in the folder, such as "a training".
+        error: class of the error.
+
+    Raises:
+        error: names every setting that differs, with both values.
+    """
+    differing = list_differences(found, asked)
+    if differing:
+        raise error(
+            f"{folder} holds {what} made with other settings: {'; '.join(differing)}: "
+            "delete the folder to make it again, or choose another one"
+        )
+
+
+def list_differences(found: Mapping, asked: Mapping) -> list[str]:
+    """Every setting that differs, such as "lora.rank (32, asked for 16)", with dots between nested names."""
+    return _list_differences(as_json(found), as_json(asked), "")
+
+
+def _list_differences(found: dict, asked: dict, prefix: str) -> list[str]:
+    listed = []
+    for name in sorted({*found, *asked}):
+        one, other = found.get(name), asked.get(name)
+        if isinstance(one, dict) and isinstance(other, dict):
+            listed += _list_differences(one, other, f"{prefix}{name}.")
+        elif one != other:
+            listed.append(f"{prefix}{name} ({_shorten(one)}, asked for {_shorten(other)})")
+    return listed
+
+
+def as_json(settings: Mapping) -> dict:
+    """Settings as they read back from JSON: a tuple is a list, a key is text."""
+    return json.loads(json.dumps(settings, allow_nan=False))
+
+
+def _shorten(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"

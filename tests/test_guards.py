@@ -1,0 +1,37 @@
+"""Guards: folders that belong to other settings."""
+
+import pytest
+
+from defaug_utils.core.guards import claim_folder, list_differences, refuse_other_settings
+
+
+def test_a_folder_is_claimed_once_and_taken_up_by_the_same_settings(tmp_path):
+    for _ in range(2):
+        claim_folder(tmp_path / "new", {"size": (8, 8), "rank": 4}, "a training")
+    assert (tmp_path / "new" / "settings.json").is_file()
+
+
+def test_other_settings_are_refused_by_name_with_both_values_and_nothing_is_emptied(tmp_path):
+    claim_folder(tmp_path, {"lora": {"rank": 4, "alpha": 1}, "steps": 9}, "a fine-tuning")
+    (tmp_path / "checkpoint").write_text("hours of work")
+    with pytest.raises(KeyError) as refused:
+        asked = {"lora": {"rank": 8, "alpha": 1}, "seed": 0, "steps": 9}
+        claim_folder(tmp_path, asked, "a fine-tuning", error=KeyError)
+    message = str(refused.value)
+    assert str(tmp_path) in message and "a fine-tuning" in message and "choose another" in message
+    assert "lora.rank (4, asked for 8)" in message and "seed (None, asked for 0)" in message
+    assert "alpha" not in message and "steps" not in message
+    assert (tmp_path / "checkpoint").read_text() == "hours of work"
+
+
+def test_a_damaged_note_is_named(tmp_path):
+    (tmp_path / "settings.json").write_text("{")
+    with pytest.raises(ValueError, match=r"settings\.json can't be read"):
+        claim_folder(tmp_path, {}, "a pool")
+
+
+def test_settings_are_compared_as_they_read_back():
+    assert list_differences({"size": [8, 8]}, {"size": (8, 8)}) == []
+    refuse_other_settings("folder", {"size": [8, 8]}, {"size": (8, 8)}, "a pool")
+    (difference,) = list_differences({"hash": "a" * 64}, {"hash": "b" * 64})
+    assert difference.count("…") == 2 and len(difference) < 120
