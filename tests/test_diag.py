@@ -14,9 +14,13 @@ from defaug_utils.core.images import read_image, read_mask
 from defaug_utils.core.manifest import ManifestError, image_seed, make_manifest, read_manifest, write_manifest
 from defaug_utils.core.pools import fill_pool, find_failed
 from defaug_utils.core.prompts import Prompt, choose_prompt, make_prompts
-from defaug_utils.diffusion.inpaint import Inpainter, load_inpainter
-from defaug_utils.diffusion.inpaint_batches import InpaintedImage, InpaintJob
-from defaug_utils.diffusion.inpaint_settings import InpaintSettings
+from defaug_utils.diffusion.inpainting import (
+    InpaintedImage,
+    Inpainter,
+    InpaintJob,
+    InpaintSettings,
+    load_inpainter,
+)
 from defaug_utils.masks.masks import open_mask_source
 from defaug_utils.methods import diag, painted_pools
 from defaug_utils.methods.changes import CheckLimits

@@ -15,17 +15,10 @@ from defaug_utils.core.files import write_png
 from defaug_utils.core.manifest import make_manifest, read_manifest, write_manifest
 from defaug_utils.core.runs import MixingError
 from defaug_utils.core.sources import choose_positives
-from defaug_utils.diffusion.buckets import BucketSettings
 from defaug_utils.diffusion.dreambooth import (
     DreamBoothRun,
     settle_settings,
     train_dreambooth,
-)
-from defaug_utils.diffusion.dreambooth_images import (
-    TrainingImages,
-    cache_latents,
-    choose_training_rows,
-    read_training_images,
 )
 from defaug_utils.diffusion.dreambooth_plan import (
     DreamBoothError,
@@ -35,6 +28,13 @@ from defaug_utils.diffusion.dreambooth_plan import (
 )
 from defaug_utils.diffusion.lora import LoraPlan
 from defaug_utils.diffusion.text2image import TextSettings, TextToImage, load_text2image
+from defaug_utils.diffusion.training_images import (
+    BucketSettings,
+    TrainingImages,
+    cache_latents,
+    choose_training_rows,
+    read_training_images,
+)
 from defaug_utils.methods.ddpm import make_regularisation_pool
 from defaug_utils.training import checkpoints
 from defaug_utils.training.loop import StepDone

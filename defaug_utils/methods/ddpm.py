@@ -19,10 +19,10 @@ import defaug_utils
 from defaug_utils.core.pools import GeneratedImage, generate_pool
 from defaug_utils.core.prompts import Prompt, check_prompts, choose_prompt
 from defaug_utils.core.sources import list_sources, read_dataset, survey_sources
-from defaug_utils.diffusion.dreambooth_images import check_training_rows
 from defaug_utils.diffusion.lora import merge_lora
 from defaug_utils.diffusion.lora_files import load_lora
 from defaug_utils.diffusion.text2image import TextJob, TextSettings, TextToImage, check_size, generate_images
+from defaug_utils.diffusion.training_images import check_training_rows
 from defaug_utils.methods.mask_estimates import NearestNegatives
 
 REGULARISATION_COUNT = 200  # In&Out, section 4

@@ -7,9 +7,13 @@ from pathlib import Path
 import pandas as pd
 
 from defaug_utils.core.prompts import Prompt, check_prompts
-from defaug_utils.diffusion.inpaint import Inpainter
-from defaug_utils.diffusion.inpaint_batches import InpaintedImage, InpaintJob, inpaint_batch
-from defaug_utils.diffusion.inpaint_settings import InpaintSettings
+from defaug_utils.diffusion.inpainting import (
+    InpaintedImage,
+    Inpainter,
+    InpaintJob,
+    InpaintSettings,
+    inpaint_batch,
+)
 from defaug_utils.masks.masks import MaskSource
 from defaug_utils.methods.changes import CheckLimits
 from defaug_utils.methods.painted_pools import MAX_ATTEMPTS, Paint, make_painted_pool
