@@ -21,7 +21,7 @@ def contents(folder):
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.*")}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 2**63 - 1),
     defect_type=st.sampled_from(DEFECT_TYPES),
@@ -172,7 +172,7 @@ def test_other_settings_in_the_folder_are_refused(tmp_path, is_finished):
     write_surfaces(tmp_path, **ONE_OF_EACH)
     if not is_finished:
         (tmp_path / "surfaces.json").rename(tmp_path / "surfaces.part.json")
-    with pytest.raises(ValueError, match=r"seed 3, now 4.*delete the folder"):
+    with pytest.raises(ValueError, match=r"seed \(3, asked for 4\).*delete the folder"):
         write_surfaces(tmp_path, **ONE_OF_EACH | {"seed": 4})
 
 

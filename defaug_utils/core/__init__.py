@@ -1,1 +1,17 @@
 """What everything rests on: the manifest, images, files, generated pools, and the runs of the protocol."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "files": ["write_csv", "write_json", "write_png"],
+        "foreground": ["find_foreground"],
+        "images": ["crop_box", "fit_image", "fit_mask", "read_image", "read_mask"],
+        "manifest": ["check_sources", "image_seed", "read_manifest", "write_manifest"],
+        "pools": ["GeneratedImage", "fill_pool", "find_failed", "generate_pool"],
+        "prompts": ["choose_prompt", "make_prompts"],
+        "runs": ["SCENARIOS", "arm_shares", "parse_run_name", "planned_runs", "pool_name", "run_name"],
+        "sources": ["check_pool", "choose_positives", "list_sources", "read_dataset"],
+    },
+)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from defaug_utils.core.files import explain_full_disk, lock_file, write_json, write_png
+from defaug_utils.core.files import append_line, lock_file, write_json, write_png
 from defaug_utils.core.manifest import image_seed, make_manifest, read_manifest, write_manifest
 
 
@@ -96,7 +96,7 @@ def generate_pool(
             if index in missing:
                 row = _write_image(folder, index, generated)
                 row |= {"seed": seed, "origin": origin, "recipe": key}
-                _append_line(journal, json.dumps({"index": index, "row": row}))
+                append_line(journal, json.dumps({"index": index, "row": row}).encode())
         report(len(missing))
     return _finish_pool(folder, count)
 
@@ -166,16 +166,6 @@ def _write_image(folder: Path, index: int, generated: GeneratedImage) -> dict:
         row["mask"] = f"masks/{index:06d}.png"
         write_png(folder / row["mask"], generated.mask.astype(bool))
     return row
-
-
-def _append_line(path: Path, line: str) -> None:
-    """Append a line, starting a new one when a killed run left a torn line behind."""
-    with explain_full_disk(path), path.open("a+b") as journal:
-        if journal.tell():
-            journal.seek(-1, 2)
-            if journal.read(1) != b"\n":
-                journal.write(b"\n")
-        journal.write(line.encode() + b"\n")
 
 
 def _read_journals(folder: Path) -> list[dict]:
