@@ -17,7 +17,7 @@ from defaug_utils.masks.object_foreground import (
 )
 from defaug_utils.methods.memseg_pool import make_memseg_pool
 from defaug_utils.methods.textures import open_textures
-from defaug_utils.training.features import open_features
+from defaug_utils.training.backbones import open_features
 
 SIDE = 96
 MODELS = Path(__file__).parents[1] / "models"
