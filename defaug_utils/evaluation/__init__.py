@@ -7,8 +7,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "classifier": [
             "count_training",
-            "overlay_saliency",
-            "saliency_map",
+            "explain_images",
             "score_samples",
             "train_classifier",
         ],
@@ -19,7 +18,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "train_detector",
             "write_score_maps",
         ],
-        "metrics": ["measure_scores"],
+        "metrics": ["measure_scores", "tabulate_scores"],
         "pixel_metrics": ["measure_pixels"],
         "pool_quality": [
             "REAL",

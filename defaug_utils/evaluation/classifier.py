@@ -151,3 +151,11 @@ def overlay_saliency(image_u8: np.ndarray, saliency: np.ndarray, opacity: float 
     """
     weight = opacity * saliency[..., None]
     return np.rint((1 - weight) * image_u8 + weight * np.array(SALIENCY_COLOUR)).astype(np.uint8)
+
+
+def explain_images(
+    model: ResNetForImageClassification, images_u8: np.ndarray, normalisation: str = "imagenet"
+) -> list[np.ndarray]:
+    """Images tinted where the model sees a defect, see `saliency_map` and `overlay_saliency`."""
+    maps = saliency_map(model, images_u8, normalisation)
+    return [overlay_saliency(image, saliency) for image, saliency in zip(images_u8, maps, strict=True)]

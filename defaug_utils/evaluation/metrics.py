@@ -5,6 +5,7 @@ set itself. Beside them stand the honest ones, whose threshold is chosen on the 
 """
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -162,6 +163,19 @@ def measure_scores(
         "n_test": int(in_test.sum()),
         "n_test_positive": int(labels.sum()),
     }
+
+
+def tabulate_scores(summary: Mapping[str, float]) -> pd.DataFrame:
+    """The numbers of `measure_scores`, one row each, with the columns value, from and to."""
+    titles = {"ap": "AP", "ap_trapezoid": "AP (trapezoid)", "auroc": "AUROC"}
+    for protocol, words in (("paper", "papers' protocol"), ("validation", "validation threshold")):
+        for number in ("precision", "recall", "f1"):
+            titles[f"{protocol}_{number}"] = f"{number.replace('f1', 'F1')}, {words}"
+    ends = {"value": "", "from": "_low", "to": "_high"}
+    rows = {
+        title: {end: summary[name + ending] for end, ending in ends.items()} for name, title in titles.items()
+    }
+    return pd.DataFrame(rows).T.rename_axis("number")
 
 
 def measure_at(labels: np.ndarray, scores: np.ndarray, threshold: float) -> dict[str, float]:
