@@ -4,6 +4,8 @@ import os
 import platform
 import random
 import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -11,6 +13,10 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 import torch
+from IPython.display import clear_output
+from tqdm.auto import tqdm
+
+from defaug_utils.core.pools import PoolUnfinished
 
 REPORTED_PACKAGES = (
     "defaug_utils",
@@ -51,6 +57,31 @@ def start_notebook(run_dir: str, seed: int) -> Path:
     run = Path(run_dir)
     run.mkdir(parents=True, exist_ok=True)
     return run
+
+
+@contextmanager
+def progress(total: int) -> Iterator[Callable[[int], None]]:
+    """A bar that goes away when the block ends well; a shard that waits for others ends the notebook there.
+
+    Args:
+        total: of what the bar counts.
+
+    Yields:
+        What takes the number of things just finished.
+
+    Raises:
+        SystemExit: a shard is made and its pool is not; papermill takes that for a success.
+    """
+    waits = ""
+    try:
+        with tqdm(total=total, leave=False) as bar:
+            yield bar.update
+    except PoolUnfinished as shard:
+        waits = str(shard)
+    clear_output()
+    if waits:
+        print(waits)
+        raise SystemExit(0)
 
 
 def watermark(parameters: dict) -> pd.DataFrame:

@@ -1,1 +1,19 @@
-"""The methods that make defects, one module each."""
+"""The methods that make pools, one class each, and their parts."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "adabldm": ["BlendSettings", "watch_images"],
+        "adabldm_batches": ["LatentStore", "blend_batch", "blend_jobs", "find_everything"],
+        "adabldm_pool": ["AdaBLDM"],
+        "changes": ["CheckLimits", "find_change"],
+        "cut_paste": ["CutPaste"],
+        "ddpm": ["DDPM", "merge_adapter"],
+        "decoder_comparison": ["compare_decoders", "hash_weights", "tabulate_errors"],
+        "diag": ["DIAG"],
+        "memseg": ["MemSeg", "MemSegSettings", "blend_anomaly", "draw_structure", "draw_texture"],
+        "textures": ["open_textures"],
+    },
+)

@@ -12,7 +12,7 @@ import pandas as pd
 from defaug_utils.core.files import explain_read_only, lock_file, write_json, write_png
 from defaug_utils.core.images import hash_pixels, read_image, read_mask
 from defaug_utils.core.manifest import ManifestError, make_manifest, read_manifest, write_manifest
-from defaug_utils.core.pools import recipe_key
+from defaug_utils.core.pools import list_versions, recipe_key
 from defaug_utils.core.prompts import check_prompts
 from defaug_utils.core.sources import list_sources, read_dataset
 from defaug_utils.diffusion.inpaint import Inpainter
@@ -20,8 +20,7 @@ from defaug_utils.diffusion.inpaint_batches import InpaintJob, check_jobs, inpai
 from defaug_utils.diffusion.inpaint_settings import InpaintSettings
 from defaug_utils.masks.drawn_masks import mask_file_name
 from defaug_utils.methods.changes import CheckLimits, check_image
-from defaug_utils.methods.painted_pools import list_versions
-from defaug_utils.methods.painted_recipes import read_settings
+from defaug_utils.methods.painting import LIBRARIES
 
 IDENTITY = ("recipe", "source_image", "prompt", "negative_prompt", "seed", "mask_sha256")
 
@@ -186,7 +185,7 @@ class Studio:
             "checks": asdict(self.limits),
             "batch_size": 1,
             "mask_source": "drawn",
-            "versions": list_versions(),
+            "versions": list_versions(*LIBRARIES),
         }
         return json.loads(json.dumps(recipe))
 
@@ -301,11 +300,17 @@ class Studio:
                 f"{row['image']}: its {' and '.join(differing)} differ from those that it was made with: it "
                 "can be made again from the same ones only"
             )
-        settings = InpaintSettings(**read_settings(recipe["settings"], without=["effective_steps"]))
+        settings = _read_settings(recipe["settings"])
         request = image.request
         job = InpaintJob(image.before_u8, request.mask, request.prompt, request.negative_prompt, request.seed)
         (painted,) = inpaint_batch(self.inpainter, [job], settings)
         return painted.image_u8
+
+
+def _read_settings(stored: dict) -> InpaintSettings:
+    """The settings of a recipe; lists are tuples again."""
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()}
+    return InpaintSettings(**{name: value for name, value in values.items() if name != "effective_steps"})
 
 
 def _find_same(kept: pd.DataFrame, row: dict) -> pd.Series:
