@@ -28,6 +28,7 @@ from diffusers.utils import logging
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from defaug_utils.diffusion.autoencoder import AdaptationSettings, adapt_decoder, to_floats
 from defaug_utils.diffusion.controlnet import (
     TrimapModel,
     embed_prompts,
@@ -36,9 +37,7 @@ from defaug_utils.diffusion.controlnet import (
     make_denoiser,
     to_conditioning,
 )
-from defaug_utils.diffusion.decoder_adaptation import AdaptationSettings, adapt_decoder
-from defaug_utils.diffusion.diffusion_models import prepare_pipeline
-from defaug_utils.diffusion.latents import to_floats
+from defaug_utils.diffusion.loading import prepare_pipeline
 from defaug_utils.diffusion.text2image import TextToImage
 from defaug_utils.masks.trimaps import make_trimap
 from defaug_utils.methods.adabldm import BlendSettings, blend_latents, scale_stages

@@ -28,9 +28,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from defaug_utils.data.surfaces import draw_surface
-from defaug_utils.diffusion.inpaint import Inpainter, speed_up, wrap_pipeline
-from defaug_utils.diffusion.inpaint_batches import InpaintJob, inpaint_batch
-from defaug_utils.diffusion.inpaint_settings import InpaintSettings
+from defaug_utils.diffusion.inpainting import (
+    Inpainter,
+    InpaintJob,
+    InpaintSettings,
+    inpaint_batch,
+    speed_up,
+    wrap_pipeline,
+)
 from defaug_utils.masks.masks import open_mask_source
 from defaug_utils.methods.diag import NEGATIVE_PROMPT, OUTPUT_SIZE, PROMPTS
 

@@ -29,13 +29,12 @@ from torch.nn.functional import mse_loss
 from defaug_utils.core.files import write_png
 from defaug_utils.core.images import read_image
 from defaug_utils.core.manifest import make_manifest
-from defaug_utils.diffusion.buckets import BucketSettings
+from defaug_utils.diffusion.autoencoder import to_floats
 from defaug_utils.diffusion.dreambooth import train_dreambooth
-from defaug_utils.diffusion.dreambooth_images import read_training_images
 from defaug_utils.diffusion.dreambooth_plan import DreamBoothSettings
-from defaug_utils.diffusion.latents import to_floats
 from defaug_utils.diffusion.lora import LoraPlan, attach_lora, lora_parameters
 from defaug_utils.diffusion.text2image import TextToImage, embed_tokens, make_noise_schedule, tokenise_prompts
+from defaug_utils.diffusion.training_images import BucketSettings, read_training_images
 
 PROMPT, CLASS_PROMPT = "skt background", "background"
 

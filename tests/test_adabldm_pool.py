@@ -15,9 +15,9 @@ from defaug_utils.core.images import read_image, read_mask
 from defaug_utils.core.manifest import ManifestError, make_manifest, read_manifest, write_manifest
 from defaug_utils.core.pools import PoolPlan, make_pool, read_recipe, remake
 from defaug_utils.core.prompts import Prompt, make_prompts
+from defaug_utils.diffusion.autoencoder import AdaptationSettings
 from defaug_utils.diffusion.controlnet import TrimapModel, make_controlnet
-from defaug_utils.diffusion.decoder_adaptation import AdaptationSettings
-from defaug_utils.diffusion.inpaint_batches import InpaintJob
+from defaug_utils.diffusion.inpainting import InpaintJob
 from defaug_utils.diffusion.text2image import load_text2image
 from defaug_utils.masks.defect_patches import cut_defect
 from defaug_utils.masks.masks import open_mask_source

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from defaug_utils.diffusion.buckets import (
+from defaug_utils.diffusion.training_images import (
     BucketError,
     BucketSettings,
     assign_buckets,

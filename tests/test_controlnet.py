@@ -21,7 +21,7 @@ from defaug_utils.diffusion.controlnet import (
     to_conditioning,
 )
 from defaug_utils.diffusion.controlnet_training import PAPER_PLAN, ControlNetSettings, train_controlnet
-from defaug_utils.diffusion.model_folders import ModelError
+from defaug_utils.diffusion.loading import ModelError
 from defaug_utils.diffusion.text2image import TextToImage, load_text2image
 from defaug_utils.masks.defect_patches import cut_defect
 from defaug_utils.masks.trimaps import GoodImage, TripleSet

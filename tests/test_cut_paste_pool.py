@@ -9,8 +9,7 @@ from defaug_utils.core.manifest import check_sources
 from defaug_utils.core.pools import PoolPlan, make_pool
 from defaug_utils.core.runs import SCENARIOS, MixingError
 from defaug_utils.core.sources import list_sources
-from defaug_utils.data.datasets import load_dataset
-from defaug_utils.data.few_shot import draw_few_shot
+from defaug_utils.data.datasets import draw_few_shot, load_dataset
 from defaug_utils.data.preparation import prepare_dataset
 from defaug_utils.masks.defect_patches import read_defects
 from defaug_utils.masks.trimaps import TripleSet, read_good_images

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from layouts import draw_part, save, write_btad, write_folder, write_ksdd2, write_mvtec
+from PIL import Image
 
 from defaug_utils.core.images import read_mask
 from defaug_utils.core.manifest import make_manifest, validate_manifest
@@ -200,6 +201,18 @@ def test_folder_problems(tmp_path):
         assert expected in str(error.value)
 
 
+def test_masks_in_jpeg_are_told_together(tmp_path):
+    write_folder(tmp_path, splits=("",), positives=3)
+    for number, suffix in enumerate(("jpg", "jpeg")):
+        mask = tmp_path / f"masks/Riß/Prüfteil {number}.png"
+        Image.open(mask).save(mask.with_suffix(f".{suffix}"))
+        mask.unlink()
+    with pytest.raises(DatasetError, match="2 problem") as error:
+        load_dataset(tmp_path)
+    for name in ("masks/Riß/Prüfteil 0.jpg", "masks/Riß/Prüfteil 1.jpeg"):
+        assert f"{name}: is a JPEG file" in str(error.value)
+
+
 def test_missing_file_and_empty_roots(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no data set at .*nowhere"):
         load_dataset(tmp_path / "nowhere")
@@ -294,7 +307,7 @@ def toy_manifest(negatives: int, positives: int) -> pd.DataFrame:
     )
 
 
-@settings(max_examples=40)
+@settings(max_examples=15)
 @given(st.integers(0, 40), st.integers(0, 40), st.floats(0, 0.99), st.integers(0, 9))
 def test_validation_is_stratified(negatives, positives, share, seed):
     manifest = toy_manifest(negatives, positives)

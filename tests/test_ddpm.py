@@ -14,12 +14,10 @@ from defaug_utils.core.images import read_image, read_mask
 from defaug_utils.core.manifest import make_manifest, read_manifest, write_manifest
 from defaug_utils.core.pools import PoolPlan, make_pool
 from defaug_utils.core.prompts import Prompt, make_prompts
-from defaug_utils.diffusion.buckets import BucketSettings
 from defaug_utils.diffusion.dreambooth import train_dreambooth
-from defaug_utils.diffusion.dreambooth_images import choose_training_rows, read_training_images
-from defaug_utils.diffusion.dreambooth_plan import DreamBoothError, DreamBoothSettings
+from defaug_utils.diffusion.dreambooth_plan import DreamBoothSettings
+from defaug_utils.diffusion.loading import ModelError
 from defaug_utils.diffusion.lora import LoraPlan
-from defaug_utils.diffusion.model_folders import ModelError
 from defaug_utils.diffusion.text2image import (
     TextJob,
     TextSettings,
@@ -28,6 +26,12 @@ from defaug_utils.diffusion.text2image import (
     generate_images,
     load_text2image,
     tokenise_prompts,
+)
+from defaug_utils.diffusion.training_images import (
+    BucketSettings,
+    DreamBoothError,
+    choose_training_rows,
+    read_training_images,
 )
 from defaug_utils.methods.ddpm import DDPM, AdapterError, NearestNegatives, open_adapter
 from defaug_utils.protocol.mixing import compose_training_set
@@ -104,7 +108,7 @@ def test_rows_and_recipe_say_how_each_image_was_made(whole: Path, data: Path, lo
 
 
 def test_the_base_model_is_as_before(whole: Path, model: TextToImage):
-    from defaug_utils.diffusion.diffusion_models import fingerprint
+    from defaug_utils.diffusion.loading import fingerprint
 
     assert whole.is_dir()
     weights = model.pipeline.unet.state_dict()

@@ -6,16 +6,17 @@ import pytest
 import torch
 from tiny_models import make_parts
 
-from defaug_utils.diffusion.decoder_adaptation import (
+from defaug_utils.diffusion.autoencoder import (
     TRAINED_MODULES,
     AdaptationSettings,
     adapt_decoder,
     adaptation_loss,
+    decode_latents,
+    encode_images,
     find_divergence,
     measure_background,
     split_decoder,
 )
-from defaug_utils.diffusion.latents import decode_latents, encode_images
 
 FAST = {"steps": 30, "learning_rate": 1e-3}
 

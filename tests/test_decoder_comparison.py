@@ -4,8 +4,12 @@ import pytest
 import torch
 from tiny_models import make_parts
 
-from defaug_utils.diffusion.decoder_adaptation import AdaptationSettings, measure_background
-from defaug_utils.diffusion.latents import encode_images, to_floats
+from defaug_utils.diffusion.autoencoder import (
+    AdaptationSettings,
+    encode_images,
+    measure_background,
+    to_floats,
+)
 from defaug_utils.methods.adabldm_batches import Blend
 from defaug_utils.methods.decoder_comparison import compare_decoders, hash_weights, tabulate_errors
 

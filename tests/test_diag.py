@@ -13,9 +13,13 @@ from defaug_utils.core.images import read_image, read_mask
 from defaug_utils.core.manifest import image_seed, make_manifest, read_manifest, write_manifest
 from defaug_utils.core.pools import PoolPlan, find_failed, list_failures, make_pool, remake
 from defaug_utils.core.prompts import Prompt, choose_prompt, make_prompts
-from defaug_utils.diffusion.inpaint import Inpainter, load_inpainter
-from defaug_utils.diffusion.inpaint_batches import InpaintedImage, InpaintJob
-from defaug_utils.diffusion.inpaint_settings import InpaintSettings
+from defaug_utils.diffusion.inpainting import (
+    InpaintedImage,
+    Inpainter,
+    InpaintJob,
+    InpaintSettings,
+    load_inpainter,
+)
 from defaug_utils.masks.masks import open_mask_source
 from defaug_utils.methods import diag
 from defaug_utils.methods.changes import CheckLimits

@@ -14,8 +14,7 @@ from defaug_utils.core.files import write_png
 from defaug_utils.core.manifest import make_manifest, write_manifest
 from defaug_utils.core.pools import PoolPlan, PoolUnfinished, make_pool
 from defaug_utils.core.prompts import make_prompts
-from defaug_utils.diffusion.inpaint import load_inpainter
-from defaug_utils.diffusion.inpaint_settings import InpaintSettings
+from defaug_utils.diffusion.inpainting import InpaintSettings, load_inpainter
 from defaug_utils.masks.masks import open_mask_source
 from defaug_utils.methods.changes import CheckLimits
 from defaug_utils.methods.diag import DIAG

@@ -17,18 +17,11 @@ from defaug_utils.core.pools import PoolPlan, make_pool
 from defaug_utils.core.prompts import Prompt
 from defaug_utils.core.runs import MixingError
 from defaug_utils.core.sources import choose_positives
-from defaug_utils.diffusion.buckets import BucketSettings
 from defaug_utils.diffusion.dreambooth import (
     HISTORY_COLUMNS,
     DreamBoothRun,
     settle_settings,
     train_dreambooth,
-)
-from defaug_utils.diffusion.dreambooth_images import (
-    TrainingImages,
-    cache_latents,
-    choose_training_rows,
-    read_training_images,
 )
 from defaug_utils.diffusion.dreambooth_plan import (
     DreamBoothError,
@@ -38,6 +31,13 @@ from defaug_utils.diffusion.dreambooth_plan import (
 )
 from defaug_utils.diffusion.lora import LoraPlan
 from defaug_utils.diffusion.text2image import TextSettings, TextToImage, load_text2image
+from defaug_utils.diffusion.training_images import (
+    BucketSettings,
+    TrainingImages,
+    cache_latents,
+    choose_training_rows,
+    read_training_images,
+)
 from defaug_utils.methods.ddpm import DDPM
 from defaug_utils.training import checkpoints
 

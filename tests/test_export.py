@@ -17,7 +17,7 @@ from skimage.measure import label
 from defaug_utils.core.files import write_png
 from defaug_utils.core.images import read_image, read_mask
 from defaug_utils.core.manifest import ManifestError, make_manifest, read_manifest
-from defaug_utils.data import annotations
+from defaug_utils.data import export
 from defaug_utils.data.datasets import load_dataset
 from defaug_utils.data.export import ExportError, export_training_set, list_tree
 
@@ -180,7 +180,7 @@ def test_coco_boxes_and_areas_against_pixels_counted_by_hand(tmp_path):
 
 
 def test_yolo_is_read_back(training_set, tmp_path, monkeypatch):
-    monkeypatch.setattr(annotations, "YOLO_BATCH", 3)
+    monkeypatch.setattr(export, "YOLO_BATCH", 3)
     target, instances, images = tmp_path / "out", 0, 0
     done = export_training_set(training_set, tmp_path, target, "yolo")
     masks = read_masks(training_set, tmp_path, target)
@@ -214,9 +214,9 @@ def test_every_yolo_line_is_a_polygon(training_set, tmp_path):
 @settings(max_examples=60, deadline=None)
 @given(arrays(bool, (9, 11)))
 def test_any_part_of_any_mask_can_be_traced(mask):
-    for part in annotations.find_parts(mask)[0]:
-        traceable = annotations._make_traceable(part)
-        (outline,) = annotations._trace(traceable)
+    for part in export.find_parts(mask)[0]:
+        traceable = export._make_traceable(part)
+        (outline,) = export._trace(traceable)
         drawn = sv.polygon_to_mask(outline, (11, 9)).astype(bool)
         np.testing.assert_array_equal(drawn, traceable)
         assert (drawn & part).sum() == part.sum()
@@ -224,7 +224,7 @@ def test_any_part_of_any_mask_can_be_traced(mask):
 
 @given(arrays(bool, (7, 8)))
 def test_parts_make_up_the_mask(mask):
-    parts, boxes = annotations.find_parts(mask)
+    parts, boxes = export.find_parts(mask)
     np.testing.assert_array_equal(parts.sum(axis=0), mask)
     for part, (left, top, right, bottom) in zip(parts, boxes.astype(int), strict=True):
         inside = part[top:bottom, left:right]

@@ -5,7 +5,7 @@ import zlib
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
@@ -88,6 +88,26 @@ def test_orientation_tag_is_obeyed_by_image_and_mask(tmp_path):
     np.testing.assert_array_equal(read_mask(tmp_path / "part.png"), [[True], [False]])
 
 
+LOSSY = {
+    "photo.jpg": {},
+    "disguised.png": {"format": "JPEG"},
+    "scan.tif": {"compression": "jpeg"},
+    "web.webp": {},
+}
+
+
+def test_masks_compressed_with_loss_are_refused_by_their_content(tmp_path):
+    stored = Image.fromarray(np.kron(GREY_U8, np.ones((9, 9), np.uint8)))
+    for name, options in LOSSY.items():
+        stored.save(tmp_path / name, **options)
+        assert read_image(tmp_path / name).shape == (18, 18, 3)
+        with pytest.raises(ValueError, match=rf"{name}: is a .* file, whose compression noise .* PNG"):
+            read_mask(tmp_path / name)
+    for name, options in {"a.jpg": {"format": "PNG"}, "b.webp": {"lossless": True}, "c.tif": {}}.items():
+        stored.save(tmp_path / name, **options)
+        np.testing.assert_array_equal(read_mask(tmp_path / name), np.asarray(stored) > 0)
+
+
 @pytest.mark.parametrize("read", [read_image, read_mask])
 def test_unreadable_files_are_named(tmp_path, read):
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 30), dtype=np.uint8)).save(
@@ -132,6 +152,7 @@ def slow_fit_mask(mask: np.ndarray, size: tuple[int, int], fit: str) -> np.ndarr
 SIZES = st.tuples(st.integers(1, 9), st.integers(1, 9))
 
 
+@settings(max_examples=40)
 @given(arrays(bool, SIZES), SIZES, st.sampled_from(["resize", "centre_crop"]))
 def test_fit_mask_equals_the_slow_reference(mask, size, fit):
     np.testing.assert_array_equal(fit_mask(mask, size, fit), slow_fit_mask(mask, size, fit))

@@ -11,10 +11,16 @@ import torch
 from tiny_models import MAX_TOKENS, save_model
 
 from defaug_utils.diffusion.compositing import Box, choose_box, composite, cover_cells, cut_out, paste_back
-from defaug_utils.diffusion.inpaint import Inpainter, load_inpainter, wrap_pipeline
-from defaug_utils.diffusion.inpaint_batches import InpaintedImage, InpaintJob, inpaint_batch
-from defaug_utils.diffusion.inpaint_settings import InpaintSettings
-from defaug_utils.diffusion.model_folders import ModelError
+from defaug_utils.diffusion.inpainting import (
+    InpaintedImage,
+    Inpainter,
+    InpaintJob,
+    InpaintSettings,
+    inpaint_batch,
+    load_inpainter,
+    wrap_pipeline,
+)
+from defaug_utils.diffusion.loading import ModelError
 
 SETTINGS = InpaintSettings((16, 48), steps=2, padding_mask_crop=None)
 

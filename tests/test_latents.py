@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from tiny_models import make_parts
 
-from defaug_utils.diffusion.latents import autoencode_images, decode_latents, encode_images, to_floats
+from defaug_utils.diffusion.autoencoder import autoencode_images, decode_latents, encode_images, to_floats
 
 
 def test_images_come_back_one_by_one_as_in_batches():

@@ -23,10 +23,9 @@ from defaug_utils.core.pools import (
 )
 from defaug_utils.core.prompts import make_prompts
 from defaug_utils.core.sources import list_sources
+from defaug_utils.diffusion.autoencoder import AdaptationSettings
 from defaug_utils.diffusion.controlnet import TrimapModel, make_controlnet
-from defaug_utils.diffusion.decoder_adaptation import AdaptationSettings
-from defaug_utils.diffusion.inpaint import load_inpainter
-from defaug_utils.diffusion.inpaint_settings import InpaintSettings
+from defaug_utils.diffusion.inpainting import InpaintSettings, load_inpainter
 from defaug_utils.diffusion.text2image import TextSettings, load_text2image
 from defaug_utils.masks.defect_patches import read_defects
 from defaug_utils.masks.masks import open_mask_source

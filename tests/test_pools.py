@@ -39,6 +39,12 @@ def generate(
     return make_pool(folder, method, PoolPlan(count, given["pool_seed"], **parts), on_images)
 
 
+def generate_part(*arguments: object, **given: object) -> None:
+    """A shard, whether or not it is the last."""
+    with suppress(PoolUnfinished):
+        generate(*arguments, **given)
+
+
 def make_batch(indices: Sequence[int], seeds: Sequence[int]) -> list[GeneratedImage]:
     return [draw_one(index, seed) for index, seed in zip(indices, seeds, strict=True)]
 
@@ -213,7 +219,7 @@ def test_shards_that_end_together_do_not_stumble_over_each_other(tmp_path: Path,
     context = multiprocessing.get_context("fork")
     shards = [
         context.Process(
-            target=generate,
+            target=generate_part,
             args=(folder, COUNT, make_batch),
             kwargs={**SETTINGS, "shard": shard, "shards": 4},
         )
@@ -308,7 +314,7 @@ def test_a_pool_grows_until_enough_images_passed_or_it_is_twice_as_large(tmp_pat
     finished: list[int] = []
     pool = generate(tmp_path / "pool", 4, make_checked, finished.append, passing=4, **SETTINGS)
     assert len(pool) == 6 and (~find_failed(pool)).sum() == 4 and len(list_failures(pool)) == 2
-    assert sum(finished) == 4 + 6, "what is there already is told again when the pool grows"
+    assert sum(finished) == 6, "each image is told once"
     assert len(generate(tmp_path / "pool", 4, crash, passing=4, **SETTINGS)) == 6, "nothing is made again"
     assert len(generate(tmp_path / "pool", 4, make_checked, passing=8, **SETTINGS)) == 8
     assert not find_failed(pool.drop(columns="check_passed")).any()

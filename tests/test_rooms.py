@@ -1,7 +1,10 @@
 """The house's one law: a room imports only from rooms to its left."""
 
 import ast
+import importlib
 from pathlib import Path
+
+import pytest
 
 ROOMS = (
     *("core", "training", "data", "masks", "diffusion", "methods"),
@@ -34,3 +37,11 @@ def test_only_the_room_diffusion_imports_diffusers_or_peft():
         assert not foreign or path.parent.name == "diffusion", (
             f"{path.relative_to(PACKAGE)} imports {foreign}"
         )
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_every_name_that_a_room_hands_on_exists(room):
+    module = importlib.import_module(f"defaug_utils.{room}")
+    assert module.__all__ == sorted(module.__all__)
+    for name in module.__all__:
+        assert getattr(module, name, None) is not None, name

@@ -10,9 +10,9 @@ from test_mixing import DATA
 from defaug_utils.book.profiles import read_profile
 from defaug_utils.core.runs import SCENARIOS
 from defaug_utils.core.sources import choose_positives
-from defaug_utils.diffusion.buckets import BucketSettings
-from defaug_utils.diffusion.dreambooth_plan import DreamBoothError, DreamBoothSettings
+from defaug_utils.diffusion.dreambooth_plan import DreamBoothSettings
 from defaug_utils.diffusion.lora import LoraPlan
+from defaug_utils.diffusion.training_images import BucketSettings, DreamBoothError
 from defaug_utils.protocol.scenario_plans import choose_instances, read_scenarios
 
 ROOT = Path(__file__).parents[1]

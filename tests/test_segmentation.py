@@ -11,7 +11,7 @@ import torch
 from defaug_utils.core.files import write_csv, write_json, write_png
 from defaug_utils.core.images import fit_mask, read_mask
 from defaug_utils.core.manifest import ManifestError, make_manifest
-from defaug_utils.data.masked_samples import hash_masked_samples, load_masked_samples
+from defaug_utils.data.samples import hash_masked_samples, load_masked_samples
 from defaug_utils.evaluation.segmentation import (
     MAP_LIST,
     METRICS_FILE,

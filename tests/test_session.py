@@ -3,14 +3,24 @@
 import os
 import random
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from IPython.core.interactiveshell import InteractiveShell
 
 from defaug_utils import __version__
-from defaug_utils.book.session import find_project_root, start_notebook, watermark
+from defaug_utils.book import session
+from defaug_utils.book.session import (
+    WATERMARK_TYPE,
+    Watermark,
+    find_project_root,
+    progress,
+    start_notebook,
+    watermark,
+)
 from defaug_utils.training.memory import pick_device
 
 ROOT = Path(__file__).parents[1]
@@ -64,20 +74,64 @@ def test_the_device_can_compute():
     assert torch.ones(2, device=pick_device()).sum().item() == 2
 
 
-def test_the_watermark_tells_versions_device_commit_and_parameters(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(ROOT)
-    table = watermark({"seed": 0, "run_dir": "runs/smoke"})
+@pytest.fixture
+def shell(project: Path, monkeypatch: pytest.MonkeyPatch) -> InteractiveShell:
+    """IPython in the project's folder, as a kernel has it; `__main__` is put back afterwards."""
+    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
+    shell = InteractiveShell()
+    sys.modules["__main__"] = shell.user_module
+    shell.run_cell("from defaug_utils.book.session import start_notebook, watermark")
+    return shell
+
+
+def run_cells(shell: InteractiveShell, *cells: str) -> Watermark:
+    """What the last of some cells returns; none may fail."""
+    return [shell.run_cell(cell).raise_error() or shell.last_execution_result for cell in cells][-1].result
+
+
+def test_the_watermark_tells_versions_device_commit_and_parameters(shell: InteractiveShell):
+    mark = run_cells(shell, "seed: int = 3  # why", "start_notebook('runs/a', seed)", "watermark()")
+    table = mark.to_table()
     assert list(table.columns) == ["what", "value"]
     told = dict(table.itertuples(index=False))
     assert told["defaug_utils"] == __version__
     assert told["torch"] == torch.__version__
-    assert told["seed"] == "0"
-    assert told["run_dir"] == "'runs/smoke'"
+    assert told["seed"] == "3"
     assert told["device"]
     assert str(Path.home()) not in table.to_string()
 
 
+def test_the_watermark_has_injected_values_and_no_later_ones(shell: InteractiveShell):
+    parameters = "run_dir: str = 'runs/a'\nseed: int = 0\nshares: dict = {'few-shot': [0.6]}"
+    injected = "# Parameters\nseed = 7\nshares = {'few-shot': [0.5]}"
+    later = "seed = 9\nshares['few-shot'].append(1.0)\nshares = [0.0, 1.0]"
+    mark = run_cells(shell, parameters, injected, "start_notebook(run_dir, seed)", later, "watermark()")
+    assert mark.parameters == {"run_dir": "runs/a", "seed": 7, "shares": {"few-shot": [0.5]}}
+
+
+def test_a_notebook_keeps_the_watermarks_values_beside_its_table(shell: InteractiveShell):
+    mark = run_cells(shell, "seed: int = 0", "start_notebook('runs/a', seed)", "watermark()")
+    bundle = shell.display_formatter.format(mark)[0]
+    assert "<td>seed</td>" in bundle["text/html"]
+    assert bundle[WATERMARK_TYPE]["parameters"] == {"seed": 0}
+    assert set(bundle[WATERMARK_TYPE]["versions"]) == set(bundle[WATERMARK_TYPE]["order"])
+
+
+def test_without_a_start_there_is_no_watermark(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(session, "_remembered", None)
+    with pytest.raises(RuntimeError, match="start_notebook"):
+        watermark()
+
+
+def test_a_bar_counts_what_its_callback_is_told():
+    with progress(5) as bar:
+        bar.update(2)
+        bar.update(3)
+    assert (bar.n, bar.total) == (5, 5)
+
+
 def test_the_watermark_names_the_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(session, "_remembered", {})
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert commit_of_watermark() == "not in a git checkout"
@@ -92,12 +146,13 @@ def test_the_watermark_names_the_commit(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_the_watermark_does_without_git(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(session, "_remembered", {})
     monkeypatch.setenv("PATH", os.devnull)
     assert commit_of_watermark() == "not in a git checkout"
 
 
 def commit_of_watermark() -> str:
-    return dict(watermark({}).itertuples(index=False))["commit"]
+    return watermark().commit
 
 
 def git(*arguments: str) -> str:

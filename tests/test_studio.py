@@ -13,8 +13,7 @@ from defaug_utils.core.files import write_png
 from defaug_utils.core.images import read_image, read_mask
 from defaug_utils.core.manifest import ManifestError, make_manifest, read_manifest, write_manifest
 from defaug_utils.core.runs import Run
-from defaug_utils.diffusion.inpaint import Inpainter, load_inpainter
-from defaug_utils.diffusion.inpaint_settings import InpaintSettings
+from defaug_utils.diffusion.inpainting import Inpainter, InpaintSettings, load_inpainter
 from defaug_utils.protocol.run_folder import read_pools
 from defaug_utils.widgets import studio as studio_module
 from defaug_utils.widgets.studio import Studio, StudioRequest

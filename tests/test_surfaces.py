@@ -172,7 +172,7 @@ def test_other_settings_in_the_folder_are_refused(tmp_path, is_finished):
     write_surfaces(tmp_path, **ONE_OF_EACH)
     if not is_finished:
         (tmp_path / "surfaces.json").rename(tmp_path / "surfaces.part.json")
-    with pytest.raises(ValueError, match=r"seed 3, now 4.*delete the folder"):
+    with pytest.raises(ValueError, match=r"seed \(3, asked for 4\).*delete the folder"):
         write_surfaces(tmp_path, **ONE_OF_EACH | {"seed": 4})
 
 

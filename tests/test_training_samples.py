@@ -7,13 +7,11 @@ from test_ddpm import PROMPTS, SETTINGS, data, model_folder  # noqa: F401 - fixt
 
 from defaug_utils.core.images import read_image
 from defaug_utils.core.manifest import read_manifest
-from defaug_utils.diffusion.buckets import BucketSettings
-from defaug_utils.diffusion.dreambooth import train_dreambooth
-from defaug_utils.diffusion.dreambooth_images import choose_training_rows, read_training_images
+from defaug_utils.diffusion.dreambooth import keep_sample, list_adapters, read_samples, train_dreambooth
 from defaug_utils.diffusion.dreambooth_plan import DreamBoothSettings
 from defaug_utils.diffusion.lora import LoraPlan
 from defaug_utils.diffusion.text2image import TextJob, generate_images, load_text2image
-from defaug_utils.diffusion.training_samples import keep_sample, list_adapters, read_samples
+from defaug_utils.diffusion.training_images import BucketSettings, choose_training_rows, read_training_images
 from defaug_utils.methods.ddpm import merge_adapter
 
 BUCKETS = BucketSettings(area=16 * 48, smallest=8, largest=96, step=4)

@@ -1,11 +1,14 @@
-"""The start and the end of every notebook: seeds, folders, plot style, and what it ran on."""
+"""The start and the end of every notebook: seeds, folders, plot style, progress, and what it ran on."""
 
 import os
 import platform
 import random
 import subprocess
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -13,11 +16,12 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 import torch
-from IPython.display import clear_output
+from IPython.display import Markdown, clear_output, display
 from tqdm.auto import tqdm
 
 from defaug_utils.core.pools import PoolUnfinished
 
+WATERMARK_TYPE = "application/vnd.defaug.watermark+json"  # of the watermark's values in an executed notebook
 REPORTED_PACKAGES = (
     "defaug_utils",
     "torch",
@@ -39,7 +43,10 @@ def find_project_root(start: Path | str = ".") -> Path:
 
 
 def start_notebook(run_dir: str, seed: int) -> Path:
-    """Set seeds and plot style, and move to the project's root so that all paths are relative to it.
+    """Set seeds and plot style, move to the project's root, and remember the parameters for the watermark.
+
+    The parameters are the annotated names of the notebook (the cell of parameters holds nothing else) with
+    the values that they have now, those injected by papermill included.
 
     Args:
         run_dir: folder of the run, relative to the project's root.
@@ -54,51 +61,81 @@ def start_notebook(run_dir: str, seed: int) -> Path:
     torch.manual_seed(seed)
     sns.set_theme(context="notebook", style="whitegrid", palette="colorblind")
     pd.options.display.max_rows = 200  # the watermark names every parameter
+    _remember_parameters()
     run = Path(run_dir)
     run.mkdir(parents=True, exist_ok=True)
     return run
 
 
+_remembered: dict[str, object] | None = None  # of the one notebook that this process runs
+
+
+def _remember_parameters() -> None:
+    global _remembered
+    names = vars(sys.modules["__main__"])
+    annotated = names.get("__annotations__", {})
+    _remembered = {name: deepcopy(names[name]) for name in annotated if name in names}
+
+
 @contextmanager
-def progress(total: int) -> Iterator[Callable[[int], None]]:
-    """A bar that goes away when the block ends well; a shard that waits for others ends the notebook there.
+def progress(total: int | None = None) -> Iterator[tqdm]:
+    """Show a bar while a block runs: `with progress(count) as bar:`, then hand `bar.update` on as callback.
 
-    Args:
-        total: of what the bar counts.
-
-    Yields:
-        What takes the number of things just finished.
+    At the block's end the bar goes, with all other output of its cell so far.
 
     Raises:
-        SystemExit: a shard is made and its pool is not; papermill takes that for a success.
+        SystemExit: a shard of a pool is made and waits for others: papermill takes this for a success.
     """
     waits = ""
     try:
         with tqdm(total=total, leave=False) as bar:
-            yield bar.update
+            yield bar
     except PoolUnfinished as shard:
         waits = str(shard)
     clear_output()
     if waits:
-        print(waits)
+        display(Markdown(waits))
         raise SystemExit(0)
 
 
-def watermark(parameters: dict) -> pd.DataFrame:
-    """What a notebook ran on and with: versions, device, commit and parameters, one row each.
+@dataclass(frozen=True)
+class Watermark:
+    """What a notebook ran on and with; a notebook shows it as a table and keeps its values as JSON.
 
-    Args:
-        parameters: name → value, as the parameters cell and papermill left them.
-
-    Returns:
-        A table with the columns `what` and `value`.
+    Attributes:
+        versions: of Python and the packages, with system and device.
+        commit: of the project, with "-dirty" where files had changed.
+        parameters: as `start_notebook` found them.
     """
+
+    versions: dict[str, str]
+    commit: str
+    parameters: dict[str, object]
+
+    def to_table(self) -> pd.DataFrame:
+        """One row each, with the columns `what` and `value`."""
+        written = [(name, repr(value)) for name, value in self.parameters.items()]
+        rows = [*self.versions.items(), ("commit", self.commit), *written]
+        return pd.DataFrame(rows, columns=["what", "value"])
+
+    def _repr_mimebundle_(self, **_: object) -> dict[str, object]:
+        table = self.to_table()
+        values = asdict(self) | {"order": [*self.versions]}  # a notebook's file sorts the names
+        return {"text/plain": repr(table), "text/html": table._repr_html_(), WATERMARK_TYPE: values}
+
+
+def watermark() -> Watermark:
+    """Tell what this notebook ran on and with: versions, device, commit, and its parameters at the start.
+
+    Raises:
+        RuntimeError: `start_notebook` was not called, so no parameters are known.
+    """
+    if _remembered is None:
+        raise RuntimeError("no parameters are known: call start_notebook(run_dir, seed) at the start")
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
-    rows = [("Python", platform.python_version()), ("system", platform.system()), ("device", device)]
-    rows += [(package, found) for package in REPORTED_PACKAGES if (found := _installed_version(package))]
-    rows += [("commit", _commit())]
-    rows += [(name, repr(value)) for name, value in parameters.items()]
-    return pd.DataFrame(rows, columns=["what", "value"])
+    versions = {"Python": platform.python_version(), "system": platform.system(), "device": device}
+    versions |= {package: found for package in REPORTED_PACKAGES if (found := _installed_version(package))}
+    return Watermark(versions, _commit(), deepcopy(_remembered))
 
 
 def _installed_version(package: str) -> str | None:

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 FITS = ("resize", "centre_crop")
+LOSSY_FORMATS = ("JPEG", "MPO", "JPEG2000", "AVIF")
 # What Pillow raises on damaged files (found by flipping and cutting bytes of all common formats).
 DECODING_ERRORS = (OSError, SyntaxError, ValueError, LookupError, EOFError, Image.DecompressionBombError)
 
@@ -40,15 +41,21 @@ def read_mask(path: Path | str) -> np.ndarray:
     """Read a mask: true where any colour channel is above 0 (an alpha channel does not count).
 
     Args:
-        path: an image file that Pillow reads.
+        path: an image file that Pillow reads, of a format that keeps every pixel, such as PNG.
 
     Returns:
         Shape (height, width), bool.
 
     Raises:
-        ValueError: the file is missing, truncated or no image; the message names it.
+        ValueError: the file is missing, truncated, no image, or compressed with loss, whatever its name
+            says; the message names it.
     """
     opened = _open(path)
+    if lossy := _find_loss(opened, path):
+        raise ValueError(
+            f"{path}: is a {lossy} file, whose compression noise would count as defect: export the mask as "
+            "PNG from where it was drawn, or set a threshold when you convert it"
+        )
     if opened.mode in ("1", "L", "I", "F") or opened.mode.startswith("I;"):
         return np.asarray(opened) > 0
     if opened.info["has_16_bit_colours"]:
@@ -63,14 +70,26 @@ def _open(path: Path | str) -> Image.Image:
     try:
         with Image.open(path) as opened:
             rawmode = str(opened.tile[0].args) if opened.tile else ""
+            file_format = opened.format
             opened.load()
             upright = ImageOps.exif_transpose(opened)
             if upright.mode in ("P", "PA"):
                 upright = upright.convert("RGBA")
     except DECODING_ERRORS as error:
         raise ValueError(f"{path}: not a readable image ({error})") from error
+    upright.info["format"] = file_format
     upright.info["has_16_bit_colours"] = ";16" in rawmode and not upright.mode.startswith("I")
     return upright
+
+
+def _find_loss(opened: Image.Image, path: Path | str) -> str:
+    """Name of the format where a file's content is compressed with loss, else empty."""
+    if opened.info["format"] in LOSSY_FORMATS:
+        return opened.info["format"]
+    if "jpeg" in str(opened.info.get("compression")):
+        return f"JPEG-compressed {opened.info['format']}"
+    is_lossy_webp = opened.info["format"] == "WEBP" and b"VP8L" not in Path(path).read_bytes()
+    return "lossy WEBP" if is_lossy_webp else ""
 
 
 def _to_u8(values: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -228,13 +228,19 @@ def _claim_pool(folder: Path, recipe: dict) -> str:
 
 @dataclass(frozen=True)
 class _PoolWriter:
-    """Makes and stores the missing images of a pool; attributes as in `make_pool`, key: of the recipe."""
+    """Makes and stores the missing images of a pool; attributes as in `make_pool`; key: of the recipe."""
 
     folder: Path
     method: Method
     dataset: pd.DataFrame | None
     key: str
     report: Callable[[int], None]
+    told: set[int] = field(default_factory=set)
+
+    def _tell(self, finished: set[int]) -> None:
+        """Report images, each once."""
+        self.report(len(finished - self.told))
+        self.told.update(finished)
 
     def make(self, plan: PoolPlan) -> pd.DataFrame:
         """Make what a plan lacks, group by group, and gather the pool."""
@@ -242,12 +248,12 @@ class _PoolWriter:
         finished = _finished_rows(self.folder)
         mine = [index for index in range(plan.count) if index // group % plan.shards == plan.shard]
         wanted = {index for index in mine if index not in finished}
-        self.report(len(mine) - len(wanted))
+        self._tell(set(mine) - wanted)
         journal = self.folder / f"rows-{plan.shard}-of-{plan.shards}.jsonl"
         for number in sorted({index // group for index in wanted}):
             indices = range(number * group, (number + 1) * group)
             self._make_group(indices, wanted, plan.seed, journal)
-            self.report(len(wanted.intersection(indices)))
+            self._tell(wanted.intersection(indices))
         return self._gather(plan)
 
     def _make_group(self, indices: range, wanted: set[int], pool_seed: int, journal: Path) -> None:

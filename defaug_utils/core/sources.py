@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from defaug_utils.core.foreground import find_foreground
-from defaug_utils.core.images import read_image
+from defaug_utils.core.images import read_image, read_mask
 from defaug_utils.core.manifest import ManifestError, raise_problems, read_manifest
 from defaug_utils.core.runs import SCENARIOS, MixingError
 
@@ -127,3 +127,38 @@ def choose_positives(
         )
     known = {"zero-shot": 0, "few-shot": few_shot_count, "full-shot": len(positives)}[scenario]
     return shuffle_rows(positives, seed).iloc[:known]
+
+
+def check_pool(folder: Path | str, pool: pd.DataFrame, data_folder: Path | str, looked: int = 20) -> None:
+    """Check a finished pool: positives only, made from training negatives, unchanged outside their masks.
+
+    Args:
+        folder: of the pool's manifest.
+        pool: its rows.
+        data_folder: folder of the data set that it was made from.
+        looked: how many rows, from the first, have their pixels compared with their source's.
+
+    Raises:
+        ManifestError: lists every row that fails.
+    """
+    known = set(list_sources(read_dataset(data_folder))["image"])
+    problems = []
+    for place, row in enumerate(pool.to_dict("records")):
+        if row["label"] != "positive":
+            problems.append(f"{row['image']}: label {row['label']!r}, expected 'positive'")
+        if row["source_image"] and row["source_image"] not in known:
+            problems.append(f"{row['image']}: its source {row['source_image']} is no training negative")
+        elif row["source_image"] and row["mask"] and place < looked:
+            problems += _compare_outside(Path(folder), row, Path(data_folder))
+    raise_problems(f"pool {folder}", problems)
+
+
+def _compare_outside(folder: Path, row: dict, data_folder: Path) -> list[str]:
+    before_u8, after_u8 = read_image(data_folder / row["source_image"]), read_image(folder / row["image"])
+    mask = read_mask(folder / row["mask"])
+    if before_u8.shape != after_u8.shape or mask.shape != after_u8.shape[:2]:
+        return [f"{row['image']}: image, mask and source {row['source_image']} differ in size"]
+    if not mask.any() or mask.all():
+        return [f"{row['image']}: its mask is {'full' if mask.any() else 'empty'}"]
+    changed = int((before_u8[~mask] != after_u8[~mask]).any(axis=-1).sum())
+    return [f"{row['image']}: {changed} pixels changed outside its mask"] if changed else []

@@ -1,10 +1,11 @@
-"""Data sets to manifests: every file checked, then images and masks of one size."""
+"""Data sets to manifests: every file is checked; rows are drawn for validation, test and few-shot."""
 
 import hashlib
 import os
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from defaug_utils.data.layouts import DatasetError, list_files
 
 MAX_WORKERS = 8
 CHECKED = ("image", "mask")
+FEW_SHOT_COUNT = 10  # defective images a type (AdaBLDM's protocol)
+TYPE = ["category", "defect_type"]
 
 
 class DatasetWarning(UserWarning):
@@ -164,6 +167,90 @@ def _draw_evenly(group: pd.DataFrame, count: int, rng: np.random.Generator) -> p
     by_type = shuffled.sort_values("defect_type", kind="stable")
     picks = (np.arange(count) + rng.random()) * len(group) / max(count, 1)
     return by_type.index[picks.astype(int)]
+
+
+def draw_few_shot(
+    dataset: pd.DataFrame,
+    count: int = FEW_SHOT_COUNT,
+    seed: int = 0,
+    chosen: Iterable[str] = (),
+) -> pd.DataFrame:
+    """Move `count` defective test images of every category and type to the train split, or a given list.
+
+    AdaBLDM's protocol for data sets whose training part has no defect (MVTec AD, BTAD). All other test
+    images stay, and all good training images are used. A larger count of the same seed draws the same
+    images and more.
+
+    Args:
+        dataset: of `load_dataset`.
+        count: images a category and defect type; not used with a list.
+        seed: decides the draw; the order of the rows does not.
+        chosen: `image` of the rows to move, whatever their number; empty to draw them.
+
+    Returns:
+        A copy with the drawn rows' `split` changed.
+
+    Raises:
+        DatasetError: types with fewer images than asked for (all are listed with all that there are), a
+            category without any defective image, one whose test part would have no defective image left,
+            defective images in train already, or names in the list that are no defective test image.
+        ValueError: the count is below 1.
+    """
+    if count < 1:
+        raise ValueError(f"few-shot count {count} must be 1 or more")
+    is_positive, is_test = dataset["label"] == "positive", dataset["split"] == "test"
+    known = dataset.loc[is_positive & ~is_test, "image"]
+    if len(known):
+        raise DatasetError(
+            f"few-shot: {len(known)} defective images are outside of test already (the first is "
+            f"{known.iloc[0]}): the draw is for data sets whose training images are all good; for others, "
+            "few-shot is a scenario of the training sets"
+        )
+    candidates = dataset[is_positive & is_test]
+    images = list(chosen) or _draw_per_type(candidates, count, seed)
+    unknown = {*images} - {*candidates["image"]}
+    wrong = [f"{name}: is no defective test image of the data set" for name in unknown]
+    wrong += [f"{name}: is listed twice" for name, times in Counter(images).items() if times > 1]
+    raise_problems("few-shot list", sorted(wrong), DatasetError)
+    left = candidates[~candidates["image"].isin(images)]
+    raise_problems(
+        f"few-shot: with {len(images)} image(s) for training nothing is left to be judged on",
+        [
+            f"{category or 'defects'}: no defective image in test"
+            for category in sorted(set(dataset["category"]) - set(left["category"]))
+        ],
+        DatasetError,
+    )
+    return dataset.assign(split=dataset["split"].mask(dataset["image"].isin(images), "train"))
+
+
+def _draw_per_type(candidates: pd.DataFrame, count: int, seed: int) -> list[str]:
+    groups = {key: sorted(group["image"]) for key, group in candidates.groupby(TYPE)}
+    fewest = min(map(len, groups.values()), default=count)
+    if fewest < count:
+        listed = [
+            f"{'/'.join(filter(None, key)) or 'defects'}: {len(images)} image(s)"
+            + " (too few)" * (len(images) < count)
+            for key, images in groups.items()
+        ]
+        raise_problems(
+            f"few-shot: {count} defective images of every type are asked for; ask for at most {fewest}, "
+            "give a list of images, or leave the types with fewer out of the data set",
+            sorted(listed, key=lambda line: "too few" not in line),
+            DatasetError,
+        )
+    drawn = []
+    for key, images in groups.items():
+        generator = np.random.default_rng([seed, zlib.crc32("/".join(key).encode())])
+        drawn += generator.permutation(images)[:count].tolist()
+    return drawn
+
+
+def count_few_shot(dataset: pd.DataFrame) -> pd.DataFrame:
+    """Defective images of `draw_few_shot`: a row a category and defect_type, the columns train and test."""
+    positives = dataset[dataset["label"] == "positive"]
+    counts = positives.pivot_table(index=TYPE, columns="split", aggfunc="size", fill_value=0)
+    return counts.reindex(columns=["train", "test"], fill_value=0).rename_axis(columns=None).reset_index()
 
 
 def summarise_dataset(manifest: pd.DataFrame) -> pd.DataFrame:

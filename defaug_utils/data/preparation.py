@@ -9,16 +9,21 @@ from collections.abc import Callable, Iterable
 from contextlib import closing, suppress
 from pathlib import Path, PurePosixPath
 
+import numpy as np
 import pandas as pd
 
-from defaug_utils.core.files import explain_full_disk, write_json, write_png
-from defaug_utils.core.images import crop_box, fit_image, fit_mask, read_image, read_mask
+from defaug_utils.core.files import explain_full_disk, write_png
+from defaug_utils.core.guards import claim_folder
+from defaug_utils.core.images import FITS, crop_box, fit_image, fit_mask, read_image, read_mask
 from defaug_utils.core.manifest import COLUMNS, make_manifest, raise_problems, write_manifest
 from defaug_utils.data.datasets import map_in_threads
 from defaug_utils.data.layouts import DatasetError
 
 JOURNAL = "finished.jsonl"
 MAX_NAME = 100  # letters
+THREE_CROPS = "three_crops"  # how AdaBLDM's code prepares KSDD2, at 224 × 224 pixels
+CROPS = 3
+WAYS = (*FITS, THREE_CROPS)
 
 
 def prepare_dataset(
@@ -40,26 +45,33 @@ def prepare_dataset(
         root: the folder that the data set's paths are relative to.
         folder: where the results go.
         size: (width, height) in pixels.
-        fit: "resize" stretches the whole image; "centre_crop" cuts its centre out at the right aspect.
+        fit: "resize" stretches the whole image; "centre_crop" cuts its centre out at the right aspect;
+            "three_crops" makes three images of an upright one, squares of its full width (see `cut_crop`).
+            A defect may then be seen in two of them, and a crop without defect is a negative.
         on_image: called with 1 for every image that is ready (such as `tqdm.update`).
 
     Returns:
         The manifest, paths relative to `folder`, with the further columns `original_image` and
-        `defect_pixels` (at the new size). Negatives have no mask.
+        `defect_pixels` (at the new size), for crops also `crop`. Negatives have no mask.
 
     Raises:
-        DatasetError: the crop cuts the whole defect of an image away (all such images are listed), the
-            folder holds images of another size or fit, or files changed since they were loaded.
+        DatasetError: the crop cuts the whole defect of an image away, or images can't be cut into three
+            squares (all such images are listed), the folder holds images of another size or fit, or files
+            changed since they were loaded.
         OSError: the disk is full; what is finished is kept.
         ValueError: unknown fit, or the size makes no sense.
     """
     root, folder = Path(root), Path(folder)
-    crop_box((1, 1), size, fit)
+    if fit not in WAYS:
+        raise ValueError(f"fit {fit!r} is none of {', '.join(WAYS)}")
+    crop_box((1, 1), size, "resize")
+    if fit == THREE_CROPS:
+        _refuse_uncuttable(dataset, size)
     if fit == "centre_crop":
         _refuse_lost_defects(dataset, root, size)
-    claim_folder(folder, {"size": [int(side) for side in size], "fit": fit})
-    finished = _read_journal(folder)
-    jobs = _list_jobs(dataset, finished)
+    settings = {"size": [int(side) for side in size], "fit": fit}
+    claim_folder(folder, settings, "images", error=DatasetError)
+    jobs = _list_jobs(dataset, fit, _read_journal(folder))
     if not all(job["done"] for job in jobs):
         (folder / "manifest.csv").unlink(missing_ok=True)
     rows = []
@@ -70,18 +82,21 @@ def prepare_dataset(
             rows.append({column: job[column] for column in COLUMNS} | row)
             if on_image:
                 on_image(1)
-    _check_labels(rows)
+    _check_labels(dataset, rows)
     manifest = make_manifest(rows)
     write_manifest(manifest, folder / "manifest.csv")
     return manifest
 
 
-def _list_jobs(dataset: pd.DataFrame, finished: dict[tuple[str, str], dict]) -> list[dict]:
-    """The data set's rows with the `name` of their files, and with what is `done` already."""
+def _list_jobs(dataset: pd.DataFrame, fit: str, finished: dict[tuple[str, str], dict]) -> list[dict]:
+    """A row of the data set for each image to make: the `name` of its files, and what is `done` already."""
     jobs = []
     for row, name in zip(dataset.to_dict("records"), name_files(dataset["image"]), strict=True):
         content = row["image_checksum"] + row["mask_checksum"]
-        jobs.append({**row, "name": name, "content": content, "done": finished.get((name, content))})
+        for crop in range(CROPS) if fit == THREE_CROPS else [None]:
+            own_name = name if crop is None else f"{name}-{crop}"
+            done = finished.get((own_name, content))
+            jobs.append({**row, "name": own_name, "crop": crop, "content": content, "done": done})
     return jobs
 
 
@@ -109,19 +124,41 @@ def _prepare_image(job: dict, root: Path, folder: Path, size: tuple[int, int], f
     """Write an image and, where it is positive, its mask; the columns that this changes."""
     if job["done"]:
         return job["done"]
-    row = {
-        "image": f"images/{job['name']}.png",
-        "mask": "",
-        "original_image": job["image"],
-        "defect_pixels": 0,
-    }
-    image_u8 = fit_image(read_image(root / job["image"]), size, fit)
-    if job["label"] == "positive":
-        mask = fit_mask(read_mask(root / job["mask"]), size, fit)
-        row |= {"mask": f"masks/{job['name']}.png", "defect_pixels": int(mask.sum())}
-        write_png(folder / row["mask"], mask)
-    write_png(folder / row["image"], image_u8)
-    return row
+    crop, row = job["crop"], {"image": f"images/{job['name']}.png", "mask": ""}
+    row |= {"original_image": job["image"], "defect_pixels": 0}
+    image_u8 = read_image(root / job["image"])
+    mask = read_mask(root / job["mask"]) if job["label"] == "positive" else None
+    if crop is not None:
+        fit, image_u8 = "resize", cut_crop(image_u8, crop)
+        mask = mask if mask is None else cut_crop(mask, crop)
+    if mask is not None and mask.any():
+        fitted = fit_mask(mask, size, fit)
+        row |= {"mask": f"masks/{job['name']}.png", "defect_pixels": int(fitted.sum())}
+        write_png(folder / row["mask"], fitted)
+    elif crop is not None:
+        row |= {"label": "negative", "defect_type": ""}
+    write_png(folder / row["image"], fit_image(image_u8, size, fit))
+    return row if crop is None else row | {"crop": crop}
+
+
+def cut_crop(pixels: np.ndarray, crop: int) -> np.ndarray:
+    """A square of an upright image or mask: 0 at its top, 1 the next one below, 2 at its bottom."""
+    height, width = pixels.shape[:2]
+    top = (0, width, height - width)[crop]
+    return pixels[top : top + width]
+
+
+def _refuse_uncuttable(dataset: pd.DataFrame, size: tuple[int, int]) -> None:
+    """The second square would leave a lower image, and rows of a higher one would be in none."""
+    if size[0] != size[1]:
+        raise ValueError(f"size {size} must be that of a square for {THREE_CROPS}")
+    problems = [
+        f"{row.image}: an image of {row.width} × {row.height} pixels can't be cut into {CROPS} squares: "
+        f"expected a height of {2 * row.width} … {3 * row.width}"
+        for row in dataset.itertuples()
+        if not 2 * row.width <= row.height <= 3 * row.width
+    ]
+    raise_problems(THREE_CROPS, problems, DatasetError)
 
 
 def _refuse_lost_defects(dataset: pd.DataFrame, root: Path, size: tuple[int, int]) -> None:
@@ -139,29 +176,18 @@ def _refuse_lost_defects(dataset: pd.DataFrame, root: Path, size: tuple[int, int
     )
 
 
-def _check_labels(rows: list[dict]) -> None:
+def _check_labels(dataset: pd.DataFrame, rows: list[dict]) -> None:
     """The numbers of positives and negatives of every split are what they were."""
+    pixels = Counter()
+    for row in rows:
+        pixels[row["original_image"]] += row["defect_pixels"]
     problems = [
-        f"{row['original_image']}: was {row['label']} when it was loaded, now has {row['defect_pixels']} "
-        "defect pixels: load the data set again"
-        for row in rows
-        if (row["label"] == "positive") != (row["defect_pixels"] > 0)
+        f"{image}: was {label} when it was loaded, now has {pixels[image]} defect pixels: "
+        "load the data set again"
+        for image, label in zip(dataset["image"], dataset["label"], strict=True)
+        if (label == "positive") != (pixels[image] > 0)
     ]
     raise_problems("prepared images", problems, DatasetError)
-
-
-def claim_folder(folder: Path, settings: dict) -> None:
-    """Note how a folder's images are prepared, or refuse one that holds images prepared in another way."""
-    stored = folder / "settings.json"
-    if not stored.is_file():
-        write_json(stored, settings)
-        return
-    found = json.loads(stored.read_text(encoding="utf-8"))
-    if found != settings:
-        raise DatasetError(
-            f"{folder} holds images prepared with {found}, not with {settings}: delete the folder (and "
-            "the pools made from it) to prepare them again, or choose another run folder"
-        )
 
 
 def _read_journal(folder: Path) -> dict[tuple[str, str], dict]:

@@ -1,8 +1,6 @@
-"""A training set in memory: every image decoded once into one uint8 array."""
+"""A training set in memory: every image, and for detectors of pixels every mask, decoded once."""
 
 import hashlib
-import os
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,8 +10,9 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from defaug_utils.core.images import fit_image, read_image
-from defaug_utils.core.manifest import ManifestError, raise_problems
+from defaug_utils.core.images import fit_image, fit_mask, read_image, read_mask
+from defaug_utils.core.manifest import LABELS, SPLITS, ManifestError, raise_problems
+from defaug_utils.data.datasets import map_in_threads
 
 
 class Samples(NamedTuple):
@@ -34,6 +33,18 @@ class Samples(NamedTuple):
         return np.flatnonzero(self.table["split"] == split)
 
 
+class MaskedSamples(NamedTuple):
+    """Images and masks of a training set's manifest, row by row.
+
+    Attributes:
+        samples: the images with their labels and rows.
+        masks: shape (images, height, width), bool, true on the defect; all false for negatives.
+    """
+
+    samples: Samples
+    masks: Tensor
+
+
 def load_samples(
     manifest: pd.DataFrame,
     folder: Path | str,
@@ -48,9 +59,6 @@ def load_samples(
         input_size: (width, height) of the classifier's input; (0, 0) for that of the stored real
             images. Images of another size are resized.
         needs_validation: demand negatives in the split val, which choose a classifier's threshold.
-
-    Returns:
-        The images with their labels and rows.
 
     Raises:
         ManifestError: a split lacks a class that it needs; images can't be read (all are listed); or
@@ -70,8 +78,7 @@ def load_samples(
         images_u8[index] = image_u8 if is_fitting else fit_image(image_u8, (width, height))
         return ""
 
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        problems = [problem for problem in pool.map(load, range(len(manifest))) if problem]
+    problems = list(filter(None, map_in_threads(load, range(len(manifest)))))
     raise_problems(f"training set in {folder}", problems)
     labels = torch.tensor((manifest["label"] == "positive").to_numpy(np.float32))
     return Samples(torch.from_numpy(images_u8), labels, manifest.reset_index(drop=True))
@@ -80,8 +87,7 @@ def load_samples(
 def check_classes(manifest: pd.DataFrame, needs_validation: bool = True) -> None:
     """Refuse a training set with a split that lacks a class: train and test need both, val negatives."""
     counts = count_samples(manifest)
-    needed = {"train": ("negative", "positive"), "test": ("negative", "positive")}
-    needed |= {"val": ("negative",)} if needs_validation else {}
+    needed = {"train": LABELS, "test": LABELS} | ({"val": ("negative",)} if needs_validation else {})
     problems = [
         f"split {split} has no {label} image ({counts.loc[split].sum()} images in all)"
         for split, labels in needed.items()
@@ -94,7 +100,7 @@ def check_classes(manifest: pd.DataFrame, needs_validation: bool = True) -> None
 def count_samples(manifest: pd.DataFrame) -> pd.DataFrame:
     """Number of images by split (rows: train, val, test) and label (columns)."""
     counts = pd.crosstab(manifest["split"], manifest["label"])
-    return counts.reindex(index=["train", "val", "test"], columns=["negative", "positive"], fill_value=0)
+    return counts.reindex(index=list(SPLITS), columns=list(LABELS), fill_value=0)
 
 
 def _common_size(manifest: pd.DataFrame, folder: Path) -> tuple[int, int]:
@@ -117,6 +123,47 @@ def _common_size(manifest: pd.DataFrame, folder: Path) -> tuple[int, int]:
     )
 
 
+def load_masked_samples(
+    manifest: pd.DataFrame, folder: Path | str, input_size: tuple[int, int] = (0, 0)
+) -> MaskedSamples:
+    """Decode every image and mask of a manifest into memory, at one size.
+
+    A mask pixel is positive when any source pixel that it covers is.
+
+    Args:
+        manifest: rows of the splits train and test, such as `compose_training_set` returns; rows of val
+            are kept, though no threshold is chosen.
+        folder: what the manifest's paths are relative to.
+        input_size: (width, height) of the detector's input; (0, 0) for that of the stored real images.
+
+    Raises:
+        ManifestError: lists every positive without mask, or every mask that can't be read or is empty; or
+            see `load_samples`.
+    """
+    is_positive = manifest["label"] == "positive"
+    raise_problems(
+        "a detector of pixels learns from masks: leave these positives out, or take a pool with masks",
+        [
+            f"{row.image}: is positive ({row.origin}, {row.split}) and has no mask"
+            for row in manifest[is_positive & (manifest["mask"] == "")].itertuples()
+        ],
+    )
+    samples = load_samples(manifest, folder, input_size, needs_validation=False)
+    size = (samples.images_u8.shape[2], samples.images_u8.shape[1])
+    masks, problems = np.zeros(samples.images_u8.shape[:3], bool), []
+    for index, name in samples.table.loc[is_positive.to_numpy(), "mask"].items():
+        try:
+            mask = read_mask(Path(folder) / name)
+        except ValueError as error:
+            problems.append(str(error))
+            continue
+        if not mask.any():
+            problems.append(f"{Path(folder) / name}: the mask is empty, but its image is positive")
+        masks[index] = fit_mask(mask, size)
+    raise_problems(f"masks in {folder}", problems)
+    return MaskedSamples(samples, torch.from_numpy(masks))
+
+
 def hash_samples(samples: Samples, split: str) -> str:
     """First 16 hex digits of the SHA-256 over a split's pixels and labels, in order."""
     indices = torch.from_numpy(samples.indices(split))
@@ -124,4 +171,12 @@ def hash_samples(samples: Samples, split: str) -> str:
     digest.update(samples.labels[indices].numpy().tobytes())
     for index in indices:
         digest.update(samples.images_u8[index].numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def hash_masked_samples(masked: MaskedSamples, split: str) -> str:
+    """First 16 hex digits of the SHA-256 over a split's pixels, labels and masks, in order."""
+    digest = hashlib.sha256(hash_samples(masked.samples, split).encode())
+    for index in masked.samples.indices(split):
+        digest.update(np.packbits(masked.masks[index].numpy()).tobytes())
     return digest.hexdigest()[:16]

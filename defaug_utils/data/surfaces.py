@@ -5,7 +5,6 @@ bands, light, pores, dust, roller lines, lint, edge chips) comes from one random
 another, so that a part has the same distractors whether or not it has a defect.
 """
 
-import json
 import os
 from collections.abc import Callable
 from contextlib import closing
@@ -16,7 +15,8 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from defaug_utils.core.files import write_csv, write_json, write_png
+from defaug_utils.core.files import write_csv, write_png
+from defaug_utils.core.guards import claim_folder
 from defaug_utils.core.manifest import image_seed
 from defaug_utils.data.datasets import map_in_threads
 from defaug_utils.data.surface_layers import HARMLESS_LAYERS, LOOKS, Canvas, DefectLook
@@ -155,15 +155,19 @@ def write_surfaces(
     _check_request(None, size, None)
     settings = {"train_count": train_count, "test_count": test_count, "seed": seed}
     settings |= {"positive_share": positive_share, "size": [int(side) for side in size]}
-    _claim_folder(folder, settings | {"drawing_version": DRAWING_VERSION})
+    finished, begun = folder / "surfaces.json", folder / "surfaces.part.json"
+    foreign = [path for split in FIRST_NUMBER for path in (folder / split).glob("*")]
+    if foreign and not finished.is_file() and not begun.is_file():
+        raise ValueError(f"{folder} holds other files, such as {foreign[0]}: choose an empty folder")
+    note = finished if finished.is_file() else begun
+    claim_folder(folder, settings | {"drawing_version": DRAWING_VERSION}, "surfaces", note.name)
     rows = [row for split in counts for row in _plan_split(split, counts[split], positive_share, seed)]
     with closing(map_in_threads(lambda row: _write_surface(folder, row, size), rows)) as written:
         for _ in written:
             if on_image:
                 on_image(1)
     write_csv(pd.DataFrame(rows).drop(columns="seed"), folder / "surfaces.csv")
-    if not (folder / "surfaces.json").is_file():
-        os.replace(folder / "surfaces.part.json", folder / "surfaces.json")
+    os.replace(note, finished)
 
 
 def _check_counts(counts: dict[str, int], positive_share: float) -> None:
@@ -174,25 +178,6 @@ def _check_counts(counts: dict[str, int], positive_share: float) -> None:
             )
     if not 0 <= positive_share <= 1:
         raise ValueError(f"positive_share {positive_share} must be in 0 … 1")
-
-
-def _claim_folder(folder: Path, settings: dict) -> None:
-    """Refuse a folder that holds something else; note the settings before the first image is there."""
-    stored = [path for name in ("surfaces.json", "surfaces.part.json") if (path := folder / name).is_file()]
-    if not stored:
-        foreign = [path for split in FIRST_NUMBER for path in (folder / split).glob("*")]
-        if foreign:
-            raise ValueError(f"{folder} holds other files, such as {foreign[0]}: choose an empty folder")
-        write_json(folder / "surfaces.part.json", settings)
-        return
-    found = json.loads(stored[0].read_text(encoding="utf-8"))
-    if found != settings:
-        differing = sorted(key for key in {*found, *settings} if found.get(key) != settings.get(key))
-        listed = ", ".join(f"{key} {found.get(key)}, now {settings.get(key)}" for key in differing)
-        raise ValueError(
-            f"{folder} holds surfaces drawn with other settings ({listed}): delete the folder to draw "
-            "them again, or choose another one"
-        )
 
 
 def _plan_split(split: str, count: int, positive_share: float, seed: int) -> list[dict]:

@@ -1,1 +1,19 @@
 """Adapters to diffusion models; the only room that imports diffusers or peft."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "autoencoder": ["AdaptationSettings", "autoencode_images"],
+        "controlnet": ["TrimapModel", "load_trimap_model", "make_controlnet"],
+        "controlnet_training": ["ControlNetSettings", "train_controlnet"],
+        "dreambooth": ["keep_sample", "list_adapters", "read_samples", "train_dreambooth"],
+        "dreambooth_plan": ["DreamBoothSettings", "plan_steps"],
+        "inpainting": ["InpaintJob", "InpaintSettings", "inpaint_batch", "load_inpainter"],
+        "lora": ["LoraPlan", "count_planned"],
+        "lora_files": ["load_lora", "save_lora"],
+        "text2image": ["TextJob", "TextSettings", "generate_images", "load_text2image"],
+        "training_images": ["BucketSettings", "count_buckets", "read_training_images"],
+    },
+)

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from defaug_utils.core.files import write_json
-from defaug_utils.diffusion.diffusion_models import fingerprint, quiet_libraries
-from defaug_utils.diffusion.latents import Denoise
-from defaug_utils.diffusion.model_folders import CONVERT, PICKLES, ModelError
+from defaug_utils.diffusion.autoencoder import Denoise
+from defaug_utils.diffusion.loading import CONVERT, PICKLES, ModelError, fingerprint, quiet_libraries
 from defaug_utils.diffusion.text2image import TextToImage, embed_tokens, tokenise_prompts
 
 if TYPE_CHECKING:

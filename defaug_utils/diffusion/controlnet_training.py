@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from defaug_utils.core.manifest import image_seed
+from defaug_utils.diffusion.autoencoder import encode_images, to_floats
 from defaug_utils.diffusion.controlnet import (
     embed_prompts,
     make_controlnet,
@@ -19,7 +20,6 @@ from defaug_utils.diffusion.controlnet import (
     save_controlnet,
     to_conditioning,
 )
-from defaug_utils.diffusion.latents import encode_images, to_floats
 from defaug_utils.diffusion.text2image import TextToImage
 from defaug_utils.masks.trimaps import TRIPLES, Triple, TripleSet
 from defaug_utils.training.step_training import StepPlan, open_accelerator, train_steps

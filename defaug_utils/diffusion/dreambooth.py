@@ -4,33 +4,49 @@ Ruiz et al. 2023 (prior preservation), on the adapter of In&Out (Capogrosso et a
 """
 
 import json
+import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
 from transformers import get_scheduler
 
-from defaug_utils.core.files import write_csv
+from defaug_utils.core.files import write_csv, write_png
+from defaug_utils.core.images import read_image
 from defaug_utils.core.manifest import image_seed
-from defaug_utils.diffusion.buckets import count_buckets, tell_fit
-from defaug_utils.diffusion.dreambooth_images import TrainingImages, cache_latents, check_bucket_step
 from defaug_utils.diffusion.dreambooth_plan import (
+    DreamBoothError,
     DreamBoothSettings,
     Step,
     plan_steps,
     tell_identifier,
     weigh_noise_levels,
 )
-from defaug_utils.diffusion.dreambooth_state import CHECKPOINT, check_folder, describe_training
 from defaug_utils.diffusion.lora import LoraCounts, LoraPlan, attach_lora, lora_parameters, read_lora
 from defaug_utils.diffusion.lora_files import save_lora
-from defaug_utils.diffusion.text2image import TextToImage, embed_tokens, make_noise_schedule, tokenise_prompts
+from defaug_utils.diffusion.text2image import (
+    TextJob,
+    TextSettings,
+    TextToImage,
+    embed_tokens,
+    generate_images,
+    make_noise_schedule,
+    tokenise_prompts,
+)
+from defaug_utils.diffusion.training_images import (
+    TrainingImages,
+    cache_latents,
+    check_bucket_step,
+    count_buckets,
+    tell_fit,
+)
 from defaug_utils.training.checkpoints import read_checkpoint, restore_checkpoint, save_checkpoint
 
 if TYPE_CHECKING:
@@ -421,3 +437,111 @@ def _write_results(folder: Path, model: TextToImage, described: dict, history: l
     write_csv(_tabulate(history), folder / HISTORY)
     metadata = {"training": json.dumps(described, sort_keys=True)}
     save_lora(folder / LORA, model.pipeline.unet, model.pipeline.text_encoder, metadata)
+
+
+CHECKPOINT = "checkpoint.safetensors"
+
+
+def describe_training(
+    model: TextToImage, images: TrainingImages, settings: DreamBoothSettings, plan: LoraPlan
+) -> dict:
+    """Everything that the trained adapter depends on, as JSON values."""
+    return {
+        "base": model.describe()["fingerprint"],
+        "clip_skip": model.clip_skip,
+        "dreambooth": asdict(settings),
+        "lora": asdict(plan),
+        "trained_on": images.describe(),
+    }
+
+
+def check_folder(folder: Path, described: dict) -> None:
+    """Refuse to go on with, or to overwrite, a run that is another one.
+
+    Args:
+        folder: of the run.
+        described: see `describe_training`.
+
+    Raises:
+        DreamBoothError: names every value that differs, or the checkpoint can't be read.
+    """
+    path = folder / CHECKPOINT
+    if not path.is_file():
+        return
+    checkpoint = read_checkpoint(path)
+    if checkpoint is None:
+        raise DreamBoothError(f"{path} can't be read (damaged?): delete it to train again")
+    differing = _differing(checkpoint.settings, _as_json(described))
+    if differing:
+        raise DreamBoothError(
+            f"{folder} holds a fine-tuning with other {', '.join(differing)}: delete the folder to train "
+            "again, or choose another one"
+        )
+
+
+def _as_json(described: dict) -> dict:
+    return json.loads(json.dumps(described))
+
+
+def _differing(found: dict, asked: dict, prefix: str = "") -> list[str]:
+    names = []
+    for name in sorted({*found, *asked}):
+        one, other = found.get(name), asked.get(name)
+        if isinstance(one, dict) and isinstance(other, dict):
+            names += _differing(one, other, f"{prefix}{name}.")
+        elif one != other:
+            names.append(f"{prefix}{name} ({_short(one)}, asked for {_short(other)})")
+    return names
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:40]}…"
+
+
+_STEP = re.compile(r"step-(\d+)")
+
+
+def keep_sample(
+    folder: Path | str, step: int, model: TextToImage, jobs: Sequence[TextJob], settings: TextSettings
+) -> list[np.ndarray]:
+    """Store adapter and sample pictures of a step; for `on_sample` of `train_dreambooth`.
+
+    A step that was kept before a run was interrupted is still there when it goes on.
+
+    Args:
+        folder: of the fine-tuning; `steps/` in it is where they go.
+        step: number of finished steps.
+        model: with the adapter beside its weights, as in training (α = 1).
+        jobs: what to draw.
+        settings: how.
+
+    Returns:
+        The pictures, one a job.
+    """
+    target = _steps_folder(folder) / f"step-{step:06d}"
+    images = generate_images(model, jobs, settings)
+    for place, image_u8 in enumerate(images):
+        write_png(target / f"{place:03d}.png", image_u8)
+    save_lora(target / "lora.safetensors", model.pipeline.unet, model.pipeline.text_encoder)
+    return images
+
+
+def list_adapters(folder: Path | str) -> dict[int, Path]:
+    """Adapters that were kept, by the number of finished steps, in their order."""
+    return {
+        int(_STEP.fullmatch(path.parent.name)[1]): path
+        for path in sorted(_steps_folder(folder).glob("step-*/lora.safetensors"))
+    }
+
+
+def read_samples(folder: Path | str) -> dict[int, list[np.ndarray]]:
+    """Sample pictures that were kept, by the number of finished steps; each (height, width, 3), uint8."""
+    return {
+        step: [read_image(path) for path in sorted(adapter.parent.glob("*.png"))]
+        for step, adapter in list_adapters(folder).items()
+    }
+
+
+def _steps_folder(folder: Path | str) -> Path:
+    return Path(folder) / "steps"

@@ -8,14 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from defaug_utils.diffusion.buckets import BucketSettings
+from defaug_utils.diffusion.training_images import BucketSettings, DreamBoothError
 
 OPTIMISERS = ("adamw", "adamw8bit")
 PRECISIONS = ("no", "fp16", "bf16")
-
-
-class DreamBoothError(ValueError):
-    """A fine-tuning that can't be done as asked."""
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from defaug_utils.core.prompts import check_prompts
-from defaug_utils.diffusion.diffusion_models import (
+from defaug_utils.diffusion.loading import (
+    ModelError,
     describe_pipeline,
     is_xl_file,
     load_pipeline,
     prepare_pipeline,
 )
-from defaug_utils.diffusion.model_folders import ModelError
 from defaug_utils.training.memory import run_in_parts
 
 if TYPE_CHECKING:

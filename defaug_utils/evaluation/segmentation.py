@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from defaug_utils.core.files import write_csv, write_json, write_png
 from defaug_utils.core.images import fit_mask, read_mask
 from defaug_utils.core.manifest import raise_problems
-from defaug_utils.data.masked_samples import MaskedSamples, hash_masked_samples
+from defaug_utils.data.samples import MaskedSamples, hash_masked_samples
 from defaug_utils.evaluation.pixel_metrics import measure_pixels
 from defaug_utils.evaluation.segmenter import build_segmenter, segmentation_loss
 from defaug_utils.training.classifier import normalise_images

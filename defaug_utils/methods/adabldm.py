@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from defaug_utils.diffusion.latents import (
+from defaug_utils.diffusion.autoencoder import (
     Denoise,
     cover_latent_cells,
     decode_latents,

@@ -8,11 +8,10 @@ import torch
 
 from defaug_utils.core.images import hash_pixels
 from defaug_utils.core.prompts import check_prompts
+from defaug_utils.diffusion.autoencoder import AdaptationSettings, adapt_decoder, decode_latents, to_floats
 from defaug_utils.diffusion.compositing import Box, choose_box, cover_cells, cut_out
 from defaug_utils.diffusion.controlnet import TrimapModel, make_ddim, make_denoiser
-from defaug_utils.diffusion.decoder_adaptation import AdaptationSettings, adapt_decoder
-from defaug_utils.diffusion.inpaint_batches import InpaintedImage, InpaintJob, check_jobs, finish_image
-from defaug_utils.diffusion.latents import decode_latents, to_floats
+from defaug_utils.diffusion.inpainting import InpaintedImage, InpaintJob, check_jobs, finish_image
 from defaug_utils.diffusion.text2image import check_size
 from defaug_utils.masks.trimaps import FindForeground, make_trimap
 from defaug_utils.methods.adabldm import BlendSettings, BlendStep, blend_latents

@@ -9,9 +9,9 @@ import pandas as pd
 from defaug_utils.core.manifest import ManifestError, raise_problems
 from defaug_utils.core.prompts import check_prompts
 from defaug_utils.core.sources import read_dataset
+from defaug_utils.diffusion.autoencoder import AdaptationSettings
 from defaug_utils.diffusion.controlnet import TrimapModel
-from defaug_utils.diffusion.decoder_adaptation import AdaptationSettings
-from defaug_utils.diffusion.inpaint_batches import InpaintedImage, InpaintJob
+from defaug_utils.diffusion.inpainting import InpaintedImage, InpaintJob
 from defaug_utils.diffusion.text2image import check_size
 from defaug_utils.masks.defect_patches import move_inside
 from defaug_utils.masks.object_foreground import ObjectFinder

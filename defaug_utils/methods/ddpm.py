@@ -21,10 +21,10 @@ from defaug_utils.core.images import fit_image, read_image
 from defaug_utils.core.pools import GeneratedImage, list_versions
 from defaug_utils.core.prompts import Prompt, check_prompts, choose_prompt
 from defaug_utils.core.sources import list_sources, read_dataset, survey_sources
-from defaug_utils.diffusion.dreambooth_images import check_training_rows
 from defaug_utils.diffusion.lora import merge_lora
 from defaug_utils.diffusion.lora_files import load_lora
 from defaug_utils.diffusion.text2image import TextJob, TextSettings, TextToImage, check_size, generate_images
+from defaug_utils.diffusion.training_images import check_training_rows
 
 REGULARISATION_COUNT = 200  # In&Out, section 4
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "numpy", "pillow")

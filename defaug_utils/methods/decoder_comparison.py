@@ -9,13 +9,13 @@ import pandas as pd
 import torch
 from torch import nn
 
-from defaug_utils.diffusion.decoder_adaptation import (
+from defaug_utils.diffusion.autoencoder import (
     AdaptationSettings,
     BackgroundError,
     adapt_decoder,
     measure_background,
+    to_u8,
 )
-from defaug_utils.diffusion.latents import to_u8
 from defaug_utils.methods.adabldm_batches import Blend
 
 

@@ -5,9 +5,13 @@ from dataclasses import asdict, dataclass
 from typing import ClassVar
 
 from defaug_utils.core.prompts import check_prompts
-from defaug_utils.diffusion.inpaint import Inpainter
-from defaug_utils.diffusion.inpaint_batches import InpaintedImage, InpaintJob, inpaint_batch
-from defaug_utils.diffusion.inpaint_settings import InpaintSettings
+from defaug_utils.diffusion.inpainting import (
+    InpaintedImage,
+    Inpainter,
+    InpaintJob,
+    InpaintSettings,
+    inpaint_batch,
+)
 from defaug_utils.methods.painting import Painting
 
 MODEL = "diffusers/stable-diffusion-xl-1.0-inpainting-0.1"  # DIAG, section 4

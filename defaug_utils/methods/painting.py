@@ -15,7 +15,7 @@ from defaug_utils.core.manifest import image_seed
 from defaug_utils.core.pools import GeneratedImage, list_versions
 from defaug_utils.core.prompts import Prompt, choose_prompt
 from defaug_utils.core.sources import list_sources, read_dataset, survey_sources
-from defaug_utils.diffusion.inpaint_batches import InpaintedImage, InpaintJob
+from defaug_utils.diffusion.inpainting import InpaintedImage, InpaintJob
 from defaug_utils.masks.masks import MaskDraw, MaskSource
 from defaug_utils.methods.changes import Check, CheckLimits, check_image
 

@@ -8,8 +8,7 @@ import pandas as pd
 from defaug_utils.core.manifest import raise_problems
 from defaug_utils.core.prompts import Prompt, make_prompts
 from defaug_utils.core.runs import SCENARIOS
-from defaug_utils.diffusion.dreambooth_images import choose_training_rows
-from defaug_utils.diffusion.dreambooth_plan import DreamBoothError
+from defaug_utils.diffusion.training_images import DreamBoothError, choose_training_rows
 
 
 @dataclass(frozen=True)

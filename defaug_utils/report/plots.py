@@ -7,13 +7,17 @@ cell, and nothing stays open.
 import re
 from collections.abc import Mapping, Sequence
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from sklearn.metrics import average_precision_score, precision_recall_curve
+
+from defaug_utils.core.images import read_image, read_mask
 
 OUTLINE_COLOUR = "#FF8C00"  # stands out from grey in every kind of colour vision
 GAP = 0.06  # between the pictures of a montage, inches
@@ -74,6 +78,28 @@ def show_images(
             draw_image(axes, images[index], None if masks is None else masks[index])
             axes.set_title(texts[index], fontsize=font, pad=TITLE_PAD, linespacing=1.1)
     return figure
+
+
+def show_pool(
+    folder: Path | str,
+    rows: pd.DataFrame,
+    titles: str | Sequence[str] | None = None,
+    columns: int = 8,
+    outlined: bool = True,
+) -> Figure:
+    """Lay out images of a manifest, each with the outline of its mask where it has one.
+
+    Args:
+        folder: of the manifest.
+        rows: those to show.
+        titles: a column of the rows, or one text an image.
+        columns: images in a row.
+        outlined: False shows the images without their masks.
+    """
+    texts = list(rows[titles]) if isinstance(titles, str) else titles
+    masks = [read_mask(Path(folder) / mask) if mask else None for mask in rows["mask"]]
+    images = [read_image(Path(folder) / image) for image in rows["image"]]
+    return show_images(images, texts, masks if outlined else None, columns)
 
 
 def _check_montage(

@@ -1,1 +1,13 @@
 """What people draw, paint and decide with in a notebook."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "review_form": ["make_review_form"],
+        "review_grid": ["ReviewGrid"],
+        "studio": ["Studio"],
+        "studio_panel": ["StudioPanel"],
+    },
+)

@@ -15,9 +15,13 @@ from defaug_utils.core.manifest import ManifestError, make_manifest, read_manife
 from defaug_utils.core.pools import list_versions, recipe_key
 from defaug_utils.core.prompts import check_prompts
 from defaug_utils.core.sources import list_sources, read_dataset
-from defaug_utils.diffusion.inpaint import Inpainter
-from defaug_utils.diffusion.inpaint_batches import InpaintJob, check_jobs, inpaint_batch
-from defaug_utils.diffusion.inpaint_settings import InpaintSettings
+from defaug_utils.diffusion.inpainting import (
+    Inpainter,
+    InpaintJob,
+    InpaintSettings,
+    check_jobs,
+    inpaint_batch,
+)
 from defaug_utils.masks.drawn_masks import mask_file_name
 from defaug_utils.methods.changes import CheckLimits, check_image
 from defaug_utils.methods.painting import LIBRARIES

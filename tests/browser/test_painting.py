@@ -15,8 +15,8 @@ from defaug_utils.data.surfaces import draw_surface
 
 NAMES = [f"train/{10000 + number}.png" for number in range(3)]
 CELL = f"""
-from defaug_utils.diffusion.inpaint import load_inpainter
-from defaug_utils.diffusion.inpaint_settings import InpaintSettings
+from defaug_utils.diffusion.inpainting import load_inpainter
+from defaug_utils.diffusion.inpainting import InpaintSettings
 from defaug_utils.core.prompts import Prompt
 from defaug_utils.widgets.studio import Studio
 from defaug_utils.widgets.studio_panel import StudioPanel

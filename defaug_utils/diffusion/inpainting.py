@@ -1,0 +1,392 @@
+"""What can be chosen about inpainting; no diffusion library is needed to say it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import RLock
+from types import MappingProxyType
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+
+from defaug_utils.core.prompts import check_prompts
+from defaug_utils.diffusion.compositing import Box, choose_box, composite, cover_cells, cut_out, paste_back
+from defaug_utils.diffusion.loading import (
+    ModelError,
+    describe_pipeline,
+    is_xl_file,
+    load_pipeline,
+    prepare_pipeline,
+)
+from defaug_utils.training.memory import run_in_parts
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+
+@dataclass(frozen=True)
+class InpaintSettings:
+    """How a defect is painted; the defaults are DIAG's (section 4 and its code).
+
+    Attributes:
+        size: working size (width, height); images are stretched to it.
+        steps: of the whole noise schedule; `effective_steps` of them are run.
+        guidance: weight of the prompt against the negative one; 1 is none.
+        strength: how much of the original is drowned in noise, in (0, 1]; SDXL fails at 1.
+        padding_mask_crop: pixels of the working size kept around the mask; 0 cuts right at the mask, None
+            works on the whole image.
+        feather: pixels inside the mask over which the original fades out.
+        cover_cells: tell the model every latent cell that the mask touches, else thin cracks slip through;
+            the finished image changes under the mask itself only.
+    """
+
+    size: tuple[int, int] = (1024, 1024)
+    steps: int = 30
+    guidance: float = 20.0
+    strength: float = 0.99
+    padding_mask_crop: int | None = 2
+    feather: int = 0
+    cover_cells: bool = True
+
+    @property
+    def effective_steps(self) -> int:
+        """Steps that are really run: the whole part of steps × strength."""
+        return min(int(self.steps * self.strength), self.steps)
+
+    def __post_init__(self) -> None:
+        """Refuse values that make no sense, all in one message."""
+        crop = self.padding_mask_crop
+        demands = {
+            f"size {self.size} must be (width, height) of at least 8 × 8": min(self.size) >= 8,
+            f"steps {self.steps} must be 1 or more": self.steps >= 1,
+            f"guidance {self.guidance} must be in 1 … 100": 1 <= self.guidance <= 100,
+            f"strength {self.strength} must be in 0 … 1, 0 excluded": 0 < self.strength <= 1,
+            f"padding_mask_crop {crop} must be None or 0 or more": crop is None or crop >= 0,
+            f"feather {self.feather} must be 0 or more": self.feather >= 0,
+            f"{self.steps} steps × strength {self.strength} leave no step to run: raise one of them": (
+                self.steps < 1 or not 0 < self.strength <= 1 or self.effective_steps >= 1
+            ),
+        }
+        broken = [message for message, is_met in demands.items() if not is_met]
+        if broken:
+            raise ValueError("inpainting settings: " + "; ".join(broken))
+
+    def check_size(self, cell: int) -> None:
+        """Refuse a size that the autoencoder can't take, naming the nearest one that it can.
+
+        Raises:
+            ValueError: a side is not divisible by the pixels of a latent cell.
+        """
+        if any(side % cell for side in self.size):
+            width, height = (max(cell, round(side / cell) * cell) for side in self.size)
+            raise ValueError(
+                f"size {self.size[0]} × {self.size[1]} is not divisible by the model's factor {cell}: use "
+                f"{width} × {height}; images are stretched to it and back"
+            )
+
+
+@dataclass
+class Inpainter:
+    """A loaded model with what is known about it.
+
+    Attributes:
+        pipeline: diffusers' pipeline.
+        model: name, folder or file it was loaded from.
+        device: where it runs.
+        notices: what a user must be told.
+        batch_limit: largest batch that fitted in memory; None while none failed.
+        embeddings: text embeddings by (prompt, negative prompt), computed once.
+        speed: what `speed_up` has switched on; it may change the last bits of a picture.
+        lock: held while the pipeline runs, since its scheduler counts the steps of one picture at a time.
+    """
+
+    pipeline: "DiffusionPipeline"
+    model: str
+    device: str
+    notices: list[str] = field(default_factory=list)
+    batch_limit: int | None = None
+    embeddings: dict[tuple[str, str], dict[str, torch.Tensor]] = field(default_factory=dict)
+    speed: list[str] = field(default_factory=list)
+    lock: RLock = field(default_factory=RLock, repr=False, compare=False)
+
+    @property
+    def cell(self) -> int:
+        """Pixels along either side of a latent cell."""
+        return self.pipeline.vae_scale_factor
+
+    def describe(self) -> dict:
+        """The model in the recipe of a pool: classes, scheduler, fingerprint of its weights, type."""
+        return describe_pipeline(self.pipeline, self.device) | {"speed": sorted(self.speed)}
+
+
+def load_inpainter(
+    model: Path | str,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    channels_last: bool = False,
+    compile_unet: bool = False,
+    slice_vae: bool = False,
+) -> Inpainter:
+    """Load a model that can inpaint, from safetensors only.
+
+    Args:
+        model: a folder of diffusers' layout, a single .safetensors checkpoint, or a hub id.
+        device: such as "cpu" or "cuda".
+        dtype: of the weights; half precision is for GPUs, where bfloat16 is the one that does not overflow.
+        channels_last: see `speed_up`.
+        compile_unet: see `speed_up`.
+        slice_vae: see `speed_up`.
+
+    Returns:
+        The model. A text-to-image model works, too, by blending latents; its `notices` say so.
+
+    Raises:
+        ModelError: parts are missing, weights are pickled, or it is none of the three.
+    """
+    pipeline = load_pipeline(model, _load_folder, _load_single_file, "inpainting", dtype)
+    inpainter = wrap_pipeline(pipeline.to(device), str(model), device)
+    speed_up(inpainter, channels_last, compile_unet, slice_vae)
+    return inpainter
+
+
+def _load_folder(model: str, dtype: torch.dtype) -> "DiffusionPipeline":
+    """A folder or a hub id."""
+    from diffusers import AutoPipelineForInpainting
+
+    return AutoPipelineForInpainting.from_pretrained(model, dtype=dtype, use_safetensors=True)
+
+
+def _load_single_file(path: str, dtype: torch.dtype) -> "DiffusionPipeline":
+    """A checkpoint in one file, SDXL's where it has that model's second text encoder."""
+    from diffusers import StableDiffusionInpaintPipeline, StableDiffusionXLInpaintPipeline
+
+    chosen = StableDiffusionXLInpaintPipeline if is_xl_file(path) else StableDiffusionInpaintPipeline
+    return chosen.from_single_file(path, dtype=dtype)
+
+
+def wrap_pipeline(pipeline: "DiffusionPipeline", model: str, device: str = "cpu") -> Inpainter:
+    """Set a pipeline up for batches: no bars, no filter that would blank pictures of parts.
+
+    Args:
+        pipeline: any of diffusers' inpainting pipelines with a U-Net.
+        model: its name.
+        device: where it is.
+
+    Raises:
+        ModelError: its U-Net takes neither 9 channels (inpainting) nor 4 (latent blending).
+    """
+    inpainter = Inpainter(pipeline, model, device)
+    channels = pipeline.unet.config.in_channels
+    if channels == 4:
+        inpainter.notices.append(
+            f"{model} is a text-to-image model: it inpaints by blending latents at every step and sees the "
+            "surroundings of a mask less well than an inpainting model"
+        )
+    elif channels != 9:
+        raise ModelError(f"{model}: its U-Net takes {channels} channels, expected 9 (inpainting) or 4")
+    inpainter.notices += prepare_pipeline(pipeline)
+    return inpainter
+
+
+def speed_up(
+    inpainter: Inpainter, channels_last: bool = False, compile_unet: bool = False, slice_vae: bool = False
+) -> None:
+    """Switch on what makes large batches faster or smaller, and record it for the recipe.
+
+    Args:
+        inpainter: the model, changed in place; its weights keep their names and values.
+        channels_last: memory layout of the convolutions that GPUs prefer.
+        compile_unet: translate the U-Net for this machine at its first use (minutes; again for every other
+            batch size), which pays for hundreds of images.
+        slice_vae: take the autoencoder's images one by one, so that a larger batch fits.
+    """
+    pipeline = inpainter.pipeline
+    if channels_last:
+        for part in (pipeline.unet, pipeline.vae):
+            part.to(memory_format=torch.channels_last)
+    if slice_vae:
+        pipeline.vae.enable_slicing()
+    if compile_unet:
+        pipeline.unet.compile()
+    chosen = {"channels_last": channels_last, "compile_unet": compile_unet, "slice_vae": slice_vae}
+    inpainter.speed += [name for name, is_on in chosen.items() if is_on and name not in inpainter.speed]
+
+
+class InpaintJob(NamedTuple):
+    """One image to make: a negative (height, width, 3) uint8, a mask (bool), texts and the noise's seed."""
+
+    image_u8: np.ndarray
+    mask: np.ndarray
+    prompt: str
+    negative_prompt: str
+    seed: int
+
+
+class InpaintedImage(NamedTuple):
+    """What became of a job.
+
+    Attributes:
+        image_u8: finished, shape (height, width, 3), uint8; the original's own pixels outside the mask.
+        painted_u8: what the model made, before the original was put back.
+        is_finite: false where the model gave values that are no numbers.
+        latent_cells: cells of the latent grid that the mask touched; below some ten, expect little.
+        further: columns that the method adds to the image's row.
+    """
+
+    image_u8: np.ndarray
+    painted_u8: np.ndarray
+    is_finite: bool
+    latent_cells: int
+    further: Mapping[str, object] = MappingProxyType({})
+
+
+def inpaint_batch(
+    inpainter: Inpainter,
+    jobs: Sequence[InpaintJob],
+    settings: InpaintSettings,
+    on_images: Callable[[int], None] | None = None,
+    on_step: Callable[[], None] | None = None,
+) -> list[InpaintedImage]:
+    """Paint all jobs at once; when memory does not suffice, in halves.
+
+    Each image has a CPU generator of its own seed. On one machine an image is the same whatever its place
+    among as many others; among fewer or more, the last bits of floating point may differ.
+
+    Args:
+        inpainter: the model.
+        jobs: what to paint; images of any size.
+        settings: steps, guidance, strength, sizes.
+        on_images: called with the number of images just painted.
+        on_step: called after every denoising step; what it raises ends the painting there and is passed on.
+
+    Returns:
+        One result a job, in order.
+
+    Raises:
+        ValueError: a mask is empty, full, not bool or of another size; a text is empty or too long; the
+            working size does not suit the model.
+        MemoryError: not even one image fits.
+    """
+    settings.check_size(inpainter.cell)
+    check_jobs(jobs)
+    check_prompts(inpainter, [job.prompt for job in jobs])
+    check_prompts(inpainter, [job.negative_prompt for job in jobs if job.negative_prompt])
+    return run_in_parts(
+        jobs, lambda part: _paint(inpainter, part, settings, on_step), inpainter, settings.size, on_images
+    )
+
+
+def check_jobs(jobs: Sequence[InpaintJob]) -> None:
+    """Refuse masks that make no sense, all in one message.
+
+    Raises:
+        ValueError: lists every job whose mask is not bool, of another size than its image, empty or full.
+    """
+    problems = []
+    for number, job in enumerate(jobs):
+        shape = job.image_u8.shape
+        if job.mask.dtype != bool:
+            problems.append(f"job {number}: mask of {job.mask.dtype}, expected bool (read_mask gives that)")
+        elif job.mask.shape != shape[:2]:
+            problems.append(f"job {number}: mask {job.mask.shape} on an image {shape[:2]}; use fit_mask")
+        elif not job.mask.any():
+            problems.append(f"job {number}: the mask is empty, there is nothing to paint")
+        elif job.mask.all():
+            problems.append(f"job {number}: the mask covers everything, nothing of the part would be left")
+    if problems:
+        raise ValueError("inpainting: " + "; ".join(problems))
+
+
+def _paint(
+    inpainter: Inpainter,
+    jobs: Sequence[InpaintJob],
+    settings: InpaintSettings,
+    on_step: Callable[[], None] | None = None,
+) -> list[InpaintedImage]:
+    """One call of the pipeline, and its pictures put back under their masks."""
+    boxes = [choose_box(job.mask, settings.size, settings.padding_mask_crop) for job in jobs]
+    cuts = [cut_out(job.image_u8, job.mask, box, settings.size) for job, box in zip(jobs, boxes, strict=True)]
+    covers = [cover_cells(mask, inpainter.cell) for _, mask in cuts]
+    masks = covers if settings.cover_cells else [mask for _, mask in cuts]
+    images = torch.stack([torch.from_numpy(image.copy()).permute(2, 0, 1) for image, _ in cuts]).float() / 255
+    with inpainter.lock, torch.inference_mode():
+        painted = inpainter.pipeline(
+            image=images,
+            mask_image=torch.from_numpy(np.stack(masks)[:, None]).float(),
+            width=settings.size[0],
+            height=settings.size[1],
+            num_inference_steps=settings.steps,
+            guidance_scale=settings.guidance,
+            strength=settings.strength,
+            generator=[torch.Generator("cpu").manual_seed(job.seed) for job in jobs],
+            output_type="pt",
+            callback_on_step_end=_as_callback(on_step),
+            **embed_texts(inpainter, jobs, settings),
+        ).images.float()
+    painted = painted.permute(0, 2, 3, 1).cpu().numpy()
+    return [
+        finish_image(job, box, pixels, int(cover.sum()) // inpainter.cell**2, settings.feather)
+        for job, box, pixels, cover in zip(jobs, boxes, painted, covers, strict=True)
+    ]
+
+
+def _as_callback(on_step: Callable[[], None] | None) -> Callable[..., dict] | None:
+    """A callback as diffusers' pipelines ask for it, which changes nothing in them."""
+    if on_step is None:
+        return None
+
+    def call(pipeline: object, step: int, timestep: object, tensors: dict) -> dict:
+        on_step()
+        return tensors
+
+    return call
+
+
+def finish_image(
+    job: InpaintJob, box: Box, pixels: np.ndarray, cells: int, feather: int = 0, further: dict | None = None
+) -> InpaintedImage:
+    """Put what was painted back into its image, under the mask only.
+
+    Args:
+        job: what was asked for.
+        box: the part that was worked on.
+        pixels: shape (height, width, 3) at the working size, in [0, 1].
+        cells: of the latent grid that the mask touched.
+        feather: see `composite`.
+        further: columns that the method adds to the image's row.
+    """
+    is_finite = bool(np.isfinite(pixels).all())
+    pixels_u8 = np.rint(255 * np.clip(np.nan_to_num(pixels), 0, 1)).astype(np.uint8)
+    painted_u8 = paste_back(job.image_u8, pixels_u8, box)
+    finished_u8 = composite(job.image_u8, painted_u8, job.mask, feather)
+    return InpaintedImage(finished_u8, painted_u8, is_finite, cells, further or {})
+
+
+def embed_texts(
+    inpainter: Inpainter, jobs: Sequence[InpaintJob], settings: InpaintSettings
+) -> dict[str, torch.Tensor]:
+    """The pipeline's text arguments for some jobs, each pair of texts encoded once."""
+    for pair in {(job.prompt, job.negative_prompt) for job in jobs} - set(inpainter.embeddings):
+        inpainter.embeddings[pair] = _embed_pair(inpainter, *pair)
+    per_job = [inpainter.embeddings[job.prompt, job.negative_prompt] for job in jobs]
+    names = [name for name in per_job[0] if settings.guidance > 1 or not name.startswith("negative")]
+    return {name: torch.cat([embedded[name] for embedded in per_job]) for name in names}
+
+
+def _embed_pair(inpainter: Inpainter, prompt: str, negative_prompt: str) -> dict[str, torch.Tensor]:
+    names = [
+        "prompt_embeds",
+        "negative_prompt_embeds",
+        "pooled_prompt_embeds",
+        "negative_pooled_prompt_embeds",
+    ]
+    with torch.inference_mode():
+        tensors = inpainter.pipeline.encode_prompt(
+            prompt=prompt,
+            device=inpainter.device,
+            num_images_per_prompt=1,
+            do_classifier_free_guidance=True,
+            negative_prompt=negative_prompt,
+        )
+    return dict(zip(names[: len(tensors)], tensors, strict=True))
