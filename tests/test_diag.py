@@ -20,7 +20,7 @@ from defaug_utils.diffusion.inpainting import (
     InpaintSettings,
     load_inpainter,
 )
-from defaug_utils.masks.masks import open_mask_source
+from defaug_utils.masks.sources import open_masks
 from defaug_utils.methods import diag
 from defaug_utils.methods.changes import CheckLimits
 from defaug_utils.methods.diag import DIAG
@@ -28,7 +28,7 @@ from defaug_utils.methods.painting import attempt_seed, paint_until_passed
 
 COUNT, SIZE = 7, (16, 48)
 ANYTHING = CheckLimits(contrast=0, completeness=0)
-MASKS = open_mask_source("procedural")
+MASKS = open_masks("procedural")
 WISH = {
     "prompts": make_prompts(["white marks", "crack"], "dark"),
     "masks": MASKS,
@@ -102,7 +102,7 @@ def test_with_another_model_or_other_masks_nothing_is_made_again(
     whole: Path, data: Path, inpainter: Inpainter, tmp_path: Path
 ):
     other = load_inpainter(save_model(tmp_path, unet_channels=4))
-    masks = open_mask_source("train_positives", data_folder=data)
+    masks = open_masks("train_positives", data_folder=data)
     for changed, named in (({"inpainter": other}, r"model\.fingerprint"), ({"masks": masks}, "mask_source")):
         method = DIAG(**{"data": data, "inpainter": inpainter, **WISH, **changed})
         with pytest.raises(ValueError, match=f"{named} .* differ from the pool's recipe"):

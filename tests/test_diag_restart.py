@@ -15,7 +15,7 @@ from defaug_utils.core.manifest import make_manifest, write_manifest
 from defaug_utils.core.pools import PoolPlan, PoolUnfinished, make_pool
 from defaug_utils.core.prompts import make_prompts
 from defaug_utils.diffusion.inpainting import InpaintSettings, load_inpainter
-from defaug_utils.masks.masks import open_mask_source
+from defaug_utils.masks.sources import open_masks
 from defaug_utils.methods.changes import CheckLimits
 from defaug_utils.methods.diag import DIAG
 
@@ -28,7 +28,7 @@ def make_part(folder: Path, data: Path, model: Path, **shards: int) -> None:
         data=data,
         inpainter=load_inpainter(model),
         prompts=make_prompts(["white marks", "crack"], "dark"),
-        masks=open_mask_source("procedural"),
+        masks=open_masks("procedural"),
         settings=InpaintSettings((32, 96), steps=8),
         limits=CheckLimits(contrast=0, completeness=0),
         group=GROUP,

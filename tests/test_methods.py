@@ -27,8 +27,8 @@ from defaug_utils.diffusion.autoencoder import AdaptationSettings
 from defaug_utils.diffusion.controlnet import TrimapModel, make_controlnet
 from defaug_utils.diffusion.inpainting import InpaintSettings, load_inpainter
 from defaug_utils.diffusion.text2image import TextSettings, load_text2image
-from defaug_utils.masks.defect_patches import read_defects
-from defaug_utils.masks.masks import open_mask_source
+from defaug_utils.masks.patches import read_defects
+from defaug_utils.masks.sources import open_masks
 from defaug_utils.masks.trimaps import TripleSet, TripleSettings, read_good_images
 from defaug_utils.methods.adabldm import BlendSettings, scale_stages
 from defaug_utils.methods.adabldm_pool import AdaBLDM
@@ -41,7 +41,7 @@ from defaug_utils.methods.textures import TextureCollection
 
 SIZE, PLAN = (16, 48), PoolPlan(5, seed=3)
 ANYTHING = CheckLimits(contrast=0, completeness=0)
-PAINTED = {"masks": open_mask_source("procedural"), "limits": ANYTHING, "group": 2}
+PAINTED = {"masks": open_masks("procedural"), "limits": ANYTHING, "group": 2}
 PROMPTS = make_prompts(["white marks", "crack"], "dark")
 
 

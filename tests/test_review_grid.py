@@ -63,6 +63,20 @@ def test_only_the_page_shown_is_read(pool: Path, monkeypatch: pytest.MonkeyPatch
     assert (grid.page, shown(grid)) == (2, NAMES[10:])
 
 
+def test_a_decision_describes_the_page_alone(pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    grid, described = ReviewGrid([pool, make_pool(tmp_path / "more")], page_size=4), []
+    describe = ReviewGrid._describe
+    monkeypatch.setattr(review_grid, "describe_images", None)  # no pool is described again
+    monkeypatch.setattr(
+        ReviewGrid, "_describe", lambda self, key: described.append(key) or describe(self, key)
+    )
+    grid.decide(f"0:{NAMES[1]}", True)
+    assert described == [f"0:{name}" for name in NAMES[:4]]
+    assert grid.counts == {"open": 2 * COUNT - 1, "accepted": 1, "rejected": 0}
+    grid.page = 5
+    assert described[4:] == [f"1:{name}" for name in NAMES[8:]]
+
+
 def test_filters_by_decision_check_and_prompt(pool: Path):
     review = PoolReview(pool)
     review.decide(NAMES[3], True)
@@ -181,3 +195,13 @@ def test_a_reviewer_of_their_own_starts_from_nothing(pool: Path):
     assert "review-ann.csv" in own.title
     own.decide(f"0:{NAMES[0]}", False)
     assert stored(pool).loc[NAMES[0], "accepted"]
+
+
+def test_refresh_and_close_leave_the_decisions_in_the_manifest_itself(pool: Path):
+    grid = ReviewGrid(pool)
+    for leave in (grid.refresh, grid.close):
+        grid.decide(f"0:{NAMES[0]}", grid.cards[0]["decision"] == "open")
+        assert (pool / "review.csv").is_file()
+        leave()
+        assert not (pool / "review.csv").exists()
+    assert stored(pool).loc[NAMES[0], "accepted"] == False  # noqa: E712

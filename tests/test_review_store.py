@@ -9,13 +9,14 @@ import pandas as pd
 import pytest
 from drawing import Drawing
 
-from defaug_utils.core import pools
+from defaug_utils.core import decisions, pools
 from defaug_utils.core.files import lock_file, write_png
-from defaug_utils.core.manifest import ManifestError, read_manifest, write_manifest
+from defaug_utils.core.manifest import ManifestError, fold_decisions, read_manifest, write_manifest
 from defaug_utils.core.pools import GeneratedImage, PoolPlan
 from defaug_utils.protocol import review_store
 from defaug_utils.protocol.mixing import usable_rows
 from defaug_utils.protocol.review_store import ImageReview, PoolReview, ReviewStoreError, list_reviewers
+from defaug_utils.protocol.reviews import ImageDecision, Review, record_review
 
 COUNT = 12
 NAMES = [f"images/{index:06d}.png" for index in range(COUNT)]
@@ -150,8 +151,9 @@ def test_a_reviewers_own_file_leaves_the_manifest_alone_and_hides_other_decision
     ann.undo()
     assert (pool / "manifest.csv").read_bytes() == before
     table = pd.read_csv(pool / "review-ann.csv", dtype=str, keep_default_na=False)
-    assert list(table["image"]) == NAMES[:2]
-    assert list(table["accepted"]) == ["true", "false"]
+    assert list(table["image"]) == [NAMES[0], NAMES[1], NAMES[1], NAMES[1]]
+    assert list(table["accepted"]) == ["true", "false", "false", "false"]
+    assert list(table["note"]) == ["", "", 'a, "quoted" note', ""]
     assert set(table["reviewer"]) == {"ann"}
     assert pd.to_datetime(table["time"]).notna().all()
     assert list_reviewers(pool) == ["ann"]
@@ -193,7 +195,7 @@ def test_a_read_only_folder_is_told_and_nothing_is_lost(pool: Path, monkeypatch:
         raise OSError(errno.EROFS, "Read-only file system")
 
     with monkeypatch.context() as patched:
-        patched.setattr(review_store, "write_manifest", refuse)
+        patched.setattr(decisions, "append_line", refuse)
         with pytest.raises(PermissionError, match=r"diag can't be written to .* earlier decisions are kept"):
             review.decide(NAMES[1], True)
         with pytest.raises(PermissionError):
@@ -222,16 +224,94 @@ def test_every_broken_row_of_a_reviewers_file_is_told(pool: Path):
     PoolReview(pool, "ann").decide(NAMES[0], True)
     path = pool / "review-ann.csv"
     row = path.read_text().splitlines()[1]
-    path.write_text(
-        path.read_text() + row + "\n" + row.replace("true", "maybe").replace("000000", "000001") + "\n"
-    )
-    with pytest.raises(ReviewStoreError) as told:
+    broken = [row.replace("true", word).replace("000000", "000001") for word in ("maybe", "perhaps")]
+    path.write_text("\n".join([path.read_text().strip(), *broken]) + "\n")
+    with pytest.raises(ReviewStoreError, match=r"'maybe' is neither .*'perhaps' is neither"):
         PoolReview(pool, "ann")
-    assert "stands there twice" in str(told.value)
-    assert "'maybe' is neither" in str(told.value)
     path.write_text("image,accepted\na.png,true\n")
     with pytest.raises(ReviewStoreError, match="column reviewer is missing"):
         PoolReview(pool, "ann")
+
+
+def test_a_decision_is_one_line_whatever_the_size_of_the_pool(pool: Path, monkeypatch: pytest.MonkeyPatch):
+    review, before = PoolReview(pool), (pool / "manifest.csv").read_bytes()
+    monkeypatch.setattr(review_store, "read_manifest", None)  # nothing reads the whole table …
+    for image in NAMES:
+        length = len((pool / "review.csv").read_bytes()) if image != NAMES[0] else 0
+        review.decide(image, True)
+        assert len((pool / "review.csv").read_bytes()) - length < 150
+    assert (pool / "manifest.csv").read_bytes() == before  # … or writes it
+    assert stored(pool)["accepted"].all()
+    assert review.counts == {None: 0, True: COUNT}
+
+
+@pytest.mark.parametrize("reviewer", ["", "ann"])
+def test_a_line_torn_by_a_kill_is_passed_over_and_the_next_one_is_whole(pool: Path, reviewer: str):
+    review = PoolReview(pool, reviewer)
+    review.decide(NAMES[0], True)
+    with review.path.open("ab") as log:
+        log.write(f'{reviewer},{NAMES[1]},1,key,false,"a torn, no'.encode())
+    review.decide(NAMES[2], False)
+    for seen in (review, PoolReview(pool, reviewer)):
+        assert [seen.decisions[name].accepted for name in NAMES[:3]] == [True, None, False]
+
+
+def test_columns_and_line_ends_of_an_editor_are_read_and_kept(pool: Path):
+    PoolReview(pool, "ann").decide(NAMES[0], True)
+    path = pool / "review-ann.csv"
+    columns = ["note", "image", "seed", "recipe", "accepted", "time", "reviewer"]
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)[columns]
+    path.write_bytes(table.to_csv(index=False, lineterminator="\r\n").strip().encode("utf-8-sig"))
+    review = PoolReview(pool, "ann")
+    assert review.decisions[NAMES[0]].accepted is True
+    review.write_note(NAMES[0], "fine")
+    assert PoolReview(pool, "ann").decisions[NAMES[0]] == ImageReview(True, "fine")
+
+
+def test_opening_takes_the_decisions_into_the_manifest_and_open_windows_go_on(pool: Path):
+    first = PoolReview(pool)
+    first.decide(NAMES[0], True)
+    first.write_note(NAMES[1], "odd")
+    second = PoolReview(pool)
+    assert not second.path.exists()
+    table = pd.read_csv(pool / "manifest.csv", dtype=str, keep_default_na=False).set_index("image")
+    assert (table.loc[NAMES[0], "accepted"], table.loc[NAMES[1], "reviewer_note"]) == ("True", "odd")
+    second.decide(NAMES[2], False)
+    assert first.undo() == NAMES[1]
+    assert first.decisions[NAMES[2]].accepted is False
+    second.reload()
+    assert second.decisions[NAMES[:2][1]] == ImageReview()
+
+
+def test_a_kill_while_decisions_are_taken_in_loses_none(pool: Path, monkeypatch: pytest.MonkeyPatch):
+    PoolReview(pool).decide(NAMES[0], True)
+    monkeypatch.setattr(Path, "unlink", lambda *_, **__: None)  # killed between the two files
+    fold_decisions(pool / "manifest.csv")
+    monkeypatch.undo()
+    assert (pool / "review.csv").is_file()
+    assert PoolReview(pool).decide(NAMES[0], False) == ImageReview(False)
+    assert list(stored(pool)["accepted"].notna()) == [True] + [False] * (COUNT - 1)
+
+
+def test_decisions_on_another_pools_images_wait_in_the_log(pool: Path, tmp_path: Path):
+    PoolReview(pool).decide(NAMES[0], True)
+    former = (pool / "manifest.csv").read_bytes()
+    (pool / "manifest.csv").write_bytes((make_pool(tmp_path / "b", grey=9) / "manifest.csv").read_bytes())
+    review = PoolReview(pool)
+    assert review.decide(NAMES[1], False) and review.counts == {None: COUNT - 1, False: 1}
+    review.fold()
+    (pool / "manifest.csv").write_bytes(former)
+    assert PoolReview(pool).decisions[NAMES[0]].accepted is True
+
+
+def test_what_other_stages_write_into_the_manifest_counts_after_the_log(pool: Path):
+    review = PoolReview(pool)
+    review.decide(NAMES[0], False)
+    row = stored(pool).loc[NAMES[0]]
+    record_review(pool, Review([], [ImageDecision(row["prompt"], row["seed"], True)]))
+    assert stored(pool).loc[NAMES[0], "accepted"]
+    review.reload()
+    assert review.decisions[NAMES[0]].accepted is True
 
 
 def test_a_broken_manifest_is_told_and_left_alone(pool: Path):

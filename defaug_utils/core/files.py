@@ -107,6 +107,16 @@ def lock_file(path: Path | str, seconds: float = LOCK_SECONDS) -> Iterator[None]
         lock.release()
 
 
+def append_line(path: Path | str, line: bytes) -> None:
+    """Append a line to a journal, starting a new one where a killed process left a torn line behind."""
+    with explain_full_disk(path), Path(path).open("a+b") as journal:
+        if journal.tell():
+            journal.seek(-1, os.SEEK_END)
+            if journal.read(1) != b"\n":
+                journal.write(b"\n")
+        journal.write(line + b"\n")
+
+
 def write_png(path: Path | str, pixels: np.ndarray) -> None:
     """Write a uint8 or (grey) uint16 image, or a bool mask as 0 / 255, as PNG."""
     if pixels.dtype == bool:

@@ -6,6 +6,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
 
+from defaug_utils.core.decisions import DECISIONS_FILE, DecisionLog, LogEntry, identify_images, match_entries
 from defaug_utils.core.files import write_csv
 
 COLUMNS = (
@@ -113,15 +114,21 @@ def read_manifest(path: Path | str, check_files: bool = False) -> pd.DataFrame:
         check_files: also demand that every listed image and mask exists.
 
     Returns:
-        One row an image, with the columns of `COLUMNS` and any further ones of the file.
+        One row an image, with the columns of `COLUMNS` and any further ones of the file; decisions that are
+        still in the log beside it are shown as if they stood in it.
 
     Raises:
         FileNotFoundError: there is no such file.
         ManifestError: with every broken row, see `validate_manifest`.
+        ReviewStoreError: the log of decisions beside it can't be read.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no manifest at {path}: run the notebook that makes it first")
+    log = DecisionLog(path.with_name(DECISIONS_FILE))
+    entries = (
+        log.read_new() if path.name == "manifest.csv" else []
+    )  # before the table, which may take them in
     try:
         table = pd.read_csv(path, dtype=dict.fromkeys(COLUMNS, str), keep_default_na=False, na_values=[""])
         missing = [column for column in COLUMNS if column not in table.columns]
@@ -129,8 +136,45 @@ def read_manifest(path: Path | str, check_files: bool = False) -> pd.DataFrame:
         manifest = make_manifest(table.to_dict("records"))
     except ValueError as error:  # all of the reader's own errors are ValueErrors
         raise ManifestError(f"manifest {path} is not a readable table: {error}") from error
+    _show_decisions(manifest, entries)
     validate_manifest(manifest, path, check_files)
     return manifest
+
+
+def _show_decisions(manifest: pd.DataFrame, entries: list[LogEntry]) -> list[LogEntry]:
+    """Bring decisions to their rows; those on images that the manifest has not are given back."""
+    if not entries:
+        return []
+    reviews, foreign = match_entries(entries, identify_images(manifest))
+    accepted, notes = manifest["accepted"].to_list(), manifest["reviewer_note"].to_list()
+    for row, image in enumerate(manifest["image"]):
+        if image in reviews:
+            accepted[row], notes[row] = reviews[image]
+    manifest["accepted"] = pd.array(accepted, dtype="boolean")
+    manifest["reviewer_note"] = pd.array(notes, dtype="str")
+    return foreign
+
+
+def fold_decisions(path: Path | str) -> None:
+    """Take the decisions of the log beside a pool's manifest into it, under the lock of the caller.
+
+    Who changes decisions in the manifest itself does this first, or the log would win over the change.
+    Decisions on images that the manifest has not stay in the log; so do all while there is no manifest.
+
+    Raises:
+        ManifestError, ReviewStoreError: see `read_manifest`.
+    """
+    path = Path(path)
+    log = DecisionLog(path.with_name(DECISIONS_FILE))
+    entries = log.read_new()
+    if entries and path.is_file():
+        manifest = read_manifest(path)
+        write_manifest(manifest, path)
+        left = _show_decisions(manifest, entries)
+        if left:
+            log.rewrite(left)
+        else:
+            log.path.unlink()
 
 
 def write_manifest(manifest: pd.DataFrame, path: Path | str) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 import defaug_utils
-from defaug_utils.core.files import explain_full_disk, lock_file, write_json, write_png
+from defaug_utils.core.files import append_line, lock_file, write_json, write_png
 from defaug_utils.core.guards import as_json, list_differences, refuse_other_settings
 from defaug_utils.core.manifest import check_sources, image_seed, make_manifest, read_manifest, write_manifest
 from defaug_utils.core.sources import read_dataset
@@ -265,7 +265,7 @@ class _PoolWriter:
                 row = {"label": "positive", "split": "train", **generated.row}
                 row |= _write_image(self.folder, index, generated)
                 row |= {"seed": seed, "origin": self.method.origin, "recipe": self.key}
-                _append_line(journal, json.dumps({"index": index, "row": row}))
+                append_line(journal, json.dumps({"index": index, "row": row}).encode())
 
     def _gather(self, plan: PoolPlan) -> pd.DataFrame:
         with lock_file(self.folder / "manifest.csv"):  # a decision of a reviewer may come in just now
@@ -295,16 +295,6 @@ def _write_image(folder: Path, index: int, generated: GeneratedImage) -> dict:
         paths["mask"] = f"masks/{index:06d}.png"
         write_png(folder / paths["mask"], generated.mask.astype(bool))
     return paths
-
-
-def _append_line(path: Path, line: str) -> None:
-    """Append a line, starting a new one when a killed run left a torn line behind."""
-    with explain_full_disk(path), path.open("a+b") as journal:
-        if journal.tell():
-            journal.seek(-1, 2)
-            if journal.read(1) != b"\n":
-                journal.write(b"\n")
-        journal.write(line.encode() + b"\n")
 
 
 def _read_journals(folder: Path) -> list[dict]:

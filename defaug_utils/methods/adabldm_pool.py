@@ -13,8 +13,8 @@ from defaug_utils.diffusion.autoencoder import AdaptationSettings
 from defaug_utils.diffusion.controlnet import TrimapModel
 from defaug_utils.diffusion.inpainting import InpaintedImage, InpaintJob
 from defaug_utils.diffusion.text2image import check_size
-from defaug_utils.masks.defect_patches import move_inside
-from defaug_utils.masks.object_foreground import ObjectFinder
+from defaug_utils.masks.objects import ObjectFinder
+from defaug_utils.masks.patches import move_inside
 from defaug_utils.methods.adabldm import BlendSettings
 from defaug_utils.methods.adabldm_batches import LatentStore, blend_batch, find_everything
 from defaug_utils.methods.painting import Painting

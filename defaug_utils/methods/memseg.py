@@ -14,8 +14,8 @@ from defaug_utils.core.foreground import FOREGROUNDS, find_foreground
 from defaug_utils.core.images import read_image
 from defaug_utils.core.pools import GeneratedImage, list_versions
 from defaug_utils.core.sources import list_sources, read_dataset, survey_sources
-from defaug_utils.masks.object_foreground import ObjectFinder
-from defaug_utils.masks.perlin import (
+from defaug_utils.masks.objects import ObjectFinder
+from defaug_utils.masks.shapes import (
     LATTICE_EXPONENTS,
     NOISE_THRESHOLD,
     ROTATION_DEGREES,

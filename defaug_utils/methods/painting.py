@@ -16,7 +16,7 @@ from defaug_utils.core.pools import GeneratedImage, list_versions
 from defaug_utils.core.prompts import Prompt, choose_prompt
 from defaug_utils.core.sources import list_sources, read_dataset, survey_sources
 from defaug_utils.diffusion.inpainting import InpaintedImage, InpaintJob
-from defaug_utils.masks.masks import MaskDraw, MaskSource
+from defaug_utils.masks.sources import MaskDraw, MaskSource
 from defaug_utils.methods.changes import Check, CheckLimits, check_image
 
 MAX_DRAWS = 50  # masks drawn for one image until one fits into its object
@@ -42,7 +42,7 @@ class Painting(ABC):
     Attributes:
         data: folder of the prepared data set.
         prompts: the board, see `make_prompts`.
-        masks: where defects go, see `open_mask_source`. A mask that was cut from a known defect brings that
+        masks: where defects go, see `open_masks`. A mask that was cut from a known defect brings that
             defect's prompt along.
         limits: of the automatic checks.
         max_attempts: pictures painted for one image until one passes the checks.

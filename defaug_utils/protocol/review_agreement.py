@@ -8,12 +8,11 @@ from typing import NamedTuple
 import pandas as pd
 from sklearn.metrics import cohen_kappa_score, confusion_matrix
 
+from defaug_utils.core.decisions import ImageReview, ReviewStoreError
 from defaug_utils.core.files import explain_read_only, lock_file
-from defaug_utils.core.manifest import read_manifest, write_manifest
+from defaug_utils.core.manifest import fold_decisions, read_manifest, write_manifest
 from defaug_utils.protocol.review_store import (
     NOT_STORED,
-    ImageReview,
-    ReviewStoreError,
     list_reviewers,
     manifest_decisions,
     read_reviewer_file,
@@ -184,6 +183,7 @@ def merge_reviews(
         raise ReviewStoreError(f"disagreement {disagreement!r} is none of {', '.join(DISAGREEMENTS)}")
     path = Path(folder) / "manifest.csv"
     with explain_read_only(folder, *NOT_STORED), lock_file(path):
+        fold_decisions(path)
         reviews, pool = read_reviewers(folder, reviewers), read_manifest(path)
         merged = []
         for row, (image, stored) in zip(pool.index, manifest_decisions(pool).items(), strict=True):

@@ -1,45 +1,41 @@
 """A person's decisions on the images of a pool: stored at once, undone, never lost to another window.
 
-Without a reviewer's name the decisions go to the pool's manifest (`accepted`, `reviewer_note`). With one they
-go to a file of that person's own beside it, `review-<name>.csv`, and what others decided stays out of sight:
-only so do two people judge independently. `review_agreement` compares and merges such files. (`reviews` is
-about something else: the stored review of a prompt board, which zero-shot In&Out replays.)
+Without a reviewer's name the decisions belong to the pool's manifest (`accepted`, `reviewer_note`). With one
+they go to a file of that person's own beside it, `review-<name>.csv`, and what others decided stays out of
+sight: only so do two people judge independently. `review_agreement` compares and merges such files.
 
-Every change is read, merged and written anew under a lock, one image at a time, so two windows, kernels or
-machines on one pool keep all decisions of both; on the same image the later one counts.
+A decision is one line, appended under a lock to a log (`core.decisions`) after the lines that others have
+appended since were read. So two windows, kernels or machines on one pool keep all decisions of both; on the
+same image the later one counts.
 """
 
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
 
 import pandas as pd
 
-from defaug_utils.core.files import explain_read_only, lock_file, write_csv
-from defaug_utils.core.manifest import raise_problems, read_manifest, write_manifest
+from defaug_utils.core.decisions import (
+    DECISIONS_FILE,
+    DecisionLog,
+    ImageReview,
+    LogEntry,
+    ReviewStoreError,
+    identify_images,
+    match_entries,
+)
+from defaug_utils.core.files import explain_read_only, lock_file
+from defaug_utils.core.manifest import fold_decisions, raise_problems, read_manifest
 
 REVIEWER_NAME = re.compile(r"[\w-]{1,40}")
-REVIEW_COLUMNS = ("reviewer", "image", "seed", "recipe", "accepted", "note", "time")
-WORDS = {"true": True, "false": False, "": None}
+FOLD_SECONDS = 1.0  # to wait for the lock where nothing is lost without it
 NOT_STORED = (  # what `explain_read_only` says of decisions
     "nothing was stored now, all earlier decisions are kept",
     "allow writing, or copy the pool, and decide again",
 )
-
-
-class ReviewStoreError(ValueError):
-    """A decision that can't be stored, or a file of decisions that does not suit its pool."""
-
-
-class ImageReview(NamedTuple):
-    """What a reviewer said about an image: `accepted` is None while it is open."""
-
-    accepted: bool | None = None
-    note: str = ""
-
 
 Change = Callable[[ImageReview], ImageReview]
 
@@ -49,10 +45,10 @@ class PoolReview:
 
     Attributes:
         folder: of the pool.
-        reviewer: whose file the decisions go to; empty for the pool's manifest.
-        path: that file.
-        pool: the manifest, as of the last call.
+        reviewer: whose decisions they are; empty for the pool's manifest.
+        pool: the manifest, as it was when another one was found; `decisions` are newer.
         decisions: image → `ImageReview`, for every image of the pool, as of the last call.
+        counts: images by decision (None, true, false).
     """
 
     def __init__(self, folder: Path | str, reviewer: str = "") -> None:
@@ -65,47 +61,72 @@ class PoolReview:
         Raises:
             FileNotFoundError: there is no pool.
             ManifestError: its manifest is broken.
-            ReviewStoreError: no such name, or the reviewer's file does not suit the pool.
+            ReviewStoreError: no such name, or the file of decisions does not suit the pool.
         """
         self.folder, self.reviewer = Path(folder), reviewer
-        name = review_file_name(reviewer) if reviewer else "manifest.csv"
-        self.path = self.folder / name
+        self._manifest = self.folder / "manifest.csv"
+        self._log = DecisionLog(self.folder / (review_file_name(reviewer) if reviewer else DECISIONS_FILE))
         self._stamp: tuple[int, ...] = ()
-        self._opened: dict[str, tuple[str, str]] = {}
+        self._identities: dict[str, tuple[str, str]] = {}
         self._changes: list[tuple[str, ImageReview, ImageReview]] = []
-        self.decisions: dict[str, ImageReview] = {}
+        self.fold()
         self.reload()
+
+    @property
+    def path(self) -> Path:
+        """The file that decisions are written to."""
+        return self._log.path
 
     @property
     def undoable(self) -> int:
         """Number of changes made through this object that can be taken back."""
         return len(self._changes)
 
+    def fold(self) -> None:
+        """Write the decisions into `manifest.csv` itself, for readers that know nothing of the log beside it.
+
+        Where that is refused, they stay in the log. A reviewer's own file is left as it is.
+        """
+        if not self.reviewer and self._manifest.is_file() and self.path.is_file():
+            with suppress(OSError), lock_file(self._manifest, FOLD_SECONDS):
+                fold_decisions(self._manifest)
+
     def reload(self) -> None:
-        """Read what is stored now, by whomever.
+        """Read what was stored since, by whomever.
 
         Raises:
             FileNotFoundError, ManifestError, ReviewStoreError: as when opening; or the pool was made anew.
         """
-        self._reload_pool()
-        stored = read_reviewer_file(self.path, self.pool) if self.reviewer else manifest_decisions(self.pool)
-        self.decisions = {image: stored.get(image, ImageReview()) for image in self._opened}
+        stamp = _stamp(self._manifest)
+        if not stamp or stamp != self._stamp or self._log.is_replaced:
+            self._read_pool()
+            self._stamp = stamp
+        entries = self._log.read_new()
+        if self.reviewer:
+            reviews = _match_own(self.path, entries, self._identities)
+        else:
+            reviews, _ = match_entries(entries, self._identities)
+        for image, review in reviews.items():
+            self._keep(image, review)
 
-    def _reload_pool(self) -> None:
-        """Read the manifest where it is another file than last time: files are renamed, never changed."""
-        path = self.folder / "manifest.csv"
-        stamp = _stamp(path)
-        if stamp and stamp == self._stamp:
-            return
-        pool = read_manifest(path)
+    def _read_pool(self) -> None:
+        """Read the manifest, which is renamed into place, never changed, and forget what the log said."""
+        pool = read_manifest(self._manifest)
         found = identify_images(pool)
-        changed = [image for image, identity in self._opened.items() if found.get(image) != identity]
+        changed = [image for image, identity in self._identities.items() if found.get(image) != identity]
         if changed:
             raise ReviewStoreError(
-                f"{self.folder / 'manifest.csv'} is not the pool that was opened: {len(changed)} images are "
-                f"others or gone (the first is {changed[0]}); nothing was stored, open the review again"
+                f"{self._manifest} is not the pool that was opened: {len(changed)} images are others or gone "
+                f"(the first is {changed[0]}); nothing was stored, open the review again"
             )
-        self.pool, self._opened, self._stamp = pool, found, stamp
+        self.pool, self._identities, self._log = pool, found, DecisionLog(self.path)
+        self.decisions = dict.fromkeys(found, ImageReview()) if self.reviewer else manifest_decisions(pool)
+        self.counts = Counter(review.accepted for review in self.decisions.values())
+
+    def _keep(self, image: str, review: ImageReview) -> None:
+        self.counts[self.decisions[image].accepted] -= 1
+        self.counts[review.accepted] += 1
+        self.decisions[image] = review
 
     def decide(self, image: str, accepted: bool | None) -> ImageReview:
         """Accept (true), reject (false) or reopen (None) an image; its note stays.
@@ -145,7 +166,7 @@ class PoolReview:
             if self.decisions[image] != after:
                 self._changes.pop()
                 raise ReviewStoreError(f"{image} was changed elsewhere since: it stays as it is now")
-            self._write(image, before)
+            self._append(image, before)
         self._changes.pop()
         return image
 
@@ -161,29 +182,22 @@ class PoolReview:
             before = self.decisions[image]
             after = change(before)
             if after != before:
-                self._write(image, after)
+                self._append(image, after)
                 self._changes.append((image, before, after))
         return after
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """Hold the file, with the newest decisions of all windows in `decisions`."""
-        with explain_read_only(self.folder, *NOT_STORED), lock_file(self.path):
+        held = self.path if self.reviewer else self._manifest
+        with explain_read_only(self.folder, *NOT_STORED), lock_file(held):
             self.reload()
             yield
 
-    def _write(self, image: str, decision: ImageReview) -> None:
-        decisions = {**self.decisions, image: decision}
-        if self.reviewer:
-            write_reviewer_file(self.path, self.reviewer, self.pool, decisions, image)
-        else:
-            pool = self.pool.copy()
-            row = pool.index[pool["image"] == image][0]
-            accepted = pd.NA if decision.accepted is None else decision.accepted
-            pool.loc[row, ["accepted", "reviewer_note"]] = [accepted, decision.note]
-            write_manifest(pool, self.path)
-            self.pool, self._stamp = pool, _stamp(self.path)
-        self.decisions = decisions
+    def _append(self, image: str, review: ImageReview) -> None:
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        self._log.append([LogEntry(image, self._identities[image], review, self.reviewer, now)])
+        self._keep(image, review)
 
 
 def review_file_name(reviewer: str) -> str:
@@ -211,12 +225,6 @@ def list_reviewers(folder: Path | str) -> list[str]:
     return sorted(path.stem.removeprefix("review-") for path in Path(folder).glob("review-*.csv"))
 
 
-def identify_images(pool: pd.DataFrame) -> dict[str, tuple[str, str]]:
-    """What tells an image from another of the same name: its seed and recipe, as text."""
-    seeds = pool["seed"].astype("string").fillna("")
-    return dict(zip(pool["image"], zip(seeds, pool["recipe"], strict=True), strict=True))
-
-
 def manifest_decisions(pool: pd.DataFrame) -> dict[str, ImageReview]:
     """The decisions that a manifest holds, for all its images."""
     return {
@@ -233,50 +241,16 @@ def read_reviewer_file(path: Path, pool: pd.DataFrame) -> dict[str, ImageReview]
         pool: the manifest that it must be about.
 
     Raises:
-        ReviewStoreError: it is no such table, or lists every row that does not suit the pool.
+        ReviewStoreError: it is no such table, or lists every line that does not suit the pool.
     """
-    if not path.is_file():
-        return {}
-    table = _read_text_table(path)
-    known, seen, problems = identify_images(pool), set(), []
-    for number, row in enumerate(table.to_dict("records")):
-        image = row["image"]
-        if known.get(image) != (row["seed"], row["recipe"]):
-            problems.append(f"row {number}: {image!r} of seed {row['seed']} is no image of this pool")
-        if row["accepted"].lower() not in WORDS:
-            problems.append(f"row {number}: accepted {row['accepted']!r} is neither empty, true nor false")
-        if image in seen:
-            problems.append(f"row {number}: {image!r} stands there twice")
-        seen.add(image)
-    raise_problems(f"review {path}", problems, ReviewStoreError)
-    return {
-        row["image"]: ImageReview(WORDS[row["accepted"].lower()], row["note"])
-        for row in table.to_dict("records")
-    }
+    return _match_own(path, DecisionLog(path).read_new(), identify_images(pool))
 
 
-def _read_text_table(path: Path) -> pd.DataFrame:
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (ValueError, UnicodeDecodeError) as error:
-        raise ReviewStoreError(f"review {path} is not a readable table: {error}") from error
-    missing = [column for column in REVIEW_COLUMNS if column not in table]
-    raise_problems(f"review {path}", [f"column {name} is missing" for name in missing], ReviewStoreError)
-    return table
-
-
-def write_reviewer_file(
-    path: Path, reviewer: str, pool: pd.DataFrame, decisions: dict[str, ImageReview], changed: str
-) -> None:
-    """Write a reviewer's own file, whole or not at all; `changed` gets the time of now."""
-    time_of = {}
-    if path.is_file():
-        time_of = _read_text_table(path).set_index("image")["time"].to_dict()
-    time_of[changed] = datetime.now(UTC).isoformat(timespec="seconds")
-    rows = []
-    for image, (seed, recipe) in identify_images(pool).items():
-        accepted, note = decisions.get(image, ImageReview())
-        if image in time_of:
-            word = "" if accepted is None else str(accepted).lower()
-            rows.append((reviewer, image, seed, recipe, word, note, time_of[image]))
-    write_csv(pd.DataFrame(rows, columns=list(REVIEW_COLUMNS)), path)
+def _match_own(
+    path: Path, entries: Sequence[LogEntry], identities: Mapping[str, tuple[str, str]]
+) -> dict[str, ImageReview]:
+    """A reviewer's decisions, all of which must be about this pool."""
+    reviews, foreign = match_entries(entries, identities)
+    told = [f"{e.image!r} of seed {e.identity[0]} is no image of this pool" for e in foreign]
+    raise_problems(f"review {path}", told, ReviewStoreError)
+    return reviews

@@ -12,7 +12,7 @@ import pandas as pd
 import yaml
 
 from defaug_utils.core.files import lock_file, write_atomically
-from defaug_utils.core.manifest import raise_problems, read_manifest, write_manifest
+from defaug_utils.core.manifest import fold_decisions, raise_problems, read_manifest, write_manifest
 from defaug_utils.core.prompts import Prompt
 
 DECISIONS = ("accept", "reject", "reword")
@@ -171,6 +171,7 @@ def record_review(folder: Path | str, review: Review) -> pd.DataFrame:
     """
     path = Path(folder) / "manifest.csv"
     with lock_file(path):
+        fold_decisions(path)
         pool = read_manifest(path)
         note_of = {
             (entry.reworded or entry.prompt): _prompt_note(entry)

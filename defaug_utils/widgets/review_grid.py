@@ -63,15 +63,16 @@ def draw_thumbnail(
     return drawn
 
 
-def describe_checks(pool: pd.DataFrame) -> list[tuple[str, str]]:
-    """What a method's own checks said of each image: "passed", "failed" or "" (none), and why it failed."""
-    if "check_passed" not in pool:
-        return [("", "")] * len(pool)
-    reasons = pool.get("check_reason", pool["image"].map(lambda image: "")).fillna("").astype(str)
-    return [
-        ("failed", reason) if is_failed else ("passed", "")
-        for is_failed, reason in zip(find_failed(pool), reasons, strict=True)
-    ]
+def describe_images(pool: pd.DataFrame) -> pd.DataFrame:
+    """What the grid tells of each image: `mask`, `origin`, `prompt`, `check` and `reason`, by image.
+
+    `check` is "passed", "failed" or empty where the method has no checks; `reason` says why it failed.
+    """
+    told = pool.set_index("image")[["mask", "origin", "prompt"]]
+    is_failed = find_failed(pool).to_numpy()
+    reasons = pool["check_reason"].fillna("").astype(str) if "check_reason" in pool else ""
+    words = np.where(is_failed, "failed", "passed") if "check_passed" in pool else ""
+    return told.assign(check=words, reason=np.where(is_failed, reasons, ""))
 
 
 class ReviewGrid(anywidget.AnyWidget):
@@ -131,6 +132,7 @@ class ReviewGrid(anywidget.AnyWidget):
         self._keys: list[str] = []
         self._order: list[PoolReview] = []  # of the changes, for undo
         self._unstored: dict[str, str] = {}
+        self._tables: dict[int, tuple[pd.DataFrame, pd.DataFrame]] = {}
         target = f"review-{reviewer}.csv" if reviewer else "the manifest"
         super().__init__(**{"title": f"Decisions go to {target}", **traits})
         self._filter_anew()
@@ -170,10 +172,20 @@ class ReviewGrid(anywidget.AnyWidget):
 
     def refresh(self) -> None:
         """Read the pools again and apply the filter anew, such as to see what is still open."""
+        self._fold()
         if self._try("", lambda: [review.reload() for review in self.reviews]):
             self._unstored.clear()
             self._filter_anew()
             self._say("read again")
+
+    def close(self) -> None:
+        """Take the widget away; the decisions stand in `manifest.csv` itself then."""
+        self._fold()
+        super().close()
+
+    def _fold(self) -> None:
+        for review in getattr(self, "reviews", []):  # none where opening failed
+            review.fold()
 
     def show(self, request: str = "", **state: str | int) -> None:
         """Set filters and page at once.
@@ -228,45 +240,41 @@ class ReviewGrid(anywidget.AnyWidget):
 
     def _send_large(self, key: str) -> None:
         review, image = self._find(key)
-        mask = review.pool.set_index("image")["mask"].get(image, "")
-        drawn = draw_thumbnail(review.folder, image, mask, LARGE_SIDE)
+        drawn = draw_thumbnail(review.folder, image, self._describe(key)["mask"], LARGE_SIDE)
         told = {"kind": "large", "key": key, "problem": drawn["problem"]}
         self.send(told, [drawn["picture"], drawn["outline"]])
 
-    def _describe(self) -> dict[str, dict]:
-        """Key → one entry an image of all pools, without pictures."""
-        entries = {}
-        for number, review in enumerate(self.reviews):
-            words = describe_checks(review.pool)
-            columns = [review.pool[name] for name in ("image", "mask", "origin", "prompt")]
-            for image, mask, origin, prompt, (check, reason) in zip(*columns, words, strict=True):
-                decided, key = review.decisions[image], f"{number}:{image}"
-                entries[key] = {
-                    "key": key,
-                    "image": image,
-                    "mask": mask,
-                    "origin": origin,
-                    "prompt": prompt,
-                    "check": check,
-                    "reason": reason,
-                    "decision": WORD_OF[decided.accepted],
-                    "note": decided.note,
-                    "unstored": self._unstored.get(key, ""),
-                }
-        return entries
+    def _table(self, number: int) -> pd.DataFrame:
+        """`describe_images` of a pool, anew only where its manifest was."""
+        pool = self.reviews[number].pool
+        if number not in self._tables or self._tables[number][0] is not pool:
+            self._tables[number] = pool, describe_images(pool)
+        return self._tables[number][1]
+
+    def _describe(self, key: str) -> dict[str, str]:
+        """A card, without its picture."""
+        review, image = self._find(key)
+        decided, told = review.decisions[image], self._table(self.reviews.index(review)).loc[image]
+        words = {"decision": WORD_OF[decided.accepted], "note": decided.note}
+        return {"key": key, "image": image, **told, **words, "unstored": self._unstored.get(key, "")}
 
     def _filter_anew(self) -> None:
-        entries = self._describe().values()
-        wanted = {name: getattr(self, name) for name in FILTERS if getattr(self, name)}
-        self._keys = [
-            entry["key"] for entry in entries if all(entry[name] == word for name, word in wanted.items())
-        ]
+        wanted = {name: word for name in ("origin", "prompt", "check") if (word := getattr(self, name))}
+        tables, keys = [self._table(number) for number in range(len(self.reviews))], []
+        for number, (review, table) in enumerate(zip(self.reviews, tables, strict=True)):
+            images = table.index[(table[list(wanted)] == pd.Series(wanted, dtype=object)).all(axis=1)]
+            keys += [
+                f"{number}:{image}"
+                for image in images
+                if self.decision in ("", WORD_OF[review.decisions[image].accepted])
+            ]
+        self._keys = keys
         with self.hold_sync():
             self.choices = {
-                name: sorted({entry[name] for entry in entries} - {""})
+                name: sorted({word for table in tables for word in table[name].unique()} - {""})
                 for name in ("origin", "prompt", "check")
             }
-            self.found, self.pages = len(self._keys), max(1, -(-len(self._keys) // self.page_size))
+            self.found, self.pages = len(keys), max(1, -(-len(keys) // self.page_size))
             self._show_page()
 
     def _show_page(self) -> None:
@@ -282,9 +290,7 @@ class ReviewGrid(anywidget.AnyWidget):
         return draw_thumbnail(folder, card["image"], card["mask"], 2 * self.picture_height, line=2)
 
     def _show_cards(self) -> None:
-        entries = self._describe()
-        words = [entry["decision"] for entry in entries.values()]
         shown = self._keys[self.page * self.page_size : (self.page + 1) * self.page_size]
         with self.hold_sync():
-            self.counts = {word: words.count(word) for word in DECISIONS}
-            self.cards = [entries[key] for key in shown if key in entries]
+            self.counts = {word: sum(r.counts[kind] for r in self.reviews) for kind, word in WORD_OF.items()}
+            self.cards = [self._describe(key) for key in shown]

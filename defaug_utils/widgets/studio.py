@@ -11,7 +11,13 @@ import pandas as pd
 
 from defaug_utils.core.files import explain_read_only, lock_file, write_json, write_png
 from defaug_utils.core.images import hash_pixels, read_image, read_mask
-from defaug_utils.core.manifest import ManifestError, make_manifest, read_manifest, write_manifest
+from defaug_utils.core.manifest import (
+    ManifestError,
+    fold_decisions,
+    make_manifest,
+    read_manifest,
+    write_manifest,
+)
 from defaug_utils.core.pools import list_versions, recipe_key
 from defaug_utils.core.prompts import check_prompts
 from defaug_utils.core.sources import list_sources, read_dataset
@@ -22,7 +28,7 @@ from defaug_utils.diffusion.inpainting import (
     check_jobs,
     inpaint_batch,
 )
-from defaug_utils.masks.drawn_masks import mask_file_name
+from defaug_utils.masks.drawn import mask_file_name
 from defaug_utils.methods.changes import CheckLimits, check_image
 from defaug_utils.methods.painting import LIBRARIES
 
@@ -216,6 +222,7 @@ class Studio:
         with explain_read_only(self.folder, "the decision was not stored"):
             self.folder.mkdir(parents=True, exist_ok=True)
             with lock_file(path):
+                fold_decisions(path)
                 kept, row = self.read_kept(), {**image.row, "accepted": accepted, "reviewer_note": note}
                 is_same = _find_same(kept, row)
                 if is_same.any():

@@ -1,0 +1,150 @@
+"""What people said about a pool's images: a log beside its manifest, one line a decision, only appended to.
+
+The last line on an image counts. `review.csv` is the manifest's own: `read_manifest` shows both as one, and
+`fold_decisions` takes the log into the table. `review-<name>.csv` belongs to one reviewer and stays. So a
+decision costs the same in a pool of any size, and a killed process leaves one unfinished line behind at most.
+"""
+
+import csv
+import io
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+
+from defaug_utils.core.files import append_line, write_atomically
+
+DECISIONS_FILE = "review.csv"
+LOG_COLUMNS = ("reviewer", "image", "seed", "recipe", "accepted", "note", "time")
+WORDS = {"true": True, "false": False, "": None}
+
+
+class ReviewStoreError(ValueError):
+    """A decision that can't be stored, or a file of decisions that does not suit its pool."""
+
+
+class ImageReview(NamedTuple):
+    """What a reviewer said about an image: `accepted` is None while it is open."""
+
+    accepted: bool | None = None
+    note: str = ""
+
+
+class LogEntry(NamedTuple):
+    """One line of a log; `identity` is the image's seed and recipe, see `identify_images`."""
+
+    image: str
+    identity: tuple[str, str]
+    review: ImageReview
+    reviewer: str = ""
+    time: str = ""
+
+
+def identify_images(pool: pd.DataFrame) -> dict[str, tuple[str, str]]:
+    """What tells an image from another of the same name: its seed and recipe, as text."""
+    seeds = pool["seed"].astype("string").fillna("")
+    return dict(zip(pool["image"], zip(seeds, pool["recipe"], strict=True), strict=True))
+
+
+def match_entries(
+    entries: Iterable[LogEntry], identities: Mapping[str, tuple[str, str]]
+) -> tuple[dict[str, ImageReview], list[LogEntry]]:
+    """The last decision on every image of a pool, and the entries that are about none of its images.
+
+    Args:
+        entries: of a log.
+        identities: of the pool's images, see `identify_images`.
+    """
+    known, foreign = {}, []
+    for entry in entries:
+        if identities.get(entry.image) == entry.identity:
+            known[entry.image] = entry.review
+        else:
+            foreign.append(entry)
+    return known, foreign
+
+
+class DecisionLog:
+    """A log that is read on from where it was left.
+
+    Attributes:
+        path: its file; nothing is decided while there is none.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        """Begin before the first line."""
+        self.path = Path(path)
+        self._names, self._end, self._inode = list(LOG_COLUMNS), 0, 0
+
+    @property
+    def is_replaced(self) -> bool:
+        """Whether the file is no longer the one that was read, so that it must be read from the beginning."""
+        if not self._end:
+            return False
+        found = self.path.stat() if self.path.is_file() else None
+        return found is None or found.st_ino != self._inode or found.st_size < self._end
+
+    def read_new(self) -> list[LogEntry]:
+        """The entries since the last call.
+
+        A line with too few columns is one that a killed process left unfinished, and is passed over.
+
+        Raises:
+            ReviewStoreError: the file is no such table, or lists every line that can't be read.
+        """
+        if not self.path.is_file():
+            return []
+        with self.path.open("rb") as stream:
+            inode = os.fstat(stream.fileno()).st_ino
+            stream.seek(self._end)
+            content = stream.read()
+        try:
+            lines = [next(csv.reader([line]), []) for line in content.decode("utf-8-sig").split("\n")]
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise ReviewStoreError(f"review {self.path} is not a readable table: {error}") from error
+        names = self._names if self._end else lines.pop(0)
+        problems = [f"column {name} is missing" for name in LOG_COLUMNS if name not in names]
+        rows = [dict(zip(names, line, strict=False)) for line in lines if len(line) >= len(names)]
+        problems = problems or [
+            f"row {number}: accepted {row['accepted']!r} is neither empty, true nor false"
+            for number, row in enumerate(rows)
+            if row["accepted"].lower() not in WORDS
+        ]
+        if problems:
+            raise ReviewStoreError(f"review {self.path}: {'; '.join(problems)}")
+        self._names, self._inode = names, inode
+        self._end += content.rfind(b"\n") + 1
+        return [_parse_row(row) for row in rows]
+
+    def append(self, entries: Iterable[LogEntry]) -> None:
+        """Add entries, right after `read_new` and under the lock of the caller."""
+        if not self.path.is_file():
+            self.rewrite([])
+        append_line(self.path, _make_lines(self._format_entry(entry) for entry in entries))
+
+    def rewrite(self, entries: Iterable[LogEntry]) -> None:
+        """Put other entries into the place of all, whole or not at all."""
+        lines = [self._names, *map(self._format_entry, entries)]
+        with write_atomically(self.path) as temporary:
+            temporary.write_bytes(_make_lines(lines) + b"\n")
+
+    def _format_entry(self, entry: LogEntry) -> list[str]:
+        """A line in the order of the file's columns, which a person may have changed."""
+        accepted = "" if entry.review.accepted is None else str(entry.review.accepted).lower()
+        told = (entry.reviewer, entry.image, *entry.identity, accepted, entry.review.note, entry.time)
+        known = dict(zip(LOG_COLUMNS, told, strict=True))
+        return [known.get(name, "") for name in self._names]
+
+
+def _parse_row(row: dict[str, str]) -> LogEntry:
+    review = ImageReview(WORDS[row["accepted"].lower()], row["note"])
+    return LogEntry(row["image"], (row["seed"], row["recipe"]), review, row["reviewer"], row["time"])
+
+
+def _make_lines(rows: Iterable[Iterable[str]]) -> bytes:
+    """Rows as CSV, without the last line's end."""
+    stream = io.StringIO(newline="")
+    csv.writer(stream, lineterminator="\n").writerows(rows)
+    return stream.getvalue().encode()[:-1]
