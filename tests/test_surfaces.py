@@ -73,7 +73,7 @@ def test_defects_are_small_and_lie_anywhere():
     masks = np.stack([draw_surface(k, DEFECT_TYPES[k % 5]).mask for k in range(40)])
     assert 0.0003 < np.median(masks.mean(axis=(1, 2))) < 0.03 and masks.mean(axis=(1, 2)).max() < 0.2
     thirds = [part.any(axis=(1, 2)).mean() for part in np.array_split(masks, 3, axis=1)]
-    assert min(thirds) > 0.2
+    assert min(thirds) > 0.15
 
 
 def test_harmless_chips_and_grain_are_on_parts_without_defect():
