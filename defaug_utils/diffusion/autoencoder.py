@@ -126,7 +126,7 @@ class AdaptationSettings:
 
 
 class BackgroundError(NamedTuple):
-    """Mean absolute error in grey levels outside the mask, and close to its border; NaN if nothing is there."""
+    """Mean absolute error in grey levels outside the mask, and close to its border (NaN for no pixel)."""
 
     outside: float
     border: float

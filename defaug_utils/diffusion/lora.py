@@ -176,24 +176,10 @@ def adapted_layers(network: nn.Module) -> dict[str, nn.Module]:
     return {path: module for path, module in network.named_modules() if _is_adapted(module)}
 
 
-def lora_parameters(network: nn.Module) -> list[nn.Parameter]:
-    """The adapter's parameters, down then up for each layer: what an optimizer gets."""
-    return [
-        part[ADAPTER].weight
-        for module in adapted_layers(network).values()
-        for part in (module.lora_A, module.lora_B)
-    ]
-
-
-def read_lora(unet: nn.Module, text_encoder: nn.Module) -> dict[str, Tensor]:
-    """The adapter's weights, as `unet.<path>.down`, `….up`, `text_encoder.<path>.down`, ….
-
-    Returns:
-        Detached tensors that share memory with the model.
-    """
+def lora_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
+    """The adapter's parameters by `<path>.down` and `<path>.up`: what an optimizer gets."""
     return {
-        f"{name}.{path}.{part}": matrices[ADAPTER].weight.detach()
-        for name, network in (("unet", unet), ("text_encoder", text_encoder))
+        f"{path}.{part}": matrices[ADAPTER].weight
         for path, module in adapted_layers(network).items()
         for part, matrices in (("down", module.lora_A), ("up", module.lora_B))
     }
