@@ -211,7 +211,7 @@ def test_every_yolo_line_is_a_polygon(training_set, tmp_path):
     assert min(len(line.split()) for line in lines) >= 7
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(arrays(bool, (9, 11)))
 def test_any_part_of_any_mask_can_be_traced(mask):
     for part in export.find_parts(mask)[0]:

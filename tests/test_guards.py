@@ -2,7 +2,7 @@
 
 import pytest
 
-from defaug_utils.core.guards import claim_folder, list_differences, refuse_other_settings
+from defaug_utils.core.guards import check_demands, claim_folder, list_differences, refuse_other_settings
 
 
 def test_a_folder_is_claimed_once_and_taken_up_by_the_same_settings(tmp_path):
@@ -35,3 +35,10 @@ def test_settings_are_compared_as_they_read_back():
     refuse_other_settings("folder", {"size": [8, 8]}, {"size": (8, 8)}, "a pool")
     (difference,) = list_differences({"hash": "a" * 64}, {"hash": "b" * 64})
     assert difference.count("…") == 2 and len(difference) < 120
+
+
+def test_all_demands_that_are_not_met_are_told_at_once():
+    check_demands("settings", {"steps 1 must be 1 or more": True})
+    demands = {"steps 0 is too few": False, "fine": True, "size 0 is too small": False}
+    with pytest.raises(KeyError, match="settings: steps 0 is too few; size 0 is too small"):
+        check_demands("settings", demands, KeyError)

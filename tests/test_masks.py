@@ -23,7 +23,7 @@ def square(height: int = 120, width: int = 40, top: int = 10) -> np.ndarray:
     return mask
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 2**63 - 1), st.integers(12, 90), st.integers(12, 90))
 def test_procedural_masks_have_pixels_of_either_kind_and_know_their_seed(seed, width, height):
     source = open_mask_source("procedural")

@@ -65,7 +65,7 @@ def test_blending_refuses_floats_and_grey_value_masks():
         blend_anomaly(random_image(2, 2), random_image(2, 2), np.full((2, 2), 255, np.uint8), 0.5)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(8, 70), st.integers(8, 70), st.integers(0, 2**63 - 1))
 def test_outside_the_mask_every_pixel_is_the_surfaces_own(height, width, seed):
     image = random_image(height, width)

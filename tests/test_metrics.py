@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, precision_recall_fscore_support, roc_auc_score
 
@@ -91,7 +91,6 @@ def test_agrees_with_scikit_learn_and_a_slow_search(pairs):
     assert precision_recall_at(labels, scores, best_f1_threshold(labels, scores)).f1 == pytest.approx(best)
 
 
-@settings(deadline=None)
 @given(labelled_scores, st.integers(-1, 7))
 def test_many_at_once_equals_one_by_one(pairs, threshold):
     labels, scores = np.array([p[0] for p in pairs]), np.array([p[1] for p in pairs], float)

@@ -126,7 +126,7 @@ def test_arm_none_has_no_generated_row():
     assert len(training_set) == sum(COUNTS.values())
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     small=st.integers(1, 50),
     large=st.integers(50, 100),
@@ -177,7 +177,7 @@ def test_rounding_of_shares(n_aug, share, ddpm, memseg):
     assert counts.get("memseg", 0) == memseg
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(weights=st.lists(st.integers(1, 20), min_size=1, max_size=4), n_aug=st.integers(0, 60))
 def test_counts_add_up_and_never_shrink(weights, n_aug):
     shares = {str(i): weight / sum(weights) for i, weight in enumerate(weights)}

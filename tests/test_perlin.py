@@ -66,7 +66,7 @@ def test_height_and_width_are_not_swapped():
     assert np.ptp(noise, axis=0).max() < 1e-5 < np.ptp(noise, axis=1).min()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 90), st.integers(1, 90), st.integers(0, 2**32 - 1))
 def test_any_size_works_and_stays_in_range(width, height, seed):
     noise = draw_perlin_noise((width, height), np.random.default_rng(seed))

@@ -143,7 +143,7 @@ def test_agrees_with_a_slow_count(seed, levels):
 
 
 @given(st.integers(0, 10**6), st.integers(2, 40))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_only_the_order_of_scores_counts(seed, levels):
     images = draw_maps(seed, levels)
     transformed = [(np.exp(scores / 5) * 3 - 100, mask) for scores, mask in images]
@@ -151,7 +151,7 @@ def test_only_the_order_of_scores_counts(seed, levels):
 
 
 @given(st.integers(0, 10**6))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_order_of_images_merging_and_mirroring_do_not_count(seed):
     images = draw_maps(seed, 9)
     changed = [(scores[::-1].T, mask[::-1].T) for scores, mask in reversed(images)]
@@ -161,7 +161,7 @@ def test_order_of_images_merging_and_mirroring_do_not_count(seed):
 
 
 @given(st.integers(0, 10**6))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_a_perfect_map_has_one_everywhere_and_its_opposite_zero_area(seed):
     masks = [mask for _, mask in draw_maps(seed)]
     perfect = measure_pixels((mask.astype(np.float32), mask) for mask in masks)

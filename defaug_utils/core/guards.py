@@ -1,4 +1,4 @@
-"""Guards: a folder belongs to the settings that it was begun with."""
+"""Guards: settings that make sense, and folders that belong to the settings they were begun with."""
 
 import json
 from collections.abc import Mapping
@@ -7,6 +7,13 @@ from pathlib import Path
 from defaug_utils.core.files import write_json
 
 MAX_SHOWN = 40  # characters of a value in a message
+
+
+def check_demands(what: str, demands: Mapping[str, bool], error: type[Exception] = ValueError) -> None:
+    """Raise one error that lists every demand that is not met (a message and whether it is)."""
+    broken = [message for message, is_met in demands.items() if not is_met]
+    if broken:
+        raise error(f"{what}: {'; '.join(broken)}")
 
 
 def claim_folder(

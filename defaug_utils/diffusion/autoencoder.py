@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import max_pool2d, mse_loss
 
+from defaug_utils.core.guards import check_demands
+
 Denoise = Callable[[Tensor, Tensor], Tensor]  # latents and time → what the network predicts
 
 
@@ -129,9 +131,7 @@ class AdaptationSettings:
             f"patience {self.patience} must not be negative": self.patience >= 0,
             f"improvement {self.improvement} must be in 0 … 1, 1 excluded": 0 <= self.improvement < 1,
         }
-        broken = [message for message, is_met in demands.items() if not is_met]
-        if broken:
-            raise ValueError("decoder adaptation: " + "; ".join(broken))
+        check_demands("decoder adaptation", demands)
 
 
 class BackgroundError(NamedTuple):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
+from defaug_utils.core.guards import check_demands
 from defaug_utils.core.manifest import image_seed
 from defaug_utils.diffusion.autoencoder import encode_images, to_floats
 from defaug_utils.diffusion.controlnet import (
@@ -51,9 +52,7 @@ class ControlNetSettings:
             f"learning_rate {self.learning_rate} must be above 0": self.learning_rate > 0,
             f"seed {self.seed} must not be negative": self.seed >= 0,
         }
-        broken = [message for message, is_met in demands.items() if not is_met]
-        if broken:
-            raise ValueError("training of the ControlNet: " + "; ".join(broken))
+        check_demands("training of the ControlNet", demands)
 
 
 @dataclass

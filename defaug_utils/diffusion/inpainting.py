@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 
+from defaug_utils.core.guards import check_demands
 from defaug_utils.core.prompts import check_prompts
 from defaug_utils.diffusion.compositing import Box, choose_box, composite, cover_cells, cut_out, paste_back
 from defaug_utils.diffusion.loading import (
@@ -68,9 +69,7 @@ class InpaintSettings:
                 self.steps < 1 or not 0 < self.strength <= 1 or self.effective_steps >= 1
             ),
         }
-        broken = [message for message, is_met in demands.items() if not is_met]
-        if broken:
-            raise ValueError("inpainting settings: " + "; ".join(broken))
+        check_demands("inpainting settings", demands)
 
     def check_size(self, cell: int) -> None:
         """Refuse a size that the autoencoder can't take, naming the nearest one that it can.

@@ -83,11 +83,8 @@ def find_layers(network: nn.Module) -> dict[str, nn.Module]:
     Returns:
         Path in the network → layer, before or after an adapter was attached.
     """
-    blocks = {
-        path
-        for path, module in network.named_modules()
-        if type(module).__name__ in (*UNET_BLOCKS, *TEXT_BLOCKS)
-    }
+    kinds = (*UNET_BLOCKS, *TEXT_BLOCKS)
+    blocks = {path for path, module in network.named_modules() if type(module).__name__ in kinds}
     found = {}
     for path, module in network.named_modules():
         parents = path.split(".")
@@ -134,9 +131,8 @@ def attach_lora(unet: nn.Module, text_encoder: nn.Module, plan: LoraPlan | None 
         LoraError: one of them has an adapter already.
     """
     plan = plan or LoraPlan()
-    return LoraCounts(
-        *(attach_layers(network, plan_layers(network, plan)) for network in (unet, text_encoder))
-    )
+    networks = (unet, text_encoder)
+    return LoraCounts(*(attach_layers(network, plan_layers(network, plan)) for network in networks))
 
 
 def attach_layers(network: nn.Module, planned: Mapping[str, LayerPlan]) -> LoraCount:
@@ -172,23 +168,23 @@ def look_up_pattern(pattern: Mapping[str, float], path: str, default: float | No
 
 def count_lora(network: nn.Module) -> LoraCount:
     """Count the adapted layers of a network, by kind."""
-    layers = [_base(module) for module in adapted_layers(network).values()]
-    linear = sum(isinstance(layer, nn.Linear) for layer in layers)
-    small = sum(isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) for layer in layers)
-    parameters = sum(parameter.numel() for parameter in lora_parameters(network))
-    return LoraCount(linear, small, len(layers) - linear - small, parameters)
+    return _count((_base(layer).weight, layer.r[ADAPTER]) for layer in adapted_layers(network).values())
 
 
 def count_planned(network: nn.Module, plan: LoraPlan) -> LoraCount:
     """Count what an adapter of this plan would adapt, without adding it; as `count_lora` does afterwards."""
-    layers = find_layers(network)
-    planned = {
-        path: (_base(layers[path]).weight, layer.rank) for path, layer in plan_layers(network, plan).items()
-    }
-    linear = sum(weight.ndim == 2 for weight, _ in planned.values())
-    small = sum(weight.shape[2:] == (1, 1) for weight, _ in planned.values())
-    parameters = sum(rank * (weight[0].numel() + weight.shape[0]) for weight, rank in planned.values())
-    return LoraCount(linear, small, len(planned) - linear - small, parameters)
+    layers, planned = find_layers(network), plan_layers(network, plan)
+    return _count((_base(layers[path]).weight, layer.rank) for path, layer in planned.items())
+
+
+def _count(adapted: Iterable[tuple[Tensor, int]]) -> LoraCount:
+    """Count layers by kind, and parameters, from their weights and ranks."""
+    kinds, parameters = {"linear": 0, "conv_1x1": 0, "conv_3x3": 0}, 0
+    for weight, rank in adapted:
+        is_small = weight.shape[2:] == (1, 1)
+        kinds["linear" if weight.ndim == 2 else "conv_1x1" if is_small else "conv_3x3"] += 1
+        parameters += rank * (weight[0].numel() + weight.shape[0])
+    return LoraCount(**kinds, parameters=parameters)
 
 
 def adapted_layers(network: nn.Module) -> dict[str, nn.Module]:
@@ -217,38 +213,6 @@ def read_lora(unet: nn.Module, text_encoder: nn.Module) -> dict[str, Tensor]:
         for path, module in adapted_layers(network).items()
         for part, matrices in (("down", module.lora_A), ("up", module.lora_B))
     }
-
-
-@torch.no_grad()
-def write_lora(unet: nn.Module, text_encoder: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Put weights from `read_lora` into the adapters of a model.
-
-    Raises:
-        LoraError: keys or shapes differ; lists all of them.
-    """
-    current = read_lora(unet, text_encoder)
-    problems = [f"{key} is missing" for key in current.keys() - weights.keys()]
-    problems += [f"{key} is unknown to this model" for key in weights.keys() - current.keys()]
-    problems += [
-        f"{key} is {tuple(weights[key].shape)}, expected {tuple(current[key].shape)}"
-        for key in current.keys() & weights.keys()
-        if weights[key].shape != current[key].shape
-    ]
-    raise_lora_problems(problems)
-    for key, tensor in current.items():
-        tensor.copy_(weights[key])
-
-
-def raise_lora_problems(problems: Iterable[str], shown: int = 12) -> None:
-    """Raise one error for adapter keys that don't fit; of very many, the first are shown."""
-    listed = sorted(problems)
-    if listed:
-        more = f"\n  … and {len(listed) - shown} more" if len(listed) > shown else ""
-        raise LoraError(
-            "the adapter does not fit this model (another base, rank or kind of adapter):\n"
-            + "\n".join(f"  - {problem}" for problem in listed[:shown])
-            + more
-        )
 
 
 @torch.no_grad()

@@ -1,22 +1,23 @@
-"""Adapters in files: kohya's key format and diffusers' own, both ways.
+"""Adapters in files: kohya's key format and diffusers' own, both ways, and not one key left over.
 
 Kohya: `lora_unet_<path with underscores>.lora_down.weight`, `.lora_up.weight`, `.alpha`, and
 `lora_te_text_model_…` for the text encoder. Diffusers: `unet.<path>.lora_A.weight`, `.lora_B.weight`, with
-alphas in the file's metadata.
+alphas in the file's metadata. Diffusers' reader drops keys that it can't use and stops at the first matrix
+that is missing, and its writer of kohya's format sets every alpha to the rank: so we do both ourselves.
 """
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from defaug_utils.core.files import write_atomically
+from defaug_utils.core.manifest import raise_problems
 from defaug_utils.diffusion.lora import (
     ADAPTER,
     LayerPlan,
@@ -26,18 +27,16 @@ from defaug_utils.diffusion.lora import (
     attach_layers,
     find_layers,
     look_up_pattern,
-    raise_lora_problems,
-    read_lora,
-    write_lora,
 )
 
 LAYOUTS = ("kohya", "diffusers")
 KOHYA_PREFIXES = {"unet": "lora_unet_", "text_encoder": "lora_te_text_model_"}
+KOHYA_ENDINGS = {"down": "lora_down.weight", "up": "lora_up.weight", "alpha": "alpha"}
+DIFFUSERS_ENDINGS = {  # its present one first, then those of earlier versions
+    "down": ("lora_A.weight", "lora.down.weight", "lora_linear_layer.down.weight"),
+    "up": ("lora_B.weight", "lora.up.weight", "lora_linear_layer.up.weight"),
+}
 DIFFUSERS_METADATA = "lora_adapter_metadata"  # diffusers' name, JSON in the header of the file
-_DIFFUSERS_KEY = re.compile(
-    r"(unet|text_encoder)\.(.+?)\.(lora_A|lora_B|lora\.down|lora\.up|lora_linear_layer\.down"
-    r"|lora_linear_layer\.up)\.weight"
-)
 
 
 class StoredLayer(NamedTuple):
@@ -48,6 +47,14 @@ class StoredLayer(NamedTuple):
     alpha: float
 
 
+class StoredPart(NamedTuple):
+    """What a key of a file stands for: the "down" or "up" matrix or the "alpha" of a network's layer."""
+
+    network: str
+    path: str
+    part: str
+
+
 def save_lora(
     path: Path | str,
     unet: nn.Module,
@@ -55,7 +62,7 @@ def save_lora(
     metadata: Mapping[str, str] | None = None,
     layout: str = "kohya",
 ) -> None:
-    """Write an adapter to one safetensors file.
+    """Write an adapter to one safetensors file; equal adapters give equal bytes.
 
     Args:
         path: the file.
@@ -69,55 +76,62 @@ def save_lora(
     """
     if layout not in LAYOUTS:
         raise LoraError(f"layout {layout!r} is none of {', '.join(LAYOUTS)}")
-    weights = read_lora(unet, text_encoder)
-    if not weights:
+    networks = {"unet": adapted_layers(unet), "text_encoder": adapted_layers(text_encoder)}
+    if not any(networks.values()):
         raise LoraError("there is no adapter to save: attach or load one first")
-    networks = {"unet": unet, "text_encoder": text_encoder}
-    write = _write_kohya if layout == "kohya" else _write_diffusers
-    tensors, header = write(networks)
+    tensors, header = (_lay_out_kohya if layout == "kohya" else _lay_out_diffusers)(networks)
+    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     with write_atomically(Path(path)) as temporary:
-        save_file(
-            {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()},
-            temporary,
-            {"format": "pt", **header, **(metadata or {})},
-        )
+        written = save(tensors, {"format": "pt", **header, **(metadata or {})})
+        Path(temporary).write_bytes(sort_metadata(written))
+
+
+def sort_metadata(written: bytes) -> bytes:
+    """A safetensors file with the metadata of its header sorted, which the library leaves to chance."""
+    length = int.from_bytes(written[:8], "little")
+    header = json.loads(written[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    padded = text.ljust(-(-len(text) // 8) * 8)
+    return len(padded).to_bytes(8, "little") + padded + written[8 + length :]
 
 
 def _kohya_name(network: str, path: str) -> str:
     return KOHYA_PREFIXES[network] + path.removeprefix("text_model.").replace(".", "_")
 
 
-def _diffusers_path(network: str, path: str) -> str:
+def _diffusers_name(network: str, path: str) -> str:
     """With `text_model` in the text encoder's paths, whatever transformers calls its modules."""
-    return f"text_model.{path.removeprefix('text_model.')}" if network == "text_encoder" else path
+    path = f"text_model.{path.removeprefix('text_model.')}" if network == "text_encoder" else path
+    return f"{network}.{path}"
 
 
-def _write_kohya(networks: Mapping[str, nn.Module]) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _lay_out_kohya(networks: Mapping[str, Mapping[str, nn.Module]]) -> tuple[dict[str, Tensor], dict]:
     tensors = {}
-    for network, module in networks.items():
-        for path, layer in adapted_layers(module).items():
+    for network, layers in networks.items():
+        for path, layer in layers.items():
             name = _kohya_name(network, path)
-            tensors[f"{name}.lora_down.weight"] = layer.lora_A[ADAPTER].weight
-            tensors[f"{name}.lora_up.weight"] = layer.lora_B[ADAPTER].weight
-            tensors[f"{name}.alpha"] = torch.tensor(float(layer.lora_alpha[ADAPTER]))
+            tensors[f"{name}.{KOHYA_ENDINGS['down']}"] = layer.lora_A[ADAPTER].weight
+            tensors[f"{name}.{KOHYA_ENDINGS['up']}"] = layer.lora_B[ADAPTER].weight
+            tensors[f"{name}.{KOHYA_ENDINGS['alpha']}"] = torch.tensor(float(layer.lora_alpha[ADAPTER]))
     return tensors, {"ss_network_module": "networks.lora"}
 
 
-def _write_diffusers(networks: Mapping[str, nn.Module]) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _lay_out_diffusers(networks: Mapping[str, Mapping[str, nn.Module]]) -> tuple[dict[str, Tensor], dict]:
     tensors, header = {}, {}
-    for network, module in networks.items():
-        layers = {path.removeprefix("text_model."): layer for path, layer in adapted_layers(module).items()}
+    for network, layers in networks.items():
         for path, layer in layers.items():
-            key = f"{network}.{_diffusers_path(network, path)}"
-            tensors[f"{key}.lora_A.weight"] = layer.lora_A[ADAPTER].weight
-            tensors[f"{key}.lora_B.weight"] = layer.lora_B[ADAPTER].weight
+            name = _diffusers_name(network, path)
+            tensors[f"{name}.{DIFFUSERS_ENDINGS['down'][0]}"] = layer.lora_A[ADAPTER].weight
+            tensors[f"{name}.{DIFFUSERS_ENDINGS['up'][0]}"] = layer.lora_B[ADAPTER].weight
         if layers:  # peft matches the ends of paths: without `text_model` they fit every version
+            ends = {path.removeprefix("text_model."): layer for path, layer in layers.items()}
             first = next(iter(layers.values()))
             header[f"{network}.r"] = first.r[ADAPTER]
             header[f"{network}.lora_alpha"] = first.lora_alpha[ADAPTER]
-            header[f"{network}.target_modules"] = sorted(layers)
-            header[f"{network}.rank_pattern"] = {path: layer.r[ADAPTER] for path, layer in layers.items()}
-            header[f"{network}.alpha_pattern"] = {p: layer.lora_alpha[ADAPTER] for p, layer in layers.items()}
+            header[f"{network}.target_modules"] = sorted(ends)
+            header[f"{network}.rank_pattern"] = {end: layer.r[ADAPTER] for end, layer in ends.items()}
+            header[f"{network}.alpha_pattern"] = {e: layer.lora_alpha[ADAPTER] for e, layer in ends.items()}
     return tensors, {DIFFUSERS_METADATA: json.dumps(header, sort_keys=True)}
 
 
@@ -138,31 +152,16 @@ def load_lora(path: Path | str, unet: nn.Module, text_encoder: nn.Module) -> Lor
     """
     tensors, header = _read_file(Path(path))
     networks = {"unet": unet, "text_encoder": text_encoder}
-    is_kohya = any(key.startswith("lora_") for key in tensors)
-    stored = (_parse_kohya if is_kohya else _parse_diffusers)(tensors, header, networks)
-    raise_lora_problems(
-        problem
-        for network, layers in stored.items()
-        for path_, layer in layers.items()
-        for problem in _shape_problems(network, path_, layer, find_layers(networks[network])[path_])
-    )
-    counts = LoraCounts(
-        *(
-            attach_layers(
-                module,
-                {p: LayerPlan(len(layer.down), layer.alpha) for p, layer in stored[network].items()},
-            )
-            for network, module in networks.items()
-        )
-    )
-    weights = {
-        f"{network}.{p}.{part}": getattr(layer, part)
-        for network, layers in stored.items()
-        for p, layer in layers.items()
-        for part in ("down", "up")
-    }
-    write_lora(unet, text_encoder, weights)
-    return counts
+    stored = _match_keys(tensors, json.loads(header.get(DIFFUSERS_METADATA, "{}")), networks)
+    counts = []
+    for network, module in networks.items():
+        layers = stored.get(network, {})
+        planned = {path: LayerPlan(len(layer.down), layer.alpha) for path, layer in layers.items()}
+        counts.append(attach_layers(module, planned))
+        for path, adapted in adapted_layers(module).items():
+            adapted.lora_A[ADAPTER].weight.data.copy_(layers[path].down)
+            adapted.lora_B[ADAPTER].weight.data.copy_(layers[path].up)
+    return LoraCounts(*counts)
 
 
 def _read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -177,74 +176,64 @@ def _read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise LoraError(f"{path.name} is no whole safetensors file: {error}") from error
 
 
-def _parse_kohya(
-    tensors: dict[str, Tensor], _: Mapping[str, str], networks: Mapping[str, nn.Module]
+def _match_keys(
+    tensors: Mapping[str, Tensor], known: Mapping, networks: Mapping[str, nn.Module]
 ) -> dict[str, dict[str, StoredLayer]]:
-    names = {
-        _kohya_name(network, path): (network, path)
-        for network, module in networks.items()
-        for path in find_layers(module)
-    }
+    """The layers of a file by network and path, once every key, pair and shape fits.
+
+    Args:
+        tensors: of the file.
+        known: diffusers' metadata of the file; empty where there is none.
+        networks: that the adapter is for.
+    """
+    layers = {network: find_layers(module) for network, module in networks.items()}
+    keys = _list_keys(layers)
+    problems = [] if tensors else ["the file holds no adapter"]
     parts: dict[tuple[str, str], dict[str, Tensor]] = {}
-    problems = []
     for key, tensor in tensors.items():
-        name, _, part = key.partition(".")
-        if name not in names or part not in ("lora_down.weight", "lora_up.weight", "alpha"):
-            problems.append(f"{key} is unknown to this model")
+        if key in keys:
+            network, path, part = keys[key]
+            parts.setdefault((network, path), {})[part] = tensor
         else:
-            parts.setdefault(names[name], {})[part.removeprefix("lora_").removesuffix(".weight")] = tensor
-    return _collect(parts, problems)
-
-
-def _parse_diffusers(
-    tensors: dict[str, Tensor], header: Mapping[str, str], networks: Mapping[str, nn.Module]
-) -> dict[str, dict[str, StoredLayer]]:
-    known = json.loads(header.get(DIFFUSERS_METADATA, "{}"))
-    paths = {
-        (network, _diffusers_path(network, path)): path
-        for network, module in networks.items()
-        for path in find_layers(module)
-    }
-    parts: dict[tuple[str, str], dict[str, Tensor]] = {}
-    problems = []
-    for key, tensor in tensors.items():
-        match = _DIFFUSERS_KEY.fullmatch(key)
-        if not match or (match[1], match[2]) not in paths:
             problems.append(f"{key} is unknown to this model")
-            continue
-        network, path = match[1], match[2]
-        entry = parts.setdefault((network, paths[network, path]), {})
-        entry["down" if match[3].endswith(("A", "down")) else "up"] = tensor
-        pattern = known.get(f"{network}.alpha_pattern") or {}
-        alpha = look_up_pattern(pattern, path.removeprefix("text_model."), known.get(f"{network}.lora_alpha"))
-        if alpha is not None:
-            entry["alpha"] = torch.tensor(float(alpha))
-    return _collect(parts, problems)
-
-
-def _collect(
-    parts: Mapping[tuple[str, str], Mapping[str, Tensor]], problems: list[str]
-) -> dict[str, dict[str, StoredLayer]]:
-    """Layers by network and path, once nothing is missing."""
-    stored: dict[str, dict[str, StoredLayer]] = {"unet": {}, "text_encoder": {}}
+    stored: dict[str, dict[str, StoredLayer]] = {}
     for (network, path), entry in parts.items():
         missing = [part for part in ("down", "up") if part not in entry]
         problems += [f"{network}.{path} has no {part} matrix" for part in missing]
         if not missing:
-            alpha = float(entry["alpha"]) if "alpha" in entry else float(len(entry["down"]))
-            stored[network][path] = StoredLayer(entry["down"], entry["up"], alpha)
-    if not parts and not problems:
-        problems.append("the file holds no adapter")
-    raise_lora_problems(problems)
+            problems += _list_shape_problems(f"{network}.{path}", entry, layers[network][path])
+            alpha = float(entry.get("alpha", _look_up_alpha(known, network, path, len(entry["down"]))))
+            stored.setdefault(network, {})[path] = StoredLayer(entry["down"], entry["up"], alpha)
+    unfit = "the adapter does not fit this model (another base, rank or kind of adapter)"
+    raise_problems(unfit, sorted(problems), LoraError)
     return stored
 
 
-def _shape_problems(network: str, path: str, layer: StoredLayer, module: nn.Module) -> list[str]:
+def _list_keys(layers: Mapping[str, Mapping[str, nn.Module]]) -> dict[str, StoredPart]:
+    """Every key that a file may have for these layers."""
+    keys = {}
+    for network, path in ((network, path) for network, paths in layers.items() for path in paths):
+        for part, ending in KOHYA_ENDINGS.items():
+            keys[f"{_kohya_name(network, path)}.{ending}"] = StoredPart(network, path, part)
+        for part, endings in DIFFUSERS_ENDINGS.items():
+            for ending in endings:
+                keys[f"{_diffusers_name(network, path)}.{ending}"] = StoredPart(network, path, part)
+    return keys
+
+
+def _look_up_alpha(known: Mapping, network: str, path: str, rank: int) -> float:
+    """A layer's alpha in diffusers' metadata; the rank where it says nothing."""
+    pattern = known.get(f"{network}.alpha_pattern") or {}
+    alpha = look_up_pattern(pattern, path.removeprefix("text_model."), known.get(f"{network}.lora_alpha"))
+    return rank if alpha is None else alpha
+
+
+def _list_shape_problems(name: str, entry: Mapping[str, Tensor], module: nn.Module) -> list[str]:
     weight = getattr(module, "base_layer", module).weight
-    rank, _, *kernel = layer.down.shape
-    wanted_down, wanted_up = (rank, *weight.shape[1:]), (weight.shape[0], rank, *(1 for _ in kernel))
+    rank, kernel = len(entry["down"]), weight.shape[2:]
+    wanted = {"down": (rank, *weight.shape[1:]), "up": (weight.shape[0], rank, *(1 for _ in kernel))}
     return [
-        f"{network}.{path}.{part} is {tuple(tensor.shape)}, expected {wanted}"
-        for part, tensor, wanted in (("down", layer.down, wanted_down), ("up", layer.up, wanted_up))
-        if tuple(tensor.shape) != tuple(wanted)
+        f"{name}.{part} is {tuple(entry[part].shape)}, expected {shape}"
+        for part, shape in wanted.items()
+        if tuple(entry[part].shape) != shape
     ]

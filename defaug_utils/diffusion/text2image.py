@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from defaug_utils.core.guards import check_demands
 from defaug_utils.core.prompts import check_prompts
 from defaug_utils.diffusion.loading import (
     ModelError,
@@ -97,9 +98,7 @@ class TextSettings:
             f"steps {self.steps} must be 1 or more": self.steps >= 1,
             f"guidance {self.guidance} must be in 1 … 100": 1 <= self.guidance <= 100,
         }
-        broken = [message for message, is_met in demands.items() if not is_met]
-        if broken:
-            raise ValueError("settings of text to image: " + "; ".join(broken))
+        check_demands("settings of text to image", demands)
 
 
 def load_text2image(

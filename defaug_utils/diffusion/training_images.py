@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from defaug_utils.core.guards import check_demands
 from defaug_utils.core.images import crop_box, fit_image, read_image
 from defaug_utils.core.manifest import raise_problems, read_manifest
 from defaug_utils.core.sources import choose_positives, list_sources
@@ -57,9 +58,7 @@ class BucketSettings:
             f"area {self.area} must hold smallest² = {self.smallest**2} pixels": self.area
             >= self.smallest**2,
         }
-        broken = [message for message, is_met in demands.items() if not is_met]
-        if broken:
-            raise BucketError("bucket settings: " + "; ".join(broken))
+        check_demands("bucket settings", demands, BucketError)
 
 
 def list_buckets(settings: BucketSettings) -> list[tuple[int, int]]:
