@@ -18,9 +18,8 @@ from defaug_utils.diffusion.autoencoder import AdaptationSettings
 from defaug_utils.diffusion.controlnet import TrimapModel, make_controlnet
 from defaug_utils.diffusion.inpainting import InpaintJob
 from defaug_utils.diffusion.text2image import load_text2image
-from defaug_utils.masks.defect_patches import cut_defect
-from defaug_utils.masks.masks import open_mask_source
-from defaug_utils.masks.turned_masks import TurnedMasks
+from defaug_utils.masks.patches import cut_defect
+from defaug_utils.masks.sources import TurnedMasks, open_masks
 from defaug_utils.methods import adabldm_batches
 from defaug_utils.methods.adabldm import BlendSettings, scale_stages
 from defaug_utils.methods.adabldm_batches import blend_batch
@@ -32,7 +31,7 @@ SETTINGS = BlendSettings((16, 32), 3, **scale_stages(3))
 PLAN = {
     "count": 5,
     "prompts": make_prompts(["a hole", "crack"]),
-    "mask_source": open_mask_source("procedural"),
+    "mask_source": open_masks("procedural"),
     "settings": SETTINGS,
     "adaptation": AdaptationSettings(steps=2),
     "limits": CheckLimits(contrast=0, completeness=0),

@@ -10,7 +10,7 @@ from defaug_utils.core.runs import SCENARIOS, MixingError, Run
 from defaug_utils.core.sources import list_sources
 from defaug_utils.data.datasets import draw_few_shot, load_dataset
 from defaug_utils.data.preparation import prepare_dataset
-from defaug_utils.masks.defect_patches import read_defects
+from defaug_utils.masks.patches import read_defects
 from defaug_utils.masks.trimaps import TripleSet, read_good_images
 from defaug_utils.methods.cut_paste_pool import make_cut_paste_image, make_cut_paste_pool
 from defaug_utils.protocol.mixing import compose_training_set, find_leaks
@@ -27,7 +27,7 @@ def prepared(tmp_path_factory):
     few = draw_few_shot(load_dataset(folder / "grid"), 2)
     data = prepare_dataset(few, folder / "grid", folder / "data", SIZE)
     goods = read_good_images(list_sources(data), folder / "data", SIZE)
-    return folder, data, TripleSet(read_defects(data, folder / "data", SIZE, per_type=2), goods)
+    return folder, data, TripleSet(read_defects(data, folder / "data", SIZE), goods)
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from defaug_utils.diffusion.inpainting import (
     InpaintSettings,
     load_inpainter,
 )
-from defaug_utils.masks.masks import open_mask_source
+from defaug_utils.masks.sources import open_masks
 from defaug_utils.methods import diag, painted_pools
 from defaug_utils.methods.changes import CheckLimits
 from defaug_utils.methods.diag import make_diag_pool, make_painter
@@ -31,7 +31,7 @@ from defaug_utils.methods.painted_recipes import read_recipe
 
 COUNT, SIZE = 7, (16, 48)
 ANYTHING = CheckLimits(contrast=0, completeness=0)
-MASKS = open_mask_source("procedural")
+MASKS = open_masks("procedural")
 PLAN = {
     "count": COUNT,
     "prompts": make_prompts(["white marks", "crack"], "dark"),
@@ -164,7 +164,7 @@ def test_with_another_model_or_other_masks_nothing_is_made_again(
     with pytest.raises(ValueError, match="model differ from the pool's recipe"):
         remake_image(row, recipe, data, load_inpainter(save_model(tmp_path, unet_channels=4)))
     with pytest.raises(ValueError, match="differ from the pool's recipe"):
-        remake_image(row, recipe, data, inpainter, open_mask_source("train_positives", data_folder=data))
+        remake_image(row, recipe, data, inpainter, open_masks("train_positives", data_folder=data))
     without = {name: value for name, value in recipe.items() if name != "priors"} | {"mask_source": "drawn"}
     with pytest.raises(ValueError, match="'drawn': give their source as well"):
         remake_image(row, without, data, inpainter)

@@ -13,7 +13,7 @@ from defaug_utils.core.files import write_png
 from defaug_utils.core.manifest import make_manifest, write_manifest
 from defaug_utils.core.prompts import make_prompts
 from defaug_utils.diffusion.inpainting import InpaintSettings, load_inpainter
-from defaug_utils.masks.masks import open_mask_source
+from defaug_utils.masks.sources import open_masks
 from defaug_utils.methods.changes import CheckLimits
 from defaug_utils.methods.diag import make_diag_pool
 
@@ -28,7 +28,7 @@ def make_pool(folder: Path, data: Path, model: Path, **shards: int) -> None:
         COUNT,
         load_inpainter(model),
         make_prompts(["white marks", "crack"], "dark"),
-        open_mask_source("procedural"),
+        open_masks("procedural"),
         InpaintSettings((32, 96), steps=8),
         CheckLimits(contrast=0, completeness=0),
         pool_seed=5,

@@ -9,11 +9,10 @@ import pytest
 from defaug_utils.core.files import write_png
 from defaug_utils.core.images import read_mask
 from defaug_utils.core.manifest import make_manifest, write_manifest
-from defaug_utils.masks.object_foreground import (
+from defaug_utils.masks.objects import (
     THRESHOLD,
     fit_object_finder,
     make_feature_reader,
-    open_object_finder,
 )
 from defaug_utils.methods.memseg_pool import make_memseg_pool
 from defaug_utils.methods.textures import open_textures
@@ -121,13 +120,6 @@ def test_a_smooth_part_is_found_whole_not_its_rim(weights, part_grey, plate_grey
     finder = fit_object_finder([image_u8 for image_u8, _ in images[:4]], reader)
     image_u8, is_object = images[4]
     assert share_agreed(finder(image_u8), is_object) > 0.9
-
-
-def test_textures_are_all_foreground():
-    assert open_object_finder("grid", [], read_contrast) is None
-    assert open_object_finder("01", [], read_contrast, textures=("01",)) is None
-    images = [draw_part(0)[0]]
-    assert share_agreed(open_object_finder("nut", images, read_contrast)(images[0]), draw_part(0)[1]) > 0.75
 
 
 def test_what_can_not_be_told_is_refused():

@@ -15,18 +15,16 @@ import pandas as pd
 
 from defaug_utils.core.images import fit_image, read_image
 from defaug_utils.core.manifest import ManifestError, image_seed, raise_problems
-from defaug_utils.masks.defect_patches import Defect, find_places, paste_defect, turn_defect
+from defaug_utils.masks.patches import Defect, draw_turned, paste_defect
 
 BACKGROUND, OBJECT, DEFECT = 0, 127, 255  # levels of a trimap (AdaBLDM, section 3.2)
 SCALE_RANGE = 0.15  # of 1, both ways (AdaBLDM's code)
 TRIPLES = 20_000  # AdaBLDM's code
 TEMPLATE = "a {category} with a {defect_type}"  # such as "a hazelnut with a hole" (AdaBLDM, section 3.2)
-OBJECT_SUFFIX = ",black background."  # of prompts for objects, at inference (AdaBLDM's code)
 FIELDS = ("category", "defect_type")
 
-FindForeground = Callable[
-    [np.ndarray], np.ndarray
-]  # image (height, width, 3), uint8 → bool, true on the object
+# image (height, width, 3), uint8 → shape (height, width), bool, true on the object
+FindForeground = Callable[[np.ndarray], np.ndarray]
 
 
 class GoodImage(NamedTuple):
@@ -43,7 +41,7 @@ class Triple(NamedTuple):
 
     Attributes:
         image_u8: shape (height, width, 3), uint8.
-        trimap_u8: shape (height, width), uint8, of the three levels.
+        trimap_u8: see `make_trimap`.
         prompt: in words.
         mask: shape (height, width), bool, true on the defect.
         good: name of the good image.
@@ -75,14 +73,12 @@ class TripleSettings:
     max_attempts: int = 50
 
     def __post_init__(self) -> None:
-        """Refuse values that make no sense, all in one message."""
-        demands = {
-            f"scale_range {self.scale_range} must be in 0 … 1, 1 excluded": 0 <= self.scale_range < 1,
-            f"max_attempts {self.max_attempts} must be 1 or more": self.max_attempts >= 1,
-        }
-        broken = [message for message, is_met in demands.items() if not is_met]
-        if broken:
-            raise ValueError("triples: " + "; ".join(broken))
+        """Refuse values that make no sense."""
+        if not 0 <= self.scale_range < 1 or self.max_attempts < 1:
+            raise ValueError(
+                f"triples: scale_range {self.scale_range} must be in 0 … 1, 1 excluded, and max_attempts "
+                f"{self.max_attempts} must be 1 or more"
+            )
         find_fields(self.template)
 
 
@@ -176,45 +172,33 @@ def read_good_images(
 
 
 def make_triple(
-    defects: Sequence[Defect],
-    goods: Sequence[GoodImage],
-    settings: TripleSettings,
-    seed: int,
+    defects: Sequence[Defect], goods: Sequence[GoodImage], settings: TripleSettings, seed: int
 ) -> Triple:
     """Turn a random defect and paste it where it lies fully inside the object of a random good image.
 
     Args:
         defects: from `read_defects`; each type is drawn as often, whatever number of images it has.
-        goods: from `read_good_images`; only those of the defect's category are drawn.
+        goods: from `read_good_images`, some of every category; only those of the defect's are drawn.
         settings: scales and prompt.
         seed: the triple's own; decides everything.
 
     Raises:
-        ValueError: there is no good image of the category, or no turned defect fitted into an object within
-            `max_attempts`.
+        ValueError: no turned defect fitted into an object within `max_attempts`.
     """
     generator = np.random.default_rng(seed)
     types = sorted({defect[2:4] for defect in defects})
     category, defect_type = types[generator.integers(len(types))]
     defects = [defect for defect in defects if defect[2:4] == (category, defect_type)]
     goods = [good for good in goods if good.category == category]
-    if not goods:
-        raise ValueError(f"category {category!r} has defects, but no good image to paste them into")
     for attempt in range(settings.max_attempts):
         good, defect = (choices[generator.integers(len(choices))] for choices in (goods, defects))
-        scale = 1 + generator.uniform(-settings.scale_range, settings.scale_range)
-        turned = turn_defect(defect, generator.uniform(0, 360), scale)
-        places = find_places(good.foreground, turned.mask)
-        if len(places):
-            place = places[generator.integers(len(places))]
-            return _compose(good, turned, place, settings.template, attempt)
+        turned, box = draw_turned(defect, good.foreground, settings.scale_range, generator)
+        if box:
+            image_u8, mask = paste_defect(good.image_u8, turned, box)
+            trimap_u8 = make_trimap(mask, good.foreground)
+            prompt = write_prompt(settings.template, category, defect_type)
+            return Triple(image_u8, trimap_u8, prompt, mask, good.name, defect.name, attempt)
     raise ValueError(_tell_misfit(turned, good, settings.max_attempts))
-
-
-def _compose(good: GoodImage, defect: Defect, place: np.ndarray, template: str, attempt: int) -> Triple:
-    image_u8, mask = paste_defect(good.image_u8, defect, *place)
-    prompt = write_prompt(template, defect.category, defect.defect_type)
-    return Triple(image_u8, make_trimap(mask, good.foreground), prompt, mask, good.name, defect.name, attempt)
 
 
 def _tell_misfit(defect: Defect, good: GoodImage, attempts: int) -> str:

@@ -15,8 +15,8 @@ from defaug_utils.diffusion.autoencoder import AdaptationSettings
 from defaug_utils.diffusion.controlnet import TrimapModel
 from defaug_utils.diffusion.inpainting import InpaintedImage, InpaintJob
 from defaug_utils.diffusion.text2image import check_size
-from defaug_utils.masks.defect_patches import move_inside
-from defaug_utils.masks.masks import MaskSource
+from defaug_utils.masks.patches import move_inside
+from defaug_utils.masks.sources import MaskSource
 from defaug_utils.masks.trimaps import FindForeground
 from defaug_utils.methods.adabldm import BlendSettings
 from defaug_utils.methods.adabldm_batches import LatentStore, blend_batch, find_everything
@@ -102,7 +102,7 @@ def make_adabldm_pool(
         count: images of the whole pool.
         trimap_model: the model and its ControlNet.
         prompts: the board, see `make_prompts`.
-        mask_source: from `open_mask_source`.
+        mask_source: from `open_masks`.
         settings: of the blending; the paper's when None.
         adaptation: of the decoder, such as `AdaptationSettings()`; None leaves it out.
         limits: of the automatic checks.

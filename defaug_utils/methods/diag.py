@@ -14,7 +14,7 @@ from defaug_utils.diffusion.inpainting import (
     InpaintSettings,
     inpaint_batch,
 )
-from defaug_utils.masks.masks import MaskSource
+from defaug_utils.masks.sources import MaskSource
 from defaug_utils.methods.changes import CheckLimits
 from defaug_utils.methods.painted_pools import MAX_ATTEMPTS, Paint, make_painted_pool
 
@@ -62,7 +62,7 @@ def make_diag_pool(
         count: images of the whole pool.
         inpainter: from `load_inpainter`.
         prompts: the board, see `make_prompts`.
-        mask_source: from `open_mask_source`.
+        mask_source: from `open_masks`.
         settings: of the inpainting; the paper's when not given.
         limits: of the automatic checks.
         pool_seed: decides all images.

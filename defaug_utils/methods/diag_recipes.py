@@ -4,7 +4,7 @@ from pathlib import Path
 
 from defaug_utils.core.pools import GeneratedImage
 from defaug_utils.diffusion.inpainting import Inpainter, InpaintSettings
-from defaug_utils.masks.masks import MaskSource
+from defaug_utils.masks.sources import MaskSource
 from defaug_utils.methods.diag import make_painter
 from defaug_utils.methods.painted_recipes import read_settings, remake_painted_image
 

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from defaug_utils.core.foreground import FOREGROUNDS, find_foreground
-from defaug_utils.masks.perlin import (
+from defaug_utils.masks.shapes import (
     LATTICE_EXPONENTS,
     NOISE_THRESHOLD,
     ROTATION_DEGREES,

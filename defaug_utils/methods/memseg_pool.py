@@ -14,7 +14,7 @@ from defaug_utils.core.images import read_image
 from defaug_utils.core.manifest import check_sources
 from defaug_utils.core.pools import GeneratedImage, generate_pool
 from defaug_utils.core.sources import list_sources, read_dataset, survey_sources
-from defaug_utils.masks.object_foreground import ObjectFinder
+from defaug_utils.masks.objects import ObjectFinder
 from defaug_utils.methods.memseg import MemSegSettings, simulate_anomaly
 from defaug_utils.methods.textures import TextureCollection
 

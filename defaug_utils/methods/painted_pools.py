@@ -16,7 +16,7 @@ from defaug_utils.core.pools import GeneratedImage, find_failed, generate_pool
 from defaug_utils.core.prompts import Prompt, choose_prompt
 from defaug_utils.core.sources import list_sources, read_dataset, survey_sources
 from defaug_utils.diffusion.inpainting import InpaintedImage, InpaintJob
-from defaug_utils.masks.masks import MaskDraw, MaskSource
+from defaug_utils.masks.sources import MaskDraw, MaskSource
 from defaug_utils.methods.changes import Check, CheckLimits, check_image
 
 MAX_ATTEMPTS = 3  # pictures painted for one image of the pool until one passes the checks
@@ -72,7 +72,7 @@ def plan_image(
         sources: training negatives, see `list_sources`.
         data_folder: folder of their manifest.
         prompts: the board.
-        mask_source: see `open_mask_source`.
+        mask_source: see `open_masks`.
         fit_mask: moves a drawn mask to where it may lie; None leaves it where it was drawn.
 
     Returns:
@@ -194,7 +194,7 @@ def make_painted_pool(
         origin: the method's word in the manifest.
         recipe: model and settings, as JSON values; all else is added here.
         prompts: the board.
-        mask_source: from `open_mask_source`.
+        mask_source: from `open_masks`.
         limits: of the automatic checks.
         pool_seed: decides all images.
         batch_size: images painted at once, always the same ones.

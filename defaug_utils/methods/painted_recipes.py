@@ -8,8 +8,8 @@ from defaug_utils.core.manifest import image_seed
 from defaug_utils.core.pools import GeneratedImage
 from defaug_utils.core.prompts import Prompt
 from defaug_utils.core.sources import list_sources, read_dataset, survey_sources
-from defaug_utils.masks.mask_shapes import ShapePriors
-from defaug_utils.masks.masks import MaskSource, ProceduralMasks
+from defaug_utils.masks.shapes import ShapePriors
+from defaug_utils.masks.sources import MaskSource, ProceduralMasks
 from defaug_utils.methods.changes import CheckLimits
 from defaug_utils.methods.painted_pools import FitMask, Paint, make_group, plan_image
 

@@ -15,7 +15,7 @@ from defaug_utils.core.manifest import LABELS, ORIGINS, SPLITS, check_sources, r
 from defaug_utils.core.pools import find_failed
 from defaug_utils.core.runs import NOTEBOOK_OF, SCENARIOS, Arms, MixingError, Run, arm_shares, run_name
 from defaug_utils.core.sources import choose_positives, data_key, shuffle_rows
-from defaug_utils.masks.masks import is_leak
+from defaug_utils.masks.sources import is_leak
 from defaug_utils.protocol.run_folder import RunPools
 
 LEAK_MARK = "†"

@@ -7,8 +7,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "classifier": ["BACKBONES", "overlay_saliency", "saliency_map"],
         "features": ["average_features", "open_features"],
+        "loop": ["StepPlan", "run_steps"],
         "memory": ["pick_device"],
         "recipes": ["RECIPES", "choose_recipe", "fit_epochs", "plan_epochs"],
-        "step_training": ["StepPlan"],
     },
 )

@@ -28,7 +28,7 @@ from defaug_utils.diffusion.inpainting import (
     check_jobs,
     inpaint_batch,
 )
-from defaug_utils.masks.drawn_masks import mask_file_name
+from defaug_utils.masks.drawn import mask_file_name
 from defaug_utils.methods.changes import CheckLimits, check_image
 from defaug_utils.methods.painted_pools import list_versions
 from defaug_utils.methods.painted_recipes import read_settings

@@ -35,7 +35,7 @@ def load_drawn(folder: Path | str, source_image: str) -> np.ndarray | None:
 def save_drawn(folder: Path | str, data_folder: Path | str, source_image: str, mask: np.ndarray) -> Path:
     """Store a mask, a copy of its image and then their row, each whole or not at all.
 
-    The masks lie in the folder itself, where `open_mask_source("drawn", folder)` finds them.
+    The masks lie in the folder itself, where `open_masks("drawn", folder)` finds them.
 
     Args:
         folder: where drawn masks are kept; made when missing.

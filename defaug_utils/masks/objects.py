@@ -22,7 +22,6 @@ from defaug_utils.training.features import FeatureNetwork
 
 THRESHOLD = 127  # of 0 … 255 (AdaBLDM's code)
 CLOSING = (5, 5)  # pixels (AdaBLDM's code)
-TEXTURES = ("carpet", "grid", "leather", "tile", "wood")  # MVTec AD's categories without background
 MAX_FIT_IMAGES = 32  # of a category; more change the line little
 COLOUR_WEIGHT = 4.0  # ours; of Lab colours (0 … 1) beside features of unit length
 
@@ -183,14 +182,3 @@ def _resize_channels(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def _scale(array: np.ndarray) -> np.ndarray:
     """So that layers of many channels and large values don't drown the others."""
     return array / max(float(np.sqrt((array**2).sum(axis=2).mean())), 1e-12)
-
-
-def open_object_finder(
-    category: str,
-    images_u8: Sequence[np.ndarray],
-    read_features: ReadFeatures,
-    textures: Sequence[str] = TEXTURES,
-    seed: int = 0,
-) -> ObjectFinder | None:
-    """What tells the object on a category's images; None for textures, which are object everywhere."""
-    return None if category in textures else fit_object_finder(images_u8, read_features, seed)

@@ -33,64 +33,41 @@ class Defect(NamedTuple):
     name: str
 
 
-def read_defects(
-    dataset: pd.DataFrame,
-    data_folder: Path | str,
-    size: tuple[int, int],
-    category: str = "",
-    per_type: int = 0,
-) -> list[Defect]:
-    """Cut the defects of all real training positives out.
+def read_defects(dataset: pd.DataFrame, data_folder: Path | str, size: tuple[int, int]) -> list[Defect]:
+    """Cut the defects of all real training positives out, one an image, in the order of the images' names.
 
     Args:
         dataset: manifest of the prepared data set.
         data_folder: its folder.
         size: (width, height) to which images and masks are brought first.
-        category: the only one to read; empty for all.
-        per_type: images that each defect type must have; 0 for any number.
-
-    Returns:
-        One defect an image, in the order of the images' names.
 
     Raises:
-        ManifestError: no positive has a mask, a type has fewer images than asked, or a list of every file
-            that can't be read or whose mask is empty or of another size than its image.
+        ManifestError: no positive has a mask, or a list of every file that can't be read or whose mask is
+            empty or of another size than its image.
     """
-    is_known = (
-        (dataset["split"] == "train") & (dataset["label"] == "positive") & (dataset["origin"] == "real")
-    )
-    is_known &= (dataset["category"] == category) | (category == "")
+    is_known = (dataset["split"] == "train") & (dataset["label"] == "positive")
+    is_known &= dataset["origin"] == "real"
     rows = dataset[is_known & (dataset["mask"] != "")].sort_values("image")
     if rows.empty:
         raise ManifestError(
-            f"{data_folder}: none of {int(is_known.sum())} training positives"
-            f"{f' of {category!r}' if category else ''} has a mask: defects can't be cut out without one"
+            f"{data_folder}: none of {int(is_known.sum())} training positives has a mask: defects can't be "
+            "cut out without one"
         )
-    counts = rows.groupby(["category", "defect_type"]).size()
-    problems = [
-        f"{'/'.join(names)}: {count} training positives with a mask, {per_type} asked for; ask for fewer"
-        for names, count in counts.items()
-        if count < per_type
-    ]
-    defects = []
+    defects, problems = [], []
     for row in rows.itertuples():
         try:
-            defects.append(_read_defect(row, Path(data_folder), size))
+            image_u8, mask = (
+                read_image(Path(data_folder) / row.image),
+                read_mask(Path(data_folder) / row.mask),
+            )
+            if mask.shape != image_u8.shape[:2]:
+                raise ValueError(f"{row.mask}: mask {mask.shape} on an image {image_u8.shape[:2]}")
+            pair = fit_image(image_u8, size), fit_mask(mask, size)
+            defects.append(cut_defect(*pair, row.category, row.defect_type, row.image))
         except ValueError as error:
             problems.append(str(error))
     raise_problems(f"defects in {data_folder}", problems)
     return defects
-
-
-def _read_defect(row: tuple, folder: Path, size: tuple[int, int]) -> Defect:
-    image_u8, mask = read_image(folder / row.image), read_mask(folder / row.mask)
-    if mask.shape != image_u8.shape[:2]:
-        raise ValueError(f"{row.mask}: mask {mask.shape} on an image {image_u8.shape[:2]}")
-    if not mask.any():
-        raise ValueError(f"{row.mask}: the mask is empty, there is no defect to cut out")
-    return cut_defect(
-        fit_image(image_u8, size), fit_mask(mask, size), row.category, row.defect_type, row.image
-    )
 
 
 def cut_defect(
@@ -110,9 +87,14 @@ def cut_defect(
     """
     if not mask.any():
         raise ValueError(f"{name or 'the image'}: the mask is empty, there is no defect to cut out")
-    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
-    box = tuple(slice(max(0, used[0] - MARGIN), used[-1] + 1 + MARGIN) for used in (rows, columns))
+    box = find_box(mask, MARGIN)
     return Defect(image_u8[box].copy(), mask[box].copy(), category, defect_type, name)
+
+
+def find_box(mask: np.ndarray, margin: int = 0) -> tuple[slice, slice]:
+    """Rows and columns of the smallest box around a mask, and a margin as far as the image reaches."""
+    used = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+    return tuple(slice(max(0, lines[0] - margin), lines[-1] + 1 + margin) for lines in used)
 
 
 def turn_defect(defect: Defect, angle: float, scale: float) -> Defect:
@@ -156,23 +138,49 @@ def find_places(foreground: np.ndarray, shape: np.ndarray) -> np.ndarray:
     return np.argwhere(overlap < 0.5)
 
 
-def paste_defect(image_u8: np.ndarray, defect: Defect, top: int, left: int) -> tuple[np.ndarray, np.ndarray]:
+def draw_place(
+    foreground: np.ndarray, shape: np.ndarray, generator: np.random.Generator
+) -> tuple[slice, slice] | None:
+    """One of the boxes of `find_places` (rows, columns) by chance; None where there is none."""
+    places = find_places(foreground, shape)
+    if not len(places):
+        return None
+    top, left = places[generator.integers(len(places))]
+    return slice(top, top + shape.shape[0]), slice(left, left + shape.shape[1])
+
+
+def draw_turned(
+    defect: Defect, foreground: np.ndarray, scale_range: float, generator: np.random.Generator
+) -> tuple[Defect, tuple[slice, slice] | None]:
+    """Turn a defect by any angle, scale it by 1 ± `scale_range`, and draw a box for it inside an object."""
+    scale = 1 + generator.uniform(-scale_range, scale_range)
+    turned = turn_defect(defect, generator.uniform(0, 360), scale)
+    return turned, draw_place(foreground, turned.mask, generator)
+
+
+def paste_defect(
+    image_u8: np.ndarray, defect: Defect, box: tuple[slice, slice]
+) -> tuple[np.ndarray, np.ndarray]:
     """Put a defect's pixels into an image.
 
     Args:
         image_u8: shape (height, width, 3), uint8.
         defect: in its box.
-        top: row where the box begins.
-        left: column where it begins.
+        box: where that goes: rows and columns.
 
     Returns:
         A new image, and its mask, shape (height, width), bool; all other pixels are the image's own.
     """
-    box = (slice(top, top + defect.mask.shape[0]), slice(left, left + defect.mask.shape[1]))
-    pasted, mask = image_u8.copy(), np.zeros(image_u8.shape[:2], bool)
-    mask[box] = defect.mask
+    pasted = image_u8.copy()
     pasted[box][defect.mask] = defect.image_u8[defect.mask]
-    return pasted, mask
+    return pasted, place_mask(defect.mask, box, image_u8.shape[:2])
+
+
+def place_mask(shape: np.ndarray, box: tuple[slice, slice], size: tuple[int, int]) -> np.ndarray:
+    """A mask of (height, width) with a shape in its box, false elsewhere."""
+    mask = np.zeros(size, bool)
+    mask[box] = shape
+    return mask
 
 
 def move_inside(
@@ -190,12 +198,6 @@ def move_inside(
     """
     if foreground[mask].all():
         return mask
-    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
-    shape = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    places = find_places(foreground, shape)
-    if not len(places):
-        return None
-    top, left = places[generator.integers(len(places))]
-    moved = np.zeros_like(mask)
-    moved[top : top + shape.shape[0], left : left + shape.shape[1]] = shape
-    return moved
+    shape = mask[find_box(mask)]
+    box = draw_place(foreground, shape, generator)
+    return None if box is None else place_mask(shape, box, mask.shape)
