@@ -13,6 +13,8 @@ from tiny_models import save_model
 
 from defaug_utils.core.files import write_png
 from defaug_utils.core.manifest import make_manifest, read_manifest, write_manifest
+from defaug_utils.core.pools import PoolPlan, make_pool
+from defaug_utils.core.prompts import Prompt
 from defaug_utils.core.runs import MixingError
 from defaug_utils.core.sources import choose_positives
 from defaug_utils.diffusion.dreambooth import (
@@ -35,7 +37,7 @@ from defaug_utils.diffusion.training_images import (
     choose_training_rows,
     read_training_images,
 )
-from defaug_utils.methods.ddpm import make_regularisation_pool
+from defaug_utils.methods.ddpm import DDPM
 from defaug_utils.training import checkpoints
 from defaug_utils.training.loop import StepDone
 
@@ -71,7 +73,14 @@ def load(model_folder: Path) -> TextToImage:
 def class_folder(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Path:
     folder = tmp_path_factory.mktemp("pools") / "regularisation"
     settings = TextSettings((16, 48), steps=2, guidance=1.0)
-    pool = make_regularisation_pool(folder, load(model_folder), "background", settings, count=3)
+    untuned = DDPM(
+        model=load(model_folder),
+        prompts=[Prompt("background")],
+        settings=settings,
+        data=None,
+        label="negative",
+    )
+    pool = make_pool(folder, untuned, PoolPlan(3))
     assert (pool["label"] == "negative").all() and (pool["mask"] == "").all()
     return folder
 

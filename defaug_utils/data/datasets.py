@@ -246,13 +246,6 @@ def _draw_per_type(candidates: pd.DataFrame, count: int, seed: int) -> list[str]
     return drawn
 
 
-def count_few_shot(dataset: pd.DataFrame) -> pd.DataFrame:
-    """Defective images of `draw_few_shot`: a row a category and defect_type, the columns train and test."""
-    positives = dataset[dataset["label"] == "positive"]
-    counts = positives.pivot_table(index=TYPE, columns="split", aggfunc="size", fill_value=0)
-    return counts.reindex(columns=["train", "test"], fill_value=0).rename_axis(columns=None).reset_index()
-
-
 def summarise_dataset(manifest: pd.DataFrame) -> pd.DataFrame:
     """Count a data set's images by category, split, label and defect type, with their sizes.
 

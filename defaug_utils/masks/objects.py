@@ -18,7 +18,7 @@ from skimage.morphology import closing, footprint_rectangle
 from sklearn.cluster import KMeans
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-from defaug_utils.training.features import FeatureNetwork
+from defaug_utils.training.backbones import FeatureNetwork
 
 THRESHOLD = 127  # of 0 … 255 (AdaBLDM's code)
 CLOSING = (5, 5)  # pixels (AdaBLDM's code)
