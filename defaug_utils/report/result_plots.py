@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from defaug_utils.protocol.leaks import is_marked, mark_label
+from defaug_utils.protocol.mixing import is_marked, mark_label
 from defaug_utils.report.plots import NotebookFigure
 
 ARM_LABELS = {

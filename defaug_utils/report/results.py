@@ -11,7 +11,7 @@ import pandas as pd
 from defaug_utils.core.manifest import raise_problems
 from defaug_utils.core.runs import ARMS, SCENARIOS, parse_run_name
 from defaug_utils.masks.sources import is_leak
-from defaug_utils.protocol.leaks import find_run_leaks, join_leaks
+from defaug_utils.protocol.mixing import find_run_leaks, join_leaks
 
 METRICS = (
     "ap",
