@@ -4,9 +4,10 @@ from collections.abc import Iterable, Mapping
 
 import pandas as pd
 
-from defaug_utils.core.manifest import LABELS, ORIGINS, SPLITS, check_sources, raise_problems
+from defaug_utils.core.manifest import LABELS, SPLITS, check_sources, raise_problems
+from defaug_utils.core.origins import ORIGINS
 from defaug_utils.core.pools import find_failed
-from defaug_utils.core.runs import NOTEBOOK_OF, Arms, MixingError, arm_shares, run_name
+from defaug_utils.core.runs import Arms, MixingError, arm_shares, run_name
 from defaug_utils.core.sources import choose_positives, data_key, shuffle_rows
 
 
@@ -63,7 +64,7 @@ def compose_training_set(
         data_manifest: the data set, rebased to the run's folder.
         pools: origin → the manifest of its pool, rebased as well.
         scenario: word of `SCENARIOS`.
-        arm: word of `ARMS` or of `extra_arms`.
+        arm: word of `list_arms` or of `extra_arms`.
         n_aug: number of generated positives, 0 for the arm "none".
         seed: not negative; the same real positives and pool images come out for the same seed.
         few_shot_count: real positives in few-shot (N).
@@ -116,7 +117,7 @@ def _pool_problems(
 ) -> list[str]:
     problems = []
     for origin, count in counts.items():
-        notebook = NOTEBOOK_OF[origin]
+        notebook = ORIGINS[origin].notebook
         if origin not in pools:
             problems.append(f"there is no {origin} pool: run notebook {notebook} first")
             continue
@@ -213,5 +214,5 @@ def count_rows(training_sets: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
         kinds = rows["origin"].where(rows["origin"] != "real", rows["label"])
         counts[name] = (rows["split"] + " " + kinds).value_counts(sort=False)
     table = pd.DataFrame(counts).T.fillna(0).astype(int).rename_axis("run")
-    order = [f"{split} {kind}" for split in SPLITS for kind in (*LABELS, *ORIGINS[1:])]
+    order = [f"{split} {kind}" for split in SPLITS for kind in (*LABELS, *ORIGINS)]
     return table[[column for column in order if column in table]]
