@@ -48,6 +48,14 @@ def test_a_failing_cell_names_notebook_and_error_and_leaves_no_target(notebook, 
     assert str(kept) in str(caught.value)
 
 
+def test_a_notebook_that_ends_itself_as_a_finished_shard_does_is_a_success(notebook, tmp_path):
+    ending = nbformat.read(notebook, as_version=4)
+    ending.cells.insert(1, nbformat.v4.new_code_cell("raise SystemExit(0)"))
+    nbformat.write(ending, notebook)
+    execute_notebook(notebook, tmp_path / "out.ipynb", {"divisor": 0})
+    assert (tmp_path / "out.ipynb").is_file()
+
+
 def test_staging_refuses_an_unexecuted_chapter(tmp_path):
     with pytest.raises(FileNotFoundError, match="02_memseg"):
         stage_book(PROJECT, {"02_memseg": tmp_path / "02_memseg.ipynb"}, tmp_path / "book")

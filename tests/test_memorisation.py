@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
 
-from defaug_utils.evaluation.memorisation import copy_threshold, count_copies, find_copies, nearest_distances
+from defaug_utils.evaluation.pool_quality import copy_threshold, count_copies, find_copies, nearest_distances
 from defaug_utils.report.memorisation_plots import plot_memorisation
 from defaug_utils.report.result_plots import ARM_COLOURS
 

@@ -18,7 +18,7 @@ from defaug_utils.masks.objects import (
 )
 from defaug_utils.methods.memseg import MemSeg
 from defaug_utils.methods.textures import open_textures
-from defaug_utils.training.features import open_features
+from defaug_utils.training.backbones import open_features
 
 SIDE = 96
 MODELS = Path(__file__).parents[1] / "models"

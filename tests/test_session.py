@@ -21,6 +21,7 @@ from defaug_utils.book.session import (
     start_notebook,
     watermark,
 )
+from defaug_utils.core.pools import PoolUnfinished
 from defaug_utils.training.memory import pick_device
 
 ROOT = Path(__file__).parents[1]

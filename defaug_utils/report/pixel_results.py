@@ -8,7 +8,7 @@ import pandas as pd
 
 from defaug_utils.core.manifest import raise_problems
 from defaug_utils.core.runs import MixingError, parse_run_name
-from defaug_utils.evaluation.segmentation import METRICS_FILE
+from defaug_utils.evaluation.detector import METRICS_FILE
 from defaug_utils.report.results import sort_results
 
 PIXEL_NUMBERS = {"pixel AUROC": "pixel_auroc", "PRO": "pro", "AP": "pixel_ap", "IAP": "iap", "IAP90": "iap90"}
