@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from layouts import write_ksdd2
 
-from defaug_utils import core, data, evaluation, training
+from defaug_utils import core, data, evaluation
 from defaug_utils.protocol.mixing import compose_training_set
 from defaug_utils.protocol.run_folder import read_data, read_learned, read_pools
 from defaug_utils.report.reports import label_method
@@ -50,7 +50,7 @@ def test_from_the_pool_to_the_table_of_results(tmp_path: Path, monkeypatch: pyte
     (run,) = core.planned_runs(["zero-shot"], ["squares"], [4], [0])
     pools, learned = read_pools(tmp_path, run), read_learned(tmp_path, run)
     rows = compose_training_set(read_data(tmp_path), pools, *run, learned=learned)
-    samples, recipe = data.load_samples(rows, tmp_path), training.choose_recipe("workshop", epochs=1)
+    samples, recipe = data.load_samples(rows, tmp_path), evaluation.choose_recipe("workshop", epochs=1)
     folder = tmp_path / "classifier" / core.run_name(*run)
     trained = evaluation.train_classifier(samples, folder, recipe, "resnet10_quarter")
     scores = evaluation.score_samples(trained.model, samples, recipe.normalisation)
