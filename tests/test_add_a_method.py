@@ -8,9 +8,7 @@ import numpy as np
 import pytest
 from layouts import write_ksdd2
 
-from defaug_utils import core, data, evaluation
-from defaug_utils.protocol.mixing import compose_training_set
-from defaug_utils.protocol.run_folder import read_data, read_learned, read_pools
+from defaug_utils import core, data, evaluation, protocol
 from defaug_utils.report.reports import label_method
 from defaug_utils.report.results import gather_results, summarise_results
 
@@ -48,8 +46,9 @@ def test_from_the_pool_to_the_table_of_results(tmp_path: Path, monkeypatch: pyte
     assert core.remake(tmp_path / "squares", pool["image"][3], method).mask.sum() == 64
 
     (run,) = core.planned_runs(["zero-shot"], ["squares"], [4], [0])
-    pools, learned = read_pools(tmp_path, run), read_learned(tmp_path, run)
-    rows = compose_training_set(read_data(tmp_path), pools, *run, learned=learned)
+    rows = protocol.compose_training_set(
+        protocol.read_data(tmp_path), protocol.read_pools(tmp_path, run), run
+    )
     samples, recipe = data.load_samples(rows, tmp_path), evaluation.choose_recipe("workshop", epochs=1)
     folder = tmp_path / "classifier" / core.run_name(*run)
     trained = evaluation.train_classifier(samples, folder, recipe, "resnet10_quarter")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from defaug_utils.book.stored_results import PIXELS, QUALITY, RUNS, hours_between, read_stored
-from defaug_utils.protocol.leaks import LEAK_MARK, LEAK_NOTE
+from defaug_utils.protocol.mixing import LEAK_MARK, LEAK_NOTE
 from defaug_utils.report import paper_tables, reports
 from defaug_utils.report.claims import describe_claims, judge_claims
 from defaug_utils.report.pixel_results import PIXEL_NUMBERS

@@ -1,6 +1,6 @@
 """Where a run's folder holds its data set and its pools of generated images."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -8,10 +8,29 @@ import pandas as pd
 from defaug_utils.core.manifest import make_manifest, read_manifest, rebase_manifest
 from defaug_utils.core.origins import ORIGINS
 from defaug_utils.core.pools import read_recipe
-from defaug_utils.core.runs import Arms, MixingError, Run, arm_shares
+from defaug_utils.core.runs import MixingError, Run
 from defaug_utils.core.sources import DATA_FOLDER
 
 STUDIO_FOLDER = "diag_studio"  # images that a person drew, generated and decided on, one by one
+
+
+class RunPools(dict[str, pd.DataFrame]):
+    """The pools of a run: origin → its manifest, rebased to the run's folder.
+
+    Attributes:
+        learned: origin → the real images that its generator was trained on, as `data/manifest.csv` has them.
+        folders: origin → the pool's folder in the run's, such as "ddpm/few-shot".
+    """
+
+    def __init__(
+        self,
+        pools: Mapping[str, pd.DataFrame],
+        learned: Mapping[str, Sequence[str]] | None = None,
+        folders: Mapping[str, str] | None = None,
+    ) -> None:
+        """Keep pools and what is known of them."""
+        super().__init__(pools)
+        self.learned, self.folders = dict(learned or {}), dict(folders or {})
 
 
 def read_data(run_dir: Path | str) -> pd.DataFrame:
@@ -31,41 +50,33 @@ def find_pool(run_dir: Path | str, origin: str, run: Run) -> Path | None:
     return next((folder for folder in folders if (folder / "manifest.csv").is_file()), None)
 
 
-def read_pools(run_dir: Path | str, run: Run) -> dict[str, pd.DataFrame]:
-    """Every pool that exists for a run, rebased to the run's folder.
+def read_pools(run_dir: Path | str, run: Run) -> RunPools:
+    """Every pool that exists for a run, and what their generators learned from.
 
     Images that a person accepted in the studio belong to the `diag` pool where there is one.
+
+    Raises:
+        MixingError: the recipe of a method that learns does not say from what.
     """
-    folders = {origin: find_pool(run_dir, origin, run) for origin in ORIGINS}
-    pools = {origin: _read_rebased(folder, run_dir) for origin, folder in folders.items() if folder}
+    found = {origin: find_pool(run_dir, origin, run) for origin in ORIGINS}
+    folders = {origin: folder for origin, folder in found.items() if folder}
+    pools = {origin: _read_rebased(folder, run_dir) for origin, folder in folders.items()}
     studio = Path(run_dir) / STUDIO_FOLDER
     if "diag" in pools and (studio / "manifest.csv").is_file():
         drawn = _read_rebased(studio, run_dir)
         drawn = drawn[drawn["accepted"].fillna(False).astype(bool)]
         pools["diag"] = make_manifest([*pools["diag"].to_dict("records"), *drawn.to_dict("records")])
-    return pools
+    learned = {origin: _list_learned(origin, folder) for origin, folder in folders.items()}
+    names = {origin: folder.relative_to(run_dir).as_posix() for origin, folder in folders.items()}
+    return RunPools(pools, learned, names)
 
 
 def _read_rebased(folder: Path, run_dir: Path | str) -> pd.DataFrame:
     return rebase_manifest(read_manifest(folder / "manifest.csv"), folder, run_dir)
 
 
-def read_learned(run_dir: Path | str, run: Run) -> dict[str, list[str]]:
-    """The real images that the generator of every pool was trained on, for every pool of a run.
-
-    They are read from the pools' recipes. A generator from elsewhere tells nothing, and its list is empty.
-
-    Returns:
-        Origin → names as `data/manifest.csv` has them.
-
-    Raises:
-        MixingError: the recipe of a method that learns does not say from what.
-    """
-    folders = {origin: find_pool(run_dir, origin, run) for origin in ORIGINS}
-    return {origin: _list_learned(origin, folder) for origin, folder in folders.items() if folder}
-
-
 def _list_learned(origin: str, folder: Path) -> list[str]:
+    """From the pool's recipe; a generator from elsewhere tells nothing, and its list is empty."""
     recipe = read_recipe(folder) if (folder / "recipe.json").is_file() else {}
     if recipe and ORIGINS[origin].learns and "learned_from" not in recipe:
         raise MixingError(
@@ -73,15 +84,6 @@ def _list_learned(origin: str, folder: Path) -> list[str]:
             f"pool anew by notebook {ORIGINS[origin].notebook}"
         )
     return list(recipe.get("learned_from", []))
-
-
-def list_waiting(
-    run: Run, pools: Mapping[str, pd.DataFrame], share: float = 0.5, extra_arms: Arms | None = None
-) -> list[str]:
-    """Notebooks that have to make a pool before this run can be put together; empty when it can be now."""
-    return [
-        ORIGINS[origin].notebook for origin in arm_shares(run.arm, share, extra_arms) if origin not in pools
-    ]
 
 
 def list_pools(run_dir: Path | str) -> dict[str, Path]:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from defaug_utils.core.runs import SCENARIOS
-from defaug_utils.protocol.leaks import is_marked
+from defaug_utils.protocol.mixing import is_marked
 from defaug_utils.report.reports import format_difference, label_method
 from defaug_utils.report.results import published_results
 

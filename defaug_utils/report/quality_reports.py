@@ -3,7 +3,7 @@
 import pandas as pd
 
 from defaug_utils.evaluation.pool_quality import REAL, UNTOUCHED
-from defaug_utils.protocol.leaks import mark_label
+from defaug_utils.protocol.mixing import mark_label
 from defaug_utils.report.reports import NOTHING
 
 KD_FACTOR = 1000  # kernel distances are small numbers

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from defaug_utils.core.origins import list_arms
-from defaug_utils.protocol.leaks import is_marked, mark_label
+from defaug_utils.protocol.mixing import is_marked, mark_label
 from defaug_utils.report.plots import NotebookFigure
 
 ARM_COLOURS = tuple(arm.colour for arm in list_arms().values())

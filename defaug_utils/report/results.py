@@ -12,7 +12,7 @@ from defaug_utils.core.manifest import raise_problems
 from defaug_utils.core.origins import list_arms
 from defaug_utils.core.runs import SCENARIOS, parse_run_name
 from defaug_utils.masks.sources import is_leak
-from defaug_utils.protocol.leaks import find_run_leaks, join_leaks
+from defaug_utils.protocol.mixing import find_run_leaks, join_leaks
 
 METRICS = (
     "ap",

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from defaug_utils.protocol.leaks import UNKNOWN, is_marked, mark_label
+from defaug_utils.protocol.mixing import UNKNOWN, is_marked, mark_label
 from defaug_utils.report.reports import format_difference, format_spread, label_method
 from defaug_utils.report.results import compare_spreads, measure_optimism
 
