@@ -73,18 +73,7 @@ def read_defects(dataset: pd.DataFrame, data_folder: Path | str, size: tuple[int
 def cut_defect(
     image_u8: np.ndarray, mask: np.ndarray, category: str = "", defect_type: str = "", name: str = ""
 ) -> Defect:
-    """Cut the box of a mask out, with a small margin as far as the image reaches.
-
-    Args:
-        image_u8: shape (height, width, 3), uint8.
-        mask: shape (height, width), bool; may touch the image's border.
-        category: product.
-        defect_type: its name in the data set.
-        name: the image's.
-
-    Raises:
-        ValueError: the mask is empty.
-    """
+    """Cut the box of a mask out, with a small margin as far as the image reaches; an empty one is refused."""
     if not mask.any():
         raise ValueError(f"{name or 'the image'}: the mask is empty, there is no defect to cut out")
     box = find_box(mask, MARGIN)
@@ -98,15 +87,9 @@ def find_box(mask: np.ndarray, margin: int = 0) -> tuple[slice, slice]:
 
 
 def turn_defect(defect: Defect, angle: float, scale: float) -> Defect:
-    """Turn and scale a defect about its middle; the box grows so that no pixel is lost.
+    """Turn a defect by degrees counter-clockwise and scale it, both about its middle.
 
-    Args:
-        defect: as it was cut out.
-        angle: degrees, counter-clockwise.
-        scale: of both sides.
-
-    Returns:
-        A new one, in the smallest box that holds its mask.
+    The box grows so that no pixel is lost, and is the smallest that holds the mask.
     """
     height, width = defect.mask.shape
     turn = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), angle, scale)
@@ -122,14 +105,11 @@ def turn_defect(defect: Defect, angle: float, scale: float) -> Defect:
 
 
 def find_places(foreground: np.ndarray, shape: np.ndarray) -> np.ndarray:
-    """All places where a shape lies fully inside an object.
+    """All places where a shape lies fully inside an object: top and left of its box, shape (places, 2).
 
     Args:
         foreground: shape (height, width), bool, true on the object.
         shape: a defect's mask in its box, bool.
-
-    Returns:
-        Top and left of the box, shape (places, 2); none where the defect fits nowhere.
     """
     if any(inner > outer for inner, outer in zip(shape.shape, foreground.shape, strict=True)):
         return np.empty((0, 2), int)
@@ -161,12 +141,7 @@ def draw_turned(
 def paste_defect(
     image_u8: np.ndarray, defect: Defect, box: tuple[slice, slice]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Put a defect's pixels into an image.
-
-    Args:
-        image_u8: shape (height, width, 3), uint8.
-        defect: in its box.
-        box: where that goes: rows and columns.
+    """Put a defect's pixels into a box (rows, columns) of an image.
 
     Returns:
         A new image, and its mask, shape (height, width), bool; all other pixels are the image's own.

@@ -5,6 +5,7 @@ matrices: no Python loop over pixels, and no demand that the sides be divisible 
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -13,6 +14,12 @@ import numpy as np
 
 SHIFT = 4  # fractional bits of OpenCV's coordinates
 MAX_DRAWS = 50  # a shape that stays empty this often never comes
+RANGES = {  # of the priors' pairs: least, largest, and what is asked for
+    "length": (1e-6, math.inf, "rise, above 0"),
+    "width": (1, math.inf, "rise from 1 pixel or more"),
+    "orientation": (-180, 180, "rise within −180 … 180 degrees"),
+    "roundness": (1e-6, 1, "rise within 0 … 1, 0 excluded"),
+}
 
 LATTICE_EXPONENTS = (0, 5)  # lattice of 2^i × 2^j cells, i and j from 0 … 5 (MemSeg, section 3.1)
 ROTATION_DEGREES = 90.0  # the noise is turned by U(-90°, 90°) (MemSeg's usual re-implementation)
@@ -41,28 +48,16 @@ class ShapePriors:
     def __post_init__(self) -> None:
         """Refuse priors that make no sense, all in one message."""
         known, counts = set(self.weights) <= set(SHAPES), self.weights.values()
-        checks = (
-            (
-                f"weights {self.weights} must name some of {', '.join(SHAPES)}, none negative, not all 0",
-                known and min(counts, default=-1) >= 0 and sum(counts) > 0,
-            ),
-            (f"length {self.length} must rise, above 0", _rises(0, *self.length) and self.length[0] > 0),
-            (f"width {self.width} must rise from 1 pixel or more", _rises(1, *self.width)),
-            (
-                f"orientation {self.orientation} must rise within −180 … 180 degrees",
-                _rises(-180, *self.orientation, 180),
-            ),
-            (
-                f"roundness {self.roundness} must rise within 0 … 1, 0 excluded",
-                _rises(0, *self.roundness, 1) and self.roundness[0] > 0,
-            ),
-        )
-        if broken := [message for message, is_met in checks if not is_met]:
+        broken = []
+        if not known or min(counts, default=-1) < 0 or sum(counts) == 0:
+            names = ", ".join(SHAPES)
+            broken = [f"weights {self.weights} must name some of {names}, none negative, not all 0"]
+        for name, (low, high, demand) in RANGES.items():
+            smallest, largest = getattr(self, name)
+            if not low <= smallest <= largest <= high:
+                broken.append(f"{name} {getattr(self, name)} must {demand}")
+        if broken:
             raise ValueError("shape priors: " + "; ".join(broken))
-
-
-def _rises(*values: float) -> bool:
-    return list(values) == sorted(values)
 
 
 def draw_shape(
@@ -77,7 +72,7 @@ def draw_shape(
         generator: source of randomness.
 
     Returns:
-        Shape (size[1], size[0]), bool, with pixels of either kind.
+        Shape (height, width), bool, with pixels of either kind.
 
     Raises:
         ValueError: the image is too small for such shapes.
@@ -97,13 +92,7 @@ def draw_shape(
     )
 
 
-def draw_scratch(
-    canvas: np.ndarray,
-    centre: np.ndarray,
-    span: np.ndarray,
-    priors: ShapePriors,
-    generator: np.random.Generator,
-) -> None:
+def _draw_scratch(canvas, centre, span, priors, generator) -> None:
     """A thin arc, bent a little to one side, thinner towards its ends."""
     along = np.linspace(-0.5, 0.5, 32)
     across = np.array([-span[1], span[0]]) * generator.normal(0, 0.08)
@@ -112,13 +101,7 @@ def draw_scratch(
     _draw_line(canvas, points, widths)
 
 
-def draw_crack(
-    canvas: np.ndarray,
-    centre: np.ndarray,
-    span: np.ndarray,
-    priors: ShapePriors,
-    generator: np.random.Generator,
-) -> None:
+def _draw_crack(canvas, centre, span, priors, generator) -> None:
     """A jagged line that wanders off its axis, with up to three branches."""
     width = generator.uniform(*priors.width)
     points = _wander(centre - span / 2, span, 14, generator)
@@ -130,13 +113,7 @@ def draw_crack(
         _draw_line(canvas, branch, np.full(len(branch), max(1.0, 0.7 * width)))
 
 
-def draw_blob(
-    canvas: np.ndarray,
-    centre: np.ndarray,
-    span: np.ndarray,
-    priors: ShapePriors,
-    generator: np.random.Generator,
-) -> None:
+def _draw_blob(canvas, centre, span, priors, generator) -> None:
     """An ellipse whose rim swings in and out."""
     angles = np.linspace(0, 2 * np.pi, 72, endpoint=False)
     orders = np.arange(2, 7)
@@ -162,23 +139,21 @@ def _draw_line(canvas: np.ndarray, points: np.ndarray, widths: np.ndarray) -> No
         cv2.line(canvas, start.tolist(), end.tolist(), 1, max(1, round(width)), cv2.LINE_8, SHIFT)
 
 
-SHAPES = {"scratch": draw_scratch, "crack": draw_crack, "blob": draw_blob}
+# pixels to draw on, the centre, the span from end to end (both x, y), the priors and the source of randomness
+Draw = Callable[[np.ndarray, np.ndarray, np.ndarray, ShapePriors, np.random.Generator], None]
+SHAPES: dict[str, Draw] = {"scratch": _draw_scratch, "crack": _draw_crack, "blob": _draw_blob}
 
 
 def draw_lattice(
     generator: np.random.Generator, exponents: tuple[int, int] = LATTICE_EXPONENTS
 ) -> tuple[int, int]:
-    """Draw the number of lattice cells, (columns, rows), each 2 to a power of the given range."""
+    """Draw a lattice's cells, (columns, rows), each 2 to a power of the given range."""
     columns, rows = 2 ** generator.integers(exponents[0], exponents[1], size=2, endpoint=True)
     return int(columns), int(rows)
 
 
 def draw_gradients(lattice: tuple[int, int], generator: np.random.Generator) -> np.ndarray:
-    """Draw one unit vector, (x, y), in a uniform direction for every corner of the lattice.
-
-    Args:
-        lattice: (columns, rows) of cells.
-        generator: source of randomness.
+    """A unit vector (x, y) in a uniform direction for every corner of a lattice (columns, rows).
 
     Returns:
         Shape (rows + 1, columns + 1, 2), float32.
@@ -220,15 +195,8 @@ def evaluate_noise(gradients: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 @lru_cache(maxsize=64)
 def _corner_weights(length: int, cells: int) -> tuple[np.ndarray, np.ndarray]:
-    """How much each lattice corner counts for each pixel of a side, without and with its distance.
-
-    Args:
-        length: pixels along the side.
-        cells: lattice cells along the side.
-
-    Returns:
-        Two matrices of shape (length, cells + 1), float32: the fade weights, and the same times the
-        pixel's signed distance from the corner.
+    """How much each lattice corner counts for each pixel of a side: fade weights, and those times the
+    pixel's signed distance from the corner; both of shape (length, cells + 1), float32.
     """
     position = np.arange(length) * (cells / length)
     cell = np.minimum(position.astype(int), cells - 1)
@@ -247,29 +215,12 @@ def draw_perlin_noise(
     generator: np.random.Generator,
     exponents: tuple[int, int] = LATTICE_EXPONENTS,
 ) -> np.ndarray:
-    """Draw a lattice and its gradients, and evaluate the noise.
-
-    Args:
-        size: (width, height) in pixels, any.
-        generator: source of randomness.
-        exponents: smallest and largest exponent of the lattice's sides.
-
-    Returns:
-        Shape (height, width), float32, about in [-1, 1].
-    """
+    """Draw a lattice and its gradients, and evaluate the noise at a size (width, height)."""
     return evaluate_noise(draw_gradients(draw_lattice(generator, exponents), generator), size)
 
 
 def rotate_noise(noise: np.ndarray, angle: float) -> np.ndarray:
-    """Turn noise about the image's centre; what comes in from outside is 0, which is never a defect.
-
-    Args:
-        noise: shape (height, width), float32.
-        angle: degrees, counter-clockwise.
-
-    Returns:
-        Same shape and type, interpolated linearly.
-    """
+    """Turn noise by degrees about its centre; what comes in from outside is 0, which is never a defect."""
     height, width = noise.shape
     turn = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), angle, 1.0)
     return cv2.warpAffine(noise, turn, (width, height), flags=cv2.INTER_LINEAR)

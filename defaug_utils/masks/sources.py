@@ -25,11 +25,9 @@ LEAKING_SCENARIOS = {  # masks of defects that these may not know
 
 
 class MaskDraw(NamedTuple):
-    """A mask and what is known of it.
+    """A mask, shape (height, width), bool, and in words which one it is.
 
     Attributes:
-        mask: shape (height, width), bool.
-        name: in words, which one it is.
         text: the prompt of the defect that it was cut from; empty where none is known.
     """
 
@@ -39,15 +37,10 @@ class MaskDraw(NamedTuple):
 
 
 class MaskSource(Protocol):
-    """What gives masks: a pure function of seed and size.
-
-    Attributes:
-        word: its name, see `open_masks`.
-        notices: what a user must be told.
-    """
+    """What gives masks: a pure function of seed and size, with its word and what a user must be told."""
 
     word: str
-    notices: list[str]
+    notices: Sequence[str]
 
     def draw(self, seed: int, size: tuple[int, int]) -> MaskDraw:
         """The mask of a seed at a size (width, height), with at least one pixel on and one off."""
@@ -61,12 +54,7 @@ class MaskSource(Protocol):
 def is_leak(mask_source: str, scenario: str) -> bool:
     """Tell whether a mask source shows a scenario real defects that it may not know.
 
-    Where and how large all real defects are is known to nobody in zero-shot and few-shot, and in few-shot
-    that of a few only.
-
-    Args:
-        mask_source: a word of `open_masks`, or of another method.
-        scenario: "zero-shot", "few-shot" or "full-shot".
+    Where and how large all real defects are is known in full-shot only; in few-shot, those of a few.
     """
     return scenario in LEAKING_SCENARIOS.get(mask_source, ())
 
@@ -89,9 +77,7 @@ def open_masks(
         drawn_folder: for "drawn": the folder of its PNG files.
         data_folder: for "train_positives": the folder of the data set's manifest.
         priors: for "procedural": the expert's shapes, sizes and directions.
-        defects: for "few_shot": the known ones, at the size of the images that masks are drawn for.
-        scale_range: for "few_shot", see `TurnedMasks`.
-        template: likewise.
+        defects: for "few_shot", as `scale_range` and `template`: see `TurnedMasks`.
 
     Raises:
         ValueError: unknown word, or masks that can't be used (all of them are listed).
@@ -113,11 +99,7 @@ class ProceduralMasks:
 
     priors: ShapePriors
     word: str = "procedural"
-
-    @property
-    def notices(self) -> list[str]:
-        """Nothing that a user must be told."""
-        return []
+    notices: tuple[str, ...] = ()
 
     def draw(self, seed: int, size: tuple[int, int]) -> MaskDraw:
         """Draw the kind by its weight, then the shape within the priors."""
@@ -136,9 +118,7 @@ class StoredMasks:
     """Masks from files, one drawn by each seed, brought to the size asked for.
 
     Attributes:
-        word: "drawn" or "train_positives".
         names: one a mask, in order.
-        notices: what was done to them that a user must be told.
     """
 
     def __init__(self, word: str, paths: dict[str, Path]) -> None:

@@ -37,12 +37,9 @@ class GoodImage(NamedTuple):
 
 
 class Triple(NamedTuple):
-    """What the ControlNet learns from, and how it was made.
+    """What the ControlNet learns from: image, trimap (see `make_trimap`) and prompt.
 
     Attributes:
-        image_u8: shape (height, width, 3), uint8.
-        trimap_u8: see `make_trimap`.
-        prompt: in words.
         mask: shape (height, width), bool, true on the defect.
         good: name of the good image.
         defect: name of the defect's image.
@@ -83,28 +80,20 @@ class TripleSettings:
 
 
 def find_fields(template: str) -> list[str]:
-    """The fields that a prompt's template names.
-
-    Raises:
-        ValueError: it is empty, broken, or names something else than {category} and {defect_type}.
-    """
+    """The fields that a prompt's template names; any but {category} and {defect_type} is refused."""
     try:
         fields = [name for _, name, _, _ in Formatter().parse(template) if name is not None]
     except ValueError as error:
         raise ValueError(f"template {template!r} can't be read ({error})") from error
     if not template.strip() or set(fields) - set(FIELDS):
         raise ValueError(
-            f"template {template!r}: expected words, and no fields but {{category}}, {{defect_type}}"
+            f"template {template!r}: expected words, no fields but {{category}}, {{defect_type}}"
         )
     return fields
 
 
 def write_prompt(template: str, category: str, defect_type: str) -> str:
-    """Fill a template; underscores in names are read as spaces.
-
-    Raises:
-        ValueError: the template names a field that the data set leaves empty.
-    """
+    """Fill a template; underscores in names are read as spaces, and a field that is empty is refused."""
     values = {"category": category, "defect_type": defect_type}
     empty = sorted(name for name in set(find_fields(template)) if not values[name])
     if empty:
@@ -115,14 +104,11 @@ def write_prompt(template: str, category: str, defect_type: str) -> str:
 
 
 def make_trimap(mask: np.ndarray, foreground: np.ndarray) -> np.ndarray:
-    """Three levels: 0 background, 127 object, 255 defect (AdaBLDM, section 3.2).
+    """Three levels, uint8: 0 background, 127 object, 255 defect (AdaBLDM, section 3.2).
 
     Args:
         mask: shape (height, width), bool, true on the defect.
         foreground: same shape, bool, true on the object; everywhere for textures.
-
-    Returns:
-        Same shape, uint8.
 
     Raises:
         ValueError: shapes or types differ, or there is no defect or no object.
@@ -176,11 +162,7 @@ def make_triple(
 ) -> Triple:
     """Turn a random defect and paste it where it lies fully inside the object of a random good image.
 
-    Args:
-        defects: from `read_defects`; each type is drawn as often, whatever number of images it has.
-        goods: from `read_good_images`, some of every category; only those of the defect's are drawn.
-        settings: scales and prompt.
-        seed: the triple's own; decides everything.
+    Each defect type is drawn as often, whatever number of images it has, and good images of its category.
 
     Raises:
         ValueError: no turned defect fitted into an object within `max_attempts`.
