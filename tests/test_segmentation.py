@@ -23,10 +23,14 @@ from defaug_utils.evaluation.segmentation import (
     write_score_maps,
 )
 from defaug_utils.evaluation.segmenter import DEFECT_PRIOR, build_segmenter, segmentation_loss
-from defaug_utils.report.pixel_plots import show_score_maps
-from defaug_utils.report.pixel_results import PIXEL_NUMBERS, choose_shown, read_pixel_runs
-from defaug_utils.report.reports import layout_results
-from defaug_utils.report.results import paired_differences, summarise_results
+from defaug_utils.report.pictures import choose_shown, show_score_maps
+from defaug_utils.report.results import (
+    PIXEL_NUMBERS,
+    paired_differences,
+    read_pixel_runs,
+    summarise_results,
+)
+from defaug_utils.report.tables import layout_results
 from defaug_utils.training.recipes import Recipe, fit_epochs, plan_epochs
 
 BACKBONE = "resnet10_quarter"

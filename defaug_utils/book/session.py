@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -108,7 +108,11 @@ class Watermark:
 
     def _repr_mimebundle_(self, **_: object) -> dict[str, object]:
         table = self.to_table()
-        values = asdict(self) | {"order": [*self.versions]}  # a notebook's file sorts the names
+        values = {  # in pairs, since a notebook's file sorts names
+            "versions": [*self.versions.items()],
+            "commit": self.commit,
+            "parameters": [*self.parameters.items()],
+        }
         return {"text/plain": repr(table), "text/html": table._repr_html_(), WATERMARK_TYPE: values}
 
 
