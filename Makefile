@@ -10,6 +10,9 @@ CORES ?= $(shell getconf _NPROCESSORS_ONLN)
 PYTHON ?= python3
 PIP_OPTIONS ?=
 
+# Python compiles a module when it first imports it, and keeps that; pip would compile all 20,000 beforehand.
+unexport PYTHONDONTWRITEBYTECODE
+
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
@@ -29,8 +32,8 @@ lab: $(INSTALLED)
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11')"
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet $(PIP_OPTIONS) --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet $(PIP_OPTIONS) --constraint constraints.txt --editable ".[notebooks,dev]"
+	$(BIN)/python -m pip install --quiet --no-compile $(PIP_OPTIONS) --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --no-compile $(PIP_OPTIONS) --constraint constraints.txt --editable ".[notebooks,dev]"
 	touch $@
 
 clean:

@@ -22,11 +22,10 @@ from defaug_utils.core.images import read_image
 from defaug_utils.core.manifest import make_manifest
 from defaug_utils.data.samples import Samples, load_samples
 from defaug_utils.data.surfaces import draw_surface
-from defaug_utils.evaluation.training import train_classifier
-from defaug_utils.training.classifier import build_classifier, normalise_images
-from defaug_utils.training.epochs import make_optimiser
+from defaug_utils.evaluation.classifier import train_classifier
+from defaug_utils.evaluation.recipes import choose_recipe, make_optimiser
+from defaug_utils.training.backbones import build_classifier, normalise_images
 from defaug_utils.training.memory import pick_device
-from defaug_utils.training.recipes import choose_recipe
 
 EPOCHS = 3
 clock = time.perf_counter if torch.cuda.is_available() else time.process_time

@@ -36,7 +36,7 @@ from defaug_utils.diffusion.inpainting import (
     speed_up,
     wrap_pipeline,
 )
-from defaug_utils.masks.masks import open_mask_source
+from defaug_utils.masks.sources import open_masks
 from defaug_utils.methods.diag import NEGATIVE_PROMPT, OUTPUT_SIZE, PROMPTS
 
 VOCABULARY_SIZE, MAX_TOKENS = 49408, 77
@@ -216,7 +216,7 @@ def build_pipeline(name: str, device: str, dtype: torch.dtype) -> diffusers.Diff
 
 def make_jobs(count: int) -> list[InpaintJob]:
     """Drawn surfaces of DIAG's size with procedural masks, the paper's prompts in turn."""
-    masks = open_mask_source("procedural")
+    masks = open_masks("procedural")
     jobs = []
     for seed in range(count):
         image_u8 = np.asarray(Image.fromarray(draw_surface(seed, None).image_u8).resize(OUTPUT_SIZE))

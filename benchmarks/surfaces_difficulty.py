@@ -19,10 +19,10 @@ import torch
 from defaug_utils.data.datasets import draw_validation, load_dataset
 from defaug_utils.data.samples import load_samples
 from defaug_utils.data.surfaces import write_surfaces
+from defaug_utils.evaluation.classifier import score_samples, train_classifier
 from defaug_utils.evaluation.metrics import auroc, average_precision, best_f1_threshold
-from defaug_utils.evaluation.training import score_samples, train_classifier
+from defaug_utils.evaluation.recipes import Recipe, choose_recipe
 from defaug_utils.protocol.mixing import compose_training_set
-from defaug_utils.training.recipes import Recipe, choose_recipe
 
 WEIGHTS = "models/backbones/resnet10_quarter.safetensors"
 SEVERITY_BINS = (0, 1 / 3, 2 / 3, 1)

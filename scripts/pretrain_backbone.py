@@ -20,7 +20,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from defaug_utils.core.files import write_atomically
 from defaug_utils.methods.procedural_textures import TEXTURE_KINDS, TEXTURE_SIDE, draw_procedural_texture
-from defaug_utils.training.classifier import (
+from defaug_utils.training.backbones import (
     BACKBONES,
     HEAD_KEYS,
     build_classifier,

@@ -4,40 +4,37 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from tiny_models import save_model
 
-from defaug_utils.core import pools
 from defaug_utils.core.files import write_png
 from defaug_utils.core.foreground import find_foreground
 from defaug_utils.core.images import read_image, read_mask
 from defaug_utils.core.manifest import ManifestError, make_manifest, read_manifest, write_manifest
+from defaug_utils.core.pools import PoolPlan, make_pool, read_recipe, remake
 from defaug_utils.core.prompts import Prompt, make_prompts
 from defaug_utils.diffusion.autoencoder import AdaptationSettings
 from defaug_utils.diffusion.controlnet import TrimapModel, make_controlnet
 from defaug_utils.diffusion.inpainting import InpaintJob
 from defaug_utils.diffusion.text2image import load_text2image
-from defaug_utils.masks.defect_patches import cut_defect
-from defaug_utils.masks.masks import open_mask_source
-from defaug_utils.masks.turned_masks import TurnedMasks
+from defaug_utils.masks.patches import cut_defect
+from defaug_utils.masks.sources import TurnedMasks, open_masks
 from defaug_utils.methods import adabldm_batches
 from defaug_utils.methods.adabldm import BlendSettings, scale_stages
 from defaug_utils.methods.adabldm_batches import blend_batch
-from defaug_utils.methods.adabldm_pool import make_adabldm_pool, remake_image
+from defaug_utils.methods.adabldm_pool import AdaBLDM
 from defaug_utils.methods.changes import CheckLimits
-from defaug_utils.methods.painted_recipes import read_recipe
 
 SETTINGS = BlendSettings((16, 32), 3, **scale_stages(3))
-PLAN = {
-    "count": 5,
+WISH = {
     "prompts": make_prompts(["a hole", "crack"]),
-    "mask_source": open_mask_source("procedural"),
+    "masks": open_masks("procedural"),
     "settings": SETTINGS,
     "adaptation": AdaptationSettings(steps=2),
     "limits": CheckLimits(contrast=0, completeness=0),
-    "pool_seed": 3,
-    "batch_size": 2,
+    "group": 2,
 }
 
 
@@ -66,13 +63,17 @@ def read_all(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
+def make(folder: Path, data: Path, model: TrimapModel, count: int = 5, **changed: object) -> pd.DataFrame:
+    return make_pool(folder, AdaBLDM(data=data, model=model, **WISH | changed), PoolPlan(count, 3))
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory, data: Path, trimap_model: TrimapModel) -> Path:
     """A pool made in one undisturbed run; the model's weights are the same before and after."""
     folder = tmp_path_factory.mktemp("pools") / "adabldm"
     vae = trimap_model.model.pipeline.vae
     before = {name: value.clone() for name, value in vae.state_dict().items()}
-    make_adabldm_pool(folder, data, trimap_model=trimap_model, **PLAN)
+    make(folder, data, trimap_model)
     assert all(torch.equal(value, before[name]) for name, value in vae.state_dict().items())
     return folder
 
@@ -101,55 +102,25 @@ def test_the_recipe_holds_everything_else(whole: Path):
     assert recipe["model"]["fingerprint"] and recipe["model"]["controlnet"]["fingerprint"]
 
 
-def test_every_image_can_be_made_again_from_its_row_and_the_recipe(whole: Path, data: Path, trimap_model):
-    pool, recipe = read_manifest(whole / "manifest.csv"), read_recipe(whole)
-    for row in pool.iloc[[4, 1]].to_dict("records"):
-        again = remake_image(row, recipe, data, trimap_model)
-        assert (again.image_u8 == read_image(whole / row["image"])).all()
-        assert (again.mask == read_mask(whole / row["mask"])).all()
-        assert again.row["adaptation_after"] == row["adaptation_after"]
+def test_another_controlnet_makes_nothing_again(whole: Path, data: Path, trimap_model: TrimapModel):
     other = TrimapModel(trimap_model.model, make_controlnet(trimap_model.model, seed=1))
-    with pytest.raises(ValueError, match="model differ from the pool's recipe"):
-        remake_image(pool.iloc[0].to_dict(), recipe, data, other)
-
-
-def test_two_shards_give_the_same_bytes(tmp_path: Path, whole: Path, data: Path, trimap_model: TrimapModel):
-    parts = [
-        make_adabldm_pool(tmp_path, data, trimap_model=trimap_model, **PLAN, shard=k, shard_count=2)
-        for k in (1, 0)
-    ]
-    assert [part is None for part in parts] == [True, False]
-    assert read_all(tmp_path) == read_all(whole)
-
-
-def test_stopped_in_the_middle_and_started_again(
-    tmp_path: Path, whole: Path, data, trimap_model, monkeypatch
-):
-    calls = []
-
-    def write_until(path: Path, pixels: np.ndarray) -> None:
-        calls.append(path)
-        if len(calls) == 6:
-            raise KeyboardInterrupt
-        write_png(path, pixels)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(pools, "write_png", write_until)
-        with pytest.raises(KeyboardInterrupt):
-            make_adabldm_pool(tmp_path, data, trimap_model=trimap_model, **PLAN)
-    make_adabldm_pool(tmp_path, data, trimap_model=trimap_model, **PLAN)
-    assert read_all(tmp_path) == read_all(whole)
+    with pytest.raises(ValueError, match=r"model\.controlnet\.fingerprint .* differ from the pool's recipe"):
+        remake(whole, "images/000000.png", AdaBLDM(data=data, model=other, **WISH))
 
 
 def test_defects_lie_on_the_object_where_one_is_told_from_its_background(tmp_path: Path, data, trimap_model):
     seen = []
 
-    def find_bright(image_u8: np.ndarray) -> np.ndarray:
-        seen.append(image_u8.shape[:2])
-        return find_foreground(image_u8, "bright")
+    class BrightFinder:
+        def __call__(self, image_u8: np.ndarray) -> np.ndarray:
+            seen.append(image_u8.shape[:2])
+            return find_foreground(image_u8, "bright")
 
-    wish = PLAN | {"find_foreground": find_bright, "foreground": "bright", "adaptation": None}
-    pool = make_adabldm_pool(tmp_path, data, trimap_model=trimap_model, **wish)
+        def describe(self) -> dict:
+            return {"method": "bright"}
+
+    pool = make(tmp_path, data, trimap_model, find_object=BrightFinder(), adaptation=None)
+    assert read_recipe(tmp_path)["foreground"] == {"method": "bright"}
     for row in pool.to_dict("records"):
         rows = np.flatnonzero(read_mask(tmp_path / row["mask"]).any(axis=1))
         assert rows.min() >= 8 and rows.max() < 40
@@ -166,18 +137,18 @@ def test_a_defect_larger_than_the_object_is_told(tmp_path: Path, data: Path, tri
     with pytest.raises(
         ValueError, match=r"images/\d.png: none of 50 masks .procedural. fits into its object"
     ):
-        make_adabldm_pool(tmp_path, data, trimap_model=trimap_model, **PLAN, find_foreground=find_dot)
+        AdaBLDM(data=data, model=trimap_model, **WISH, find_object=find_dot).plan_image(0, 0)
 
 
 def test_a_controlnet_that_saw_test_images_is_refused(tmp_path: Path, data: Path, trimap_model: TrimapModel):
     trained_on = {"defects": ["images/2.png", "images/9.png"], "goods": ["images/0.png"]}
     seeing = TrimapModel(trimap_model.model, trimap_model.controlnet, {"trained_on": trained_on, "steps": 3})
     with pytest.raises(ManifestError, match=r"images/2.png is test, .*\n.*images/9.png is unknown"):
-        make_adabldm_pool(tmp_path / "pool", data, trimap_model=seeing, **PLAN)
+        make(tmp_path / "pool", data, seeing)
     assert not (tmp_path / "pool").exists()
     trained_on["defects"] = ["images/1.png"]
-    make_adabldm_pool(tmp_path / "pool", data, trimap_model=seeing, **PLAN | {"count": 1})
-    assert read_recipe(tmp_path / "pool")["model"]["controlnet"]["trained_on"] == ["images/1.png"]
+    make(tmp_path / "pool", data, seeing, count=1)
+    assert read_recipe(tmp_path / "pool")["learned_from"] == ["images/1.png"]
 
 
 def test_a_diverged_adaptation_is_told_in_the_row_and_the_own_image_taken(data: Path, trimap_model):
@@ -196,7 +167,7 @@ def test_values_that_are_no_numbers_are_told_by_the_checks(tmp_path: Path, data,
         return torch.full((len(images), 4, 16, 8), float("nan"))
 
     monkeypatch.setattr(adabldm_batches, "blend_latents", break_latents)
-    pool = make_adabldm_pool(tmp_path, data, trimap_model=trimap_model, **PLAN)
+    pool = make(tmp_path, data, trimap_model)
     assert not pool["check_passed"].any() and pool["check_reason"].str.startswith("not a number").all()
     assert pool["adaptation_problem"].str.contains("is no number").all()
     assert pool["adaptation_before"].isna().all()
@@ -214,12 +185,12 @@ def test_the_same_image_alone_and_among_others(data: Path, trimap_model):
 
 
 def test_a_second_pool_of_the_same_seed_is_only_decoded(tmp_path, data, trimap_model, monkeypatch):
-    store, plain = adabldm_batches.LatentStore(), PLAN | {"adaptation": None}
+    store = adabldm_batches.LatentStore()
     folders = {name: tmp_path / name for name in ("adapted", "plain", "fresh")}
-    make_adabldm_pool(folders["fresh"], data, trimap_model=trimap_model, **plain)
-    adapted = make_adabldm_pool(folders["adapted"], data, trimap_model=trimap_model, **PLAN, store=store)
+    make(folders["fresh"], data, trimap_model, adaptation=None)
+    adapted = make(folders["adapted"], data, trimap_model, store=store)
     monkeypatch.setattr(adabldm_batches, "blend_latents", None)  # not to be called again
-    pool = make_adabldm_pool(folders["plain"], data, trimap_model=trimap_model, **plain, store=store)
+    pool = make(folders["plain"], data, trimap_model, adaptation=None, store=store)
     assert set(pool["origin"]) == {"adabldm_plain"} and "adaptation_before" not in pool
     assert read_all(folders["plain"]) == read_all(folders["fresh"])
     same = ["source_image", "mask_name", "prompt", "seed"]
@@ -236,11 +207,15 @@ def test_turned_masks_bring_their_prompt_and_are_made_again(tmp_path, data, trim
     parts = ((stripe, "crack"), (spot, "hole"))
     defects = [cut_defect(image_u8, mask, "", kind, f"{kind}.png") for mask, kind in parts]
     masks = TurnedMasks(defects, template="a {defect_type}")
-    wish = PLAN | {"mask_source": masks, "prompts": make_prompts(["a hole", "a crack"]), "count": 6}
-    pool = make_adabldm_pool(tmp_path / "pool", data, trimap_model=trimap_model, **wish)
+    method = AdaBLDM(
+        data=data,
+        model=trimap_model,
+        **WISH | {"masks": masks, "prompts": make_prompts(["a hole", "a crack"])},
+    )
+    pool = make_pool(tmp_path / "pool", method, PoolPlan(6, 3))
     assert set(pool["mask_name"]) == {"crack.png", "hole.png"}
     assert pool["prompt"].tolist() == [f"a {name.removesuffix('.png')}" for name in pool["mask_name"]]
-    again = remake_image(pool.iloc[5].to_dict(), read_recipe(tmp_path / "pool"), data, trimap_model, masks)
+    again = remake(tmp_path / "pool", pool["image"].iloc[5], method)
     assert (again.image_u8 == read_image(tmp_path / "pool" / pool["image"].iloc[5])).all()
 
 
@@ -254,17 +229,16 @@ def test_other_jobs_are_not_found_in_a_store():
     assert store.find([job, job]) is None
 
 
-def test_wrong_wishes_are_refused_before_anything_is_written(tmp_path: Path, data: Path, trimap_model):
+def test_wrong_wishes_are_refused(data: Path, trimap_model):
     for wrong, said in (
         ({"settings": BlendSettings((18, 32), 3, **scale_stages(3))}, "multiples of 4"),
         ({"prompts": [Prompt("a" * 70)]}, "tokens"),
         ({"max_attempts": 0}, "max_attempts"),
     ):
         with pytest.raises(ValueError, match=said):
-            make_adabldm_pool(tmp_path / "pool", data, trimap_model=trimap_model, **PLAN | wrong)
-    assert not (tmp_path / "pool").exists()
+            AdaBLDM(data=data, model=trimap_model, **WISH | wrong)
 
 
 def test_another_adaptation_in_the_same_folder_is_refused(whole: Path, data: Path, trimap_model):
-    with pytest.raises(ValueError, match=r"other settings \(adaptation, origin differ\)"):
-        make_adabldm_pool(whole, data, trimap_model=trimap_model, **PLAN | {"adaptation": None})
+    with pytest.raises(ValueError, match=r"other settings: adaptation .*; origin \(adabldm, asked for"):
+        make(whole, data, trimap_model, adaptation=None)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from defaug_utils.training.classifier import build_classifier, torchvision_keys
+from defaug_utils.training.backbones import build_classifier, torchvision_keys
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = ROOT / "models" / "backbones" / "resnet10_quarter.safetensors"

@@ -9,13 +9,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from defaug_utils.training.classifier import (
+from defaug_utils.evaluation.classifier import overlay_saliency, saliency_map
+from defaug_utils.training.backbones import (
     BACKBONES,
     build_classifier,
     load_torchvision_weights,
     normalise_images,
-    overlay_saliency,
-    saliency_map,
     torchvision_key,
     torchvision_keys,
 )

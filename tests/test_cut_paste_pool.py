@@ -6,13 +6,14 @@ from layouts import write_mvtec
 
 from defaug_utils.core.images import read_image, read_mask
 from defaug_utils.core.manifest import check_sources
+from defaug_utils.core.pools import PoolPlan, make_pool
 from defaug_utils.core.runs import SCENARIOS, MixingError
 from defaug_utils.core.sources import list_sources
 from defaug_utils.data.datasets import draw_few_shot, load_dataset
 from defaug_utils.data.preparation import prepare_dataset
-from defaug_utils.masks.defect_patches import read_defects
+from defaug_utils.masks.patches import read_defects
 from defaug_utils.masks.trimaps import TripleSet, read_good_images
-from defaug_utils.methods.cut_paste_pool import make_cut_paste_image, make_cut_paste_pool
+from defaug_utils.methods.cut_paste import CutPaste
 from defaug_utils.protocol.leaks import find_leaks
 from defaug_utils.protocol.mixing import compose_training_set
 
@@ -27,13 +28,13 @@ def prepared(tmp_path_factory):
     few = draw_few_shot(load_dataset(folder / "grid"), 2)
     data = prepare_dataset(few, folder / "grid", folder / "data", SIZE)
     goods = read_good_images(list_sources(data), folder / "data", SIZE)
-    return folder, data, TripleSet(read_defects(data, folder / "data", SIZE, per_type=2), goods)
+    return folder, data, TripleSet(read_defects(data, folder / "data", SIZE), goods)
 
 
 @pytest.fixture(scope="module")
 def pool(prepared):
     folder, _, triples = prepared
-    return make_cut_paste_pool(folder / "pool", triples, 8, pool_seed=5)
+    return make_pool(folder / "pool", CutPaste(folder / "data", triples), PoolPlan(8, seed=5))
 
 
 def test_images_are_the_good_ones_outside_the_mask(prepared, pool):
@@ -55,32 +56,6 @@ def test_sources_are_training_images(prepared, pool):
     type_of = dict(zip(known["image"], known["defect_type"], strict=True))
     assert [type_of[source] for source in pool["defect_source"]] == pool["defect_type"].tolist()
     assert [find_leaks(pool, scenario) for scenario in SCENARIOS] == ["few_shot", "", ""]
-
-
-def test_an_image_is_made_again_from_its_seed(prepared, pool):
-    folder, _, triples = prepared
-    row = pool.iloc[3]
-    again = make_cut_paste_image(triples, int(row["seed"]))
-    np.testing.assert_array_equal(again.image_u8, read_image(folder / "pool" / row["image"]))
-    np.testing.assert_array_equal(again.mask, read_mask(folder / "pool" / row["mask"]))
-
-
-def test_shards_make_the_same_images(prepared, pool):
-    folder, _, triples = prepared
-    assert make_cut_paste_pool(folder / "shards", triples, 8, 5, shard=1, shard_count=2) is None
-    joined = make_cut_paste_pool(folder / "shards", triples, 8, 5, shard=0, shard_count=2)
-    assert joined.to_dict("records") == pool.to_dict("records")
-    assert all(
-        (folder / "shards" / image).read_bytes() == (folder / "pool" / image).read_bytes()
-        for image in pool["image"]
-    )
-
-
-def test_other_defects_are_another_pool(prepared, pool):
-    folder, _, triples = prepared
-    fewer = TripleSet(triples.defects[:-1], triples.goods)
-    with pytest.raises(ValueError, match="triples differ"):
-        make_cut_paste_pool(folder / "pool", fewer, 8, 5)
 
 
 def test_training_sets_know_where_defects_come_from(prepared, pool):

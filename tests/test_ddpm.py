@@ -9,10 +9,10 @@ import pytest
 import torch
 from tiny_models import save_model
 
-from defaug_utils.core import pools
 from defaug_utils.core.files import write_png
 from defaug_utils.core.images import read_image, read_mask
 from defaug_utils.core.manifest import make_manifest, read_manifest, write_manifest
+from defaug_utils.core.pools import PoolPlan, make_pool
 from defaug_utils.core.prompts import Prompt, make_prompts
 from defaug_utils.diffusion.dreambooth import train_dreambooth
 from defaug_utils.diffusion.dreambooth_plan import DreamBoothSettings
@@ -33,8 +33,7 @@ from defaug_utils.diffusion.training_images import (
     choose_training_rows,
     read_training_images,
 )
-from defaug_utils.methods.ddpm import AdapterError, make_ddpm_pool, merge_adapter, open_adapter
-from defaug_utils.methods.mask_estimates import NearestNegatives
+from defaug_utils.methods.ddpm import DDPM, AdapterError, NearestNegatives, open_adapter
 from defaug_utils.protocol.mixing import compose_training_set
 
 COUNT, SIZE = 7, (16, 48)
@@ -78,8 +77,9 @@ def lora(tmp_path_factory: pytest.TempPathFactory, data: Path, model_folder: Pat
 
 
 def make(folder: Path, data: Path, model: TextToImage, lora: Path | None, **changed: object):
-    plan = {"count": COUNT, "share": 0.6, "prompts": PROMPTS, "settings": SETTINGS, "batch_size": 3}
-    return make_ddpm_pool(folder, data, model=model, lora=lora, **plan | changed)
+    plan = {"share": 0.6, "prompts": PROMPTS, "settings": SETTINGS, "group": 3} | changed
+    count = plan.pop("count", COUNT)
+    return make_pool(folder, DDPM(data=data, model=model, lora=lora, **plan), PoolPlan(count))
 
 
 @pytest.fixture(scope="module")
@@ -105,39 +105,6 @@ def test_rows_and_recipe_say_how_each_image_was_made(whole: Path, data: Path, lo
     assert recipe["model"]["fingerprint"] == model.describe()["fingerprint"]
     assert recipe["model"]["clip_skip"] == 2 and recipe["masks"] == "none"
     assert {"peft", "diffusers", "torch"} <= set(recipe["versions"])
-
-
-def test_an_image_is_made_again_from_its_row(whole: Path, model: TextToImage, lora: Path):
-    pool = read_manifest(whole / "manifest.csv")
-    jobs = [TextJob(row.prompt, row.negative_prompt, row.seed) for row in pool.iloc[:3].itertuples()]
-    with merge_adapter(model, lora, 0.6):
-        again = generate_images(model, jobs, SETTINGS)
-    for image_u8, name in zip(again, pool["image"], strict=False):
-        assert (image_u8 == read_image(whole / name)).all()
-
-
-@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
-def test_three_shards_give_the_same_bytes(tmp_path: Path, whole: Path, data: Path, model, lora, order):
-    parts = [make(tmp_path, data, model, lora, shard=k, shard_count=3) for k in order]
-    assert [part is None for part in parts] == [True, True, False]
-    assert read_all(tmp_path) == read_all(whole)
-
-
-def test_stopped_in_the_middle_and_started_again(tmp_path: Path, whole, data, model, lora, monkeypatch):
-    calls = []
-
-    def write_until(path: Path, pixels: np.ndarray) -> None:
-        calls.append(path)
-        if len(calls) == 5:
-            raise KeyboardInterrupt
-        write_png(path, pixels)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(pools, "write_png", write_until)
-        with pytest.raises(KeyboardInterrupt):
-            make(tmp_path, data, model, lora)
-    make(tmp_path, data, model, lora)
-    assert read_all(tmp_path) == read_all(whole)
 
 
 def test_the_base_model_is_as_before(whole: Path, model: TextToImage):
@@ -192,7 +159,7 @@ def test_training_sets_take_these_images_without_masks(whole: Path, data: Path):
 
 
 def test_mask_estimates_are_stored_when_asked_for_only(tmp_path: Path, data, model, lora):
-    pool = make(tmp_path, data, model, lora, count=2, with_mask_estimate=True)
+    pool = make(tmp_path, data, model, lora, count=2, estimates_masks=True)
     assert set(pool["mask_source"]) == {"estimate_nearest_negative"}
     assert all(read_mask(tmp_path / mask).any() for mask in pool["mask"])
     assert set(pool["mask_nearest"]) <= {f"images/{number}.png" for number in (0, 1, 2, 4, 5)}

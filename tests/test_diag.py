@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 from tiny_models import save_model
 
-from defaug_utils.core import pools
 from defaug_utils.core.files import write_png
 from defaug_utils.core.images import read_image, read_mask
-from defaug_utils.core.manifest import ManifestError, image_seed, make_manifest, read_manifest, write_manifest
-from defaug_utils.core.pools import fill_pool, find_failed
+from defaug_utils.core.manifest import image_seed, make_manifest, read_manifest, write_manifest
+from defaug_utils.core.pools import PoolPlan, find_failed, list_failures, make_pool, remake
 from defaug_utils.core.prompts import Prompt, choose_prompt, make_prompts
 from defaug_utils.diffusion.inpainting import (
     InpaintedImage,
@@ -21,25 +20,21 @@ from defaug_utils.diffusion.inpainting import (
     InpaintSettings,
     load_inpainter,
 )
-from defaug_utils.masks.masks import open_mask_source
-from defaug_utils.methods import diag, painted_pools
+from defaug_utils.masks.sources import open_masks
+from defaug_utils.methods import diag
 from defaug_utils.methods.changes import CheckLimits
-from defaug_utils.methods.diag import make_diag_pool, make_painter
-from defaug_utils.methods.diag_recipes import remake_image
-from defaug_utils.methods.painted_pools import attempt_seed, list_failures, paint_until_passed
-from defaug_utils.methods.painted_recipes import read_recipe
+from defaug_utils.methods.diag import DIAG
+from defaug_utils.methods.painting import attempt_seed, paint_until_passed
 
 COUNT, SIZE = 7, (16, 48)
 ANYTHING = CheckLimits(contrast=0, completeness=0)
-MASKS = open_mask_source("procedural")
-PLAN = {
-    "count": COUNT,
+MASKS = open_masks("procedural")
+WISH = {
     "prompts": make_prompts(["white marks", "crack"], "dark"),
-    "mask_source": MASKS,
+    "masks": MASKS,
     "settings": InpaintSettings(SIZE, steps=2),
     "limits": ANYTHING,
-    "pool_seed": 3,
-    "batch_size": 3,
+    "group": 3,
 }
 
 
@@ -74,7 +69,7 @@ def read_all(folder: Path) -> dict[str, bytes]:
 def whole(tmp_path_factory: pytest.TempPathFactory, data: Path, inpainter: Inpainter) -> Path:
     """A pool made in one undisturbed run."""
     folder = tmp_path_factory.mktemp("pools") / "diag"
-    make_diag_pool(folder, data, inpainter=inpainter, **PLAN)
+    make_pool(folder, DIAG(data=data, inpainter=inpainter, **WISH), PoolPlan(COUNT, 3))
     return folder
 
 
@@ -103,71 +98,15 @@ def test_the_recipe_holds_everything_else(whole: Path):
     assert (recipe["batch_size"], recipe["pool_seed"], recipe["mask_source"]) == (3, 3, "procedural")
 
 
-@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
-def test_three_shards_give_the_same_bytes(tmp_path: Path, whole: Path, data: Path, inpainter, order):
-    parts = [
-        make_diag_pool(tmp_path, data, inpainter=inpainter, **PLAN, shard=k, shard_count=3) for k in order
-    ]
-    assert [part is None for part in parts] == [True, True, False]
-    assert read_all(tmp_path) == read_all(whole)
-
-
-def test_a_grown_pool_is_the_large_one(tmp_path: Path, whole: Path, data: Path, inpainter):
-    make_diag_pool(tmp_path, data, inpainter=inpainter, **PLAN | {"count": 4})
-    make_diag_pool(tmp_path, data, inpainter=inpainter, **PLAN)
-    assert read_all(tmp_path) == read_all(whole)
-
-
-@pytest.mark.parametrize("stopped_at", [2, 8, 11])
-def test_stopped_in_the_middle_of_a_batch_and_started_again(
-    tmp_path: Path, whole: Path, data: Path, inpainter, monkeypatch, stopped_at: int
-):
-    calls = []
-
-    def write_until(path: Path, pixels: np.ndarray) -> None:
-        calls.append(path)
-        if len(calls) == stopped_at:
-            raise KeyboardInterrupt
-        write_png(path, pixels)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(pools, "write_png", write_until)
-        with pytest.raises(KeyboardInterrupt):
-            make_diag_pool(tmp_path, data, inpainter=inpainter, **PLAN)
-    assert not (tmp_path / "manifest.csv").exists()
-    make_diag_pool(tmp_path, data, inpainter=inpainter, **PLAN)
-    assert read_all(tmp_path) == read_all(whole)
-
-
-def test_another_model_or_setting_is_refused(whole: Path, data: Path, inpainter):
-    before = read_all(whole)
-    for changed in ({"settings": InpaintSettings(SIZE, steps=3)}, {"batch_size": 2}):
-        with pytest.raises(ValueError, match="made with other settings"):
-            make_diag_pool(whole, data, inpainter=inpainter, **PLAN | changed)
-    assert read_all(whole) == before
-
-
-def test_any_image_is_made_again_from_its_row_and_the_recipe(whole: Path, data: Path, inpainter):
-    recipe = read_recipe(whole)
-    for row in read_manifest(whole / "manifest.csv").to_dict("records"):
-        remade = remake_image(row, recipe, data, inpainter)
-        assert (remade.image_u8 == read_image(whole / row["image"])).all()
-        assert (remade.mask == read_mask(whole / row["mask"])).all()
-        told = {name: value for name, value in remade.row.items() if value != ""}
-        assert {name: row[name] for name in told} == told
-
-
 def test_with_another_model_or_other_masks_nothing_is_made_again(
     whole: Path, data: Path, inpainter: Inpainter, tmp_path: Path
 ):
-    row, recipe = read_manifest(whole / "manifest.csv").iloc[0].to_dict(), read_recipe(whole)
-    with pytest.raises(ValueError, match="model differ from the pool's recipe"):
-        remake_image(row, recipe, data, load_inpainter(save_model(tmp_path, unet_channels=4)))
-    with pytest.raises(ValueError, match="differ from the pool's recipe"):
-        remake_image(row, recipe, data, inpainter, open_mask_source("train_positives", data_folder=data))
-    without = {name: value for name, value in recipe.items() if name != "priors"} | {"mask_source": "drawn"}
-    with pytest.raises(ValueError, match="'drawn': give their source as well"):
-        remake_image(row, without, data, inpainter)
+    other = load_inpainter(save_model(tmp_path, unet_channels=4))
+    masks = open_masks("train_positives", data_folder=data)
+    for changed, named in (({"inpainter": other}, r"model\.fingerprint"), ({"masks": masks}, "mask_source")):
+        method = DIAG(**{"data": data, "inpainter": inpainter, **WISH, **changed})
+        with pytest.raises(ValueError, match=f"{named} .* differ from the pool's recipe"):
+            remake(whole, "images/000000.png", method)
 
 
 def test_images_have_the_size_of_the_negatives_whatever_the_working_size(tmp_path: Path, inpainter):
@@ -176,62 +115,25 @@ def test_images_have_the_size_of_the_negatives_whatever_the_working_size(tmp_pat
     width, height = diag.OUTPUT_SIZE
     write_png(tmp_path / "data/images/0.png", np.full((height, width, 3), 128, np.uint8))
     write_manifest(make_manifest(rows), tmp_path / "data/manifest.csv")
-    settings = {"settings": InpaintSettings((64, 64), steps=2), "count": 1, "batch_size": 1}
-    make_diag_pool(tmp_path / "pool", tmp_path / "data", inpainter=inpainter, **PLAN | settings)
+    wish = WISH | {"settings": InpaintSettings((64, 64), steps=2), "group": 1}
+    make_pool(tmp_path / "pool", DIAG(data=tmp_path / "data", inpainter=inpainter, **wish), PoolPlan(1))
     assert read_image(tmp_path / "pool/images/000000.png").shape == (height, width, 3)
 
 
-def test_a_pool_is_filled_until_enough_images_passed(tmp_path: Path, data: Path, inpainter):
-    calls = []
-
-    def make_larger(count: int):
-        calls.append(count)
-        return make_diag_pool(tmp_path, data, inpainter=inpainter, **PLAN | {"count": count})
-
-    pool = fill_pool(make_larger(4), 4, 8, make_larger)
-    assert calls == [4] and len(pool) == 4
-    calls.clear()
-    failing = pool.assign(check_passed=[True, False, False, True])
-    assert len(fill_pool(failing, 4, 8, make_larger)) == 6
-    assert calls == [6]
-    assert len(fill_pool(failing.assign(check_passed=False), 4, 5, make_larger)) >= 5
-
-
 def test_a_pool_that_never_passes_stops_growing(tmp_path: Path, data: Path, inpainter):
-    strict = PLAN | {"limits": CheckLimits(contrast=255), "batch_size": 1, "max_attempts": 1}
-
-    def make_larger(count: int):
-        return make_diag_pool(tmp_path, data, inpainter=inpainter, **strict | {"count": count})
-
-    pool = fill_pool(make_larger(2), 2, 5, make_larger)
-    assert len(pool) == 5 and find_failed(pool).all()
+    strict = WISH | {"limits": CheckLimits(contrast=255), "group": 1, "max_attempts": 1}
+    pool = make_pool(tmp_path, DIAG(data=data, inpainter=inpainter, **strict), PoolPlan(2, passing=2))
+    assert len(pool) == 4 and find_failed(pool).all()
 
 
-def test_a_method_without_checks_has_no_failures(whole: Path):
-    pool = read_manifest(whole / "manifest.csv")
-    assert not find_failed(pool.drop(columns="check_passed")).any()
-    assert find_failed(pool.assign(check_passed="False")).all()
-
-
-def test_a_source_from_test_is_refused(tmp_path: Path, data: Path, inpainter, monkeypatch):
-    monkeypatch.setattr(
-        painted_pools,
-        "list_sources",
-        lambda dataset: dataset[dataset["split"] == "test"].reset_index(drop=True),
-    )
-    with pytest.raises(ManifestError, match="is test, only train images may be sources"):
-        make_diag_pool(tmp_path, data, inpainter=inpainter, **PLAN)
-
-
-def test_wrong_wishes_are_refused_before_anything_is_written(tmp_path: Path, data: Path, inpainter):
+def test_wrong_wishes_are_refused(data: Path, inpainter):
     for wrong, said in (
         ({"settings": InpaintSettings((15, 48), 2)}, "not divisible"),
         ({"prompts": [Prompt("a" * 70)]}, "tokens"),
         ({"max_attempts": 0}, "max_attempts"),
     ):
         with pytest.raises(ValueError, match=said):
-            make_diag_pool(tmp_path / "pool", data, inpainter=inpainter, **PLAN | wrong)
-    assert not (tmp_path / "pool").exists()
+            DIAG(data=data, inpainter=inpainter, **WISH | wrong)
 
 
 def paint_by_seed(monkeypatch: pytest.MonkeyPatch, shift: dict[int, int]) -> list[list[int]]:
@@ -247,7 +149,7 @@ def paint_by_seed(monkeypatch: pytest.MonkeyPatch, shift: dict[int, int]) -> lis
     return asked
 
 
-def test_failures_are_painted_again_with_their_next_seeds_and_the_best_is_kept(monkeypatch):
+def test_failures_are_painted_again_with_their_next_seeds_and_the_best_is_kept(data, inpainter, monkeypatch):
     mask = np.zeros((12, 12), bool)
     mask[3:9, 3:9] = True
     image_u8 = np.random.default_rng(0).integers(50, 100, (12, 12, 3), dtype=np.uint8)
@@ -255,7 +157,8 @@ def test_failures_are_painted_again_with_their_next_seeds_and_the_best_is_kept(m
     second, third = (lambda seed, k=k: attempt_seed(seed, k) for k in (1, 2))
     shift = {1: 50, 2: 0, 3: 0, second(2): 50, second(3): 3, third(3): 2}
     asked = paint_by_seed(monkeypatch, shift)
-    results = paint_until_passed(make_painter(None, InpaintSettings()), jobs, CheckLimits(), 3)
+    method = DIAG(data=data, inpainter=inpainter, **WISH | {"limits": CheckLimits()})
+    results = paint_until_passed(method, jobs)
     assert asked == [[1, 2, 3], [second(2), second(3)], [third(3)]]
     assert [result.attempt for result in results] == [0, 1, 1]
     assert [result.check.passed for result in results] == [True, True, False]
@@ -263,8 +166,8 @@ def test_failures_are_painted_again_with_their_next_seeds_and_the_best_is_kept(m
 
 
 def test_images_that_never_pass_stay_and_are_told(tmp_path: Path, data: Path, inpainter):
-    strict = PLAN | {"limits": CheckLimits(contrast=255), "count": 2, "batch_size": 2, "max_attempts": 2}
-    pool = make_diag_pool(tmp_path, data, inpainter=inpainter, **strict)
+    strict = WISH | {"limits": CheckLimits(contrast=255), "group": 2, "max_attempts": 2}
+    pool = make_pool(tmp_path, DIAG(data=data, inpainter=inpainter, **strict), PoolPlan(2))
     failures = list_failures(pool)
     assert len(failures) == 2 and failures["check_reason"].str.contains("contrast").all()
     assert len(list_failures(read_manifest(tmp_path / "manifest.csv"))) == 2

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -11,30 +12,29 @@ from tiny_models import save_model
 
 from defaug_utils.core.files import write_png
 from defaug_utils.core.manifest import make_manifest, write_manifest
+from defaug_utils.core.pools import PoolPlan, PoolUnfinished, make_pool
 from defaug_utils.core.prompts import make_prompts
 from defaug_utils.diffusion.inpainting import InpaintSettings, load_inpainter
-from defaug_utils.masks.masks import open_mask_source
+from defaug_utils.masks.sources import open_masks
 from defaug_utils.methods.changes import CheckLimits
-from defaug_utils.methods.diag import make_diag_pool
+from defaug_utils.methods.diag import DIAG
 
 COUNT, GROUP = 31, 3  # the last group is not full
 
 
-def make_pool(folder: Path, data: Path, model: Path, **shards: int) -> None:
+def make_part(folder: Path, data: Path, model: Path, **shards: int) -> None:
     """A pool that takes a second or two, so that there is a middle to be killed in."""
-    make_diag_pool(
-        folder,
-        data,
-        COUNT,
-        load_inpainter(model),
-        make_prompts(["white marks", "crack"], "dark"),
-        open_mask_source("procedural"),
-        InpaintSettings((32, 96), steps=8),
-        CheckLimits(contrast=0, completeness=0),
-        pool_seed=5,
-        batch_size=GROUP,
-        **shards,
+    method = DIAG(
+        data=data,
+        inpainter=load_inpainter(model),
+        prompts=make_prompts(["white marks", "crack"], "dark"),
+        masks=open_masks("procedural"),
+        settings=InpaintSettings((32, 96), steps=8),
+        limits=CheckLimits(contrast=0, completeness=0),
+        group=GROUP,
     )
+    with suppress(PoolUnfinished):
+        make_pool(folder, method, PoolPlan(COUNT, 5, **shards))
 
 
 def save_data(folder: Path) -> Path:
@@ -73,10 +73,10 @@ def test_killed_and_restarted_or_in_shards_it_is_the_same_pool(tmp_path: Path):
     finished = kill_in_the_middle(tmp_path / "killed", data, model)
     assert 2 * GROUP <= finished < COUNT
     assert not (tmp_path / "killed" / "manifest.csv").exists()
-    make_pool(tmp_path / "killed", data, model)
-    make_pool(tmp_path / "whole", data, model)
+    make_part(tmp_path / "killed", data, model)
+    make_part(tmp_path / "whole", data, model)
     for shard in (1, 2, 0):
-        make_pool(tmp_path / "shards", data, model, shard=shard, shard_count=3)
+        make_part(tmp_path / "shards", data, model, shard=shard, shards=3)
     whole = read_all(tmp_path / "whole")
     assert len(whole) == 2 * COUNT + 3, "images, masks, manifest, its lock, and recipe"
     assert read_all(tmp_path / "killed") == whole
@@ -84,4 +84,4 @@ def test_killed_and_restarted_or_in_shards_it_is_the_same_pool(tmp_path: Path):
 
 
 if __name__ == "__main__":
-    make_pool(*map(Path, sys.argv[1:]))
+    make_part(*map(Path, sys.argv[1:]))

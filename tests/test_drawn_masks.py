@@ -9,9 +9,9 @@ import pytest
 from defaug_utils.core.files import write_png
 from defaug_utils.core.images import read_image
 from defaug_utils.core.manifest import ManifestError, make_manifest, write_manifest
-from defaug_utils.masks import drawn_masks
-from defaug_utils.masks.drawn_masks import delete_drawn, load_drawn, read_drawn, save_drawn
-from defaug_utils.masks.masks import open_mask_source
+from defaug_utils.masks import drawn
+from defaug_utils.masks.drawn import delete_drawn, load_drawn, read_drawn, save_drawn
+from defaug_utils.masks.sources import open_masks
 from defaug_utils.widgets.mask_drawer import MaskDrawer
 
 NAMES = ["train/1.png", "train/2.png"]
@@ -43,7 +43,7 @@ def test_saved_masks_are_a_mask_source_with_their_images(data: Path, tmp_path: P
     assert set(drawn["mask_source"]) == {"drawn"}
     np.testing.assert_array_equal(load_drawn(folder, NAMES[0]), make_mask(4))
     np.testing.assert_array_equal(read_image(folder / drawn["image"][0]), read_image(data / NAMES[1]))
-    assert open_mask_source("drawn", folder).names == ("train-1.png", "train-2.png")
+    assert open_masks("drawn", folder).names == ("train-1.png", "train-2.png")
 
 
 def test_test_images_and_unusable_masks_are_refused(data: Path, tmp_path: Path):
@@ -90,7 +90,7 @@ def test_a_read_only_folder_is_told_and_the_strokes_stay(
     def refuse(path: Path, pixels: np.ndarray) -> None:
         raise OSError(errno.EROFS, "Read-only file system", str(path))
 
-    monkeypatch.setattr(drawn_masks, "write_png", refuse)  # root may write anywhere
+    monkeypatch.setattr(drawn, "write_png", refuse)  # root may write anywhere
     drawer = MaskDrawer(data, tmp_path / "drawn")
     drawer.canvas.value = make_mask()
     drawer.next_button.click()
@@ -162,7 +162,7 @@ def test_a_mask_that_can_not_be_deleted_is_told(data: Path, tmp_path: Path, monk
 
     folder = tmp_path / "drawn"
     save_drawn(folder, data, NAMES[0], make_mask())
-    monkeypatch.setattr(drawn_masks, "write_manifest", refuse)
+    monkeypatch.setattr(drawn, "write_manifest", refuse)
     drawer = MaskDrawer(data, folder)
     assert not drawer.delete()
     assert "can&#x27;t be written to" in drawer.message.value

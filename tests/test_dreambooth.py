@@ -13,10 +13,11 @@ from tiny_models import save_model
 
 from defaug_utils.core.files import write_png
 from defaug_utils.core.manifest import make_manifest, read_manifest, write_manifest
+from defaug_utils.core.pools import PoolPlan, make_pool
+from defaug_utils.core.prompts import Prompt
 from defaug_utils.core.runs import MixingError
 from defaug_utils.core.sources import choose_positives
 from defaug_utils.diffusion.dreambooth import (
-    HISTORY_COLUMNS,
     DreamBoothRun,
     settle_settings,
     train_dreambooth,
@@ -36,8 +37,9 @@ from defaug_utils.diffusion.training_images import (
     choose_training_rows,
     read_training_images,
 )
-from defaug_utils.methods.ddpm import make_regularisation_pool
+from defaug_utils.methods.ddpm import DDPM
 from defaug_utils.training import checkpoints
+from defaug_utils.training.loop import StepDone
 
 BUCKETS = BucketSettings(area=16 * 48, smallest=8, largest=96, step=4)
 PLAN = LoraPlan(linear_rank=2, linear_alpha=1, conv_rank=1)
@@ -71,7 +73,14 @@ def load(model_folder: Path) -> TextToImage:
 def class_folder(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Path:
     folder = tmp_path_factory.mktemp("pools") / "regularisation"
     settings = TextSettings((16, 48), steps=2, guidance=1.0)
-    pool = make_regularisation_pool(folder, load(model_folder), "background", settings, count=3)
+    untuned = DDPM(
+        model=load(model_folder),
+        prompts=[Prompt("background")],
+        settings=settings,
+        data=None,
+        label="negative",
+    )
+    pool = make_pool(folder, untuned, PoolPlan(3))
     assert (pool["label"] == "negative").all() and (pool["mask"] == "").all()
     return folder
 
@@ -105,7 +114,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory, model_folder: Path, images: 
 def test_history_and_files(whole):
     folder, run = whole
     steps = 3 * math.ceil(2 * 3 * 2 / 4)
-    assert tuple(run.history.columns) == HISTORY_COLUMNS
+    losses = ["loss", "loss_instance", "loss_class"]
+    assert run.history.columns.tolist() == ["step", "epoch", *losses, "learning_rate", "gradient_norm"]
     assert run.history["step"].tolist() == list(range(1, steps + 1))
     assert np.isfinite(run.history[["loss", "gradient_norm"]]).all(axis=None)
     assert run.resumed_steps == 0 and run.lora.is_file() and run.buckets["images"].tolist() == [6]
@@ -138,8 +148,8 @@ class Stopped(Exception):
 
 @pytest.mark.parametrize("stopped_at", [1, 4, 5])
 def test_a_stopped_run_goes_on_with_the_same_losses(tmp_path, model_folder, images, whole, stopped_at):
-    def stop(row: dict, _: int) -> None:
-        if row["step"] == stopped_at:
+    def stop(done: StepDone) -> None:
+        if done.step == stopped_at:
             raise Stopped
 
     with pytest.raises(Stopped):
@@ -208,7 +218,7 @@ def test_a_checkpoint_of_another_rank_base_or_images_is_refused(
     with pytest.raises(DreamBoothError, match=r"trained_on\.class_images"):
         train(whole[0], model_folder, read_images(data, None))
     other = save_model(tmp_path / "other", unet_channels=4, text_layers=2)
-    with pytest.raises(DreamBoothError, match="other base"):
+    with pytest.raises(DreamBoothError, match=r"other settings: base \("):
         train(whole[0], other, images)
 
 
@@ -221,8 +231,8 @@ def test_a_damaged_checkpoint_is_told(tmp_path: Path, model_folder, images):
 def test_a_loss_that_is_no_number_names_its_step(tmp_path: Path, model_folder, images):
     model = load(model_folder)
 
-    def poison(row: dict, _: int) -> None:
-        if row["step"] == 3:
+    def poison(done: StepDone) -> None:
+        if done.step == 3:
             with torch.no_grad():
                 model.pipeline.unet.conv_out.bias.fill_(float("nan"))
 

@@ -9,11 +9,13 @@ import torch
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from defaug_utils.evaluation.distances import summarise_images
-from defaug_utils.training.classifier import BACKBONES, build_classifier, normalise_images
-from defaug_utils.training.features import (
+from defaug_utils.training.backbones import (
+    BACKBONES,
     DIAG_LAYERS,
     FeatureNetwork,
     average_features,
+    build_classifier,
+    normalise_images,
     open_features,
 )
 

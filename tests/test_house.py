@@ -150,7 +150,7 @@ def test_profiles_and_files_named_in_the_text_exist():
 
 
 def test_the_example_method_makes_a_pool(tmp_path: Path):
-    (example,) = re.findall(r"(?m)^```python\n(import [^`]*)^```$", read_text("book/adding_a_method.md"))
+    (example,) = re.findall(r"(?m)^```python\n(from [^`]*)^```$", read_text("book/adding_a_method.md"))
     (tmp_path / "example.py").write_text(example, encoding="utf-8")
     rows = [{"image": f"images/{split}.png", "split": split} for split in SPLITS]
     data = tmp_path / "runs" / "workshop" / "data"

@@ -11,8 +11,8 @@ from PIL import Image
 
 from defaug_utils.core.files import write_png
 from defaug_utils.core.manifest import make_manifest, write_manifest
-from defaug_utils.masks.mask_shapes import SHAPES, ShapePriors, draw_shape
-from defaug_utils.masks.masks import is_leak, open_mask_source
+from defaug_utils.masks.shapes import SHAPES, ShapePriors, draw_shape
+from defaug_utils.masks.sources import is_leak, open_masks
 
 SIZE = (40, 120)
 
@@ -26,7 +26,7 @@ def square(height: int = 120, width: int = 40, top: int = 10) -> np.ndarray:
 @settings(max_examples=40)
 @given(st.integers(0, 2**63 - 1), st.integers(12, 90), st.integers(12, 90))
 def test_procedural_masks_have_pixels_of_either_kind_and_know_their_seed(seed, width, height):
-    source = open_mask_source("procedural")
+    source = open_masks("procedural")
     drawn, again = source.draw(seed, (width, height)), source.draw(seed, (width, height))
     assert drawn.mask.shape == (height, width) and drawn.mask.dtype == bool
     assert drawn.mask.any() and not drawn.mask.all()
@@ -34,7 +34,7 @@ def test_procedural_masks_have_pixels_of_either_kind_and_know_their_seed(seed, w
 
 
 def test_kinds_come_by_their_weights():
-    source = open_mask_source("procedural", priors=ShapePriors(weights={"blob": 3, "crack": 1}))
+    source = open_masks("procedural", priors=ShapePriors(weights={"blob": 3, "crack": 1}))
     names = [source.draw(seed, SIZE).name for seed in range(200)]
     assert set(names) == {"blob", "crack"}
     assert 125 <= names.count("blob") <= 175
@@ -85,22 +85,21 @@ def test_priors_that_make_no_sense_are_refused_by_name(wrong, named):
 def test_drawn_masks_are_chosen_by_seed_and_fitted(tmp_path: Path):
     write_png(tmp_path / "a.png", square())
     write_png(tmp_path / "b.png", square(240, 80, 100))
-    source = open_mask_source("drawn", tmp_path)
+    source = open_masks("drawn", tmp_path)
     draws = {seed: source.draw(seed, SIZE) for seed in range(12)}
     assert {drawn.name for drawn in draws.values()} == {"a.png", "b.png"}
     assert all(drawn.mask.shape == (120, 40) and drawn.mask.any() for drawn in draws.values())
-    assert source.find_other_sizes(SIZE) == ["b.png"]
     assert (source.draw(3, SIZE).mask == draws[3].mask).all()
     described = source.describe()
     write_png(tmp_path / "b.png", square(240, 80, 90))
-    assert open_mask_source("drawn", tmp_path).describe() != described
+    assert open_masks("drawn", tmp_path).describe() != described
 
 
 def test_a_thin_defect_survives_shrinking(tmp_path: Path):
     mask = np.zeros((400, 400), bool)
     mask[200, 50:350] = True
     write_png(tmp_path / "thin.png", mask)
-    assert open_mask_source("drawn", tmp_path).draw(0, (40, 40)).mask.sum() >= 30
+    assert open_masks("drawn", tmp_path).draw(0, (40, 40)).mask.sum() >= 30
 
 
 def test_a_mask_of_many_greys_counts_above_zero_and_says_so(tmp_path: Path):
@@ -108,7 +107,7 @@ def test_a_mask_of_many_greys_counts_above_zero_and_says_so(tmp_path: Path):
     soft = square().astype(np.uint8) * 255
     soft[10, 4] = 90
     Image.fromarray(soft).save(tmp_path / "soft.png")
-    source = open_mask_source("drawn", tmp_path)
+    source = open_masks("drawn", tmp_path)
     assert "1 of 2 drawn masks have more than two values (soft.png)" in source.notices[0]
     assert all((source.draw(seed, SIZE).mask == square()).all() for seed in range(4))
 
@@ -118,7 +117,7 @@ def test_empty_full_and_broken_masks_are_listed_together(tmp_path: Path):
     write_png(tmp_path / "full.png", np.ones((9, 9), bool))
     (tmp_path / "torn.png").write_bytes(b"half of an ima")
     with pytest.raises(ValueError, match=r"3 problem(?s:.*)empty\.png.*(?s:.*)full\.png(?s:.*)torn\.png"):
-        open_mask_source("drawn", tmp_path)
+        open_masks("drawn", tmp_path)
 
 
 def test_a_mask_that_fills_the_small_image_is_refused(tmp_path: Path):
@@ -126,14 +125,14 @@ def test_a_mask_that_fills_the_small_image_is_refused(tmp_path: Path):
     mask[0, 0] = False
     write_png(tmp_path / "big.png", mask)
     with pytest.raises(ValueError, match=r"big\.png covers everything at 20 × 20"):
-        open_mask_source("drawn", tmp_path).draw(0, (20, 20))
+        open_masks("drawn", tmp_path).draw(0, (20, 20))
 
 
 def test_no_folder_and_no_known_word_say_what_to_do(tmp_path: Path):
     with pytest.raises(ValueError, match="no drawn masks"):
-        open_mask_source("drawn", tmp_path / "nowhere")
+        open_masks("drawn", tmp_path / "nowhere")
     with pytest.raises(ValueError, match="none of drawn, procedural, train_positives"):
-        open_mask_source("perlin")
+        open_masks("perlin")
 
 
 def write_dataset(folder: Path) -> None:
@@ -152,7 +151,7 @@ def write_dataset(folder: Path) -> None:
 
 def test_masks_of_training_positives_only_and_flagged(tmp_path: Path):
     write_dataset(tmp_path)
-    source = open_mask_source("train_positives", data_folder=tmp_path)
+    source = open_masks("train_positives", data_folder=tmp_path)
     assert source.names == ("masks/train-positive.png",)
     assert (source.draw(1, SIZE).mask == square(top=10)).all()
     assert "leak" in source.notices[0]

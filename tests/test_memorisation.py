@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
 
-from defaug_utils.evaluation.memorisation import copy_threshold, count_copies, find_copies, nearest_distances
+from defaug_utils.evaluation.pool_quality import copy_threshold, count_copies, find_copies, nearest_distances
 from defaug_utils.report.curves import ARM_COLOURS, plot_memorisation
 
 LINE = np.array([[0.0], [1.0], [3.0], [7.0]])  # nearest others: 1, 1, 2, 4

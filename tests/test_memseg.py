@@ -11,15 +11,16 @@ from skimage.data import coffee
 from defaug_utils.core.files import write_png
 from defaug_utils.core.images import read_image, read_mask
 from defaug_utils.core.manifest import ManifestError, make_manifest, write_manifest
+from defaug_utils.core.pools import PoolPlan, make_pool
 from defaug_utils.methods.augmenters import AUGMENTERS, augment
 from defaug_utils.methods.memseg import (
+    MemSeg,
     MemSegSettings,
     blend_anomaly,
     draw_mask,
     shuffle_grid,
     simulate_anomaly,
 )
-from defaug_utils.methods.memseg_pool import list_sources, make_memseg_image, make_memseg_pool, read_dataset
 from defaug_utils.methods.textures import TextureCollection, open_builtin_textures
 
 
@@ -243,7 +244,7 @@ def write_data(tmp_path, shape):
 
 
 def test_a_pool_starts_from_training_negatives_only_and_keeps_their_pixels(data_folder, tmp_path, textures):
-    pool = make_memseg_pool(tmp_path / "pool", data_folder, 12, textures, pool_seed=3)
+    pool = make_pool(tmp_path / "pool", MemSeg(data_folder, textures), PoolPlan(12, seed=3))
     assert set(pool["source_image"]) <= {"images/0.png", "images/1.png", "images/2.png"}
     assert (pool["origin"] == "memseg").all()
     assert (pool["category"] == "plate").all()
@@ -256,62 +257,29 @@ def test_a_pool_starts_from_training_negatives_only_and_keeps_their_pixels(data_
         assert row.change == pytest.approx(change, abs=1e-3)
 
 
-def test_shards_make_the_same_pool(data_folder, tmp_path, textures):
-    whole = make_memseg_pool(tmp_path / "whole", data_folder, 7, textures, pool_seed=3)
-    for shard in (2, 0, 1):
-        parts = make_memseg_pool(
-            tmp_path / "parts", data_folder, 7, textures, pool_seed=3, shard=shard, shard_count=3
-        )
-    assert parts.equals(whole)
-    for image in whole["image"]:
-        assert (tmp_path / "whole" / image).read_bytes() == (tmp_path / "parts" / image).read_bytes()
-
-
-def test_other_settings_or_textures_are_not_mixed_into_a_pool(data_folder, tmp_path, textures):
-    make_memseg_pool(tmp_path / "pool", data_folder, 2, textures, pool_seed=3)
-    with pytest.raises(ValueError, match="settings, textures differ"):
-        make_memseg_pool(
-            tmp_path / "pool", data_folder, 3, open_few_textures(), 3, MemSegSettings(texture_share=1.0)
-        )
-
-
-def test_other_data_under_the_same_names_is_not_mixed_into_a_pool(data_folder, tmp_path, textures):
-    make_memseg_pool(tmp_path / "pool", data_folder, 2, textures, pool_seed=3)
-    write_data(tmp_path, (96, 32))
-    with pytest.raises(ValueError, match="sources differ"):
-        make_memseg_pool(tmp_path / "pool", data_folder, 3, textures, pool_seed=3)
-
-
-def test_an_image_is_made_again_from_its_row(data_folder, tmp_path, textures):
-    pool = make_memseg_pool(tmp_path / "pool", data_folder, 3, textures, pool_seed=3)
-    sources = list_sources(read_dataset(data_folder))
-    again = make_memseg_image(data_folder, sources, textures, MemSegSettings(), int(pool.loc[2, "seed"]))
-    assert (again.image_u8 == read_image(tmp_path / "pool" / pool.loc[2, "image"])).all()
-
-
 def test_every_unusable_source_is_told_before_the_first_image(data_folder, tmp_path, textures):
     (data_folder / "images" / "0.png").write_bytes(b"torn")
     write_png(data_folder / "images" / "2.png", np.full((48, 16, 3), 9, np.uint8))
     with pytest.raises(ManifestError, match="2 problem") as caught:
-        make_memseg_pool(tmp_path / "pool", data_folder, 2, textures, 3, MemSegSettings(foreground="auto"))
+        method = MemSeg(data_folder, textures, MemSegSettings(foreground="auto"))
+        make_pool(tmp_path / "pool", method, PoolPlan(2))
     assert "0.png" in str(caught.value)
     assert "images/2.png: foreground 'auto' finds no object" in str(caught.value)
     assert not (tmp_path / "pool").exists()
 
 
 def test_an_image_without_a_possible_mask_is_named(data_folder, textures):
-    sources = list_sources(read_dataset(data_folder))
     with pytest.raises(ValueError, match=r"images/[0-2]\.png: .*none met the foreground"):
-        make_memseg_image(data_folder, sources, textures, MemSegSettings(threshold=2.0), 0)
+        MemSeg(data_folder, textures, MemSegSettings(threshold=2.0)).make([0], [0])
 
 
 def test_missing_data_names_the_notebook_that_makes_it(tmp_path, textures):
     with pytest.raises(FileNotFoundError, match="run notebook 01_data_prep"):
-        make_memseg_pool(tmp_path / "pool", tmp_path / "data", 2, textures, pool_seed=3)
+        make_pool(tmp_path / "pool", MemSeg(tmp_path / "data", textures), PoolPlan(2))
 
 
 def test_no_training_negative_is_told(data_folder, tmp_path, textures):
     row = {"image": "images/5.png", "label": "negative", "split": "test", "origin": "real"}
     write_manifest(make_manifest([row]), data_folder / "manifest.csv")
     with pytest.raises(ManifestError, match=r"none of .* is a training negative"):
-        make_memseg_pool(tmp_path / "pool", data_folder, 2, textures, pool_seed=3)
+        make_pool(tmp_path / "pool", MemSeg(data_folder, textures), PoolPlan(2))

@@ -13,10 +13,10 @@ from defaug_utils.evaluation.metrics import (
     average_precision_trapezoid,
     best_f1_threshold,
     choose_threshold,
+    measure_at,
     measure_many,
     measure_scores,
     precision_recall_at,
-    summarise_scores,
 )
 
 # Four images, ranked positive, negative, positive, negative:
@@ -101,7 +101,7 @@ def test_many_at_once_equals_one_by_one(pairs, threshold):
         threshold,
     )
     for column, values in enumerate(sets):
-        expected = list(measure_scores(labels, values, threshold).values())
+        expected = list(measure_at(labels, values, threshold).values())
         assert many[:, column] == pytest.approx(expected)
 
 
@@ -149,7 +149,7 @@ def test_input_that_cannot_be_judged(metric):
 def test_summary_of_a_run():
     negatives = [("negative", value) for value in np.linspace(0, 0.5, 50)]
     test = [*negatives, ("positive", 0.9), ("positive", 0.495), ("positive", 0.6), ("positive", 0.7)]
-    summary = summarise_scores(scores_table(negatives, test), max_false_positive_rate=0.02, resamples=200)
+    summary = measure_scores(scores_table(negatives, test), max_false_positive_rate=0.02, resamples=200)
     assert summary["threshold_rule"] == "max_fpr"
     assert 0.48 < summary["validation_threshold"] < 0.5  # lets the highest of 50 negatives through
     assert (summary["validation_precision"], summary["validation_recall"]) == (0.8, 1.0)
@@ -167,7 +167,7 @@ def test_intervals_repeat_and_narrow_with_more_images():
         rows = [("positive", value) for value in generator.normal(1, 1, count)]
         rows += [("negative", value) for value in generator.normal(0, 1, 5 * count)]
         table = scores_table([("negative", 0.0)], rows)
-        first, second = (summarise_scores(table, resamples=300, seed=3) for _ in range(2))
+        first, second = (measure_scores(table, resamples=300, seed=3) for _ in range(2))
         assert first == second
         return first["ap_high"] - first["ap_low"]
 
@@ -176,10 +176,10 @@ def test_intervals_repeat_and_narrow_with_more_images():
 
 def test_interval_of_one_positive_says_nothing():
     table = scores_table([("negative", 0.2)], [("positive", 0.9), ("negative", 0.3), ("negative", 0.1)])
-    summary = summarise_scores(table)
+    summary = measure_scores(table)
     assert (summary["ap"], summary["ap_low"], summary["ap_high"]) == (1.0, 0.0, 1.0)
 
 
 def test_summary_without_positives_in_test():
     with pytest.raises(ValueError, match="both classes"):
-        summarise_scores(scores_table([("negative", 0.1)], [("negative", 0.1), ("negative", 0.3)]))
+        measure_scores(scores_table([("negative", 0.1)], [("negative", 0.1), ("negative", 0.3)]))

@@ -1,5 +1,6 @@
 """Objects told from their background by features: each step, what they are for, and what can't be told."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -9,15 +10,15 @@ import pytest
 from defaug_utils.core.files import write_png
 from defaug_utils.core.images import read_mask
 from defaug_utils.core.manifest import make_manifest, write_manifest
-from defaug_utils.masks.object_foreground import (
+from defaug_utils.core.pools import PoolPlan, make_pool
+from defaug_utils.masks.objects import (
     THRESHOLD,
     fit_object_finder,
     make_feature_reader,
-    open_object_finder,
 )
-from defaug_utils.methods.memseg_pool import make_memseg_pool
+from defaug_utils.methods.memseg import MemSeg
 from defaug_utils.methods.textures import open_textures
-from defaug_utils.training.features import open_features
+from defaug_utils.training.backbones import open_features
 
 SIDE = 96
 MODELS = Path(__file__).parents[1] / "models"
@@ -123,13 +124,6 @@ def test_a_smooth_part_is_found_whole_not_its_rim(weights, part_grey, plate_grey
     assert share_agreed(finder(image_u8), is_object) > 0.9
 
 
-def test_textures_are_all_foreground():
-    assert open_object_finder("grid", [], read_contrast) is None
-    assert open_object_finder("01", [], read_contrast, textures=("01",)) is None
-    images = [draw_part(0)[0]]
-    assert share_agreed(open_object_finder("nut", images, read_contrast)(images[0]), draw_part(0)[1]) > 0.75
-
-
 def test_what_can_not_be_told_is_refused():
     with pytest.raises(ValueError, match="without images"):
         fit_object_finder([], read_contrast)
@@ -147,10 +141,10 @@ def test_memseg_stays_on_the_object(tmp_path, finder):
         write_png(tmp_path / f"data/{seed}.png", draw_part(seed)[0])
         rows.append({"image": f"{seed}.png", "label": "negative", "split": "train", "origin": "real"})
     write_manifest(make_manifest(rows), tmp_path / "data/manifest.csv")
-    wish = {"data_folder": tmp_path / "data", "count": 6, "textures": open_textures(), "pool_seed": 0}
-    pool = make_memseg_pool(tmp_path / "pool", **wish, find_object=finder)
+    method = MemSeg(tmp_path / "data", open_textures(), find_object=finder)
+    pool = make_pool(tmp_path / "pool", method, PoolPlan(6))
     for row in pool.itertuples():
         foreground = finder(draw_part(int(Path(row.source_image).stem))[0])
         assert not (read_mask(tmp_path / "pool" / row.mask) & ~foreground).any()
-    with pytest.raises(ValueError, match="find_object differ"):
-        make_memseg_pool(tmp_path / "pool", **wish)
+    with pytest.raises(ValueError, match="other settings: find_object"):
+        make_pool(tmp_path / "pool", replace(method, find_object=None), PoolPlan(6))

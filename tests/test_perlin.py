@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import ks_2samp
 
-from defaug_utils.masks.perlin import (
+from defaug_utils.masks.shapes import (
     draw_gradients,
     draw_lattice,
     draw_perlin_noise,

@@ -13,7 +13,7 @@ from defaug_utils.evaluation.pool_quality import REAL, UNTOUCHED, measure_pools
 from defaug_utils.protocol.run_folder import list_pools
 from defaug_utils.report.sentences import describe_quality
 from defaug_utils.report.tables import format_digits, layout_quality, style_table
-from defaug_utils.training.features import FeatureNetwork, open_features
+from defaug_utils.training.backbones import FeatureNetwork, open_features
 
 WEIGHTS = Path(__file__).parents[1] / "models" / "backbones" / "resnet10_quarter.safetensors"
 N_REAL, N_POOL = 8, 6

@@ -5,19 +5,44 @@ import json
 import multiprocessing
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from drawing import Drawing
 from PIL import Image
 
 from defaug_utils.core.manifest import ManifestError, image_seed, read_manifest, write_manifest
-from defaug_utils.core.pools import GeneratedImage, generate_pool, recipe_key
+from defaug_utils.core.pools import (
+    GeneratedImage,
+    PoolPlan,
+    PoolUnfinished,
+    find_failed,
+    list_failures,
+    make_pool,
+    recipe_key,
+)
 
 COUNT = 11
 RECIPE = {"size": (6, 4), "opacity": [0.15, 1.0]}
 SETTINGS = {"origin": "memseg", "recipe": RECIPE, "pool_seed": 7}
+
+
+def generate(
+    folder: Path, count: int, make: Callable, on_images: Callable | None = None, **given
+) -> pd.DataFrame:
+    """A pool of drawings."""
+    parts = {name: given[name] for name in ("shard", "shards", "passing") if name in given}
+    method = Drawing(make, given["origin"], given["recipe"], given.get("group", 1))
+    return make_pool(folder, method, PoolPlan(count, given["pool_seed"], **parts), on_images)
+
+
+def generate_part(*arguments: object, **given: object) -> None:
+    """A shard, whether or not it is the last."""
+    with suppress(PoolUnfinished):
+        generate(*arguments, **given)
 
 
 def make_batch(indices: Sequence[int], seeds: Sequence[int]) -> list[GeneratedImage]:
@@ -60,13 +85,13 @@ def read_all(folder: Path) -> dict[str, bytes]:
 def whole(tmp_path: Path) -> dict[str, bytes]:
     """The files of a pool that was made in one undisturbed run."""
     folder = tmp_path / "whole"
-    assert len(generate_pool(folder, COUNT, make_batch, **SETTINGS)) == COUNT
+    assert len(generate(folder, COUNT, make_batch, **SETTINGS)) == COUNT
     return read_all(folder)
 
 
 def test_pool_holds_images_masks_recipe_and_one_row_each(tmp_path: Path):
     folder = tmp_path / "pool"
-    pool = generate_pool(folder, COUNT, make_batch, **SETTINGS)
+    pool = generate(folder, COUNT, make_batch, **SETTINGS)
     pd.testing.assert_frame_equal(read_manifest(folder / "manifest.csv", check_files=True), pool)
     recipes = json.loads((folder / "recipe.json").read_text())
     for index, row in enumerate(pool.to_dict("records")):
@@ -86,19 +111,6 @@ def test_pool_holds_images_masks_recipe_and_one_row_each(tmp_path: Path):
     assert not list(folder.glob("rows-*")), "the journals are merged into the manifest"
 
 
-@pytest.mark.parametrize("batch_size", [2, 4, COUNT, 50])
-def test_batch_size_changes_nothing(tmp_path: Path, whole: dict, batch_size: int):
-    asked: list[int] = []
-
-    def record(indices: Sequence[int], seeds: Sequence[int]) -> list[GeneratedImage]:
-        asked.append(len(indices))
-        return make_batch(indices, seeds)
-
-    generate_pool(tmp_path / "pool", COUNT, record, batch_size=batch_size, **SETTINGS)
-    assert max(asked) == min(batch_size, COUNT)
-    assert read_all(tmp_path / "pool") == whole
-
-
 def make_neighbours(indices: Sequence[int], seeds: Sequence[int]) -> list[GeneratedImage]:
     """Images that depend on all those made beside them, as the last bits of a network's batch do."""
     shift = np.uint8(sum(indices) % 251)
@@ -106,37 +118,37 @@ def make_neighbours(indices: Sequence[int], seeds: Sequence[int]) -> list[Genera
 
 
 def test_groups_are_made_whole_whatever_was_cut_or_interrupted(tmp_path: Path):
-    in_groups = {**SETTINGS, "group_size": 4}
+    in_groups = {**SETTINGS, "group": 4}
     asked: list[list[int]] = []
 
     def record(indices: Sequence[int], seeds: Sequence[int]) -> list[GeneratedImage]:
         asked.append(list(indices))
         return make_neighbours(indices, seeds)
 
-    generate_pool(tmp_path / "whole", COUNT, record, **in_groups)
+    generate(tmp_path / "whole", COUNT, record, **in_groups)
     assert asked == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]], "with one beyond the pool, thrown away"
     whole = read_all(tmp_path / "whole")
     assert len([name for name in whole if name.startswith("images")]) == COUNT
     for shard in (2, 0, 1):
-        generate_pool(tmp_path / "cut", COUNT, make_neighbours, shard=shard, shard_count=3, **in_groups)
+        with suppress(PoolUnfinished):
+            generate(tmp_path / "cut", COUNT, make_neighbours, shard=shard, shards=3, **in_groups)
     assert read_all(tmp_path / "cut") == whole
-    generate_pool(tmp_path / "grown", 6, make_neighbours, **in_groups)
+    generate(tmp_path / "grown", 6, make_neighbours, **in_groups)
     finished: list[int] = []
-    generate_pool(tmp_path / "grown", COUNT, make_neighbours, on_images=finished.append, **in_groups)
+    generate(tmp_path / "grown", COUNT, make_neighbours, on_images=finished.append, **in_groups)
     assert finished == [6, 2, 3], "of the second group two were there already"
     assert read_all(tmp_path / "grown") == whole
-    generate_pool(tmp_path / "alone", COUNT, make_neighbours, **SETTINGS)
+    generate(tmp_path / "alone", COUNT, make_neighbours, **SETTINGS)
     assert read_all(tmp_path / "alone") != whole, "the neighbours do matter to this method"
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
 def test_three_shards_are_one_run(tmp_path: Path, whole: dict, order: tuple[int, ...]):
     folder = tmp_path / "pool"
-    *early, last = (
-        generate_pool(folder, COUNT, make_batch, shard=shard, shard_count=3, **SETTINGS) for shard in order
-    )
-    assert early == [None, None], "the pool is not there before its last shard"
-    assert len(last) == COUNT
+    for shard in order[:2]:
+        with pytest.raises(PoolUnfinished, match=f"shard {shard} of 3 is made"):
+            generate(folder, COUNT, make_batch, shard=shard, shards=3, **SETTINGS)
+    assert len(generate(folder, COUNT, make_batch, shard=order[2], shards=3, **SETTINGS)) == COUNT
     assert read_all(folder) == whole
 
 
@@ -144,9 +156,9 @@ def test_killed_shards_may_go_on_under_another_split(tmp_path: Path, whole: dict
     folder = tmp_path / "pool"
     for shard in range(2):
         with pytest.raises(RuntimeError, match="power"):
-            generate_pool(folder, COUNT, stop_at(4 + shard, crash), shard=shard, shard_count=2, **SETTINGS)
+            generate(folder, COUNT, stop_at(4 + shard, crash), shard=shard, shards=2, **SETTINGS)
     assert not (folder / "manifest.csv").exists()
-    generate_pool(folder, COUNT, make_batch, batch_size=3, **SETTINGS)
+    generate(folder, COUNT, make_batch, **SETTINGS)
     assert read_all(folder) == whole
 
 
@@ -155,13 +167,13 @@ def test_a_crashed_run_resumes_without_making_an_image_twice(tmp_path: Path, who
     folder = tmp_path / "pool"
     made: list[int] = []
     with pytest.raises(RuntimeError, match="power"):
-        generate_pool(folder, COUNT, stop_at(stopped_at, crash), **SETTINGS)
+        generate(folder, COUNT, stop_at(stopped_at, crash), **SETTINGS)
 
     def record(indices: Sequence[int], seeds: Sequence[int]) -> list[GeneratedImage]:
         made.extend(indices)
         return make_batch(indices, seeds)
 
-    generate_pool(folder, COUNT, record, **SETTINGS)
+    generate(folder, COUNT, record, **SETTINGS)
     assert made == list(range(stopped_at, COUNT))
     assert read_all(folder) == whole
 
@@ -169,7 +181,7 @@ def test_a_crashed_run_resumes_without_making_an_image_twice(tmp_path: Path, who
 def test_a_killed_process_loses_nothing_that_was_finished(tmp_path: Path, whole: dict):
     folder = tmp_path / "pool"
     process = multiprocessing.get_context("fork").Process(
-        target=generate_pool,
+        target=generate,
         args=(folder, COUNT, stop_at(6, lambda: os._exit(9))),
         kwargs=SETTINGS,
     )
@@ -177,7 +189,7 @@ def test_a_killed_process_loses_nothing_that_was_finished(tmp_path: Path, whole:
     process.join()
     assert process.exitcode == 9
     assert len(list((folder / "images").iterdir())) == 6
-    generate_pool(folder, COUNT, stop_at(5, crash), **SETTINGS)
+    generate(folder, COUNT, stop_at(5, crash), **SETTINGS)
     assert read_all(folder) == whole
 
 
@@ -185,16 +197,16 @@ def test_a_killed_process_loses_nothing_that_was_finished(tmp_path: Path, whole:
 def test_a_torn_last_journal_line_is_made_again(tmp_path: Path, whole: dict, torn_bytes: int):
     folder = tmp_path / "pool"
     with pytest.raises(RuntimeError):
-        generate_pool(folder, COUNT, stop_at(6, crash), **SETTINGS)
+        generate(folder, COUNT, stop_at(6, crash), **SETTINGS)
     journal = folder / "rows-0-of-1.jsonl"
     journal.write_bytes(journal.read_bytes()[:-torn_bytes])
     (folder / "images" / "000005.png").write_bytes(b"half of an ima")
     made: list[int] = []
     with pytest.raises(RuntimeError):
-        generate_pool(folder, COUNT, stop_at(8, crash), **SETTINGS, on_images=made.append)
+        generate(folder, COUNT, stop_at(8, crash), **SETTINGS, on_images=made.append)
     lost = 1 if torn_bytes > 1 else 0  # with one byte gone only the line's end is missing
     assert made == [6 - lost] + [1] * (2 + lost)
-    generate_pool(folder, COUNT, make_batch, **SETTINGS)
+    generate(folder, COUNT, make_batch, **SETTINGS)
     remade = read_all(folder)
     if not lost:
         remade.pop("images/000005.png")
@@ -207,9 +219,9 @@ def test_shards_that_end_together_do_not_stumble_over_each_other(tmp_path: Path,
     context = multiprocessing.get_context("fork")
     shards = [
         context.Process(
-            target=generate_pool,
+            target=generate_part,
             args=(folder, COUNT, make_batch),
-            kwargs={**SETTINGS, "shard": shard, "shard_count": 4},
+            kwargs={**SETTINGS, "shard": shard, "shards": 4},
         )
         for shard in range(4)
     ]
@@ -225,23 +237,23 @@ def test_a_journal_merged_by_another_shard_meanwhile_is_no_error(
     tmp_path: Path, whole: dict, monkeypatch: pytest.MonkeyPatch
 ):
     folder = tmp_path / "pool"
-    generate_pool(folder, COUNT, make_batch, **SETTINGS)
+    generate(folder, COUNT, make_batch, **SETTINGS)
     vanished = folder / "rows-1-of-2.jsonl"
     found = Path.glob
     monkeypatch.setattr(Path, "glob", lambda self, pattern: [*found(self, pattern), vanished])
-    assert len(generate_pool(folder, COUNT, crash, **SETTINGS)) == COUNT
+    assert len(generate(folder, COUNT, crash, **SETTINGS)) == COUNT
     assert read_all(folder) == whole
 
 
 def test_a_grown_pool_keeps_its_rows_and_their_review(tmp_path: Path, whole: dict):
     folder = tmp_path / "pool"
-    pool = generate_pool(folder, 4, make_batch, **SETTINGS)
+    pool = generate(folder, 4, make_batch, **SETTINGS)
     pool["accepted"] = pd.array([True, False, None, None], dtype="boolean")
     pool.loc[1, "reviewer_note"] = "off the object"
     write_manifest(pool, folder / "manifest.csv")
     with pytest.raises(RuntimeError):
-        generate_pool(folder, COUNT, stop_at(6, crash), **SETTINGS)
-    grown = generate_pool(folder, COUNT, stop_at(3, crash), **SETTINGS)
+        generate(folder, COUNT, stop_at(6, crash), **SETTINGS)
+    grown = generate(folder, COUNT, stop_at(3, crash), **SETTINGS)
     pd.testing.assert_frame_equal(grown.head(4), pool)
     assert grown["accepted"].isna().sum() == COUNT - 2
     files = read_all(folder)
@@ -251,9 +263,9 @@ def test_a_grown_pool_keeps_its_rows_and_their_review(tmp_path: Path, whole: dic
 
 def test_a_finished_pool_is_not_touched_again(tmp_path: Path):
     folder = tmp_path / "pool"
-    first = generate_pool(folder, COUNT, make_batch, **SETTINGS)
+    first = generate(folder, COUNT, make_batch, **SETTINGS)
     finished: list[int] = []
-    again = generate_pool(folder, COUNT, crash, on_images=finished.append, **SETTINGS)
+    again = generate(folder, COUNT, crash, on_images=finished.append, **SETTINGS)
     pd.testing.assert_frame_equal(again, first)
     assert finished == [COUNT]
 
@@ -269,10 +281,10 @@ def test_a_finished_pool_is_not_touched_again(tmp_path: Path):
 )
 def test_another_recipe_is_refused_by_name(tmp_path: Path, changed: dict, named: str):
     folder = tmp_path / "pool"
-    generate_pool(folder, 2, make_batch, **SETTINGS)
+    generate(folder, 2, make_batch, **SETTINGS)
     before = read_all(folder)
-    with pytest.raises(ValueError, match=rf"pool made with other settings \({named} differ\).*delete"):
-        generate_pool(folder, 2, make_batch, **{**SETTINGS, **changed})
+    with pytest.raises(ValueError, match=rf"a pool made with other settings: {named} .*: delete"):
+        generate(folder, 2, make_batch, **{**SETTINGS, **changed})
     assert read_all(folder) == before
 
 
@@ -285,17 +297,32 @@ def test_recipe_key_knows_values_not_order_or_sequence_type():
 
 @pytest.mark.parametrize(
     "numbers",
-    [{"count": 0}, {"batch_size": 0}, {"group_size": 0}, {"shard": 3, "shard_count": 3}, {"shard": -1}],
+    [{"count": 0}, {"seed": -1}, {"shard": 3, "shards": 3}, {"shard": -1}, {"passing": 5}],
 )
-def test_impossible_numbers_are_refused_before_anything_is_written(tmp_path: Path, numbers: dict):
-    with pytest.raises(ValueError, match="must be at least 1"):
-        generate_pool(tmp_path / "pool", **{"count": 2, **numbers}, make_batch=make_batch, **SETTINGS)
-    assert not (tmp_path / "pool").exists()
+def test_impossible_plans_are_refused(numbers: dict):
+    with pytest.raises(ValueError, match=rf"{next(iter(numbers))}=.*must be"):
+        PoolPlan(**{"count": 2, **numbers})
+
+
+def test_a_pool_grows_until_enough_images_passed_or_it_is_twice_as_large(tmp_path: Path):
+    def make_checked(indices: Sequence[int], seeds: Sequence[int]) -> list[GeneratedImage]:
+        made = make_batch(indices, seeds)
+        return [
+            m._replace(row={**m.row, "check_passed": i % 3 != 1}) for i, m in zip(indices, made, strict=True)
+        ]
+
+    finished: list[int] = []
+    pool = generate(tmp_path / "pool", 4, make_checked, finished.append, passing=4, **SETTINGS)
+    assert len(pool) == 6 and (~find_failed(pool)).sum() == 4 and len(list_failures(pool)) == 2
+    assert sum(finished) == 6, "each image is told once"
+    assert len(generate(tmp_path / "pool", 4, crash, passing=4, **SETTINGS)) == 6, "nothing is made again"
+    assert len(generate(tmp_path / "pool", 4, make_checked, passing=8, **SETTINGS)) == 8
+    assert not find_failed(pool.drop(columns="check_passed")).any()
 
 
 def test_too_few_images_from_a_method_are_an_error(tmp_path: Path):
     with pytest.raises(ValueError, match="shorter"):
-        generate_pool(tmp_path / "pool", 4, lambda *asked: make_batch(*asked)[:-1], batch_size=2, **SETTINGS)
+        generate(tmp_path / "pool", 4, lambda *asked: make_batch(*asked)[:-1], group=2, **SETTINGS)
     assert not (tmp_path / "pool" / "manifest.csv").exists()
 
 
@@ -314,10 +341,10 @@ def test_a_full_disk_is_told_and_the_pool_completes_afterwards(
 
     monkeypatch.setattr(Image.Image, "save", save_until_full)
     with pytest.raises(OSError, match=r"disk is full: .*\.png was not written"):
-        generate_pool(folder, COUNT, make_batch, batch_size=3, **SETTINGS)
+        generate(folder, COUNT, make_batch, **SETTINGS)
     for path, content in read_all(folder).items():
         assert path.startswith("rows-") or content == whole[path], "only whole files are there"
-    generate_pool(folder, COUNT, make_batch, **SETTINGS)
+    generate(folder, COUNT, make_batch, **SETTINGS)
     assert read_all(folder) == whole
 
 
@@ -333,7 +360,7 @@ def test_a_disk_that_fills_at_the_journal_or_the_manifest_is_told_too(
 
     monkeypatch.setattr(Path, "open", open_until_full)
     with pytest.raises(OSError, match=r"disk is full: .*rows-0-of-1\.jsonl"):
-        generate_pool(folder, COUNT, make_batch, **SETTINGS)
+        generate(folder, COUNT, make_batch, **SETTINGS)
     is_full = False
 
     def write_nothing(*args, **options) -> None:
@@ -342,14 +369,14 @@ def test_a_disk_that_fills_at_the_journal_or_the_manifest_is_told_too(
     with monkeypatch.context() as patched:
         patched.setattr(pd.DataFrame, "to_csv", write_nothing)
         with pytest.raises(OSError, match=r"disk is full: .*manifest\.csv"):
-            generate_pool(folder, COUNT, make_batch, **SETTINGS)
-    generate_pool(folder, COUNT, crash, **SETTINGS)
+            generate(folder, COUNT, make_batch, **SETTINGS)
+    generate(folder, COUNT, crash, **SETTINGS)
     assert read_all(folder) == whole
 
 
 def test_a_finished_pool_that_lost_an_image_says_which(tmp_path: Path):
     folder = tmp_path / "pool"
-    generate_pool(folder, 3, make_batch, **SETTINGS)
+    generate(folder, 3, make_batch, **SETTINGS)
     (folder / "images" / "000001.png").unlink()
     with pytest.raises(ManifestError, match=r"images/000001\.png' does not exist"):
-        generate_pool(folder, 3, make_batch, **SETTINGS)
+        generate(folder, 3, make_batch, **SETTINGS)

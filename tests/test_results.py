@@ -10,7 +10,7 @@ import pytest
 
 from defaug_utils.core.files import write_json
 from defaug_utils.core.runs import ARMS
-from defaug_utils.evaluation.metrics import summarise_scores
+from defaug_utils.evaluation.metrics import measure_scores
 from defaug_utils.report.papers import list_missing_arms, published_results
 from defaug_utils.report.results import (
     METRICS,
@@ -63,7 +63,7 @@ def test_what_metrics_writes_is_what_results_reads(tmp_path):
     table = pd.DataFrame(
         {"split": ["val", "test"] * 30, "label": np.where(labels, "positive", "negative"), "score": scores}
     )
-    summary = summarise_scores(table, resamples=50)
+    summary = measure_scores(table, resamples=50)
     write_run(tmp_path, "few-shot-memseg-40-seed0", **summary, layers=[1, 2])
     (run,) = gather_results(tmp_path).to_dict("records")
     assert {name: run[name] for name in summary} == summary

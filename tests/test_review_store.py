@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from drawing import Drawing
 
-from defaug_utils.core import decisions
+from defaug_utils.core import decisions, pools
 from defaug_utils.core.files import lock_file, write_png
 from defaug_utils.core.manifest import ManifestError, fold_decisions, read_manifest, write_manifest
-from defaug_utils.core.pools import GeneratedImage, generate_pool
+from defaug_utils.core.pools import GeneratedImage, PoolPlan
 from defaug_utils.protocol import review_store
 from defaug_utils.protocol.mixing import usable_rows
 from defaug_utils.protocol.review_store import ImageReview, PoolReview, ReviewStoreError, list_reviewers
@@ -32,7 +33,7 @@ def make_pool(folder: Path, count: int = COUNT, grey: int = 90) -> Path:
             made.append(GeneratedImage(np.full((48, 16, 3), grey + index % 100, np.uint8), mask, row))
         return made
 
-    generate_pool(folder, count, make_batch, "diag", {"grey": grey}, pool_seed=0)
+    pools.make_pool(folder, Drawing(make_batch, recipe={"grey": grey}), PoolPlan(count))
     return folder
 
 

@@ -12,17 +12,20 @@ from defaug_utils.core.files import write_csv, write_json, write_png
 from defaug_utils.core.images import fit_mask, read_mask
 from defaug_utils.core.manifest import ManifestError, make_manifest
 from defaug_utils.data.samples import hash_masked_samples, load_masked_samples
-from defaug_utils.evaluation.segmentation import (
+from defaug_utils.evaluation.detector import (
+    DEFECT_PRIOR,
     MAP_LIST,
     METRICS_FILE,
+    build_detector,
+    detection_loss,
     logits_to_levels,
     measure_score_maps,
     read_score_map,
     read_score_maps,
-    train_segmenter,
+    train_detector,
     write_score_maps,
 )
-from defaug_utils.evaluation.segmenter import DEFECT_PRIOR, build_segmenter, segmentation_loss
+from defaug_utils.evaluation.recipes import Recipe, fit_epochs, plan_epochs
 from defaug_utils.report.pictures import choose_shown, show_score_maps
 from defaug_utils.report.results import (
     PIXEL_NUMBERS,
@@ -31,7 +34,6 @@ from defaug_utils.report.results import (
     summarise_results,
 )
 from defaug_utils.report.tables import layout_results
-from defaug_utils.training.recipes import Recipe, fit_epochs, plan_epochs
 
 BACKBONE = "resnet10_quarter"
 QUICK = Recipe("adam", 5e-3, batch_size=4, epochs=3, balanced=True, flips=True, decay=True)
@@ -73,7 +75,7 @@ def masked(parts):
 @pytest.fixture(scope="module")
 def trained(masked, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    run = train_segmenter(masked, folder, replace(QUICK, epochs=8), BACKBONE)
+    run = train_detector(masked, folder, replace(QUICK, epochs=8), BACKBONE)
     write_score_maps(run.model, masked, folder, QUICK.normalisation)
     return folder, run
 
@@ -129,7 +131,7 @@ def test_the_hash_sees_masks(masked):
 
 @pytest.mark.parametrize(("backbone", "size"), [(BACKBONE, (33, 47)), ("resnet50", (32, 64))])
 def test_one_logit_a_pixel_whatever_the_size(backbone, size):
-    model = build_segmenter(backbone)
+    model = build_detector(backbone)
     with torch.inference_mode():
         logits = model(torch.randn(2, 3, size[1], size[0]))
     assert logits.shape == (2, size[1], size[0])
@@ -139,10 +141,10 @@ def test_one_logit_a_pixel_whatever_the_size(backbone, size):
 def test_loss_solved_by_hand():
     logits, masks = torch.zeros(1, 2, 2), torch.tensor([[[1.0, 0.0], [0.0, 0.0]]])
     # all pixels at 1/2: cross-entropy ln 2; overlap (2 · 0.5 + 1) / (2 + 1 + 1)
-    assert segmentation_loss(logits, masks).item() == pytest.approx(np.log(2) + 1 - 0.5)
+    assert detection_loss(logits, masks).item() == pytest.approx(np.log(2) + 1 - 0.5)
     sure = (masks * 2 - 1) * 50
-    assert segmentation_loss(sure, masks).item() == pytest.approx(0, abs=1e-6)
-    assert segmentation_loss(-sure, masks) > segmentation_loss(logits, masks)
+    assert detection_loss(sure, masks).item() == pytest.approx(0, abs=1e-6)
+    assert detection_loss(-sure, masks) > detection_loss(logits, masks)
 
 
 def test_training_finds_the_blocks(trained, parts):
@@ -159,14 +161,14 @@ def test_an_interrupted_training_goes_on_exactly(masked, tmp_path):
     class Stop(Exception):
         pass
 
-    def stop(epoch, loss):
-        if epoch == 2:
+    def stop(done):
+        if done.numbers["epoch"] == 2 and done.is_saved:
             raise Stop
 
-    whole = train_segmenter(masked, tmp_path / "whole", QUICK, BACKBONE, seed=3)
+    whole = train_detector(masked, tmp_path / "whole", QUICK, BACKBONE, seed=3)
     with pytest.raises(Stop):
-        train_segmenter(masked, tmp_path / "parts", QUICK, BACKBONE, seed=3, on_epoch=stop)
-    resumed = train_segmenter(masked, tmp_path / "parts", QUICK, BACKBONE, seed=3)
+        train_detector(masked, tmp_path / "parts", QUICK, BACKBONE, seed=3, on_step=stop)
+    resumed = train_detector(masked, tmp_path / "parts", QUICK, BACKBONE, seed=3)
     assert (whole.resumed_epochs, resumed.resumed_epochs) == (0, 2)
     assert resumed.history["loss"].tolist() == whole.history["loss"].tolist()
     for one, other in zip(
@@ -175,16 +177,15 @@ def test_an_interrupted_training_goes_on_exactly(masked, tmp_path):
         assert torch.equal(one, other)
 
 
-def test_another_training_forgets_the_score_maps(masked, tmp_path):
+def test_a_folder_of_another_training_keeps_its_score_maps(masked, tmp_path):
     quick = replace(QUICK, epochs=1)
-    run = train_segmenter(masked, tmp_path, quick, BACKBONE)
+    run = train_detector(masked, tmp_path, quick, BACKBONE)
     write_score_maps(run.model, masked, tmp_path, QUICK.normalisation)
-    again = train_segmenter(masked, tmp_path, quick, BACKBONE)
-    assert again.resumed_epochs == 1
-    assert (tmp_path / MAP_LIST).is_file()
-    assert train_segmenter(masked, tmp_path, quick, BACKBONE, seed=1).replaced == ("seed",)
-    with pytest.raises(FileNotFoundError, match="write the score maps first"):
-        measure_score_maps(tmp_path, tmp_path)
+    assert train_detector(masked, tmp_path, quick, BACKBONE).resumed_epochs == 1
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match=r"other settings: seed \(0, asked for 1\)"):
+        train_detector(masked, tmp_path, quick, BACKBONE, seed=1)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 def test_score_maps_are_the_models_logits(trained, masked):
@@ -243,7 +244,7 @@ def test_only_the_asked_runs_are_read_with_their_leaks(tmp_path):
 
 
 def test_wrong_runs_are_listed(tmp_path):
-    with pytest.raises(ValueError, match="holds no run"):
+    with pytest.raises(FileNotFoundError, match="holds no run"):
         read_pixel_runs(tmp_path)
     write_json(tmp_path / "nonsense" / METRICS_FILE, {})
     (tmp_path / "few-shot-none-0-seed0").mkdir()

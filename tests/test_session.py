@@ -114,8 +114,7 @@ def test_a_notebook_keeps_the_watermarks_values_beside_its_table(shell: Interact
     mark = run_cells(shell, "seed: int = 0", "start_notebook('runs/a', seed)", "watermark()")
     bundle = shell.display_formatter.format(mark)[0]
     assert "<td>seed</td>" in bundle["text/html"]
-    values = json.loads(json.dumps(bundle[WATERMARK_TYPE], sort_keys=True))
-    assert Watermark(dict(values["versions"]), values["commit"], dict(values["parameters"])) == mark
+    assert Watermark(**json.loads(json.dumps(bundle[WATERMARK_TYPE]))) == mark
 
 
 def test_without_a_start_there_is_no_watermark(monkeypatch: pytest.MonkeyPatch):

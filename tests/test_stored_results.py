@@ -1,8 +1,8 @@
 """Results that are stored for the book: whole, with their provenance, and shown as they are."""
 
 import json
+import runpy
 import shutil
-import subprocess
 import sys
 from itertools import product
 from pathlib import Path
@@ -98,7 +98,7 @@ def test_tables_and_provenance_are_stored_and_read_back(run_folder, tmp_path):
     assert provenance["notebook_seconds"] == 7 * 1800
     assert provenance["started"] == "2026-01-01T01:00:00"
     assert provenance["finished"] == "2026-01-01T04:30:00"
-    assert list(provenance["versions"]) == ["Python", "torch", "device"]
+    assert set(provenance["versions"]) == {"Python", "torch", "device"}
     assert provenance["commits"] == ["abc1234"]
     assert provenance["parameters"]["07_classifier"] == {"steps": 5, "recipe": "x"}
     assert provenance["parameters"]["03_lora_finetune"] == {"steps": 5}
@@ -150,19 +150,16 @@ def test_a_name_that_is_no_folders_is_refused(run_folder, tmp_path, name):
         store_results(run_folder, tmp_path / "stored", name, COMMAND)
 
 
-def test_the_script_stores_figures_and_says_what_is_wrong(run_folder, tmp_path):
-    script = [sys.executable, str(ROOT / "scripts" / "store_results.py"), str(run_folder), "long"]
-    options = {"capture_output": True, "text": True, "check": False}
-    done = subprocess.run([*script, "--book", str(tmp_path)], **options)
-    assert done.returncode == 0, done.stderr
+def test_the_script_stores_figures_and_says_what_is_wrong(run_folder, tmp_path, monkeypatch):
+    script = ROOT / "scripts" / "store_results.py"
+    monkeypatch.setattr(sys, "argv", [str(script), str(run_folder), "long", "--book", str(tmp_path)])
+    runpy.run_path(str(script), run_name="__main__")
     target = tmp_path / "stored" / "long"
     assert read_stored(target)[1]["command"] == COMMAND
     assert all((target / name).stat().st_size > 1000 for name in ("ap.png", "precision_recall.png"))
     (run_folder / LAST).unlink()
-    failed = subprocess.run([*script, "--book", str(tmp_path)], **options)
-    assert failed.returncode == 1
-    assert "has not finished" in failed.stderr
-    assert "Traceback" not in failed.stderr
+    with pytest.raises(SystemExit, match="has not finished"):
+        runpy.run_path(str(script), run_name="__main__")
 
 
 @pytest.mark.parametrize("folder", STORED, ids=lambda path: path.name)

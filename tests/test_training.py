@@ -15,18 +15,21 @@ from torch import nn
 from defaug_utils.core.files import write_png
 from defaug_utils.core.manifest import ManifestError, make_manifest
 from defaug_utils.data.samples import Samples, count_samples, hash_samples, load_samples
-from defaug_utils.evaluation.training import score_samples, train_classifier
-from defaug_utils.training import checkpoints
-from defaug_utils.training.classifier import build_classifier, normalise_images, torchvision_key
-from defaug_utils.training.epochs import flip_images, set_training_mode
-from defaug_utils.training.recipes import (
+from defaug_utils.evaluation.classifier import count_training, score_samples, train_classifier
+from defaug_utils.evaluation.recipes import (
     RECIPES,
     Recipe,
     choose_recipe,
+    flip_images,
+    freeze_batch_norm,
     learning_rate_of,
+    plan_batches,
     plan_epochs,
     split_batches,
 )
+from defaug_utils.training import checkpoints
+from defaug_utils.training.backbones import build_classifier, normalise_images, torchvision_key
+from defaug_utils.training.loop import StepDone
 
 BACKBONE = "resnet10_quarter"
 QUICK = Recipe("sgd", 0.01, batch_size=4, epochs=3, balanced=True, momentum=0.9, flips=True, decay=True)
@@ -125,6 +128,12 @@ def test_counts_by_split_and_label():
     assert counts.to_numpy().tolist() == [list(SPLIT_COUNTS[split]) for split in ("train", "val", "test")]
 
 
+def test_training_images_are_counted_by_kind(samples):
+    table = samples.table.assign(origin=["memseg" if n == 11 else "real" for n in range(21)])
+    counted = count_training(samples._replace(table=table))
+    assert counted == {"n_train": 12, "n_train_positive": 3, "n_train_generated": 1}
+
+
 def test_the_hash_sees_pixels_labels_and_order_of_its_split_only(samples):
     found = hash_samples(samples, "train")
     images_u8 = samples.images_u8.clone()
@@ -200,11 +209,11 @@ def test_no_batch_of_one_at_the_end(count, size, lengths):
 
 
 def test_mirrored_bytes_normalise_to_the_same_as_mirrored_floats():
-    images_u8 = torch.randint(
-        256, (16, 6, 4, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
-    mirrored_u8 = flip_images(images_u8.permute(0, 3, 1, 2), torch.Generator().manual_seed(1))
-    late = flip_images(normalise_images(images_u8), torch.Generator().manual_seed(1))
+    generator = torch.Generator().manual_seed(0)
+    images_u8 = torch.randint(256, (16, 6, 4, 3), dtype=torch.uint8, generator=generator)
+    flips = torch.rand((2, 16), generator=generator) < 0.5
+    mirrored_u8 = flip_images(images_u8.permute(0, 3, 1, 2), flips)
+    late = flip_images(normalise_images(images_u8), flips)
     early = normalise_images(mirrored_u8.permute(0, 2, 3, 1))
     assert torch.equal(early, late)
     assert early.is_contiguous(memory_format=torch.channels_last)
@@ -212,11 +221,22 @@ def test_mirrored_bytes_normalise_to_the_same_as_mirrored_floats():
 
 def test_flips_mirror_each_image_on_its_own():
     image = torch.arange(12.0).reshape(1, 1, 3, 4)
-    wanted = [image, image.flip(2), image.flip(3), image.flip((2, 3))]
-    flipped = flip_images(image.repeat(200, 1, 1, 1), torch.Generator().manual_seed(0))
-    counts = [int((flipped == form).all((1, 2, 3)).sum()) for form in wanted]
-    assert sum(counts) == 200
-    assert min(counts) > 25
+    flips = torch.tensor([[False, True, False, True], [False, False, True, True]])
+    wanted = torch.cat([image, image.flip(2), image.flip(3), image.flip((2, 3))])
+    assert torch.equal(flip_images(image.repeat(4, 1, 1, 1), flips), wanted)
+
+
+def test_batches_follow_the_plan_and_flip_half_of_the_images():
+    labels = np.array([0] * 30 + [1] * 30)
+    recipe = replace(QUICK, batch_size=7, epochs=4)
+    batches = plan_batches(labels, recipe, 2)
+    for epoch, shown in enumerate(plan_epochs(labels, recipe, 2)):
+        of_epoch = [batch for batch in batches if batch.epoch == epoch]
+        assert torch.cat([batch.images for batch in of_epoch]).tolist() == shown.tolist()
+    flips = torch.cat([batch.flips for batch in batches], dim=1)
+    assert flips.shape == (2, 240) and (flips.float().mean(1) - 0.5).abs().max() < 0.15
+    assert not torch.equal(flips[0], flips[1])
+    assert not any(batch.flips.any() for batch in plan_batches(labels, replace(recipe, flips=False), 2))
 
 
 def test_frozen_batch_norm_keeps_its_statistics():
@@ -224,7 +244,9 @@ def test_frozen_batch_norm_keeps_its_statistics():
     norm = model.resnet.embedder.embedder.normalization
     for is_frozen in (True, False):
         before = norm.running_mean.clone()
-        set_training_mode(model, is_frozen)
+        model.train()
+        if is_frozen:
+            freeze_batch_norm(model)
         model(torch.randn(2, 3, 32, 32))
         assert torch.equal(norm.running_mean, before) == is_frozen
         assert model.training
@@ -265,12 +287,12 @@ def test_interrupted_and_resumed_equals_uninterrupted(samples, tmp_path, recipe)
     whole = train_classifier(samples, tmp_path / "whole", recipe, BACKBONE)
     assert whole.resumed_epochs == 0
 
-    def kill(epoch: int, loss: float) -> None:
-        if epoch == 2:
+    def kill(done: StepDone) -> None:
+        if done.numbers["epoch"] == 2 and done.is_saved:
             raise KillError
 
     with pytest.raises(KillError):
-        train_classifier(samples, tmp_path / "parts", recipe, BACKBONE, on_epoch=kill)
+        train_classifier(samples, tmp_path / "parts", recipe, BACKBONE, on_step=kill)
     assert len(pd.read_csv(tmp_path / "parts" / "history.csv")) == 2
     resumed = train_classifier(samples, tmp_path / "parts", recipe, BACKBONE)
     assert resumed.resumed_epochs == 2
@@ -281,9 +303,9 @@ def test_interrupted_and_resumed_equals_uninterrupted(samples, tmp_path, recipe)
 
 def test_a_finished_run_returns_at_once(samples, tmp_path):
     first = train_classifier(samples, tmp_path, QUICK, BACKBONE)
-    epochs = []
-    again = train_classifier(samples, tmp_path, QUICK, BACKBONE, on_epoch=lambda *args: epochs.append(args))
-    assert epochs == []
+    steps = []
+    again = train_classifier(samples, tmp_path, QUICK, BACKBONE, on_step=steps.append)
+    assert steps == []
     assert again.resumed_epochs == QUICK.epochs
     assert not again.model.training
     pd.testing.assert_frame_equal(first.history, again.history, check_exact=True)
@@ -291,35 +313,38 @@ def test_a_finished_run_returns_at_once(samples, tmp_path):
         assert torch.equal(value, again.model.state_dict()[key])
 
 
-def test_other_settings_start_afresh_and_are_named(samples, tmp_path):
+def test_a_folder_of_other_settings_is_refused_and_survives(samples, tmp_path):
     train_classifier(samples, tmp_path, QUICK, BACKBONE)
     (tmp_path / "metrics.json").write_text("{}")
-    other = train_classifier(samples, tmp_path, replace(QUICK, learning_rate=0.02), BACKBONE, seed=1)
-    assert other.replaced == ("learning_rate", "seed")
-    assert other.resumed_epochs == 0
-    assert not (tmp_path / "metrics.json").exists()
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    other = replace(QUICK, learning_rate=0.02)
+    with pytest.raises(ValueError, match=r"learning_rate \(0.01, asked for 0.02\); seed \(0, asked for 1\)"):
+        train_classifier(samples, tmp_path, other, BACKBONE, seed=1)
     images_u8 = samples.images_u8.clone()
     images_u8[0] = 0
-    changed = samples._replace(images_u8=images_u8)
-    again = train_classifier(changed, tmp_path, replace(QUICK, learning_rate=0.02), BACKBONE, seed=1)
-    assert again.replaced == ("training_set",)
+    with pytest.raises(ValueError, match="other settings: training_set"):
+        train_classifier(samples._replace(images_u8=images_u8), tmp_path, QUICK, BACKBONE)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_other_weights_under_the_same_name_start_afresh(samples, tmp_path):
-    path = tmp_path / "start.safetensors"
+def test_other_weights_under_the_same_name_are_refused(samples, tmp_path):
+    path, quick = tmp_path / "start.safetensors", replace(QUICK, epochs=1)
     for seed in (0, 1):
         torch.manual_seed(seed)
         model = build_classifier(BACKBONE)
         save_file({torchvision_key(key): value for key, value in model.state_dict().items()}, path)
-        run = train_classifier(samples, tmp_path, replace(QUICK, epochs=1), BACKBONE, weights=str(path))
-        assert run.replaced == (("weights_content",) if seed else ())
+        if not seed:
+            train_classifier(samples, tmp_path / "run", quick, BACKBONE, weights=str(path))
+    with pytest.raises(ValueError, match="other settings: weights_content"):
+        train_classifier(samples, tmp_path / "run", quick, BACKBONE, weights=str(path))
 
 
-def test_a_torn_checkpoint_starts_afresh(samples, tmp_path):
+def test_a_torn_checkpoint_is_told(samples, tmp_path):
     train_classifier(samples, tmp_path, QUICK, BACKBONE)
     checkpoint = tmp_path / "checkpoint.safetensors"
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
-    assert train_classifier(samples, tmp_path, QUICK, BACKBONE).replaced == ("checkpoint can't be read",)
+    with pytest.raises(ValueError, match=r"can't be read .*delete it"):
+        train_classifier(samples, tmp_path, QUICK, BACKBONE)
 
 
 def test_a_full_disk_keeps_the_former_epoch(samples, tmp_path, monkeypatch):
@@ -342,7 +367,7 @@ def test_a_full_disk_keeps_the_former_epoch(samples, tmp_path, monkeypatch):
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_its_epoch(samples, tmp_path):
-    with pytest.raises(FloatingPointError, match=r"the loss of epoch \d is .*learning rate 1e\+30"):
+    with pytest.raises(FloatingPointError, match=r"loss of step \d+ \(epoch \d\) is .*learning rate 1e\+30"):
         train_classifier(samples, tmp_path, replace(QUICK, learning_rate=1e30), BACKBONE)
 
 
@@ -384,8 +409,8 @@ def test_scores_of_val_and_test_in_full_precision(samples):
 
 
 def test_batch_norm_layers_are_all_switched():
-    model = build_classifier(BACKBONE)
-    set_training_mode(model, True)
+    model = build_classifier(BACKBONE).train()
+    freeze_batch_norm(model)
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     assert norms
     assert not any(module.training for module in norms)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -16,8 +16,10 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 import torch
-from IPython.display import clear_output
+from IPython.display import Markdown, clear_output, display
 from tqdm.auto import tqdm
+
+from defaug_utils.core.pools import PoolUnfinished
 
 WATERMARK_TYPE = "application/vnd.defaug.watermark+json"  # of the watermark's values in an executed notebook
 REPORTED_PACKAGES = (
@@ -80,10 +82,20 @@ def progress(total: int | None = None) -> Iterator[tqdm]:
     """Show a bar while a block runs: `with progress(count) as bar:`, then hand `bar.update` on as callback.
 
     At the block's end the bar goes, with all other output of its cell so far.
+
+    Raises:
+        SystemExit: a shard of a pool is made and waits for others: papermill takes this for a success.
     """
-    with tqdm(total=total, leave=False) as bar:
-        yield bar
+    waits = ""
+    try:
+        with tqdm(total=total, leave=False) as bar:
+            yield bar
+    except PoolUnfinished as shard:
+        waits = str(shard)
     clear_output()
+    if waits:
+        display(Markdown(waits))
+        raise SystemExit(0)
 
 
 @dataclass(frozen=True)
@@ -108,12 +120,7 @@ class Watermark:
 
     def _repr_mimebundle_(self, **_: object) -> dict[str, object]:
         table = self.to_table()
-        values = {  # in pairs, since a notebook's file sorts names
-            "versions": [*self.versions.items()],
-            "commit": self.commit,
-            "parameters": [*self.parameters.items()],
-        }
-        return {"text/plain": repr(table), "text/html": table._repr_html_(), WATERMARK_TYPE: values}
+        return {"text/plain": repr(table), "text/html": table._repr_html_(), WATERMARK_TYPE: asdict(self)}
 
 
 def watermark() -> Watermark:

@@ -94,7 +94,9 @@ def describe_run(run_folder: Path | str, command: str) -> dict:
     raise_problems(f"watermarks of {folder}", unmarked, StoreError)
     parameters: dict[str, dict] = {}
     for name, mark in marks.items():
-        values = {key: _shorten(value) for key, value in mark["parameters"] if key not in OWN_OF_A_RUN}
+        values = {
+            key: _shorten(value) for key, value in mark["parameters"].items() if key not in OWN_OF_A_RUN
+        }
         parameters.setdefault(Path(name.parts[0]).stem, values)
     times = [notebook.metadata.papermill for notebook in read.values()]
     return {
@@ -104,7 +106,7 @@ def describe_run(run_folder: Path | str, command: str) -> dict:
         "started": min(entry.start_time for entry in times)[:19],
         "finished": max(entry.end_time for entry in times)[:19],
         "notebook_seconds": round(sum(entry.duration for entry in times)),
-        "versions": dict(marks[Path(f"{LAST_NOTEBOOK}.ipynb")]["versions"]),
+        "versions": marks[Path(f"{LAST_NOTEBOOK}.ipynb")]["versions"],
         "commits": sorted({mark["commit"] for mark in marks.values()}),
         "parameters": parameters,
     }

@@ -9,7 +9,10 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "foreground": ["find_foreground"],
         "images": ["crop_box", "fit_image", "fit_mask", "read_image", "read_mask"],
         "manifest": ["check_sources", "image_seed", "read_manifest", "write_manifest"],
-        "pools": ["GeneratedImage", "fill_pool", "find_failed", "generate_pool"],
+        "pools": [
+            *("GeneratedImage", "PoolPlan", "find_failed", "list_failures"),
+            *("make_pool", "make_pools", "read_recipe", "remake"),
+        ],
         "prompts": ["choose_prompt", "make_prompts"],
         "runs": ["SCENARIOS", "arm_shares", "parse_run_name", "planned_runs", "pool_name", "run_name"],
         "sources": ["check_pool", "choose_positives", "list_sources", "read_dataset"],

@@ -28,6 +28,7 @@ COLUMNS = (
 LABELS = ("negative", "positive")
 SPLITS = ("train", "val", "test")
 ORIGINS = ("real", "memseg", "ddpm", "diag", "adabldm", "adabldm_plain", "cut_paste")
+SOURCE_COLUMNS = ("source_image", "defect_source")  # where a row names the real images it was made from
 MAX_LISTED_PROBLEMS = 20
 
 
@@ -247,16 +248,17 @@ def check_sources(pool: pd.DataFrame, dataset: pd.DataFrame) -> None:
     """Refuse a pool any of whose images started from something else than a training image.
 
     Args:
-        pool: manifest of generated images; `source_image` (where not empty) names a data set row.
+        pool: manifest of generated images; `SOURCE_COLUMNS` (where not empty) name data set rows.
         dataset: manifest of the data set, with its `image` and `split` columns.
 
     Raises:
-        ManifestError: lists every generated image whose source is unknown or not in the train split.
+        ManifestError: lists every generated image with a source that is unknown or not in the train split.
     """
     split_of = dict(zip(dataset["image"], dataset["split"], strict=True))
     problems = []
-    for image, source in zip(pool["image"], pool["source_image"], strict=True):
-        if source and split_of.get(source) != "train":
-            found = split_of.get(source, "unknown to the data set")
-            problems.append(f"{image}: its source {source} is {found}, only train images may be sources")
+    for column in SOURCE_COLUMNS:
+        for image, source in zip(pool["image"], pool.get(column, [""] * len(pool)), strict=True):
+            if not _is_empty(source) and split_of.get(source) != "train":
+                found = split_of.get(source, "unknown to the data set")
+                problems.append(f"{image}: its source {source} is {found}, only train images may be sources")
     raise_problems("generated images", problems)

@@ -1,17 +1,28 @@
-"""Generated pools: resumable, shardable, the same whatever was interrupted."""
+"""Pools of generated images: one shape for every method, the same images whatever was interrupted or cut."""
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import pandas as pd
 
+import defaug_utils
 from defaug_utils.core.files import append_line, lock_file, write_json, write_png
-from defaug_utils.core.manifest import image_seed, make_manifest, read_manifest, write_manifest
+from defaug_utils.core.guards import as_json, list_differences, refuse_other_settings
+from defaug_utils.core.manifest import check_sources, image_seed, make_manifest, read_manifest, write_manifest
+from defaug_utils.core.sources import read_dataset
+
+MAX_GROWTH = 2  # a pool whose images fail their checks grows up to so many times its count
+
+
+class PoolUnfinished(Exception):
+    """This shard is made, and the pool waits for the others: no failure, but no pool yet either."""
 
 
 class GeneratedImage(NamedTuple):
@@ -28,7 +39,155 @@ class GeneratedImage(NamedTuple):
     row: dict
 
 
-MakeBatch = Callable[[Sequence[int], Sequence[int]], Sequence[GeneratedImage]]
+class Method(Protocol):
+    """What makes images, with all its settings. See `book/adding_a_method.md`.
+
+    Attributes:
+        origin: its row in the registry of origins.
+        data: folder of the data set whose training images may be sources; None where there is no source.
+        group: images that are made together, since they depend on their neighbours' last bits; else 1.
+    """
+
+    origin: str
+    data: Path | None
+    group: int
+
+    def describe(self) -> dict:
+        """Everything but the seed that an image depends on, as JSON values; refuses what makes no sense."""
+        ...
+
+    def make(self, indices: Sequence[int], seeds: Sequence[int]) -> list[GeneratedImage]:
+        """One image for each index, made from its index, its seed and the whole group alone."""
+        ...
+
+
+@dataclass(frozen=True)
+class PoolPlan:
+    """How much of a pool is made, and which part of it.
+
+    Attributes:
+        count: images of the whole pool, all shards together; a pool may be made larger later.
+        seed: from which the images' own seeds are derived.
+        shard: the part to make, from 0: the groups g with g mod `shards` = `shard`.
+        shards: number of parts.
+        passing: images that have to pass their method's checks; for them the pool grows, up to twice `count`.
+    """
+
+    count: int
+    seed: int = 0
+    shard: int = 0
+    shards: int = 1
+    passing: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that make no sense."""
+        if self.count < 1 or self.seed < 0 or not 0 <= self.shard < self.shards:
+            raise ValueError(
+                f"{self}: count must be at least 1, seed not negative, shard in 0 … {self.shards - 1}"
+            )
+        if not 0 <= self.passing <= MAX_GROWTH * self.count:
+            raise ValueError(f"{self}: passing must be in 0 … {MAX_GROWTH * self.count}, twice the count")
+
+    @property
+    def part(self) -> int:
+        """About how many images the shard has."""
+        return -(-self.count // self.shards)
+
+
+def make_pool(
+    folder: Path | str, method: Method, plan: PoolPlan, on_images: Callable[[int], None] | None = None
+) -> pd.DataFrame:
+    """Make a pool of positives, going on where an earlier run of the same recipe stopped.
+
+    Groups are always made whole, with members that are finished already or lie beyond `count` (these are
+    thrown away), so that an image has the same neighbours whatever was interrupted or cut into shards.
+
+    Args:
+        folder: where `manifest.csv`, `recipe.json`, `images/` and `masks/` go.
+        method: what makes the images.
+        plan: how many, and which part.
+        on_images: called with the number of images just finished (for a progress bar).
+
+    Returns:
+        The pool's manifest. Images that failed their checks stay in it, see `find_failed`.
+
+    Raises:
+        PoolUnfinished: this shard is made, and others are not yet.
+        ValueError: the folder holds a pool of another recipe or seed (all differences are named).
+        ManifestError: an image started from something else than a training image of the data set.
+        FileNotFoundError: there is no data set.
+    """
+    folder, recipe = Path(folder), describe_pool(method, plan.seed)
+    dataset = None if method.data is None else read_dataset(method.data)
+    key = _claim_pool(folder, recipe)
+    writer = _PoolWriter(folder, method, dataset, key, on_images or (lambda finished: None))
+    pool = writer.make(plan)
+    while (missing := plan.passing - int((~find_failed(pool)).sum())) > 0:
+        larger = min(MAX_GROWTH * plan.count, len(pool) + missing)
+        if larger <= len(pool):
+            break
+        pool = writer.make(replace(plan, count=larger, shard=0, shards=1))
+    return pool
+
+
+def make_pools(
+    wanted: Mapping[Path, tuple[Method, PoolPlan]], on_images: Callable[[int], None] | None = None
+) -> list[pd.DataFrame]:
+    """Make several pools as `make_pool` does; of shards, each pool's is made before any is said to wait."""
+    pools, waiting = [], []
+    for folder, (method, plan) in wanted.items():
+        try:
+            pools.append(make_pool(folder, method, plan, on_images))
+        except PoolUnfinished as shard:
+            waiting.append(str(shard))
+    if waiting:
+        raise PoolUnfinished("\n".join(waiting))
+    return pools
+
+
+def remake(folder: Path | str, image: str, method: Method) -> GeneratedImage:
+    """Make one image of a pool again; on the same machine, to the same byte.
+
+    Args:
+        folder: of the pool.
+        image: as its manifest has it.
+        method: the one that made the pool.
+
+    Returns:
+        The image, its mask and its row.
+
+    Raises:
+        FileNotFoundError: there is no pool, or no such image in it.
+        ValueError: the method differs from the pool's recipe (all differences are named).
+    """
+    recipe = read_recipe(folder)
+    if not (Path(folder) / image).is_file():
+        raise FileNotFoundError(f"{folder} has no image {image!r}: take one of its manifest")
+    differing = list_differences(recipe, describe_pool(method, recipe["pool_seed"]))
+    if differing:
+        raise ValueError(
+            f"{image} can't be made again: {'; '.join(differing)} differ from the pool's recipe: "
+            "the same method, model, masks and data are needed"
+        )
+    index = int(Path(image).stem)
+    first = index - index % method.group
+    indices = range(first, first + method.group)
+    return method.make(indices, [image_seed(recipe["pool_seed"], i) for i in indices])[index - first]
+
+
+def describe_pool(method: Method, seed: int) -> dict:
+    """A pool's recipe: what its images depend on, as it reads back from JSON."""
+    return as_json({**method.describe(), "origin": method.origin, "pool_seed": seed})
+
+
+def read_recipe(folder: Path | str) -> dict:
+    """The recipe of a pool, as `make_pool` wrote it.
+
+    Raises:
+        FileNotFoundError: there is no pool.
+    """
+    (recipe,) = json.loads((Path(folder) / "recipe.json").read_text(encoding="utf-8")).values()
+    return recipe
 
 
 def recipe_key(recipe: dict) -> str:
@@ -37,135 +196,105 @@ def recipe_key(recipe: dict) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
-def generate_pool(
-    folder: Path | str,
-    count: int,
-    make_batch: MakeBatch,
-    origin: str,
-    recipe: dict,
-    pool_seed: int,
-    batch_size: int = 1,
-    shard: int = 0,
-    shard_count: int = 1,
-    on_images: Callable[[int], None] | None = None,
-    group_size: int = 1,
-) -> pd.DataFrame | None:
-    """Generate a pool of positives, going on where an earlier run of the same recipe stopped.
-
-    Args:
-        folder: where `manifest.csv`, `recipe.json`, `images/` and `masks/` go.
-        count: size of the whole pool, all shards together; a pool may be made larger later.
-        make_batch: takes indices and their seeds, returns one `GeneratedImage` each; must depend on
-            nothing else, so that batch size, shards and restarts don't change an image. Where an image
-            depends on those made beside it, ask for groups.
-        origin: the method's word in the manifest, such as "memseg".
-        recipe: everything else the images depend on, as JSON values.
-        pool_seed: seed from which the images' own seeds are derived.
-        batch_size: images asked for at a time; counts only without groups.
-        shard: which part to make, from 0.
-        shard_count: into how many parts the pool is cut (part k has the groups g with
-            g mod shard_count = k).
-        on_images: called with the number of images just finished (for a progress bar).
-        group_size: image i belongs to group i // group_size. Groups above 1 are always made whole, with
-            members that are finished already or lie beyond `count` (these are thrown away), so that an
-            image has the same neighbours in its batch whatever was interrupted or cut into shards.
-
-    Returns:
-        The pool's manifest, or None while other shards are unfinished.
-
-    Raises:
-        ValueError: the folder holds a pool of another recipe or seed, or the numbers make no sense.
-    """
-    folder = Path(folder)
-    if min(count, batch_size, group_size) < 1 or not 0 <= shard < shard_count:
-        raise ValueError(
-            f"count {count}, batch_size {batch_size} and group_size {group_size} must be at least 1, "
-            f"shard {shard} in 0 … {shard_count - 1}"
-        )
-    key = _claim_folder(folder, {**recipe, "origin": origin, "pool_seed": pool_seed})
-    report = on_images or (lambda finished: None)
-    journal = folder / f"rows-{shard}-of-{shard_count}.jsonl"
-    mine = [index for index in range(count) if index // group_size % shard_count == shard]
-    finished = _finished_rows(folder)
-    wanted = [index for index in mine if index not in finished]
-    report(len(mine) - len(wanted))
-    for indices in _cut_batches(wanted, batch_size, group_size):
-        seeds = [image_seed(pool_seed, index) for index in indices]
-        missing = set(wanted).intersection(indices)
-        for index, seed, generated in zip(indices, seeds, make_batch(indices, seeds), strict=True):
-            if index in missing:
-                row = _write_image(folder, index, generated)
-                row |= {"seed": seed, "origin": origin, "recipe": key}
-                append_line(journal, json.dumps({"index": index, "row": row}).encode())
-        report(len(missing))
-    return _finish_pool(folder, count)
+def list_versions(*libraries: str) -> dict[str, str]:
+    """Versions of this package and of libraries that a pixel depends on, for `Method.describe`."""
+    return {"defaug_utils": defaug_utils.__version__} | {name: version(name) for name in libraries}
 
 
 def find_failed(pool: pd.DataFrame) -> pd.Series:
     """Rows whose image passed no automatic check of its method: the column `check_passed` says false.
 
-    Args:
-        pool: its manifest; a method without checks has no such column, and no failure.
-
-    Returns:
-        True where it failed, shape (rows,).
+    A method without checks has no such column, and no failure.
     """
     if "check_passed" not in pool:
         return pd.Series(False, index=pool.index)
     return pool["check_passed"].astype(str).str.lower() == "false"
 
 
-def fill_pool(
-    pool: pd.DataFrame, count: int, most: int, make_larger: Callable[[int], pd.DataFrame | None]
-) -> pd.DataFrame:
-    """Make a pool larger, image by image that is missing, until enough of them passed their checks.
-
-    Args:
-        pool: as far as it is made.
-        count: images that have to pass.
-        most: size beyond which the pool does not grow.
-        make_larger: takes a size and returns the pool of that size, such as `make_diag_pool` without shards.
-
-    Returns:
-        The pool; where `most` was not enough, with fewer than `count` that passed.
-    """
-    while len(pool) < most and (missing := count - int((~find_failed(pool)).sum())) > 0:
-        pool = make_larger(min(most, len(pool) + missing))
-    return pool
+def list_failures(pool: pd.DataFrame) -> pd.DataFrame:
+    """The images of a pool that passed no attempt, with what was asked for and the reasons."""
+    columns = ["image", "prompt", "mask_name", "attempt", "check_reason"]
+    return pool.loc[find_failed(pool), [column for column in columns if column in pool]]
 
 
-def _cut_batches(wanted: list[int], batch_size: int, group_size: int) -> list[Sequence[int]]:
-    """The indices to ask for at a time: those wanted, or the whole groups that hold them."""
-    if group_size == 1:
-        return [wanted[start : start + batch_size] for start in range(0, len(wanted), batch_size)]
-    groups = sorted({index // group_size for index in wanted})
-    return [range(group * group_size, (group + 1) * group_size) for group in groups]
-
-
-def _claim_folder(folder: Path, recipe: dict) -> str:
-    recipe = json.loads(json.dumps(recipe))  # as it reads back: a tuple is a list
+def _claim_pool(folder: Path, recipe: dict) -> str:
     key, stored = recipe_key(recipe), folder / "recipe.json"
     if stored.is_file():
-        (found,) = json.loads(stored.read_text(encoding="utf-8")).values()
-        differing = sorted(name for name in {*found, *recipe} if found.get(name) != recipe.get(name))
-        if differing:
-            raise ValueError(
-                f"{folder} holds a pool made with other settings ({', '.join(differing)} differ): "
-                "delete the folder to make it again, or choose another one"
-            )
+        refuse_other_settings(folder, read_recipe(folder), recipe, "a pool")
     else:
         write_json(stored, {key: recipe})
     return key
 
 
+@dataclass(frozen=True)
+class _PoolWriter:
+    """Makes and stores the missing images of a pool; attributes as in `make_pool`; key: of the recipe."""
+
+    folder: Path
+    method: Method
+    dataset: pd.DataFrame | None
+    key: str
+    report: Callable[[int], None]
+    told: set[int] = field(default_factory=set)
+
+    def _tell(self, finished: set[int]) -> None:
+        """Report images, each once."""
+        self.report(len(finished - self.told))
+        self.told.update(finished)
+
+    def make(self, plan: PoolPlan) -> pd.DataFrame:
+        """Make what a plan lacks, group by group, and gather the pool."""
+        group = self.method.group
+        finished = _finished_rows(self.folder)
+        mine = [index for index in range(plan.count) if index // group % plan.shards == plan.shard]
+        wanted = {index for index in mine if index not in finished}
+        self._tell(set(mine) - wanted)
+        journal = self.folder / f"rows-{plan.shard}-of-{plan.shards}.jsonl"
+        for number in sorted({index // group for index in wanted}):
+            indices = range(number * group, (number + 1) * group)
+            self._make_group(indices, wanted, plan.seed, journal)
+            self._tell(wanted.intersection(indices))
+        return self._gather(plan)
+
+    def _make_group(self, indices: range, wanted: set[int], pool_seed: int, journal: Path) -> None:
+        seeds = [image_seed(pool_seed, index) for index in indices]
+        images = self.method.make(indices, seeds)
+        self._check_sources(pd.DataFrame([{"image": "an image", **image.row} for image in images]))
+        for index, seed, generated in zip(indices, seeds, images, strict=True):
+            if index in wanted:
+                row = {"label": "positive", "split": "train", **generated.row}
+                row |= _write_image(self.folder, index, generated)
+                row |= {"seed": seed, "origin": self.method.origin, "recipe": self.key}
+                append_line(journal, json.dumps({"index": index, "row": row}).encode())
+
+    def _gather(self, plan: PoolPlan) -> pd.DataFrame:
+        with lock_file(self.folder / "manifest.csv"):  # a decision of a reviewer may come in just now
+            row_of = _finished_rows(self.folder)
+            missing = sum(index not in row_of for index in range(plan.count))
+            if missing:
+                raise PoolUnfinished(
+                    f"shard {plan.shard} of {plan.shards} is made, {missing} of {plan.count} images of "
+                    f"{self.folder} wait for other shards: the run that finds all of them made goes on"
+                )
+            manifest = make_manifest(row_of[index] for index in sorted(row_of))
+            self._check_sources(manifest)
+            write_manifest(manifest, self.folder / "manifest.csv")
+        for journal in self.folder.glob("rows-*.jsonl"):
+            journal.unlink(missing_ok=True)
+        return manifest
+
+    def _check_sources(self, rows: pd.DataFrame) -> None:
+        if self.dataset is not None:
+            check_sources(rows, self.dataset)
+
+
 def _write_image(folder: Path, index: int, generated: GeneratedImage) -> dict:
-    row = {"label": "positive", "split": "train", **generated.row}
-    row["image"] = f"images/{index:06d}.png"
-    write_png(folder / row["image"], generated.image_u8)
+    paths = {"image": f"images/{index:06d}.png"}
+    write_png(folder / paths["image"], generated.image_u8)
     if generated.mask is not None:
-        row["mask"] = f"masks/{index:06d}.png"
-        write_png(folder / row["mask"], generated.mask.astype(bool))
-    return row
+        paths["mask"] = f"masks/{index:06d}.png"
+        write_png(folder / paths["mask"], generated.mask.astype(bool))
+    return paths
 
 
 def _read_journals(folder: Path) -> list[dict]:
@@ -189,15 +318,3 @@ def _finished_rows(folder: Path) -> dict[int, dict]:
         for row in read_manifest(folder / "manifest.csv", check_files=True).to_dict("records"):
             row_of[int(Path(row["image"]).stem)] = row
     return row_of
-
-
-def _finish_pool(folder: Path, count: int) -> pd.DataFrame | None:
-    with lock_file(folder / "manifest.csv"):  # a decision of a reviewer may come in just now
-        row_of = _finished_rows(folder)
-        if any(index not in row_of for index in range(count)):
-            return None
-        manifest = make_manifest(row_of[index] for index in sorted(row_of))
-        write_manifest(manifest, folder / "manifest.csv")
-    for journal in folder.glob("rows-*.jsonl"):
-        journal.unlink(missing_ok=True)
-    return manifest

@@ -1,6 +1,9 @@
 """The prompt board: what the expert asks for, how often, and what must not appear."""
 
+from array import array
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from threading import Lock
 from typing import Any, NamedTuple
 
 
@@ -57,13 +60,30 @@ def choose_prompt(prompts: Sequence[Prompt], index: int) -> Prompt:
         prompts: the board.
         index: place in the pool, from 0.
     """
-    total = sum(prompt.weight for prompt in prompts)
-    owed = [0.0] * len(prompts)
-    for _ in range(index + 1):
-        owed = [debt + prompt.weight for debt, prompt in zip(owed, prompts, strict=True)]
-        chosen = max(range(len(prompts)), key=owed.__getitem__)
-        owed[chosen] -= total
-    return prompts[chosen]
+    return prompts[_open_turns(tuple(prompt.weight for prompt in prompts)).look_up(index)]
+
+
+@lru_cache(maxsize=64)
+def _open_turns(weights: tuple[float, ...]) -> "_Turns":
+    return _Turns(weights)
+
+
+class _Turns:
+    """Whose turn it is, by weights: the one that is owed most. Turns once taken are remembered."""
+
+    def __init__(self, weights: tuple[float, ...]) -> None:
+        self.weights, self.owed, self.taken = weights, [0.0] * len(weights), array("L")
+        self.lock = Lock()
+
+    def look_up(self, index: int) -> int:
+        """The number of the one whose turn `index` is."""
+        with self.lock:
+            while len(self.taken) <= index:
+                self.owed = [debt + weight for debt, weight in zip(self.owed, self.weights, strict=True)]
+                chosen = max(range(len(self.owed)), key=self.owed.__getitem__)
+                self.owed[chosen] -= sum(self.weights)
+                self.taken.append(chosen)
+            return self.taken[index]
 
 
 def check_prompts(model: Any, prompts: Sequence[str]) -> None:

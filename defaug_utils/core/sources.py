@@ -1,6 +1,7 @@
 """What a run knows: the negatives that generated images may start from, the positives of a scenario."""
 
 import hashlib
+from functools import lru_cache
 from pathlib import Path
 
 import pandas as pd
@@ -43,7 +44,9 @@ def list_sources(dataset: pd.DataFrame) -> pd.DataFrame:
 
 
 def survey_sources(sources: pd.DataFrame, data_folder: Path | str, foreground: str = "whole") -> dict:
-    """Read every source once, one at a time, to find broken ones now and to tell this data from other.
+    """Read every source once, to find broken ones now and to tell this data from other.
+
+    What a file holds is remembered until the file changes, so that asking again costs next to nothing.
 
     Args:
         sources: rows of the data set, see `list_sources`.
@@ -59,17 +62,35 @@ def survey_sources(sources: pd.DataFrame, data_folder: Path | str, foreground: s
     digest, sizes, problems = hashlib.sha256(), set(), []
     for name in sources["image"]:
         try:
-            image_u8 = read_image(Path(data_folder) / name)
+            size, sha256, has_object = _survey_image(Path(data_folder) / name, foreground)
         except ValueError as error:
             problems.append(str(error))
             continue
-        if not find_foreground(image_u8, foreground).any():
+        if not has_object:
             problems.append(f"{name}: foreground {foreground!r} finds no object; use 'whole' for surfaces")
-        size = f"{image_u8.shape[1]} × {image_u8.shape[0]}"
-        digest.update(f"{name}\n{size}\n".encode() + hashlib.sha256(image_u8).digest())
+        digest.update(f"{name}\n{size}\n".encode() + sha256)
         sizes.add(size)
     raise_problems(f"training negatives in {data_folder}", problems)
     return {"count": len(sources), "sizes": sorted(sizes), "sha256": digest.hexdigest()}
+
+
+def _survey_image(path: Path, foreground: str) -> tuple[str, bytes, bool]:
+    """Size, hash of the pixels, and whether there is an object."""
+    try:
+        found = path.resolve().stat()
+    except OSError as error:
+        raise ValueError(f"{path}: not a readable image ({error})") from error
+    state = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+    return _survey_file(path.resolve(), state, foreground)
+
+
+@lru_cache(maxsize=2**17)
+def _survey_file(path: Path, state: tuple[int, ...], foreground: str) -> tuple[str, bytes, bool]:
+    """As `_survey_image`; a file of another state (inode, size, times) is another file."""
+    image_u8 = read_image(path)
+    has_object = bool(find_foreground(image_u8, foreground).any())
+    size = f"{image_u8.shape[1]} × {image_u8.shape[0]}"
+    return size, hashlib.sha256(image_u8).digest(), has_object
 
 
 def shuffle_rows(rows: pd.DataFrame, seed: int) -> pd.DataFrame:

@@ -7,7 +7,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "datasets": [
             "DatasetWarning",
-            "count_few_shot",
             "draw_few_shot",
             "draw_validation",
             "load_dataset",

@@ -37,11 +37,11 @@ def load_dataset(
     """Read a data set of any known layout: every file is decoded once and checked.
 
     An image is positive when its mask has any pixel above 0. Files that don't belong to the layout
-    (KSDD2's ` (copy)` files) are skipped with one warning. The layouts are described in `layouts`.
+    (KSDD2's ` (copy)` files) are skipped with one warning.
 
     Args:
         root: the data set's folder; never written to.
-        layout: "ksdd2", "mvtec", "btad", "folder", or "auto" to tell by the folders.
+        layout: "ksdd2", "mvtec", "btad" or "folder" (see `layouts`), or "auto" to tell by the folders.
         category: the only category (product) to load, empty for all; for MVTec AD and BTAD.
         test_share: share of the images drawn for test where a folder of own parts has no test part.
         seed: decides that draw.
@@ -246,31 +246,16 @@ def _draw_per_type(candidates: pd.DataFrame, count: int, seed: int) -> list[str]
     return drawn
 
 
-def count_few_shot(dataset: pd.DataFrame) -> pd.DataFrame:
-    """Defective images of `draw_few_shot`: a row a category and defect_type, the columns train and test."""
-    positives = dataset[dataset["label"] == "positive"]
-    counts = positives.pivot_table(index=TYPE, columns="split", aggfunc="size", fill_value=0)
-    return counts.reindex(columns=["train", "test"], fill_value=0).rename_axis(columns=None).reset_index()
-
-
 def summarise_dataset(manifest: pd.DataFrame) -> pd.DataFrame:
-    """Count a data set's images by category, split, label and defect type, with their sizes.
-
-    Args:
-        manifest: of `load_dataset` or `prepare_dataset`.
+    """Count the images of `load_dataset` by category, split, label and defect type, with their sizes.
 
     Returns:
-        One row a group, in the order train, val, test: `images`; where the manifest has these columns,
-        `min_width` … `max_height` in pixels, and the least, median and largest `defect_pixels`.
+        One row a group, in the order train, val, test: `images`, `min_width` … `max_height` in pixels, and
+        the least, median and largest `defect_pixels`.
     """
     keys = ["category", "split", "label", "defect_type"]
     table = manifest.assign(split=pd.Categorical(manifest["split"], SPLITS, ordered=True))
     spread = {"width": ("min", "max"), "height": ("min", "max"), "defect_pixels": ("min", "median", "max")}
-    columns = {
-        f"{how}_{column}": (column, how)
-        for column, ways in spread.items()
-        for how in ways
-        if column in manifest.columns
-    }
+    columns = {f"{how}_{column}": (column, how) for column, ways in spread.items() for how in ways}
     summary = table.groupby(keys, observed=True).agg(images=("image", "size"), **columns).round()
     return summary.astype(int).reset_index()

@@ -22,14 +22,7 @@ MAX_MEMBERS = 100_000
 
 
 class Archive(NamedTuple):
-    """A published archive.
-
-    Attributes:
-        name: the file's name.
-        url: where it can be fetched.
-        md5: hexadecimal digest.
-        licence: under which it may be used.
-    """
+    """A published archive: its file's name, where it is, its hexadecimal MD5, and its licence."""
 
     name: str
     url: str
@@ -79,18 +72,9 @@ def download_dataset(
 def fetch_archive(
     folder: Path | str, archive: Archive, on_bytes: Callable[[int], None] | None = None
 ) -> Path:
-    """Fetch an archive, going on where an interrupted download stopped, and check its hash.
+    """Fetch an archive and check its hash; the arguments and errors are those of `download_dataset`.
 
-    Args:
-        folder: where it goes; until it is complete it is called `<name>.part`.
-        archive: what to fetch.
-        on_bytes: called with the number of bytes just fetched.
-
-    Returns:
-        The archive's path.
-
-    Raises:
-        DownloadError: as `download_dataset`.
+    Until it is complete the file is called `<name>.part`, and an interrupted download goes on there.
     """
     path = Path(folder) / archive.name
     part = path.with_name(path.name + ".part")
@@ -187,8 +171,8 @@ def unpack_archive(path: Path | str, folder: Path | str, max_bytes: int = MAX_UN
     if folder.exists():
         raise FileExistsError(f"{folder} is there already: delete it to unpack {path.name} again")
     unfinished = folder.with_name(f".{folder.name}.unpacking")
-    shutil.rmtree(unfinished, ignore_errors=True)
     try:
+        shutil.rmtree(unfinished, ignore_errors=True)
         with explain_full_disk(folder), zipfile.ZipFile(path) as archive:
             check_members(archive, max_bytes)
             for member in archive.infolist():
@@ -201,11 +185,7 @@ def unpack_archive(path: Path | str, folder: Path | str, max_bytes: int = MAX_UN
 
 
 def check_members(archive: zipfile.ZipFile, max_bytes: int = MAX_UNPACKED) -> None:
-    """Refuse an archive with any member that must not be unpacked.
-
-    Raises:
-        ValueError: lists every such member.
-    """
+    """Refuse an archive with members that must not be unpacked, and list them."""
     members = archive.infolist()
     problems = [f"{member.orig_filename!r}: {found}" for member in members if (found := _find_danger(member))]
     total = sum(member.file_size for member in members)
@@ -231,9 +211,7 @@ def _unpack_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, folder: Pa
     """Write one checked member; zipfile reads no more than its declared size, and checks its CRC."""
     name = member.orig_filename.replace("\\", "/")
     target = folder / name
-    if name.endswith("/"):
-        target.mkdir(parents=True, exist_ok=True)
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with archive.open(member) as source, target.open("wb") as file:
-        shutil.copyfileobj(source, file, BLOCK)
+    (target if name.endswith("/") else target.parent).mkdir(parents=True, exist_ok=True)
+    if not name.endswith("/"):
+        with archive.open(member) as source, target.open("wb") as file:
+            shutil.copyfileobj(source, file, BLOCK)

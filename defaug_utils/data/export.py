@@ -53,12 +53,9 @@ class ExportError(ValueError):
 
 
 class Export(NamedTuple):
-    """What an export wrote.
+    """What an export wrote: its folder, and numbers.
 
     Attributes:
-        folder: where it is.
-        images: number of images.
-        positives: how many of them are positive.
         instances: connected parts of all masks, each of them one object in COCO and YOLO.
         left_out: positives that were left out because they have no mask.
     """
@@ -183,46 +180,36 @@ def _safe_name(word: str) -> str:
 
 def _place_rows(rows: pd.DataFrame, export_format: str, by_defect_type: bool) -> pd.DataFrame:
     """The rows with the paths that they get in the export, their former image and their class."""
-    digits = len(str(len(rows)))
-    images = zip(rows["origin"], rows["image"], strict=True)
-    names = [
-        f"{row:0{digits}d}_{origin}_{_safe_name(Path(path).stem)}"
-        for row, (origin, path) in enumerate(images)
-    ]
-    suffixes = [Path(path).suffix.lower() for path in rows["image"]]
+    categories = sorted(set(rows["category"]) - {""})
+    category, digits = categories[0] if len(categories) == 1 else "product", len(str(len(rows)))
     types = [_safe_name(word) if word not in ("", "good") else ONE_CLASS for word in rows["defect_type"]]
-    placed = rows.assign(exported_from=rows["image"], mask="")
+    places = []
+    for number, (row, defect_type) in enumerate(zip(rows.itertuples(), types, strict=True)):
+        name = f"{number:0{digits}d}_{row.origin}_{_safe_name(Path(row.image).stem)}"
+        suffix = Path(row.image).suffix.lower()
+        if export_format == "mvtec":
+            part = _safe_name(row.category or category)
+            places.append(_place_in_mvtec(part, row.split, row.label, defect_type, (name, suffix)))
+        else:
+            places.append((f"images/{row.split}/{name}{suffix}", ""))
+    placed = rows.assign(exported_from=rows["image"])
     placed["object_class"] = types if by_defect_type else ONE_CLASS
-    if export_format == "mvtec":
-        places = zip(_categories(rows), rows["split"], rows["label"], types, names, suffixes, strict=True)
-        placed[["image", "mask"]] = [_place_in_mvtec(*place) for place in places]
-    else:
-        paths = zip(rows["split"], names, suffixes, strict=True)
-        placed["image"] = [f"images/{split}/{name}{suffix}" for split, name, suffix in paths]
+    placed[["image", "mask"]] = places
     return placed
 
 
-def _categories(rows: pd.DataFrame) -> list[str]:
-    """Category of every row; where it is empty, the only one there is, else "product"."""
-    known = sorted(set(rows["category"]) - {""})
-    default = known[0] if len(known) == 1 else "product"
-    return [_safe_name(category or default) for category in rows["category"]]
-
-
 def _place_in_mvtec(
-    category: str, split: str, label: str, defect_type: str, name: str, suffix: str
+    category: str, split: str, label: str, defect_type: str, name: tuple[str, str]
 ) -> tuple[str, str]:
-    """Image and mask path in the format "mvtec"."""
-    split = "validation" if split == "val" else split
+    """Image and mask path in the format "mvtec", from a name and its suffix."""
+    split, (stem, suffix) = "validation" if split == "val" else split, name
     root, positives = f"mvtec_ad/{category}", f"positives/{category}/{split}"
     if label == "negative":
-        return f"{root}/{split}/good/{name}{suffix}", ""
+        return f"{root}/{split}/good/{stem}{suffix}", ""
     if split == "test":
-        return (
-            f"{root}/test/{defect_type}/{name}{suffix}",
-            f"{root}/ground_truth/{defect_type}/{name}_mask.png",
-        )
-    return f"{positives}/images/{defect_type}/{name}{suffix}", f"{positives}/masks/{defect_type}/{name}.png"
+        mask = f"{root}/ground_truth/{defect_type}/{stem}_mask.png"
+        return f"{root}/test/{defect_type}/{stem}{suffix}", mask
+    return f"{positives}/images/{defect_type}/{stem}{suffix}", f"{positives}/masks/{defect_type}/{stem}.png"
 
 
 def _count_instances(rows: pd.DataFrame, folder: Path) -> int:

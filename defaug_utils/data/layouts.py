@@ -57,7 +57,7 @@ class Listing:
         """A path relative to the root, with slashes."""
         return path.relative_to(self.root).as_posix()
 
-    def add(self, image: Path, mask: Path | None, **columns: str) -> None:
+    def add(self, image: Path, mask: Path | None = None, **columns: str) -> None:
         """Add a row."""
         row = {"image": self.name(image), "mask": self.name(mask) if mask else "", "origin": "real"}
         self.rows.append(row | columns)
@@ -84,15 +84,7 @@ class Listing:
 
 
 def list_files(root: Path | str, layout: str = "auto", category: str = "") -> Listing:
-    """List a data set's images with their masks, without opening them.
-
-    Args:
-        root: the data set's folder.
-        layout: one of `LAYOUTS`, or "auto".
-        category: the only category (product) to list, empty for all; for `mvtec` and `btad`.
-
-    Returns:
-        Rows sorted by category, split and name, and everything that is not as it should be.
+    """List a data set's images with their masks, without opening them; arguments as of `load_dataset`.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -120,13 +112,8 @@ def list_files(root: Path | str, layout: str = "auto", category: str = "") -> Li
 
 
 def find_layout(root: Path) -> str:
-    """Tell a data set's layout by its folders.
-
-    Raises:
-        DatasetError: it fits none; says what was looked for and what was found.
-    """
-    found = _guess_layout(root)
-    if found:
+    """Tell a data set's layout by its folders, or say what was looked for and what was found."""
+    if found := _guess_layout(root):
         return found
     entries = sorted(path.name + "/" * path.is_dir() for path in root.iterdir())
     inner = [path for path in root.iterdir() if path.is_dir() and _guess_layout(path)]
@@ -234,26 +221,25 @@ def _list_parts(listing: Listing, category: str, layout: str, good: str) -> None
 def _list_part(listing: Listing, part: Path, category: str, good: str) -> None:
     for path in _files(listing, part / "train"):
         if (part / "train" / good) in path.parents:
-            listing.add(path, None, split="train", category=category, label="negative")
+            listing.add(path, split="train", category=category, label="negative")
         else:
             listing.skipped.append(listing.name(path))
-    images = listing.index(_files(listing, part / "test"), _key_under(part / "test"))
-    masks = listing.index(_files(listing, part / "ground_truth"), _key_under(part / "ground_truth"))
+    images, masks = (_index_under(listing, part / folder) for folder in ("test", "ground_truth"))
     for key in [key for key in images if key[0] == good]:
-        listing.add(images.pop(key), None, split="test", category=category, label="negative")
+        listing.add(images.pop(key), split="test", category=category, label="negative")
     shared = {"split": "test", "category": category, "label": "positive"}
     listing.pair(images, masks, lambda key: {**shared, "defect_type": key[0]})
 
 
-def _key_under(folder: Path) -> Callable[[Path], tuple[str, str]]:
-    """Key of a file: its subfolder, and its name without suffix and `_mask`, in one Unicode form."""
+def _index_under(listing: Listing, folder: Path, required: bool = True) -> dict:
+    """Files of a folder by subfolder and name, without suffix and `_mask`, in one Unicode form."""
 
     def key_of(path: Path) -> tuple[str, str]:
         subfolder = path.parent.relative_to(folder).as_posix()
         names = ("" if subfolder == "." else subfolder, path.stem.removesuffix("_mask"))
         return tuple(unicodedata.normalize("NFC", name) for name in names)
 
-    return key_of
+    return listing.index(_files(listing, folder, required), key_of)
 
 
 def _list_folder(listing: Listing, category: str) -> None:
@@ -273,14 +259,12 @@ def _has_groups(base: Path) -> bool:
 
 
 def _list_folder_split(listing: Listing, base: Path, split: str) -> None:
-    negatives = _files(listing, base / "negative", required=False)
-    for path in listing.index(negatives, _key_under(base / "negative")).values():
-        listing.add(path, None, split=split, label="negative")
-    masks = listing.index(_files(listing, base / "masks", required=False), _key_under(base / "masks"))
+    negatives, masks = (_index_under(listing, base / group, False) for group in ("negative", "masks"))
+    for path in negatives.values():
+        listing.add(path, split=split, label="negative")
     images, label_of = {}, {}
     for group, label in (("positive", {"label": "positive"}), ("images", {})):
-        paths = _files(listing, base / group, required=False)
-        found = listing.index(paths, _key_under(base / group))
+        found = _index_under(listing, base / group, required=False)
         twice = sorted(listing.name(found[key]) for key in found.keys() & images.keys())
         listing.problems += [f"{name}: stands in positive as well" for name in twice]
         images |= found

@@ -36,8 +36,8 @@ class Surface(NamedTuple):
     Attributes:
         image_u8: shape (height, width, 3), uint8.
         mask: shape (height, width), bool: exactly the pixels whose colour the defect changed.
-        defect_type: one of `DEFECT_TYPES`, None for a part without defect.
-        severity: 0 (hard to see) … 1 (obvious), None for a part without defect.
+        defect_type: see `draw_surface`.
+        severity: likewise; None for a part without defect.
     """
 
     image_u8: np.ndarray
@@ -59,9 +59,6 @@ def draw_surface(
         defect_type: one of `DEFECT_TYPES`, or None for a part without defect.
         size: (width, height) in pixels.
         severity: 0 (hard to see) … 1 (obvious); drawn evenly by the seed when None.
-
-    Returns:
-        The image with its mask, the same on every call (on one machine, with one set of versions).
 
     Raises:
         ValueError: unknown defect type, severity out of range or a side below 16 pixels.

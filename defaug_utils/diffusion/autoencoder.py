@@ -1,4 +1,8 @@
-"""Between pictures and a diffusion model's latents; no diffusion library is needed to do it."""
+"""The autoencoder: pictures to latents and back, and a decoder that is adapted to one picture.
+
+Li et al. (AdaBLDM, 2024), section 3.4: a copy of the decoder learns to leave the good part of an image alone;
+the model's own decoder is never written to.
+"""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -28,11 +32,7 @@ def to_u8(images: Tensor) -> list[np.ndarray]:
 
 
 def encode_images(vae: nn.Module, images: Tensor) -> Tensor:
-    """The most likely latents of images, scaled as the U-Net expects them.
-
-    Args:
-        vae: diffusers' AutoencoderKL.
-        images: shape (batch, 3, height, width) in [-1, 1].
+    """The most likely latents of images (batch, 3, height, width) in [-1, 1], scaled as the U-Net expects.
 
     Returns:
         Shape (batch, 4, height / cell, width / cell), float32 whatever the model's type.
@@ -55,9 +55,6 @@ def autoencode_images(
         vae: diffusers' AutoencoderKL.
         images_u8: each of shape (height, width, 3), uint8, all of one size that suits the model.
         batch_size: images at once.
-
-    Returns:
-        The same number of images, same shape.
     """
     device, returned = next(vae.parameters()).device, []
     for start in range(0, len(images_u8), batch_size):
@@ -161,15 +158,14 @@ class Adaptation(NamedTuple):
 def adaptation_loss(decoded: Tensor, edited: Tensor, good: Tensor, mask: Tensor, weight: float) -> Tensor:
     """Error against the edited image inside the mask plus `weight` times that against the good one outside.
 
-    Args:
-        decoded: by the decoder being adapted, shape (batch, 3, height, width).
-        edited: by the model's own decoder, same shape.
-        good: the good image, same shape.
-        mask: shape (batch, 1, height, width), bool, true on the defect.
-        weight: of the error outside.
+    Both are means over all pixels, of images (batch, 3, height, width) and masks (batch, 1, height, width).
 
-    Returns:
-        A scalar; both errors are means over all pixels.
+    Args:
+        decoded: by the decoder being adapted.
+        edited: by the model's own decoder.
+        good: the good image.
+        mask: bool, true on the defect.
+        weight: of the error outside.
     """
     inside = mse_loss(decoded * mask, edited * mask)
     return inside + weight * mse_loss(decoded * ~mask, good * ~mask)

@@ -64,32 +64,16 @@ def _widen(start: int, end: int, length: int, side: int) -> tuple[int, int]:
 def cut_out(
     image_u8: np.ndarray, mask: np.ndarray, box: Box, size: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The box of an image and of its mask, both at the working size.
+    """The box of an image (uint8) and of its mask (bool), both at the working size (width, height).
 
-    Args:
-        image_u8: shape (height, width, 3), uint8.
-        mask: shape (height, width), bool.
-        box: see `choose_box`.
-        size: working size (width, height).
-
-    Returns:
-        Shapes (size[1], size[0], 3), uint8, and (size[1], size[0]), bool; no defect is lost by shrinking.
+    No pixel of a defect is lost by shrinking.
     """
     part = (slice(box.top, box.bottom), slice(box.left, box.right))
     return fit_image(image_u8[part], size), fit_mask(mask[part], size)
 
 
 def paste_back(image_u8: np.ndarray, painted_u8: np.ndarray, box: Box) -> np.ndarray:
-    """Put a painted box, brought back to its size, over the image.
-
-    Args:
-        image_u8: shape (height, width, 3), uint8.
-        painted_u8: the box at the working size, uint8.
-        box: where it was cut out.
-
-    Returns:
-        A new image of the first one's shape.
-    """
+    """A new image with a painted box, brought back from the working size, over the part it was cut out of."""
     size = (box.right - box.left, box.bottom - box.top)
     pasted = image_u8.copy()
     pasted[box.top : box.bottom, box.left : box.right] = np.asarray(
@@ -136,9 +120,6 @@ def cover_cells(mask: np.ndarray, factor: int) -> np.ndarray:
     Args:
         mask: shape (height, width), bool; both divisible by the factor.
         factor: pixels a cell, along either side.
-
-    Returns:
-        Same shape, bool.
     """
     height, width = mask.shape
     cells = mask.reshape(height // factor, factor, width // factor, factor).any(axis=(1, 3))

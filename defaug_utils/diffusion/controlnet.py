@@ -135,7 +135,7 @@ def load_controlnet(
         raise ModelError(f"{folder}: expected config.json and weights (*.safetensors), found {found}")
     try:
         with quiet_libraries():
-            controlnet = ControlNetModel.from_pretrained(folder, torch_dtype=dtype, use_safetensors=True)
+            controlnet = ControlNetModel.from_pretrained(folder, dtype=dtype, use_safetensors=True)
     except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
         raise ModelError(f"{folder} can't be loaded as a ControlNet: {error}") from error
     check_fit(controlnet, model, folder)
@@ -143,11 +143,7 @@ def load_controlnet(
 
 
 def check_fit(controlnet: "ControlNetModel", model: TextToImage, name: Path | str) -> None:
-    """Refuse a ControlNet of another U-Net's shape.
-
-    Raises:
-        ModelError: lists every setting in which they differ.
-    """
+    """Refuse a ControlNet of another U-Net's shape, naming every setting in which they differ."""
     own, unet = controlnet.config, model.pipeline.unet.config
     names = ("block_out_channels", "layers_per_block", "cross_attention_dim", "in_channels")
     differing = [

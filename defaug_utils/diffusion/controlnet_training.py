@@ -23,7 +23,7 @@ from defaug_utils.diffusion.controlnet import (
 )
 from defaug_utils.diffusion.text2image import TextToImage
 from defaug_utils.masks.trimaps import TRIPLES, Triple, TripleSet
-from defaug_utils.training.step_training import StepPlan, open_accelerator, train_steps
+from defaug_utils.training.loop import OnStep, StepDone, StepPlan, Training, open_accelerator, run_steps
 
 LEARNING_RATE = 1e-5  # AdaBLDM, section 4.1
 BATCH_SIZE = 4  # AdaBLDM, section 4.1
@@ -76,7 +76,7 @@ def train_controlnet(
     folder: Path | str,
     settings: ControlNetSettings | None = None,
     plan: StepPlan = PAPER_PLAN,
-    on_step: Callable[[int, float], None] | None = None,
+    on_step: OnStep | None = None,
     on_samples: Callable[[int, nn.Module], None] | None = None,
 ) -> ControlNetRun:
     """Train a ControlNet beside the frozen model, or go on where an earlier run stopped.
@@ -90,7 +90,7 @@ def train_controlnet(
         folder: for the checkpoint, `history.csv` and, in the end, `controlnet/` in diffusers' layout.
         settings: the paper's when None.
         plan: steps, checkpoints and precision.
-        on_step: called with the number of finished steps and the loss.
+        on_step: called after each step, see `run_steps`.
         on_samples: called after each checkpoint with the steps and the ControlNet, such as to draw a grid.
 
     Raises:
@@ -115,18 +115,20 @@ def train_controlnet(
         seeds = [image_seed(settings.seed, position) for position in positions]
         return measure_loss(model, trained, scheduler, batch, seeds)
 
-    def save_samples(step: int) -> None:
-        if on_samples and accelerator.is_main_process:
-            on_samples(step, controlnet.eval())
+    def tell(done: StepDone) -> None:
+        if on_step:
+            on_step(done)
+        if on_samples and done.is_saved and accelerator.is_main_process:
+            on_samples(done.step, controlnet.eval())
 
     optimiser = torch.optim.AdamW(controlnet.parameters(), settings.learning_rate)
     described = asdict(settings) | {"model": model.describe(), "triples": triples.describe()}
-    run = train_steps(
-        controlnet, optimiser, compute_loss, folder, plan, described, accelerator, on_step, save_samples
-    )
+    demanded = described | {"precision": plan.precision, "processes": processes}
+    training = Training(controlnet, optimiser, compute_loss, accelerator)
+    run = run_steps(training, plan, folder, demanded, tell)
     if accelerator.is_main_process:
-        training = {"base": model.describe()["fingerprint"], "steps": plan.steps} | described
-        save_controlnet(controlnet, folder / "controlnet", training | {"trained_on": triples.list_names()})
+        metadata = {"base": model.describe()["fingerprint"], "steps": plan.steps} | described
+        save_controlnet(controlnet, folder / "controlnet", metadata | {"trained_on": triples.list_names()})
     return ControlNetRun(controlnet.eval(), run.history, run.resumed_steps)
 
 

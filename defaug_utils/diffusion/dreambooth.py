@@ -5,12 +5,11 @@ Ruiz et al. 2023 (prior preservation), on the adapter of In&Out (Capogrosso et a
 
 import json
 import re
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import get_scheduler
 
-from defaug_utils.core.files import write_csv, write_png
+from defaug_utils.core.files import write_png
 from defaug_utils.core.images import read_image
 from defaug_utils.core.manifest import image_seed
 from defaug_utils.diffusion.dreambooth_plan import (
@@ -47,21 +46,22 @@ from defaug_utils.diffusion.training_images import (
     count_buckets,
     tell_fit,
 )
-from defaug_utils.training.checkpoints import read_checkpoint, restore_checkpoint, save_checkpoint
+from defaug_utils.training.loop import (
+    OnStep,
+    StepDone,
+    StepLoss,
+    StepPlan,
+    Training,
+    check_training,
+    open_accelerator,
+    run_steps,
+)
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-HISTORY_COLUMNS = (
-    "step",
-    "epoch",
-    "loss",
-    "loss_instance",
-    "loss_class",
-    "learning_rate",
-    "gradient_norm",
-)
-LORA, HISTORY = "lora.safetensors", "history.csv"
+LORA = "lora.safetensors"
+_STEP = re.compile(r"step-(\d+)")
 
 
 class DreamBoothRun(NamedTuple):
@@ -111,18 +111,16 @@ class _Inputs(NamedTuple):
 
 
 class _Trainer(NamedTuple):
-    """What training works with."""
+    """What a step is computed from."""
 
     accelerator: "Accelerator"
-    denoiser: nn.Module
-    optimiser: torch.optim.Optimizer
-    parameters: nn.ParameterDict
     settings: DreamBoothSettings
+    steps: list[Step]
     latents: list[tuple[Tensor, Tensor]]
     is_class: list[bool]
     tokens: Tensor
     level_weights: Tensor
-    schedule: object
+    schedule: Any
 
 
 def train_dreambooth(
@@ -131,7 +129,7 @@ def train_dreambooth(
     folder: Path | str,
     settings: DreamBoothSettings,
     plan: LoraPlan,
-    on_step: Callable[[dict, int], None] | None = None,
+    on_step: OnStep | None = None,
     on_sample: Callable[[int], None] | None = None,
     sample_every: int = 0,
 ) -> DreamBoothRun:
@@ -146,7 +144,7 @@ def train_dreambooth(
         folder: where `checkpoint.safetensors`, `lora.safetensors` and `history.csv` go.
         settings: how to train.
         plan: ranks of the adapter.
-        on_step: called after every step with its row of the history and the number of all steps.
+        on_step: called after each step, see `run_steps`; its numbers are the step's row of the history.
         on_sample: called with the number of finished steps, the model ready to make pictures.
         sample_every: steps between two calls of `on_sample`; 0 for none.
 
@@ -164,37 +162,45 @@ def train_dreambooth(
     notices += tell_identifier(model.pipeline.tokenizer, settings.identifier)
     notices += tell_images(images, settings) + tell_fit(images.buckets)
     described = describe_training(model, images, settings, plan)
-    check_folder(folder, described)
-    steps = plan_steps(images.sizes(is_class=False), images.sizes(is_class=True), settings)
-    trainer, adapted = _prepare(model, images, settings, plan)
-    history = _resume(folder, trainer)
-    resumed, start = len(history), time.perf_counter()
-    rate_of = _rate_schedule(trainer, len(steps))
-    _set_mode(model, settings, is_training=True)
-    for number in range(resumed, len(steps)):
-        row = _train_step(trainer, steps[number], number, rate_of(number), folder)
-        history.append(row)
-        is_last = number + 1 == len(steps)
-        if is_last or (number + 1) % settings.save_every == 0:
-            _save(folder, trainer, described, history)
+    check_training(folder, described, DreamBoothError)
+    training, adapted, count = _prepare(model, images, settings, plan)
+
+    def tell(done: StepDone) -> None:
         if on_step:
-            on_step(row, len(steps))
-        if on_sample and sample_every and ((number + 1) % sample_every == 0 or is_last):
-            _sample(trainer, model, settings, number + 1, on_sample)
+            on_step(done)
+        if on_sample and sample_every and (done.step % sample_every == 0 or done.step == count):
+            _sample(training.accelerator, model, settings, done.step, on_sample)
+
+    _set_mode(model, settings, is_training=True)
+    step_plan = StepPlan(count, settings.save_every, settings.precision, row="step")
+    run = run_steps(training, step_plan, folder, described, tell)
     _set_mode(model, settings, is_training=False)
-    seconds = time.perf_counter() - start
-    if trainer.accelerator.is_main_process:
-        _write_results(folder, model, described, history)
-    trainer.accelerator.wait_for_everyone()
+    if training.accelerator.is_main_process:
+        metadata = {"training": json.dumps(described, sort_keys=True)}
+        save_lora(folder / LORA, model.pipeline.unet, model.pipeline.text_encoder, metadata)
+    training.accelerator.wait_for_everyone()
     return DreamBoothRun(
         folder / LORA,
-        _tabulate(history),
-        seconds,
-        resumed,
+        run.history,
+        run.seconds,
+        run.resumed_steps,
         count_buckets(images.buckets),
         adapted,
         notices,
     )
+
+
+def describe_training(
+    model: TextToImage, images: TrainingImages, settings: DreamBoothSettings, plan: LoraPlan
+) -> dict:
+    """Everything that the trained adapter depends on, as JSON values."""
+    return {
+        "base": model.describe()["fingerprint"],
+        "clip_skip": model.clip_skip,
+        "dreambooth": asdict(settings),
+        "lora": asdict(plan),
+        "trained_on": images.describe(),
+    }
 
 
 def settle_settings(settings: DreamBoothSettings, device: str) -> tuple[DreamBoothSettings, list[str]]:
@@ -224,10 +230,8 @@ def tell_images(images: TrainingImages, settings: DreamBoothSettings) -> list[st
 
 def _prepare(
     model: TextToImage, images: TrainingImages, settings: DreamBoothSettings, plan: LoraPlan
-) -> tuple[_Trainer, LoraCounts]:
-    """Cache latents, attach the adapter, and hand everything to accelerate."""
-    from accelerate import Accelerator
-
+) -> tuple[Training, LoraCounts, int]:
+    """Cache latents and attach the adapter; what is trained, the adapter's size and the number of steps."""
     pipeline = model.pipeline
     latents = cache_latents(model, images)
     tokens = tokenise_prompts(model, [settings.instance_prompt, settings.class_prompt])
@@ -237,24 +241,22 @@ def _prepare(
     parameters = _collect_parameters(pipeline)
     for parameter in parameters.values():
         parameter.data = parameter.data.float()
-    accelerator = Accelerator(mixed_precision=settings.precision, cpu=model.device == "cpu")
-    denoiser = Denoiser(pipeline.unet, pipeline.text_encoder, model.clip_skip)
-    denoiser, optimiser = accelerator.prepare(denoiser, _make_optimiser(parameters, settings))
+    steps = plan_steps(images.sizes(is_class=False), images.sizes(is_class=True), settings)
     schedule = make_noise_schedule(model)
     weights = weigh_noise_levels(schedule.alphas_cumprod, settings.gamma, model.prediction)
-    trainer = _Trainer(
+    accelerator = open_accelerator(settings.precision, model.device)
+    is_class = images.items["is_class"].tolist()
+    trainer = _Trainer(accelerator, settings, steps, latents, is_class, tokens, weights, schedule)
+    training = Training(
+        Denoiser(pipeline.unet, pipeline.text_encoder, model.clip_skip),
+        _make_optimiser(parameters, settings),
+        lambda denoiser, number: _compute_loss(trainer, denoiser, number),
         accelerator,
-        denoiser,
-        optimiser,
-        parameters,
-        settings,
-        latents,
-        images.items["is_class"].tolist(),
-        tokens,
-        weights,
-        schedule,
+        rate_of=_rate_schedule(settings, len(steps)),
+        largest_gradient=settings.max_gradient_norm or float("inf"),
+        kept=parameters,
     )
-    return trainer, adapted
+    return training, adapted, len(steps)
 
 
 def _collect_parameters(pipeline: object) -> nn.ParameterDict:
@@ -273,9 +275,8 @@ def _make_optimiser(parameters: nn.ParameterDict, settings: DreamBoothSettings) 
     return AdamW(list(parameters.values()), lr=settings.learning_rate, weight_decay=settings.weight_decay)
 
 
-def _rate_schedule(trainer: _Trainer, count: int) -> Callable[[int], float]:
+def _rate_schedule(settings: DreamBoothSettings, count: int) -> Callable[[int], float]:
     """The learning rate of a step, from 0: a function of the step alone, so there is no state to store."""
-    settings = trainer.settings
     schedule = get_scheduler(
         "cosine_with_restarts",
         torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0),
@@ -325,181 +326,45 @@ def _make_inputs(trainer: _Trainer, positions: Sequence[int], images: Sequence[i
     return _Inputs(*(part.to(device) for part in inputs))
 
 
-def _train_step(trainer: _Trainer, step: Step, number: int, rate: float, folder: Path) -> dict:
-    """One step on this process's share of the batch; the row of the history."""
-    accelerator, settings = trainer.accelerator, trainer.settings
+def _compute_loss(trainer: _Trainer, denoiser: nn.Module, number: int) -> StepLoss:
+    """One step on this process's share of the batch."""
+    accelerator, step = trainer.accelerator, trainer.steps[number]
     count, processes = len(step.images), accelerator.num_processes
     mine = list(range(accelerator.process_index, count, processes))
     idle = not mine  # more processes than images: take part, but count for nothing
     positions = mine or [0]
     inputs = _make_inputs(trainer, positions, [step.images[position] for position in positions], number)
-    for group in trainer.optimiser.param_groups:
-        group["lr"] = rate
-    trainer.optimiser.zero_grad()
-    predicted = trainer.denoiser(inputs.noisy, inputs.times, inputs.tokens).float()
+    predicted = denoiser(inputs.noisy, inputs.times, inputs.tokens).float()
     errors = inputs.weights * (predicted - inputs.target).square().mean(dim=(1, 2, 3)) * (not idle)
-    accelerator.backward(errors.sum() / count * processes)
-    norm = _clip_gradients(trainer)
     sums = torch.stack([errors.detach().sum(), (errors.detach() * inputs.is_class).sum()])
-    counts = torch.tensor([count, sum(trainer.is_class[image] for image in step.images)])
     total, of_class = accelerator.reduce(sums, "sum").tolist()
-    row = {
-        "step": number + 1,
+    class_count = sum(trainer.is_class[image] for image in step.images)
+    numbers = {
         "epoch": step.epoch,
         "loss": total / count,
-        "loss_instance": _mean(total - of_class, int(counts[0] - counts[1])),
-        "loss_class": _mean(of_class, int(counts[1])),
-        "learning_rate": rate,
-        "gradient_norm": norm,
+        "loss_instance": _mean(total - of_class, count - class_count),
+        "loss_class": _mean(of_class, class_count),
     }
-    _check_finite(row, settings, folder)
-    trainer.optimiser.step()
-    return row
+    return StepLoss(errors.sum() / count * processes, numbers)
 
 
 def _mean(total: float, count: int) -> float | None:
     return total / count if count else None
 
 
-def _clip_gradients(trainer: _Trainer) -> float:
-    limit = trainer.settings.max_gradient_norm or float("inf")
-    return float(trainer.accelerator.clip_grad_norm_(list(trainer.parameters.values()), limit))
-
-
-def _check_finite(row: dict, settings: DreamBoothSettings, folder: Path) -> None:
-    """Stop at the first value that is no number; fp16's loss scaling skips single such gradients itself."""
-    names = ["loss"] if settings.precision == "fp16" else ["loss", "gradient_norm"]
-    broken = [name for name in names if not torch.tensor(row[name]).isfinite()]
-    if broken:
-        raise FloatingPointError(
-            f"{folder}: {' and '.join(broken)} of step {row['step']} (epoch {row['epoch']}) is no number: "
-            f"the learning rate {row['learning_rate']:.3g} may be too high, or the base model holds values "
-            "that are no numbers; the last checkpoint is kept"
-        )
-
-
-def _tabulate(history: list[dict]) -> pd.DataFrame:
-    return pd.DataFrame(history, columns=HISTORY_COLUMNS)
-
-
-def _scaler(trainer: _Trainer) -> torch.amp.GradScaler | None:
-    return getattr(trainer.accelerator, "scaler", None)
-
-
-def _bare_optimiser(trainer: _Trainer) -> torch.optim.Optimizer:
-    """The optimiser without accelerate's wrap."""
-    return getattr(trainer.optimiser, "optimizer", trainer.optimiser)
-
-
-def _save(folder: Path, trainer: _Trainer, described: dict, history: list[dict]) -> None:
-    """Replace the checkpoint; a kill or a full disk leaves the former one."""
-    if trainer.accelerator.is_main_process:
-        scaler = _scaler(trainer)
-        save_checkpoint(
-            folder / CHECKPOINT,
-            trainer.parameters,
-            _bare_optimiser(trainer),
-            described,
-            history,
-            scaler.state_dict() if scaler else None,
-        )
-        write_csv(_tabulate(history), folder / HISTORY)
-    trainer.accelerator.wait_for_everyone()
-
-
-def _resume(folder: Path, trainer: _Trainer) -> list[dict]:
-    checkpoint = read_checkpoint(folder / CHECKPOINT)
-    if checkpoint is None:
-        return []
-    restore_checkpoint(checkpoint, trainer.parameters, _bare_optimiser(trainer))
-    scaler = _scaler(trainer)
-    if scaler and checkpoint.scaler:
-        scaler.load_state_dict(checkpoint.scaler)
-    return list(checkpoint.history)
-
-
 def _sample(
-    trainer: _Trainer,
+    accelerator: "Accelerator",
     model: TextToImage,
     settings: DreamBoothSettings,
     finished: int,
     on_sample: Callable[[int], None],
 ) -> None:
     """Let the caller make pictures with the model as it is now."""
-    if trainer.accelerator.is_main_process:
+    if accelerator.is_main_process:
         _set_mode(model, settings, is_training=False)
         on_sample(finished)
         _set_mode(model, settings, is_training=True)
-    trainer.accelerator.wait_for_everyone()
-
-
-def _write_results(folder: Path, model: TextToImage, described: dict, history: list[dict]) -> None:
-    write_csv(_tabulate(history), folder / HISTORY)
-    metadata = {"training": json.dumps(described, sort_keys=True)}
-    save_lora(folder / LORA, model.pipeline.unet, model.pipeline.text_encoder, metadata)
-
-
-CHECKPOINT = "checkpoint.safetensors"
-
-
-def describe_training(
-    model: TextToImage, images: TrainingImages, settings: DreamBoothSettings, plan: LoraPlan
-) -> dict:
-    """Everything that the trained adapter depends on, as JSON values."""
-    return {
-        "base": model.describe()["fingerprint"],
-        "clip_skip": model.clip_skip,
-        "dreambooth": asdict(settings),
-        "lora": asdict(plan),
-        "trained_on": images.describe(),
-    }
-
-
-def check_folder(folder: Path, described: dict) -> None:
-    """Refuse to go on with, or to overwrite, a run that is another one.
-
-    Args:
-        folder: of the run.
-        described: see `describe_training`.
-
-    Raises:
-        DreamBoothError: names every value that differs, or the checkpoint can't be read.
-    """
-    path = folder / CHECKPOINT
-    if not path.is_file():
-        return
-    checkpoint = read_checkpoint(path)
-    if checkpoint is None:
-        raise DreamBoothError(f"{path} can't be read (damaged?): delete it to train again")
-    differing = _differing(checkpoint.settings, _as_json(described))
-    if differing:
-        raise DreamBoothError(
-            f"{folder} holds a fine-tuning with other {', '.join(differing)}: delete the folder to train "
-            "again, or choose another one"
-        )
-
-
-def _as_json(described: dict) -> dict:
-    return json.loads(json.dumps(described))
-
-
-def _differing(found: dict, asked: dict, prefix: str = "") -> list[str]:
-    names = []
-    for name in sorted({*found, *asked}):
-        one, other = found.get(name), asked.get(name)
-        if isinstance(one, dict) and isinstance(other, dict):
-            names += _differing(one, other, f"{prefix}{name}.")
-        elif one != other:
-            names.append(f"{prefix}{name} ({_short(one)}, asked for {_short(other)})")
-    return names
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 40 else f"{text[:40]}…"
-
-
-_STEP = re.compile(r"step-(\d+)")
+    accelerator.wait_for_everyone()
 
 
 def keep_sample(

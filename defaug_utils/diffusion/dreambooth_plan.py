@@ -95,12 +95,7 @@ def _find_prompt_problems(settings: DreamBoothSettings) -> list[str]:
 
 
 def tell_identifier(tokenizer: Any, identifier: str) -> list[str]:
-    """What a user must know about how the tokenizer reads the identifier; empty when as one piece.
-
-    Args:
-        tokenizer: CLIP's.
-        identifier: the word.
-    """
+    """What a user must know where CLIP's tokenizer does not read the identifier as one piece."""
     ids = tokenizer(identifier, add_special_tokens=False).input_ids
     pieces = tokenizer.convert_ids_to_tokens(ids)
     if len(ids) == 1 and ids[0] != tokenizer.unk_token_id:
@@ -132,9 +127,6 @@ def plan_steps(
         instance_buckets: bucket of every instance image, at positions from 0.
         class_buckets: bucket of every regularisation image, at the positions behind them.
         settings: its `epochs`, `repeats`, `batch_size` and `seed` count.
-
-    Returns:
-        All steps of all epochs, in order.
     """
     buckets = [*instance_buckets, *class_buckets]
     shown = np.repeat(np.arange(len(instance_buckets)), settings.repeats)
@@ -165,9 +157,6 @@ def weigh_noise_levels(alphas_cumprod: Tensor, gamma: float, prediction: str) ->
         alphas_cumprod: ᾱ of every noise level, shape (levels,), in [0, 1).
         gamma: γ; 0 weights all alike.
         prediction: "epsilon" or "v_prediction".
-
-    Returns:
-        Shape (levels,), float32.
     """
     if prediction not in ("epsilon", "v_prediction"):
         raise ValueError(f"prediction {prediction!r} is neither epsilon nor v_prediction")

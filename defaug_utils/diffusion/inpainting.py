@@ -1,4 +1,4 @@
-"""What can be chosen about inpainting; no diffusion library is needed to say it."""
+"""Inpainting: any model of diffusers that can, and jobs in batches, every image by its own seed."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +16,6 @@ from defaug_utils.diffusion.compositing import Box, choose_box, composite, cover
 from defaug_utils.diffusion.loading import (
     ModelError,
     describe_pipeline,
-    is_xl_file,
     load_pipeline,
     prepare_pipeline,
 )
@@ -120,57 +119,27 @@ class Inpainter:
 
 
 def load_inpainter(
-    model: Path | str,
-    device: str = "cpu",
-    dtype: torch.dtype = torch.float32,
-    channels_last: bool = False,
-    compile_unet: bool = False,
-    slice_vae: bool = False,
+    model: Path | str, device: str = "cpu", dtype: torch.dtype = torch.float32, **speed: bool
 ) -> Inpainter:
-    """Load a model that can inpaint, from safetensors only.
+    """Load a model that can inpaint, or one for text to image that blends latents, from safetensors only.
 
     Args:
         model: a folder of diffusers' layout, a single .safetensors checkpoint, or a hub id.
         device: such as "cpu" or "cuda".
         dtype: of the weights; half precision is for GPUs, where bfloat16 is the one that does not overflow.
-        channels_last: see `speed_up`.
-        compile_unet: see `speed_up`.
-        slice_vae: see `speed_up`.
-
-    Returns:
-        The model. A text-to-image model works, too, by blending latents; its `notices` say so.
+        speed: what to switch on, by the names that `speed_up` takes.
 
     Raises:
         ModelError: parts are missing, weights are pickled, or it is none of the three.
     """
-    pipeline = load_pipeline(model, _load_folder, _load_single_file, "inpainting", dtype)
+    pipeline = load_pipeline(model, "inpainting", dtype)
     inpainter = wrap_pipeline(pipeline.to(device), str(model), device)
-    speed_up(inpainter, channels_last, compile_unet, slice_vae)
+    speed_up(inpainter, **speed)
     return inpainter
 
 
-def _load_folder(model: str, dtype: torch.dtype) -> "DiffusionPipeline":
-    """A folder or a hub id."""
-    from diffusers import AutoPipelineForInpainting
-
-    return AutoPipelineForInpainting.from_pretrained(model, dtype=dtype, use_safetensors=True)
-
-
-def _load_single_file(path: str, dtype: torch.dtype) -> "DiffusionPipeline":
-    """A checkpoint in one file, SDXL's where it has that model's second text encoder."""
-    from diffusers import StableDiffusionInpaintPipeline, StableDiffusionXLInpaintPipeline
-
-    chosen = StableDiffusionXLInpaintPipeline if is_xl_file(path) else StableDiffusionInpaintPipeline
-    return chosen.from_single_file(path, dtype=dtype)
-
-
 def wrap_pipeline(pipeline: "DiffusionPipeline", model: str, device: str = "cpu") -> Inpainter:
-    """Set a pipeline up for batches: no bars, no filter that would blank pictures of parts.
-
-    Args:
-        pipeline: any of diffusers' inpainting pipelines with a U-Net.
-        model: its name.
-        device: where it is.
+    """Set one of diffusers' inpainting pipelines up for batches: no bars, no filter that blanks pictures.
 
     Raises:
         ModelError: its U-Net takes neither 9 channels (inpainting) nor 4 (latent blending).
@@ -249,8 +218,8 @@ def inpaint_batch(
 ) -> list[InpaintedImage]:
     """Paint all jobs at once; when memory does not suffice, in halves.
 
-    Each image has a CPU generator of its own seed. On one machine an image is the same whatever its place
-    among as many others; among fewer or more, the last bits of floating point may differ.
+    Each image has a CPU generator of its own seed. On one machine an image is the same at any place of a
+    batch of one size; in a smaller or larger one the last bits may differ.
 
     Args:
         inpainter: the model.
@@ -277,11 +246,7 @@ def inpaint_batch(
 
 
 def check_jobs(jobs: Sequence[InpaintJob]) -> None:
-    """Refuse masks that make no sense, all in one message.
-
-    Raises:
-        ValueError: lists every job whose mask is not bool, of another size than its image, empty or full.
-    """
+    """Refuse masks that are not bool, of another size than their image, empty or full, all in one message."""
     problems = []
     for number, job in enumerate(jobs):
         shape = job.image_u8.shape
@@ -332,14 +297,12 @@ def _paint(
 
 def _as_callback(on_step: Callable[[], None] | None) -> Callable[..., dict] | None:
     """A callback as diffusers' pipelines ask for it, which changes nothing in them."""
-    if on_step is None:
-        return None
 
     def call(pipeline: object, step: int, timestep: object, tensors: dict) -> dict:
         on_step()
         return tensors
 
-    return call
+    return call if on_step else None
 
 
 def finish_image(
@@ -374,12 +337,8 @@ def embed_texts(
 
 
 def _embed_pair(inpainter: Inpainter, prompt: str, negative_prompt: str) -> dict[str, torch.Tensor]:
-    names = [
-        "prompt_embeds",
-        "negative_prompt_embeds",
-        "pooled_prompt_embeds",
-        "negative_pooled_prompt_embeds",
-    ]
+    kinds = ("prompt_embeds", "pooled_prompt_embeds")  # the second for two text encoders only
+    names = [f"{sign}{kind}" for kind in kinds for sign in ("", "negative_")]
     with torch.inference_mode():
         tensors = inpainter.pipeline.encode_prompt(
             prompt=prompt,

@@ -1,12 +1,12 @@
-"""Looking at a diffusion model's files before anything of them is loaded."""
+"""Loading any diffusion model from safetensors only, after a look at its files, and telling what it is."""
 
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from safetensors import safe_open
@@ -23,6 +23,9 @@ CONVERT = (
     "weights that are pickled can run any code when they are loaded and are refused: convert them where you "
     "trust them, with diffusers' from_pretrained(…).save_pretrained(…, safe_serialization=True)"
 )
+FINGERPRINT_VALUES = 1024  # of every weight tensor that the fingerprint looks at
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+FILE_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 
 
 class ModelError(ValueError):
@@ -69,33 +72,34 @@ def _check_part(part: Path, class_name: str) -> list[str]:
     return problems
 
 
-def check_single_file(path: Path | str) -> None:
-    """Refuse a checkpoint file that is not safetensors.
+class Classes(NamedTuple):
+    """Names of diffusers' classes for one purpose.
 
-    Raises:
-        ModelError: it has another suffix.
+    Attributes:
+        folder: for a folder or a hub id, which finds the family by itself.
+        file: for a checkpoint in one file.
+        xl_file: the same for SDXL; empty where a second text encoder does not do.
     """
-    if Path(path).suffix != ".safetensors":
-        raise ModelError(f"{path}: expected a .safetensors file; {CONVERT}")
+
+    folder: str
+    file: str
+    xl_file: str
 
 
-FINGERPRINT_VALUES = 1024  # of every weight tensor that the fingerprint looks at
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-FILE_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+PURPOSES = {
+    "inpainting": Classes(
+        "AutoPipelineForInpainting", "StableDiffusionInpaintPipeline", "StableDiffusionXLInpaintPipeline"
+    ),
+    "text to image": Classes("AutoPipelineForText2Image", "StableDiffusionPipeline", ""),
+}
 
-LoadPipeline = Callable[[str, torch.dtype], "DiffusionPipeline"]
 
-
-def load_pipeline(
-    model: Path | str, load_folder: LoadPipeline, load_file: LoadPipeline, purpose: str, dtype: torch.dtype
-) -> "DiffusionPipeline":
+def load_pipeline(model: Path | str, purpose: str, dtype: torch.dtype) -> "DiffusionPipeline":
     """Load a pipeline from safetensors only, after a look at its files.
 
     Args:
         model: a folder of diffusers' layout, a single .safetensors checkpoint, or a hub id.
-        load_folder: takes the name of a folder or hub id, and the type of the weights.
-        load_file: takes the path of a checkpoint in one file, and the type of the weights.
-        purpose: what the model is for, in messages.
+        purpose: a key of `PURPOSES`.
         dtype: of the weights; half precision is for GPUs.
 
     Raises:
@@ -105,20 +109,33 @@ def load_pipeline(
     if path.is_dir():
         check_model_folder(path)
     elif path.is_file():
-        check_single_file(path)
+        if path.suffix != ".safetensors":
+            raise ModelError(f"{path}: expected a .safetensors file; {CONVERT}")
     elif path.suffix in FILE_SUFFIXES or not HUB_ID.fullmatch(str(model)):
         raise ModelError(
             f"no model at {model}: expected a folder, a .safetensors file or a hub id owner/name"
         )
-    load = load_file if path.is_file() else load_folder
     try:
         with quiet_libraries():
-            return load(str(model), dtype)
+            return _load(str(model), PURPOSES[purpose], dtype)
     except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
         raise ModelError(
             f"{model} can't be loaded for {purpose}: {error}; expected a complete Stable Diffusion "
             "model (1.5, 2 or XL) in safetensors; a hub id needs a connection or a copy from an earlier use"
         ) from error
+
+
+def _load(model: str, classes: Classes, dtype: torch.dtype) -> "DiffusionPipeline":
+    import diffusers
+
+    if not Path(model).is_file():
+        return getattr(diffusers, classes.folder).from_pretrained(model, dtype=dtype, use_safetensors=True)
+    chosen = classes.xl_file if is_xl_file(model) else classes.file
+    if not chosen:
+        raise ValueError(
+            "it is an SDXL checkpoint with two text encoders, expected Stable Diffusion 1.5 or 2"
+        )
+    return getattr(diffusers, chosen).from_single_file(model, dtype=dtype)
 
 
 def is_xl_file(path: Path | str) -> bool:

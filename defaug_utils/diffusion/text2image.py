@@ -14,7 +14,6 @@ from defaug_utils.core.prompts import check_prompts
 from defaug_utils.diffusion.loading import (
     ModelError,
     describe_pipeline,
-    is_xl_file,
     load_pipeline,
     prepare_pipeline,
 )
@@ -110,36 +109,19 @@ def load_text2image(
         model: a folder of diffusers' layout, a single .safetensors checkpoint, or a hub id.
         device: such as "cpu" or "cuda".
         dtype: of the weights; half precision is for GPUs.
-        clip_skip: text encoder's layer to read: 1 for the last, 2 for the last but one, …
+        clip_skip: see `TextToImage`.
 
     Raises:
         ModelError: parts are missing, weights are pickled, it is no text-to-image model of one text
             encoder and a U-Net of 4 channels, or the text encoder has too few layers.
     """
-    pipeline = load_pipeline(model, _load_folder, _load_single_file, "text to image", dtype)
+    pipeline = load_pipeline(model, "text to image", dtype)
     problems = _find_problems(pipeline, clip_skip)
     if problems:
         raise ModelError(f"{model}: " + "; ".join(problems))
     pipeline = pipeline.to(device)
     notices = prepare_pipeline(pipeline)
     return TextToImage(pipeline, str(model), device, clip_skip, describe_pipeline(pipeline, device), notices)
-
-
-def _load_folder(model: str, dtype: torch.dtype) -> "StableDiffusionPipeline":
-    """A folder or a hub id."""
-    from diffusers import AutoPipelineForText2Image
-
-    return AutoPipelineForText2Image.from_pretrained(model, dtype=dtype, use_safetensors=True)
-
-
-def _load_single_file(path: str, dtype: torch.dtype) -> "StableDiffusionPipeline":
-    from diffusers import StableDiffusionPipeline
-
-    if is_xl_file(path):
-        raise ValueError(
-            "it is an SDXL checkpoint with two text encoders, expected Stable Diffusion 1.5 or 2"
-        )
-    return StableDiffusionPipeline.from_single_file(path, dtype=dtype)
 
 
 def _find_problems(pipeline: "StableDiffusionPipeline", clip_skip: int) -> list[str]:
@@ -177,7 +159,7 @@ def embed_tokens(text_encoder: nn.Module, tokens: Tensor, clip_skip: int) -> Ten
     Args:
         text_encoder: CLIP's.
         tokens: ids, shape (batch, tokens).
-        clip_skip: 1 for the last layer, 2 for the last but one, ….
+        clip_skip: see `TextToImage`.
 
     Returns:
         Shape (batch, tokens, width).
@@ -202,8 +184,8 @@ def generate_images(
 ) -> list[np.ndarray]:
     """Make all pictures at once; when memory does not suffice, in halves.
 
-    Each has a CPU generator of its own seed. On one machine a picture is the same whatever its place among
-    as many others; among fewer or more, the last bits of floating point may differ.
+    Each has a CPU generator of its own seed. On one machine a picture is the same at any place of a batch of
+    one size; in a smaller or larger one the last bits may differ.
 
     Args:
         model: from `load_text2image`, with or without an adapter.
@@ -225,11 +207,7 @@ def generate_images(
 
 
 def check_size(model: TextToImage, size: tuple[int, int]) -> None:
-    """Refuse a size that the U-Net can't take, naming the nearest one that it can.
-
-    Raises:
-        ValueError: a side is no multiple of `side_step`.
-    """
+    """Refuse a size that is no multiple of the model's `side_step`, naming the nearest one that is."""
     step = model.side_step
     if any(side % step for side in size):
         width, height = (max(step, round(side / step) * step) for side in size)

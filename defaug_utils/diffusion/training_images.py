@@ -1,4 +1,4 @@
-"""Aspect-ratio buckets: images of any shape trained without distortion, each at one of a few sizes."""
+"""Images to fine-tune on: which rows may teach a generator, their aspect-ratio buckets, and their latents."""
 
 import hashlib
 import math
@@ -16,7 +16,10 @@ from defaug_utils.core.guards import check_demands
 from defaug_utils.core.images import crop_box, fit_image, read_image
 from defaug_utils.core.manifest import raise_problems, read_manifest
 from defaug_utils.core.sources import choose_positives, list_sources
+from defaug_utils.diffusion.autoencoder import to_floats
 from defaug_utils.diffusion.text2image import TextToImage
+
+ZERO_SHOT_NEGATIVES = 50  # In&Out, section 4
 
 
 class DreamBoothError(ValueError):
@@ -55,8 +58,9 @@ class BucketSettings:
             f"largest {self.largest} must not be below smallest {self.smallest}": (
                 self.largest >= self.smallest
             ),
-            f"area {self.area} must hold smallest² = {self.smallest**2} pixels": self.area
-            >= self.smallest**2,
+            f"area {self.area} must hold smallest² = {self.smallest**2} pixels": (
+                self.area >= self.smallest**2
+            ),
         }
         check_demands("bucket settings", demands, BucketError)
 
@@ -65,9 +69,6 @@ def list_buckets(settings: BucketSettings) -> list[tuple[int, int]]:
     """All sizes (width, height), from the most upright to the widest.
 
     For every width the largest height that the area allows, and the same lying; and the largest square.
-
-    Args:
-        settings: sides, step and area.
     """
     side = math.isqrt(settings.area) // settings.step * settings.step
     buckets = {(side, side)} if settings.smallest <= side <= settings.largest else set()
@@ -79,36 +80,18 @@ def list_buckets(settings: BucketSettings) -> list[tuple[int, int]]:
 
 
 def choose_bucket(size: tuple[int, int], buckets: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    """The bucket whose aspect ratio is nearest on a logarithmic scale; of equal ones the largest.
-
-    Args:
-        size: (width, height) of an image.
-        buckets: from `list_buckets`.
-    """
+    """The bucket nearest in aspect ratio on a logarithmic scale; of equal ones the largest."""
     aspect = math.log(size[0] / size[1])
     return min(buckets, key=lambda b: (round(abs(math.log(b[0] / b[1]) - aspect), 9), -b[0] * b[1]))
 
 
 def fit_to_bucket(image_u8: np.ndarray, bucket: tuple[int, int]) -> np.ndarray:
-    """Scale an image until it covers its bucket, and cut off what stands over on both sides.
-
-    Args:
-        image_u8: shape (height, width, 3), uint8.
-        bucket: (width, height).
-
-    Returns:
-        Shape (bucket[1], bucket[0], 3), uint8; both axes are scaled alike.
-    """
+    """Scale an image (uint8) until it covers its bucket, and cut off what stands over on both sides."""
     return fit_image(image_u8, bucket, "centre_crop")
 
 
 def measure_fit(size: tuple[int, int], bucket: tuple[int, int]) -> tuple[float, float]:
-    """How many times larger an image becomes in its bucket, and the share of it that is cut off.
-
-    Args:
-        size: (width, height) of the image.
-        bucket: (width, height).
-    """
+    """How many times larger an image (width, height) becomes in its bucket, and the share that is cut off."""
     left, top, right, bottom = crop_box((size[1], size[0]), bucket, "centre_crop")
     width, height = right - left, bottom - top
     scale = max(bucket[0] / size[0], bucket[1] / size[1])
@@ -132,56 +115,36 @@ def assign_buckets(sizes: Mapping[str, tuple[int, int]], settings: BucketSetting
     buckets = list_buckets(settings)
     if not buckets:
         raise BucketError(f"{settings} leaves no bucket: raise the area or the largest side")
-    rows = []
-    for image, size in sizes.items():
-        width, height = choose_bucket(size, buckets)
-        scale, cropped = measure_fit(size, (width, height))
-        rows.append({"image": image, "width": width, "height": height, "scale": scale, "cropped": cropped})
+    chosen = {image: choose_bucket(size, buckets) for image, size in sizes.items()}
+    rows = [(image, *bucket, *measure_fit(sizes[image], bucket)) for image, bucket in chosen.items()]
     table = pd.DataFrame(rows, columns=["image", "width", "height", "scale", "cropped"])
-    small = table[table["scale"] > 1]
-    if len(small) and not settings.may_enlarge:
-        listed = "; ".join(
+    if not settings.may_enlarge:
+        advice = "lower the area, bring larger images, or allow enlarging (may_enlarge)"
+        small = [
             f"{row.image} {sizes[row.image][0]} × {sizes[row.image][1]} (bucket {row.width} × {row.height})"
-            for row in small.head(20).itertuples()
-        )
-        raise BucketError(
-            f"{len(small)} of {len(table)} images are smaller than their bucket: {listed}: lower the area, "
-            "bring larger images, or allow enlarging (may_enlarge)"
-        )
+            for row in table[table["scale"] > 1].itertuples()
+        ]
+        raise_problems(f"{len(table)} images, some smaller than their bucket: {advice}", small, BucketError)
     return table
 
 
 def count_buckets(assigned: pd.DataFrame) -> pd.DataFrame:
-    """The table to print: one row a bucket that has images.
-
-    Args:
-        assigned: from `assign_buckets`.
-
-    Returns:
-        Columns: bucket ("128 × 384", width × height), images, enlarged (images), largest scale, most cropped
-        (share of an image).
-    """
-    rows = []
-    for (width, height), part in assigned.groupby(["width", "height"]):
-        rows.append(
-            {
-                "bucket": f"{width} × {height}",
-                "images": len(part),
-                "enlarged": int((part["scale"] > 1).sum()),
-                "largest scale": part["scale"].max(),
-                "most cropped": part["cropped"].max(),
-            }
-        )
-    return pd.DataFrame(rows, columns=["bucket", "images", "enlarged", "largest scale", "most cropped"])
+    """The table to print, one row a bucket (width × height) with images; cropped is a share of an image."""
+    rows = [
+        {
+            "bucket": f"{width} × {height}",
+            "images": len(part),
+            "enlarged": int((part["scale"] > 1).sum()),
+            "largest scale": part["scale"].max(),
+            "most cropped": part["cropped"].max(),
+        }
+        for (width, height), part in assigned.groupby(["width", "height"])
+    ]
+    return pd.DataFrame(rows)
 
 
 def tell_fit(assigned: pd.DataFrame, crop_limit: float = 0.05) -> list[str]:
-    """What a user must know about how the images fit: how many are enlarged, how many lose an edge.
-
-    Args:
-        assigned: from `assign_buckets`.
-        crop_limit: share of an image from which a cut is told.
-    """
+    """How many images are enlarged, and how many lose more than a share of their area at the edges."""
     enlarged, cropped = assigned[assigned["scale"] > 1], assigned[assigned["cropped"] > crop_limit]
     notices = []
     if len(enlarged):
@@ -195,9 +158,6 @@ def tell_fit(assigned: pd.DataFrame, crop_limit: float = 0.05) -> list[str]:
             "area at two opposite edges, where a defect may lie; a smaller step gives buckets that fit better"
         )
     return notices
-
-
-ZERO_SHOT_NEGATIVES = 50  # In&Out, section 4
 
 
 def choose_training_rows(
@@ -273,9 +233,7 @@ class TrainingImages:
     def sizes(self, is_class: bool) -> list[tuple[int, int]]:
         """The buckets of all instances, or of all regularisation images."""
         chosen = self.buckets[self.items["is_class"] == is_class]
-        return [
-            (int(width), int(height)) for width, height in zip(chosen["width"], chosen["height"], strict=True)
-        ]
+        return [(int(width), int(height)) for width, height in chosen[["width", "height"]].to_numpy()]
 
     def describe(self) -> dict:
         """Which instances, how many regularisation images, and a hash of all."""
@@ -327,15 +285,12 @@ def _read_size(path: Path) -> tuple[int, int]:
 
 
 def check_bucket_step(buckets: BucketSettings, model: TextToImage) -> None:
-    """Refuse buckets whose sides the model can't take.
-
-    Raises:
-        DreamBoothError: the step or the smallest side is no multiple of the model's.
-    """
-    if buckets.step % model.side_step:
+    """Refuse buckets whose sides are no multiples of what the model takes."""
+    step = model.side_step
+    if buckets.step % step:
         raise DreamBoothError(
-            f"bucket step {buckets.step} is no multiple of {model.side_step}, which {model.model} needs: use "
-            f"{-(-buckets.step // model.side_step) * model.side_step}"
+            f"bucket step {buckets.step} is no multiple of {step}, which {model.model} needs: use "
+            f"{-(-buckets.step // step) * step}"
         )
 
 
@@ -345,29 +300,22 @@ def cache_latents(model: TextToImage, images: TrainingImages) -> list[tuple[Tens
 
     Training draws from the autoencoder's distribution anew at every step, as if it were encoded each time.
 
-    Args:
-        model: its autoencoder, without an adapter.
-        images: from `read_training_images`.
-
     Returns:
         Mean and standard deviation of each, shape (channels, height, width), scaled as the U-Net wants them.
+
+    Raises:
+        DreamBoothError: lists every image whose latents are no numbers.
     """
-    vae, cached = model.pipeline.vae, []
-    for path, width, height in zip(
-        images.items["path"], images.buckets["width"], images.buckets["height"], strict=True
-    ):
-        fitted_u8 = fit_to_bucket(read_image(path), (int(width), int(height)))
-        image = torch.from_numpy(fitted_u8.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
+    vae, cached, broken = model.pipeline.vae, [], []
+    sizes = images.buckets[["width", "height"]].to_numpy()
+    for name, path, size in zip(images.items["image"], images.items["path"], sizes, strict=True):
+        image = to_floats([fit_to_bucket(read_image(path), tuple(size.tolist()))]).contiguous()
         posterior = vae.encode(image.to(model.device, vae.dtype)).latent_dist
-        factor = vae.config.scaling_factor
-        cached.append(
-            tuple((factor * part[0]).float().cpu().clone() for part in (posterior.mean, posterior.std))
-        )
-    broken = [
-        name
-        for name, (mean, deviation) in zip(images.items["image"], cached, strict=True)
-        if not (mean.isfinite().all() and deviation.isfinite().all())
-    ]
+        scaled = [vae.config.scaling_factor * part[0] for part in (posterior.mean, posterior.std)]
+        mean, deviation = (part.float().cpu().clone() for part in scaled)
+        cached.append((mean, deviation))
+        if not (mean.isfinite().all() and deviation.isfinite().all()):
+            broken.append(name)
     raise_problems(
         "latents that are no numbers (load the model in float32 or bfloat16)", broken, DreamBoothError
     )

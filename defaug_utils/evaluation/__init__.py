@@ -5,16 +5,29 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "memorisation": ["copy_threshold", "count_copies", "find_copies"],
-        "pool_quality": ["REAL", "UNTOUCHED", "measure_pools"],
-        "segmentation": [
-            "SEGMENTER_RECIPE",
+        "classifier": [
+            "count_training",
+            "explain_images",
+            "score_samples",
+            "train_classifier",
+        ],
+        "detector": [
+            "build_detector",
             "measure_score_maps",
             "read_score_maps",
-            "train_segmenter",
+            "train_detector",
             "write_score_maps",
         ],
-        "segmenter": ["build_segmenter"],
-        "training": ["score_samples", "train_classifier"],
+        "metrics": ["measure_scores", "tabulate_scores"],
+        "pixel_metrics": ["measure_pixels"],
+        "pool_quality": [
+            "REAL",
+            "UNTOUCHED",
+            "copy_threshold",
+            "count_copies",
+            "find_copies",
+            "measure_pools",
+        ],
+        "recipes": ["RECIPES", "choose_recipe", "fit_epochs", "plan_epochs"],
     },
 )

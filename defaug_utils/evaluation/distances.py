@@ -5,13 +5,12 @@ distance of two images that the diversity averages over all pairs).
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
 from torch.nn.functional import normalize
 
-from defaug_utils.training.features import DIAG_LAYERS, FeatureNetwork, stack_images
+from defaug_utils.training.backbones import DIAG_LAYERS, FeatureNetwork, read_in_batches
 
 KEPT_FEATURES = 2000  # of a set at most, for the kernel distance and for draws
 KERNEL_SUBSETS = 100  # Bińkowski et al. 2018, section 4
@@ -120,10 +119,7 @@ def summarise_images(
 
     Args:
         network: from `open_features`.
-        images_u8: each of shape (height, width, 3), uint8; may be read on the way.
-        layers: names of layers.
-        size: (width, height) that images of another size are resized to; that of the first if None.
-        batch_size: images looked at together.
+        images_u8: see `read_in_batches`, as `layers`, `size` and `batch_size`.
         seed: of the choice which features are kept, where there are more than fit.
         on_images: called with the number of images just looked at.
 
@@ -131,15 +127,12 @@ def summarise_images(
         Layer → its summary. A feature is the mean of a layer's output over all places.
     """
     summaries = {layer: FeatureSummary(seed=seed) for layer in layers}
-    remaining = iter(images_u8)
-    while batch := list(islice(remaining, batch_size)):
-        size = size or (batch[0].shape[1], batch[0].shape[0])
-        stacked = stack_images(batch, size)
-        for layer, maps in network.read_maps(stacked, layers).items():
+    for answers in read_in_batches(network, images_u8, layers, size, batch_size):
+        for layer, maps in answers.items():
             directions = normalize(maps, dim=1)  # unit length in every place (Zhang et al. 2018, Eq. 1)
             summaries[layer].add(maps.mean(dim=(2, 3)).cpu().numpy(), directions.cpu().numpy())
         if on_images:
-            on_images(len(batch))
+            on_images(len(maps))
     return summaries
 
 

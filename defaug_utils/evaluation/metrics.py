@@ -5,6 +5,7 @@ set itself. Beside them stand the honest ones, whose threshold is chosen on the 
 """
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -121,7 +122,7 @@ def choose_threshold(
     return float(np.nextafter(highest_refused, np.inf)), "max_fpr"
 
 
-def summarise_scores(
+def measure_scores(
     scores_table: pd.DataFrame,
     max_false_positive_rate: float = MAX_FALSE_POSITIVE_RATE,
     resamples: int = RESAMPLES,
@@ -136,7 +137,7 @@ def summarise_scores(
         seed: of the resampling.
 
     Returns:
-        The numbers of `measure_scores` by name and, with _low and _high appended, their 95 % percentile
+        The numbers of `measure_at` by name and, with _low and _high appended, their 95 % percentile
         intervals ([0, 1] where a class has fewer than two images). Also paper_threshold,
         validation_threshold, threshold_rule, max_false_positive_rate, n_val, n_val_positive, n_test and
         n_test_positive.
@@ -149,7 +150,7 @@ def summarise_scores(
     in_val, in_test = ((scores_table["split"] == split).to_numpy() for split in ("val", "test"))
     labels, scores_test = _check_scores(is_positive[in_test], scores[in_test])
     threshold, rule = choose_threshold(is_positive[in_val], scores[in_val], max_false_positive_rate)
-    summary = measure_scores(labels, scores_test, threshold)
+    summary = measure_at(labels, scores_test, threshold)
     for name, (low, high) in _bootstrap(labels, scores_test, threshold, resamples, seed).items():
         summary |= {f"{name}_low": low, f"{name}_high": high}
     return summary | {
@@ -164,7 +165,20 @@ def summarise_scores(
     }
 
 
-def measure_scores(labels: np.ndarray, scores: np.ndarray, threshold: float) -> dict[str, float]:
+def tabulate_scores(summary: Mapping[str, float]) -> pd.DataFrame:
+    """The numbers of `measure_scores`, one row each, with the columns value, from and to."""
+    titles = {"ap": "AP", "ap_trapezoid": "AP (trapezoid)", "auroc": "AUROC"}
+    for protocol, words in (("paper", "papers' protocol"), ("validation", "validation threshold")):
+        for number in ("precision", "recall", "f1"):
+            titles[f"{protocol}_{number}"] = f"{number.replace('f1', 'F1')}, {words}"
+    ends = {"value": "", "from": "_low", "to": "_high"}
+    rows = {
+        title: {end: summary[name + ending] for end, ending in ends.items()} for name, title in titles.items()
+    }
+    return pd.DataFrame(rows).T.rename_axis("number")
+
+
+def measure_at(labels: np.ndarray, scores: np.ndarray, threshold: float) -> dict[str, float]:
     """The test set's numbers: "paper_" at its own best F1, "validation_" at the given threshold."""
     paper = precision_recall_at(labels, scores, best_f1_threshold(labels, scores))
     chosen = precision_recall_at(labels, scores, threshold)
@@ -182,12 +196,12 @@ def measure_scores(labels: np.ndarray, scores: np.ndarray, threshold: float) -> 
 
 
 def measure_many(positive: np.ndarray, negative: np.ndarray, threshold: float) -> np.ndarray:
-    """The numbers of `measure_scores`, in its order, for many sets of scores at once.
+    """The numbers of `measure_at`, in its order, for many sets of scores at once.
 
     Args:
         positive: scores of the positives, shape (sets, positives).
         negative: scores of the negatives, shape (sets, negatives).
-        threshold: see `measure_scores`.
+        threshold: see `measure_at`.
 
     Returns:
         Shape (9, sets).
@@ -221,7 +235,7 @@ def _bootstrap(
 ) -> dict[str, tuple[float, float]]:
     """Percentile intervals (Efron and Tibshirani 1993); each class is resampled among itself."""
     positive, negative = scores[labels], scores[~labels]
-    names = list(measure_scores(labels, scores, threshold))
+    names = list(measure_at(labels, scores, threshold))
     if min(len(positive), len(negative)) < 2:
         return dict.fromkeys(names, (0.0, 1.0))
     found = bootstrap(

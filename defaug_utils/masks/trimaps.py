@@ -15,18 +15,16 @@ import pandas as pd
 
 from defaug_utils.core.images import fit_image, read_image
 from defaug_utils.core.manifest import ManifestError, image_seed, raise_problems
-from defaug_utils.masks.defect_patches import Defect, find_places, paste_defect, turn_defect
+from defaug_utils.masks.patches import Defect, draw_turned, paste_defect
 
 BACKGROUND, OBJECT, DEFECT = 0, 127, 255  # levels of a trimap (AdaBLDM, section 3.2)
 SCALE_RANGE = 0.15  # of 1, both ways (AdaBLDM's code)
 TRIPLES = 20_000  # AdaBLDM's code
 TEMPLATE = "a {category} with a {defect_type}"  # such as "a hazelnut with a hole" (AdaBLDM, section 3.2)
-OBJECT_SUFFIX = ",black background."  # of prompts for objects, at inference (AdaBLDM's code)
 FIELDS = ("category", "defect_type")
 
-FindForeground = Callable[
-    [np.ndarray], np.ndarray
-]  # image (height, width, 3), uint8 → bool, true on the object
+# image (height, width, 3), uint8 → shape (height, width), bool, true on the object
+FindForeground = Callable[[np.ndarray], np.ndarray]
 
 
 class GoodImage(NamedTuple):
@@ -39,12 +37,9 @@ class GoodImage(NamedTuple):
 
 
 class Triple(NamedTuple):
-    """What the ControlNet learns from, and how it was made.
+    """What the ControlNet learns from: image, trimap (see `make_trimap`) and prompt.
 
     Attributes:
-        image_u8: shape (height, width, 3), uint8.
-        trimap_u8: shape (height, width), uint8, of the three levels.
-        prompt: in words.
         mask: shape (height, width), bool, true on the defect.
         good: name of the good image.
         defect: name of the defect's image.
@@ -75,40 +70,30 @@ class TripleSettings:
     max_attempts: int = 50
 
     def __post_init__(self) -> None:
-        """Refuse values that make no sense, all in one message."""
-        demands = {
-            f"scale_range {self.scale_range} must be in 0 … 1, 1 excluded": 0 <= self.scale_range < 1,
-            f"max_attempts {self.max_attempts} must be 1 or more": self.max_attempts >= 1,
-        }
-        broken = [message for message, is_met in demands.items() if not is_met]
-        if broken:
-            raise ValueError("triples: " + "; ".join(broken))
+        """Refuse values that make no sense."""
+        if not 0 <= self.scale_range < 1 or self.max_attempts < 1:
+            raise ValueError(
+                f"triples: scale_range {self.scale_range} must be in 0 … 1, 1 excluded, and max_attempts "
+                f"{self.max_attempts} must be 1 or more"
+            )
         find_fields(self.template)
 
 
 def find_fields(template: str) -> list[str]:
-    """The fields that a prompt's template names.
-
-    Raises:
-        ValueError: it is empty, broken, or names something else than {category} and {defect_type}.
-    """
+    """The fields that a prompt's template names; any but {category} and {defect_type} is refused."""
     try:
         fields = [name for _, name, _, _ in Formatter().parse(template) if name is not None]
     except ValueError as error:
         raise ValueError(f"template {template!r} can't be read ({error})") from error
     if not template.strip() or set(fields) - set(FIELDS):
         raise ValueError(
-            f"template {template!r}: expected words, and no fields but {{category}}, {{defect_type}}"
+            f"template {template!r}: expected words, no fields but {{category}}, {{defect_type}}"
         )
     return fields
 
 
 def write_prompt(template: str, category: str, defect_type: str) -> str:
-    """Fill a template; underscores in names are read as spaces.
-
-    Raises:
-        ValueError: the template names a field that the data set leaves empty.
-    """
+    """Fill a template; underscores in names are read as spaces, and a field that is empty is refused."""
     values = {"category": category, "defect_type": defect_type}
     empty = sorted(name for name in set(find_fields(template)) if not values[name])
     if empty:
@@ -119,14 +104,11 @@ def write_prompt(template: str, category: str, defect_type: str) -> str:
 
 
 def make_trimap(mask: np.ndarray, foreground: np.ndarray) -> np.ndarray:
-    """Three levels: 0 background, 127 object, 255 defect (AdaBLDM, section 3.2).
+    """Three levels, uint8: 0 background, 127 object, 255 defect (AdaBLDM, section 3.2).
 
     Args:
         mask: shape (height, width), bool, true on the defect.
         foreground: same shape, bool, true on the object; everywhere for textures.
-
-    Returns:
-        Same shape, uint8.
 
     Raises:
         ValueError: shapes or types differ, or there is no defect or no object.
@@ -176,45 +158,29 @@ def read_good_images(
 
 
 def make_triple(
-    defects: Sequence[Defect],
-    goods: Sequence[GoodImage],
-    settings: TripleSettings,
-    seed: int,
+    defects: Sequence[Defect], goods: Sequence[GoodImage], settings: TripleSettings, seed: int
 ) -> Triple:
     """Turn a random defect and paste it where it lies fully inside the object of a random good image.
 
-    Args:
-        defects: from `read_defects`; each type is drawn as often, whatever number of images it has.
-        goods: from `read_good_images`; only those of the defect's category are drawn.
-        settings: scales and prompt.
-        seed: the triple's own; decides everything.
+    Each defect type is drawn as often, whatever number of images it has, and good images of its category.
 
     Raises:
-        ValueError: there is no good image of the category, or no turned defect fitted into an object within
-            `max_attempts`.
+        ValueError: no turned defect fitted into an object within `max_attempts`.
     """
     generator = np.random.default_rng(seed)
     types = sorted({defect[2:4] for defect in defects})
     category, defect_type = types[generator.integers(len(types))]
     defects = [defect for defect in defects if defect[2:4] == (category, defect_type)]
     goods = [good for good in goods if good.category == category]
-    if not goods:
-        raise ValueError(f"category {category!r} has defects, but no good image to paste them into")
     for attempt in range(settings.max_attempts):
         good, defect = (choices[generator.integers(len(choices))] for choices in (goods, defects))
-        scale = 1 + generator.uniform(-settings.scale_range, settings.scale_range)
-        turned = turn_defect(defect, generator.uniform(0, 360), scale)
-        places = find_places(good.foreground, turned.mask)
-        if len(places):
-            place = places[generator.integers(len(places))]
-            return _compose(good, turned, place, settings.template, attempt)
+        turned, box = draw_turned(defect, good.foreground, settings.scale_range, generator)
+        if box:
+            image_u8, mask = paste_defect(good.image_u8, turned, box)
+            trimap_u8 = make_trimap(mask, good.foreground)
+            prompt = write_prompt(settings.template, category, defect_type)
+            return Triple(image_u8, trimap_u8, prompt, mask, good.name, defect.name, attempt)
     raise ValueError(_tell_misfit(turned, good, settings.max_attempts))
-
-
-def _compose(good: GoodImage, defect: Defect, place: np.ndarray, template: str, attempt: int) -> Triple:
-    image_u8, mask = paste_defect(good.image_u8, defect, *place)
-    prompt = write_prompt(template, defect.category, defect.defect_type)
-    return Triple(image_u8, make_trimap(mask, good.foreground), prompt, mask, good.name, defect.name, attempt)
 
 
 def _tell_misfit(defect: Defect, good: GoodImage, attempts: int) -> str:

@@ -1,32 +1,37 @@
-"""DDPM pools: whole images made from text by a fine-tuned model (Capogrosso et al. 2024, section 3.2)."""
+"""DDPM: whole images made from text by a fine-tuned model (Capogrosso et al. 2024, section 3.2)."""
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import asdict
-from importlib.metadata import version
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
+from scipy.ndimage import gaussian_filter
+from skimage.filters import threshold_otsu
 
-import defaug_utils
-from defaug_utils.core.pools import GeneratedImage, generate_pool
+from defaug_utils.core.images import fit_image, read_image
+from defaug_utils.core.pools import GeneratedImage, list_versions
 from defaug_utils.core.prompts import Prompt, check_prompts, choose_prompt
 from defaug_utils.core.sources import list_sources, read_dataset, survey_sources
 from defaug_utils.diffusion.lora import merge_lora
 from defaug_utils.diffusion.lora_files import load_lora
 from defaug_utils.diffusion.text2image import TextJob, TextSettings, TextToImage, check_size, generate_images
 from defaug_utils.diffusion.training_images import check_training_rows
-from defaug_utils.methods.mask_estimates import NearestNegatives
 
 REGULARISATION_COUNT = 200  # In&Out, section 4
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "numpy", "pillow")
+THUMBNAIL = 16  # longest side, pixels, at which the nearest negative is looked for
+SMOOTHING = 2.0  # pixels; single pixels of texture differ everywhere
+
+Networks = tuple[torch.nn.Module, torch.nn.Module]  # U-Net and text encoder
 
 
 class AdapterError(ValueError):
@@ -98,170 +103,173 @@ def merge_adapter(model: TextToImage, adapter: Path | str | None, share: float) 
         adapter: the file; None for none.
         share: α, the merge weight; 0 is the base model.
     """
-    if adapter is None:
+    with use_networks(model, merge_networks(model, adapter, share)):
         yield
-        return
+
+
+def merge_networks(model: TextToImage, adapter: Path | str | None, share: float) -> Networks:
+    """The U-Net and the text encoder, or copies of both with an adapter; arguments as in `merge_adapter`."""
+    networks = model.pipeline.unet, model.pipeline.text_encoder
+    if adapter is None:
+        return networks
+    networks = deepcopy(networks)
+    load_lora(adapter, *networks)
+    merge_lora(*networks, share)
+    return networks
+
+
+@contextmanager
+def use_networks(model: TextToImage, networks: Networks) -> Iterator[None]:
+    """Let a model work with another U-Net and text encoder while the block runs."""
     pipeline = model.pipeline
     before = pipeline.unet, pipeline.text_encoder
     try:
-        pipeline.unet, pipeline.text_encoder = deepcopy(before)
-        load_lora(adapter, pipeline.unet, pipeline.text_encoder)
-        merge_lora(pipeline.unet, pipeline.text_encoder, share)
+        pipeline.unet, pipeline.text_encoder = networks
         yield
     finally:
         pipeline.unet, pipeline.text_encoder = before
 
 
-def make_ddpm_pool(
-    folder: Path | str,
-    data_folder: Path | str,
-    count: int,
-    model: TextToImage,
-    lora: Path | str | None,
-    share: float,
-    prompts: Sequence[Prompt],
-    settings: TextSettings,
-    pool_seed: int = 0,
-    batch_size: int = 4,
-    with_mask_estimate: bool = False,
-    shard: int = 0,
-    shard_count: int = 1,
-    on_images: Callable[[int], None] | None = None,
-) -> pd.DataFrame | None:
-    """Generate whole positives from text.
+class NearestNegatives:
+    """Real training negatives, to compare generated images with.
 
-    Images are made in fixed groups of `batch_size`, which is part of the recipe: shards and restarts then
-    give the same bytes on a CPU.
+    Attributes:
+        word: this estimate's name in manifests and recipes.
+    """
 
-    Args:
-        folder: where the pool goes, see `generate_pool`.
-        data_folder: folder of the prepared data set, with its `manifest.csv`.
-        count: images of the whole pool.
+    word = "estimate_nearest_negative"
+
+    def __init__(self, images: Iterable[str], data_folder: Path | str, size: tuple[int, int]) -> None:
+        """Keep thumbnails of all negatives.
+
+        Args:
+            images: their names, relative to the folder.
+            data_folder: folder of the prepared data set.
+            size: (width, height) of the images to come.
+        """
+        self.images, self.data_folder, self.size = list(images), Path(data_folder), size
+        scale = THUMBNAIL / max(size)
+        self.thumbnail = (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
+        self.features = np.stack([self._shrink(read_image(self.data_folder / name)) for name in self.images])
+
+    def _shrink(self, image_u8: np.ndarray) -> np.ndarray:
+        return fit_image(image_u8, self.thumbnail).astype(np.float32)
+
+    def estimate(self, image_u8: np.ndarray) -> tuple[np.ndarray, str]:
+        """Guess a mask.
+
+        Args:
+            image_u8: generated, shape (height, width, 3), uint8.
+
+        Returns:
+            Shape (height, width), bool, true where the smoothed difference exceeds Otsu's threshold; and the
+            name of the negative that was nearest. It is a guess: texture that differs counts as well.
+        """
+        distances = np.square(self.features - self._shrink(image_u8)).mean(axis=(1, 2, 3))
+        nearest = self.images[int(distances.argmin())]
+        height, width = image_u8.shape[:2]
+        good = fit_image(read_image(self.data_folder / nearest), (width, height))
+        difference = np.abs(image_u8.astype(np.float32) - good).max(axis=2)
+        smooth = gaussian_filter(difference, SMOOTHING)
+        if smooth.max() == smooth.min():
+            return np.zeros((height, width), bool), nearest
+        return smooth > threshold_otsu(smooth), nearest
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class DDPM:
+    """Whole images from text; without an adapter and labelled "negative", DreamBooth's regularisation images.
+
+    Rows have no source image, and no mask unless it is estimated. The last bits of an image depend on how
+    many are made at once, so the group is part of the recipe.
+
+    Attributes:
         model: the base model as it was loaded.
-        lora: file of the adapter; None for the untuned model.
-        share: α, see `merge_adapter`.
         prompts: the board, see `make_prompts`.
         settings: size, steps, guidance.
-        pool_seed: decides all images.
-        batch_size: images made at once.
-        with_mask_estimate: store where an image differs from its nearest real negative as if it were its
-            mask. It is a guess; without it there is no mask.
-        shard: part to make, from 0.
-        shard_count: number of parts.
-        on_images: called with the number of images just finished.
-
-    Returns:
-        The pool's manifest; `mask` and `source_image` are empty. None while other shards are unfinished.
-
-    Raises:
-        FileNotFoundError: there is no prepared data set.
-        AdapterError: see `open_adapter`.
-        DreamBoothError: the adapter knows images that are not in the train split.
-        ValueError: texts, sizes or share don't suit, or the folder holds a pool of other settings.
-    """
-    dataset = read_dataset(data_folder)
-    adapter = None if lora is None else open_adapter(lora, model, dataset)
-    recipe = {"adapter": adapter.describe(share) if adapter else "none", "masks": "none"}
-    estimates = None
-    if with_mask_estimate:
-        sources = list_sources(dataset)
-        estimates = NearestNegatives(sources["image"], data_folder, settings.size)
-        recipe |= {"masks": estimates.word, "sources": survey_sources(sources, data_folder)}
-
-    def describe_image(image_u8: np.ndarray, row: dict) -> GeneratedImage:
-        if estimates is None:
-            return GeneratedImage(image_u8, None, row)
-        mask, nearest = estimates.estimate(image_u8)
-        return GeneratedImage(image_u8, mask, row | {"mask_source": estimates.word, "mask_nearest": nearest})
-
-    with merge_adapter(model, lora, share):
-        return _make_text_pool(
-            folder, count, model, prompts, settings, recipe, describe_image, pool_seed, batch_size,
-            shard, shard_count, on_images,
-        )  # fmt: skip
-
-
-def make_regularisation_pool(
-    folder: Path | str,
-    model: TextToImage,
-    class_prompt: str,
-    settings: TextSettings,
-    count: int = REGULARISATION_COUNT,
-    pool_seed: int = 0,
-    batch_size: int = 4,
-    shard: int = 0,
-    shard_count: int = 1,
-    on_images: Callable[[int], None] | None = None,
-) -> pd.DataFrame | None:
-    """Generate DreamBooth's regularisation images from the class prompt by the untuned model, once.
-
-    Args:
-        folder: where the pool goes, see `generate_pool`; not a folder that training sets draw from.
-        model: the base model as it was loaded.
-        class_prompt: see `DreamBoothSettings`.
-        settings: size, steps, guidance.
-        count: images.
-        pool_seed: decides all images.
-        batch_size: images made at once.
-        shard: part to make, from 0.
-        shard_count: number of parts.
-        on_images: called with the number of images just finished.
-
-    Returns:
-        The pool's manifest, all rows negative; None while other shards are unfinished.
+        data: folder of the prepared data set; None for regularisation images, which know none.
+        lora: file of the adapter; None for the untuned model.
+        share: α, see `merge_adapter`.
+        estimates_masks: store where an image differs from its nearest real negative as if it were its mask.
+            It is a guess.
+        label: of all images.
+        group: images made at once.
     """
 
-    def describe_image(image_u8: np.ndarray, row: dict) -> GeneratedImage:
-        return GeneratedImage(image_u8, None, row | {"label": "negative"})
+    origin: ClassVar[str] = "ddpm"
+    model: TextToImage
+    prompts: Sequence[Prompt]
+    settings: TextSettings
+    data: Path | None
+    lora: Path | str | None = None
+    share: float = 1.0
+    estimates_masks: bool = False
+    label: str = "positive"
+    group: int = 4
 
-    return _make_text_pool(
-        folder, count, model, [Prompt(class_prompt)], settings, {"adapter": "none", "use": "regularisation"},
-        describe_image, pool_seed, batch_size, shard, shard_count, on_images,
-    )  # fmt: skip
+    def __post_init__(self) -> None:
+        """Refuse a size or texts that the model can't take, and a share that can't be merged."""
+        if not 0 <= self.share < float("inf"):
+            raise ValueError(f"merge weight {self.share} must be 0 or more")
+        check_size(self.model, self.settings.size)
+        texts = [text for prompt in self.prompts for text in (prompt.text, prompt.negative or "-")]
+        check_prompts(self.model, texts)
 
+    @cached_property
+    def networks(self) -> Networks:
+        """The model's, with the adapter merged into copies of them."""
+        return merge_networks(self.model, self.lora, self.share)
 
-def _make_text_pool(
-    folder: Path | str,
-    count: int,
-    model: TextToImage,
-    prompts: Sequence[Prompt],
-    settings: TextSettings,
-    recipe: dict,
-    describe_image: Callable[..., GeneratedImage],
-    pool_seed: int,
-    batch_size: int,
-    shard: int,
-    shard_count: int,
-    on_images: Callable[[int], None] | None,
-) -> pd.DataFrame | None:
-    check_size(model, settings.size)
-    check_prompts(model, [text for prompt in prompts for text in (prompt.text, prompt.negative or "-")])
+    @cached_property
+    def sources(self) -> pd.DataFrame:
+        """Real negatives, to estimate masks by."""
+        return list_sources(read_dataset(self.data))
 
-    def make_batch(indices: Sequence[int], seeds: Sequence[int]) -> list[GeneratedImage]:
-        chosen = [choose_prompt(prompts, index) for index in indices]
+    @cached_property
+    def estimates(self) -> NearestNegatives:
+        """What estimates masks."""
+        return NearestNegatives(self.sources["image"], self.data, self.settings.size)
+
+    def describe(self) -> dict:
+        """Model, adapter and settings, with the images that the adapter learned from.
+
+        Raises:
+            AdapterError: see `open_adapter`.
+            DreamBoothError: the adapter knows images that are not in the train split.
+        """
+        described = {
+            "model": self.model.describe(),
+            "settings": asdict(self.settings),
+            "prompts": [prompt._asdict() for prompt in self.prompts],
+            "batch_size": self.group,
+            "label": self.label,
+            "adapter": "none",
+            "learned_from": [],
+            "masks": "none",
+            "versions": list_versions(*LIBRARIES),
+        }
+        if self.lora is not None:
+            adapter = open_adapter(self.lora, self.model, read_dataset(self.data))
+            learned = adapter.training.get("trained_on", {}).get("instances", [])
+            described |= {"adapter": adapter.describe(self.share), "learned_from": learned}
+        if self.estimates_masks:
+            survey = survey_sources(self.sources, self.data)
+            described |= {"masks": NearestNegatives.word, "sources": survey}
+        return described
+
+    def make(self, indices: Sequence[int], seeds: Sequence[int]) -> list[GeneratedImage]:
+        """All images at once."""
+        chosen = [choose_prompt(self.prompts, index) for index in indices]
         jobs = [TextJob(p.text, p.negative, seed) for p, seed in zip(chosen, seeds, strict=True)]
-        return [
-            describe_image(image_u8, {"prompt": job.prompt, "negative_prompt": job.negative_prompt})
-            for image_u8, job in zip(generate_images(model, jobs, settings), jobs, strict=True)
-        ]
+        with use_networks(self.model, self.networks):
+            images_u8 = generate_images(self.model, jobs, self.settings)
+        return [self._describe_image(*made) for made in zip(images_u8, jobs, strict=True)]
 
-    return generate_pool(
-        folder,
-        count,
-        make_batch,
-        "ddpm",
-        {
-            "model": model.describe(),
-            "settings": asdict(settings),
-            "prompts": [prompt._asdict() for prompt in prompts],
-            "batch_size": batch_size,
-            "versions": {"defaug_utils": defaug_utils.__version__}
-            | {name: version(name) for name in LIBRARIES},
-            **recipe,
-        },
-        pool_seed,
-        shard=shard,
-        shard_count=shard_count,
-        on_images=on_images,
-        group_size=batch_size,
-    )
+    def _describe_image(self, image_u8: np.ndarray, job: TextJob) -> GeneratedImage:
+        row = {"label": self.label, "prompt": job.prompt, "negative_prompt": job.negative_prompt}
+        if not self.estimates_masks:
+            return GeneratedImage(image_u8, None, row)
+        mask, nearest = self.estimates.estimate(image_u8)
+        return GeneratedImage(
+            image_u8, mask, row | {"mask_source": NearestNegatives.word, "mask_nearest": nearest}
+        )

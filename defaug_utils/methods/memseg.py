@@ -1,14 +1,21 @@
 """MemSeg's anomaly simulation: foreign matter under a mask of noise (Yang et al. 2023, section 3.1)."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar, NamedTuple
 
 import cv2
 import numpy as np
+import pandas as pd
 
 from defaug_utils.core.foreground import FOREGROUNDS, find_foreground
-from defaug_utils.masks.perlin import (
+from defaug_utils.core.images import read_image
+from defaug_utils.core.pools import GeneratedImage, list_versions
+from defaug_utils.core.sources import list_sources, read_dataset, survey_sources
+from defaug_utils.masks.objects import ObjectFinder
+from defaug_utils.masks.shapes import (
     LATTICE_EXPONENTS,
     NOISE_THRESHOLD,
     ROTATION_DEGREES,
@@ -239,3 +246,69 @@ def simulate_anomaly(
     source = draw_source(image_u8, textures, generator, settings)
     opacity = float(generator.uniform(*settings.opacity))
     return Anomaly(blend_anomaly(image_u8, source.pixels_u8, mask, opacity), mask, source, opacity)
+
+
+@dataclass(frozen=True, eq=False)
+class MemSeg:
+    """Anomalies simulated on training negatives, drawn with replacement.
+
+    Rows have the further columns `texture` (the source's kind and name), `opacity`, and `change` (mean
+    absolute difference inside the mask, in grey levels).
+
+    Attributes:
+        data: folder of the prepared data set.
+        textures: from `open_textures`.
+        settings: the paper's by default.
+        find_object: for objects that grey levels don't tell from their background; in place of the
+            settings' word.
+    """
+
+    origin: ClassVar[str] = "memseg"
+    group: ClassVar[int] = 1
+    data: Path
+    textures: TextureCollection
+    settings: MemSegSettings = MemSegSettings()
+    find_object: ObjectFinder | None = None
+
+    @cached_property
+    def sources(self) -> pd.DataFrame:
+        """The negatives to draw from."""
+        return list_sources(read_dataset(self.data))
+
+    def describe(self) -> dict:
+        """Settings, textures and negatives.
+
+        Raises:
+            FileNotFoundError: there is no prepared data set.
+            ManifestError: it has no training negative, or some can't be used.
+        """
+        found = {"find_object": self.find_object.describe()} if self.find_object else {}
+        foreground = "whole" if self.find_object else self.settings.foreground
+        return {
+            "settings": asdict(self.settings),
+            "textures": self.textures.describe(),
+            "sources": survey_sources(self.sources, self.data, foreground),
+            "versions": list_versions("numpy", "opencv-python-headless", "pillow"),
+        } | found
+
+    def make(self, indices: Sequence[int], seeds: Sequence[int]) -> list[GeneratedImage]:
+        """One anomaly for each seed; the error names the source on which no mask can be drawn."""
+        return [self._make_one(seed) for seed in seeds]
+
+    def _make_one(self, seed: int) -> GeneratedImage:
+        generator = np.random.default_rng(seed)
+        source = self.sources.iloc[int(generator.integers(len(self.sources)))]
+        image_u8 = read_image(Path(self.data) / source["image"])
+        try:
+            anomaly = simulate_anomaly(image_u8, self.textures, generator, self.settings, self.find_object)
+        except ValueError as error:
+            raise ValueError(f"{source['image']}: {error}") from error
+        row = {
+            "source_image": source["image"],
+            "category": source["category"],
+            "mask_source": "perlin",
+            "texture": f"{anomaly.source.kind}: {anomaly.source.name}",
+            "opacity": round(anomaly.opacity, 4),
+            "change": round(float(cv2.absdiff(image_u8, anomaly.image_u8)[anomaly.mask].mean()), 3),
+        }
+        return GeneratedImage(anomaly.image_u8, anomaly.mask, row)

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 from scipy.spatial import cKDTree
 
-from defaug_utils.masks.perlin import draw_gradients, evaluate_noise
+from defaug_utils.masks.shapes import draw_gradients, evaluate_noise
 
 TEXTURE_SIDE = 256  # pixels, width and height of a drawn texture
 VARIANTS = 4  # textures drawn of each kind

@@ -1,7 +1,7 @@
 """Leaks: results of runs whose generated images knew real defects that their scenario may not know.
 
 The mark is computed from the rows that a run was trained on: each generated row says where its mask came
-from, and `masks.is_leak` says which scenarios may not know that.
+from, and `is_leak` says which scenarios may not know that.
 """
 
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ import pandas as pd
 
 from defaug_utils.core.manifest import read_manifest
 from defaug_utils.core.runs import SCENARIOS
-from defaug_utils.masks.masks import is_leak
+from defaug_utils.masks.sources import is_leak
 
 LEAK_MARK = "†"
 LEAK_NOTE = f"{LEAK_MARK} a leak: masks of real training defects that this scenario may not know."

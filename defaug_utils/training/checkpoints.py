@@ -19,7 +19,7 @@ class Checkpoint(NamedTuple):
     Attributes:
         tensors: `model.<key>` and `optimiser.<parameter index>.<name>`.
         settings: everything that the training depends on, as JSON values.
-        history: one dictionary a finished epoch.
+        history: its rows, in order.
         scaler: state of the mixed-precision loss scaler, empty where there is none.
     """
 
@@ -37,13 +37,13 @@ def save_checkpoint(
     history: list[dict],
     scaler: dict | None = None,
 ) -> None:
-    """Write model, optimiser and history; a kill or a full disk leaves the former epoch's file."""
+    """Write model, optimiser and history; a kill or a full disk leaves the former file."""
     tensors = {f"model.{key}": value for key, value in model.state_dict().items()}
     for index, state in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{index}.{key}": torch.as_tensor(value) for key, value in state.items()}
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
     content = {"settings": settings, "history": history, "scaler": scaler or {}}
-    metadata = {key: json.dumps(value, sort_keys=True) for key, value in content.items()}
+    metadata = {key: json.dumps(value) for key, value in content.items()}
     with write_atomically(path) as temporary:
         save_file(tensors, temporary, metadata)
 

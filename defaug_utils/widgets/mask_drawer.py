@@ -10,7 +10,7 @@ import numpy as np
 from defaug_utils.core.images import read_image
 from defaug_utils.core.manifest import ManifestError
 from defaug_utils.core.sources import list_sources, read_dataset
-from defaug_utils.masks.drawn_masks import delete_drawn, load_drawn, mask_file_name, save_drawn
+from defaug_utils.masks.drawn import delete_drawn, load_drawn, mask_file_name, save_drawn
 from defaug_utils.widgets.mask_canvas import MaskCanvas
 
 GOOD, BAD = "#1b7f3b", "#b00020"  # colours of what is told

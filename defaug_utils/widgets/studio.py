@@ -18,7 +18,7 @@ from defaug_utils.core.manifest import (
     read_manifest,
     write_manifest,
 )
-from defaug_utils.core.pools import recipe_key
+from defaug_utils.core.pools import list_versions, recipe_key
 from defaug_utils.core.prompts import check_prompts
 from defaug_utils.core.sources import list_sources, read_dataset
 from defaug_utils.diffusion.inpainting import (
@@ -28,10 +28,9 @@ from defaug_utils.diffusion.inpainting import (
     check_jobs,
     inpaint_batch,
 )
-from defaug_utils.masks.drawn_masks import mask_file_name
+from defaug_utils.masks.drawn import mask_file_name
 from defaug_utils.methods.changes import CheckLimits, check_image
-from defaug_utils.methods.painted_pools import list_versions
-from defaug_utils.methods.painted_recipes import read_settings
+from defaug_utils.methods.painting import LIBRARIES
 
 IDENTITY = ("recipe", "source_image", "prompt", "negative_prompt", "seed", "mask_sha256")
 
@@ -196,7 +195,7 @@ class Studio:
             "checks": asdict(self.limits),
             "batch_size": 1,
             "mask_source": "drawn",
-            "versions": list_versions(),
+            "versions": list_versions(*LIBRARIES),
         }
         return json.loads(json.dumps(recipe))
 
@@ -312,11 +311,17 @@ class Studio:
                 f"{row['image']}: its {' and '.join(differing)} differ from those that it was made with: it "
                 "can be made again from the same ones only"
             )
-        settings = InpaintSettings(**read_settings(recipe["settings"], without=["effective_steps"]))
+        settings = _read_settings(recipe["settings"])
         request = image.request
         job = InpaintJob(image.before_u8, request.mask, request.prompt, request.negative_prompt, request.seed)
         (painted,) = inpaint_batch(self.inpainter, [job], settings)
         return painted.image_u8
+
+
+def _read_settings(stored: dict) -> InpaintSettings:
+    """The settings of a recipe; lists are tuples again."""
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()}
+    return InpaintSettings(**{name: value for name, value in values.items() if name != "effective_steps"})
 
 
 def _find_same(kept: pd.DataFrame, row: dict) -> pd.Series:

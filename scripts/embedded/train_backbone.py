@@ -15,7 +15,7 @@ from transformers import ResNetConfig, ResNetForImageClassification
 from world_defects import DEFECTS
 from world_materials import MATERIALS
 
-from defaug_utils.training.classifier import BACKBONES, normalise_images
+from defaug_utils.training.backbones import BACKBONES, normalise_images
 
 LABELS = [*DEFECTS, *MATERIALS]
 WINDOW, BATCH = 128, 32

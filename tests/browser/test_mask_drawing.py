@@ -12,8 +12,8 @@ from playwright.sync_api import Page, expect
 from defaug_utils.core.files import write_png
 from defaug_utils.core.manifest import make_manifest, write_manifest
 from defaug_utils.data.surfaces import draw_surface
-from defaug_utils.masks.drawn_masks import read_drawn
-from defaug_utils.masks.masks import open_mask_source
+from defaug_utils.masks.drawn import read_drawn
+from defaug_utils.masks.sources import open_masks
 
 SIZE = (384, 128)
 MARKED = (300, 40)  # the one pure green pixel of the image
@@ -331,7 +331,7 @@ drawer
             place.get_by_role("button", name="Next").click()
     drawn = read_drawn(lab.folder / "drawn")
     assert list(drawn["mask_source"]) == ["drawn"] * 3
-    assert open_mask_source("drawn", lab.folder / "drawn").names == tuple(drawn["mask"])
+    assert open_masks("drawn", lab.folder / "drawn").names == tuple(drawn["mask"])
     notebook.restart_kernel()
     place = notebook.run_cell_again(0)
     painter = Painter(page, place)

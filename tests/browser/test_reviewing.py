@@ -5,11 +5,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from drawing import Drawing
 from lab import Lab, OpenNotebook
 from playwright.sync_api import Locator, Page, expect
 
 from defaug_utils.core.manifest import read_manifest
-from defaug_utils.core.pools import GeneratedImage, generate_pool
+from defaug_utils.core.pools import GeneratedImage, PoolPlan, make_pool
 from defaug_utils.data.surfaces import DEFECT_TYPES, draw_surface
 
 COUNT = 30
@@ -35,7 +36,7 @@ def make_batch(indices: list[int], seeds: list[int]) -> list[GeneratedImage]:
 @pytest.fixture
 def pool(lab: Lab, request: pytest.FixtureRequest) -> Path:
     folder = lab.folder / request.node.name
-    generate_pool(folder, COUNT, make_batch, "diag", {"drawn": True}, pool_seed=0)
+    make_pool(folder, Drawing(make_batch), PoolPlan(COUNT))
     return folder
 
 

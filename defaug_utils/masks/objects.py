@@ -18,11 +18,10 @@ from skimage.morphology import closing, footprint_rectangle
 from sklearn.cluster import KMeans
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-from defaug_utils.training.features import FeatureNetwork
+from defaug_utils.training.backbones import FeatureNetwork
 
 THRESHOLD = 127  # of 0 … 255 (AdaBLDM's code)
 CLOSING = (5, 5)  # pixels (AdaBLDM's code)
-TEXTURES = ("carpet", "grid", "leather", "tile", "wood")  # MVTec AD's categories without background
 MAX_FIT_IMAGES = 32  # of a category; more change the line little
 COLOUR_WEIGHT = 4.0  # ours; of Lab colours (0 … 1) beside features of unit length
 
@@ -30,14 +29,14 @@ ReadFeatures = Callable[[np.ndarray], np.ndarray]
 
 
 class ForegroundSteps(NamedTuple):
-    """How an object was found, step by step.
+    """How an object was found, step by step; all shapes but the first two are (height, width).
 
     Attributes:
         is_object_cluster: shape (rows, columns) of the features, bool: the nearer cluster is the object's.
         separation: same shape, float: the line's value, above 0 where the object is more likely.
-        separation_u8: shape (height, width), uint8: the same from 0 (least) to 255, at the image's size.
-        thresholded: same shape, bool.
-        foreground: same shape, bool: after closing.
+        separation_u8: the same from 0 (least) to 255, at the image's size.
+        thresholded: bool.
+        foreground: bool, after closing.
     """
 
     is_object_cluster: np.ndarray
@@ -92,9 +91,8 @@ class ObjectFinder:
 
 def _stretch_levels(values: np.ndarray) -> np.ndarray:
     """Smallest to 0, largest to 255."""
-    low, high = values.min(), values.max()
-    share = (values - low) / (high - low) if high > low else np.zeros_like(values)
-    return np.rint(255 * share).astype(np.uint8)
+    raised = values - values.min()
+    return np.rint(255 * (raised / (raised.max() or 1))).astype(np.uint8)
 
 
 def fit_object_finder(
@@ -103,13 +101,9 @@ def fit_object_finder(
     """Learn from good images of one category what is object and what is background.
 
     Args:
-        images_u8: each of shape (height, width, 3), uint8; the first `MAX_FIT_IMAGES` are used. A single
-            one will do.
-        read_features: gives features, shape (rows, columns, channels), such as `make_feature_reader` makes.
+        images_u8: each of shape (height, width, 3), uint8; the first `MAX_FIT_IMAGES` are used, one will do.
+        read_features: see `make_feature_reader`.
         seed: of the clusters' start.
-
-    Returns:
-        What finds the object on any image of the category.
 
     Raises:
         ValueError: there is no image, all places look alike, or the border votes for neither cluster (the
@@ -143,16 +137,15 @@ def make_feature_reader(
     layers: Sequence[str] = ("quarter", "eighth"),
     colour_weight: float = COLOUR_WEIGHT,
 ) -> ReadFeatures:
-    """Features of a backbone and colours, every layer at the first one's resolution.
+    """Features of a backbone and Lab colours as one function of an image (height, width, 3), uint8.
 
     Args:
         network: from `open_features`.
-        layers: names of its layers, the finest first.
-        colour_weight: of the colours; 0 leaves them out, as AdaBLDM does.
+        layers: names of its layers, the finest first; all are brought to that one's resolution.
+        colour_weight: of the colours, the last three channels; 0 leaves them out, as AdaBLDM does.
 
     Returns:
-        image (height, width, 3), uint8 → features (rows, columns, channels), float32; the last three
-        channels are the weighted Lab colours.
+        What gives features, shape (rows, columns, channels), float32.
 
     Raises:
         ValueError: the weight is negative.
@@ -164,7 +157,7 @@ def make_feature_reader(
         maps = network.read_maps(image_u8[None].copy(), layers)  # files are read read-only
         arrays = [maps[layer][0].permute(1, 2, 0).cpu().numpy() for layer in layers]
         size = arrays[0].shape[1::-1]
-        stretched = [_scale(_resize_channels(array, size)) for array in arrays]
+        stretched = [_bring_to(array, size) for array in arrays]
         if colour_weight:
             lab = cv2.cvtColor(image_u8, cv2.COLOR_RGB2LAB).astype(np.float32) / 255
             stretched.append(colour_weight * cv2.resize(lab, size, interpolation=cv2.INTER_AREA))
@@ -173,24 +166,11 @@ def make_feature_reader(
     return read_features
 
 
-def _resize_channels(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Bilinear; OpenCV takes few channels at a time."""
+def _bring_to(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize features (OpenCV takes few channels at a time), and scale them.
+
+    Without that, layers of many channels and large values would drown the others.
+    """
     parts = [array[..., start : start + 4] for start in range(0, array.shape[2], 4)]
-    resized = [cv2.resize(part, size).reshape(size[1], size[0], -1) for part in parts]
-    return np.concatenate(resized, axis=2)
-
-
-def _scale(array: np.ndarray) -> np.ndarray:
-    """So that layers of many channels and large values don't drown the others."""
-    return array / max(float(np.sqrt((array**2).sum(axis=2).mean())), 1e-12)
-
-
-def open_object_finder(
-    category: str,
-    images_u8: Sequence[np.ndarray],
-    read_features: ReadFeatures,
-    textures: Sequence[str] = TEXTURES,
-    seed: int = 0,
-) -> ObjectFinder | None:
-    """What tells the object on a category's images; None for textures, which are object everywhere."""
-    return None if category in textures else fit_object_finder(images_u8, read_features, seed)
+    resized = np.concatenate([cv2.resize(part, size).reshape(*size[::-1], -1) for part in parts], axis=2)
+    return resized / max(float(np.sqrt((resized**2).sum(axis=2).mean())), 1e-12)

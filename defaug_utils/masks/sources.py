@@ -1,6 +1,7 @@
 """Mask sources: where a generated defect goes, and of what shape it is."""
 
 import hashlib
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -10,21 +11,23 @@ from PIL import Image
 
 from defaug_utils.core.images import fit_mask, read_mask
 from defaug_utils.core.manifest import raise_problems, read_manifest
-from defaug_utils.masks.mask_shapes import SHAPES, ShapePriors, draw_shape
+from defaug_utils.masks.patches import Defect, draw_turned, place_mask
+from defaug_utils.masks.shapes import SHAPES, ShapePriors, draw_shape
+from defaug_utils.masks.trimaps import SCALE_RANGE, write_prompt
 
 MASK_SOURCES = ("drawn", "procedural", "train_positives")
+FEW_SHOT = "few_shot"  # the further source of methods that learn from a few known defects
+MAX_ATTEMPTS = 50  # turned shapes tried before it is given up
 LEAKING_SCENARIOS = {  # masks of defects that these may not know
     "train_positives": ("zero-shot", "few-shot"),
-    "few_shot": ("zero-shot",),
+    FEW_SHOT: ("zero-shot",),
 }
 
 
 class MaskDraw(NamedTuple):
-    """A mask and what is known of it.
+    """A mask, shape (height, width), bool, and in words which one it is.
 
     Attributes:
-        mask: shape (height, width), bool.
-        name: in words, which one it is.
         text: the prompt of the defect that it was cut from; empty where none is known.
     """
 
@@ -34,10 +37,10 @@ class MaskDraw(NamedTuple):
 
 
 class MaskSource(Protocol):
-    """What gives masks: a pure function of seed and size."""
+    """What gives masks: a pure function of seed and size, with its word and what a user must be told."""
 
     word: str
-    notices: list[str]
+    notices: Sequence[str]
 
     def draw(self, seed: int, size: tuple[int, int]) -> MaskDraw:
         """The mask of a seed at a size (width, height), with at least one pixel on and one off."""
@@ -51,31 +54,30 @@ class MaskSource(Protocol):
 def is_leak(mask_source: str, scenario: str) -> bool:
     """Tell whether a mask source shows a scenario real defects that it may not know.
 
-    Args:
-        mask_source: a word of `MASK_SOURCES`, or of another method.
-        scenario: "zero-shot", "few-shot" or "full-shot".
-
-    Returns:
-        True for masks of all training positives in zero-shot and few-shot: where and how large real
-        defects are is known there to nobody (few-shot: of a few only).
+    Where and how large all real defects are is known in full-shot only; in few-shot, those of a few.
     """
     return scenario in LEAKING_SCENARIOS.get(mask_source, ())
 
 
-def open_mask_source(
+def open_masks(
     word: str,
     drawn_folder: Path | str = "",
     data_folder: Path | str = "",
     priors: ShapePriors | None = None,
+    defects: Sequence[Defect] = (),
+    scale_range: float = SCALE_RANGE,
+    template: str = "",
 ) -> MaskSource:
     """Open a mask source by its name.
 
     Args:
-        word: "drawn" (files of a folder), "procedural" (drawn by formula) or "train_positives" (the
-            masks of real training defects, as DIAG's published code does; see `is_leak`).
+        word: "drawn" (files of a folder), "procedural" (drawn by formula), "train_positives" (the masks
+            of real training defects, as DIAG's published code does; see `is_leak`) or "few_shot" (shapes
+            of a few known defects, turned).
         drawn_folder: for "drawn": the folder of its PNG files.
         data_folder: for "train_positives": the folder of the data set's manifest.
         priors: for "procedural": the expert's shapes, sizes and directions.
+        defects: for "few_shot", as `scale_range` and `template`: see `TurnedMasks`.
 
     Raises:
         ValueError: unknown word, or masks that can't be used (all of them are listed).
@@ -86,26 +88,24 @@ def open_mask_source(
         return _open_drawn(Path(drawn_folder))
     if word == "train_positives":
         return _open_train_positives(Path(data_folder))
-    raise ValueError(f"mask source {word!r} is none of {', '.join(MASK_SOURCES)}")
+    if word == FEW_SHOT:
+        return TurnedMasks(defects, scale_range, template)
+    raise ValueError(f"mask source {word!r} is none of {', '.join((*MASK_SOURCES, FEW_SHOT))}")
 
 
 @dataclass(frozen=True)
 class ProceduralMasks:
-    """Shapes by formula; no real defect is looked at."""
+    """Shapes by formula within an expert's priors; no real defect is looked at."""
 
     priors: ShapePriors
     word: str = "procedural"
-
-    @property
-    def notices(self) -> list[str]:
-        """Nothing that a user must be told."""
-        return []
+    notices: tuple[str, ...] = ()
 
     def draw(self, seed: int, size: tuple[int, int]) -> MaskDraw:
         """Draw the kind by its weight, then the shape within the priors."""
         generator = np.random.default_rng(seed)
-        weights = np.array([self.priors.weights[kind] for kind in SHAPES if kind in self.priors.weights])
         kinds = [kind for kind in SHAPES if kind in self.priors.weights]
+        weights = np.array([self.priors.weights[kind] for kind in kinds])
         kind = kinds[generator.choice(len(kinds), p=weights / weights.sum())]
         return MaskDraw(draw_shape(kind, size, self.priors, generator), kind)
 
@@ -118,9 +118,7 @@ class StoredMasks:
     """Masks from files, one drawn by each seed, brought to the size asked for.
 
     Attributes:
-        word: "drawn" or "train_positives".
         names: one a mask, in order.
-        notices: what was done to them that a user must be told.
     """
 
     def __init__(self, word: str, paths: dict[str, Path]) -> None:
@@ -143,10 +141,7 @@ class StoredMasks:
                 problems.append(f"{name}: the mask covers everything, nothing would be left of the part")
             self._masks.append(mask)
         raise_problems(f"masks ({word})", problems, ValueError)
-        digest = hashlib.sha256()
-        for name, mask in zip(self.names, self._masks, strict=True):
-            digest.update(f"{name}\n{mask.shape}\n".encode() + np.packbits(mask).tobytes())
-        self._sha256 = digest.hexdigest()
+        self._sha256 = _hash_masks(zip(self.names, self._masks, strict=True), "\n")
 
     def draw(self, seed: int, size: tuple[int, int]) -> MaskDraw:
         """Choose a file by the seed; where the size differs, no thin defect is lost.
@@ -166,10 +161,12 @@ class StoredMasks:
         """Source, number and content of the masks."""
         return {"mask_source": self.word, "mask_count": len(self.names), "mask_sha256": self._sha256}
 
-    def find_other_sizes(self, size: tuple[int, int]) -> list[str]:
-        """Names of the masks that are not of a size (width, height) and will be stretched to it."""
-        pairs = zip(self.names, self._masks, strict=True)
-        return [name for name, mask in pairs if mask.shape != (size[1], size[0])]
+
+def _hash_masks(pairs: Iterable[tuple[str, np.ndarray]], separator: str) -> str:
+    digest = hashlib.sha256()
+    for name, mask in pairs:
+        digest.update(f"{name}{separator}{mask.shape}\n".encode() + np.packbits(mask).tobytes())
+    return digest.hexdigest()
 
 
 def _open_drawn(folder: Path) -> StoredMasks:
@@ -177,7 +174,7 @@ def _open_drawn(folder: Path) -> StoredMasks:
     if not paths:
         raise ValueError(f"no drawn masks (*.png) in {str(folder)!r}: draw some, or use 'procedural'")
     source = StoredMasks("drawn", paths)
-    grey = [name for name, path in paths.items() if not is_binary(path)]
+    grey = [name for name, path in paths.items() if not _is_binary(path)]
     if grey:
         source.notices.append(
             f"{len(grey)} of {len(paths)} drawn masks have more than two values ({', '.join(grey[:5])}): "
@@ -186,11 +183,10 @@ def _open_drawn(folder: Path) -> StoredMasks:
     return source
 
 
-def is_binary(path: Path | str) -> bool:
-    """Tell whether a mask file has two values at most (a soft brush leaves more)."""
+def _is_binary(path: Path) -> bool:
+    """A file of two values at most; a soft brush leaves more."""
     with Image.open(path) as opened:
-        colours = opened.convert("RGB").getcolors(2)
-    return colours is not None
+        return opened.convert("RGB").getcolors(2) is not None
 
 
 def _open_train_positives(data_folder: Path) -> StoredMasks:
@@ -204,3 +200,62 @@ def _open_train_positives(data_folder: Path) -> StoredMasks:
         "these masks are those of real training defects: a leak wherever the scenario may not know them"
     )
     return source
+
+
+class TurnedMasks:
+    """Masks of a few real training defects, turned and scaled, never as they were (AdaBLDM, section 3.2)."""
+
+    word = FEW_SHOT
+
+    def __init__(
+        self, defects: Sequence[Defect], scale_range: float = SCALE_RANGE, template: str = ""
+    ) -> None:
+        """Keep the shapes.
+
+        Args:
+            defects: from `read_defects`, at the size of the images that masks are drawn for.
+            scale_range: scales are drawn from 1 ± this.
+            template: see `write_prompt`; a shape then brings the prompt of its defect along.
+
+        Raises:
+            ValueError: there is no defect, the range makes no sense, or the template does not suit.
+        """
+        if not defects or not 0 <= scale_range < 1:
+            raise ValueError(
+                f"{len(defects)} defects, scale_range {scale_range}: expected at least one defect, and 0 … 1"
+            )
+        self._defects, self._scale_range = list(defects), scale_range
+        self._texts = {
+            defect[2:4]: write_prompt(template, *defect[2:4]) if template else "" for defect in self._defects
+        }
+        self.notices = [f"these masks are the shapes of {len(defects)} real training defects"]
+
+    def draw(self, seed: int, size: tuple[int, int]) -> MaskDraw:
+        """Choose, turn and place a shape by the seed, somewhere in an image of a size (width, height).
+
+        Raises:
+            ValueError: no turned shape fitted into the image.
+        """
+        generator = np.random.default_rng(seed)
+        frame = np.ones((size[1], size[0]), bool)
+        for _ in range(MAX_ATTEMPTS):
+            defect = self._defects[generator.integers(len(self._defects))]
+            turned, box = draw_turned(defect, frame, self._scale_range, generator)
+            if box:
+                mask = place_mask(turned.mask, box, frame.shape)
+                return MaskDraw(mask, defect.name, self._texts[defect[2:4]])
+        raise ValueError(
+            f"none of {MAX_ATTEMPTS} turned shapes fits into {size[0]} × {size[1]} pixels; the last one "
+            f"({defect.name}) is {turned.mask.shape[1]} × {turned.mask.shape[0]}: "
+            "read the defects at that size"
+        )
+
+    def describe(self) -> dict:
+        """Source, names and content of the shapes."""
+        return {
+            "mask_source": self.word,
+            "mask_names": sorted({defect.name for defect in self._defects}),
+            "mask_scale_range": self._scale_range,
+            "mask_sha256": _hash_masks([(one.name, one.mask) for one in self._defects], " "),
+            "mask_texts": sorted(set(self._texts.values())),
+        }

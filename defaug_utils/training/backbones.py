@@ -1,21 +1,29 @@
-"""The classifier: a ResNet with one logit, weights from files that can't run code, and a saliency map.
+"""Pretrained networks: ResNets from files that can't run code, and the features that they see in images.
 
-He et al. 2016 (ResNet); Selvaraju et al. 2017 (Grad-CAM).
+He et al. 2016 (ResNet). The feature layers stand for those at which DIAG measured (Girella et al. 2024):
+Inception's first and second max-pooling, at a quarter and an eighth of the input's side, with 64 and 192
+channels.
 """
 
+import importlib
 import logging
 import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import torch
-from captum.attr import LayerAttribution, LayerGradCam
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
 from transformers import ResNetConfig, ResNetForImageClassification
 from transformers.utils import logging as transformers_logging
 
+from defaug_utils.core.images import fit_image
 from defaug_utils.core.manifest import raise_problems
 
 BACKBONES = {
@@ -48,7 +56,6 @@ CONVERSION = (
     'python -c "import torch; from safetensors.torch import save_file; '
     "save_file(torch.load('resnet50.pth', weights_only=True), 'resnet50.safetensors')\""
 )
-SALIENCY_COLOUR = (0, 90, 255)  # not the orange of a mask's outline
 HEAD_KEYS = ("classifier.1.weight", "classifier.1.bias")
 _RENAMES = (  # transformers' names to torchvision's
     (r"^resnet\.embedder\.embedder\.convolution\.", "conv1."),
@@ -60,6 +67,11 @@ _RENAMES = (  # transformers' names to torchvision's
     (r"\.shortcut\.normalization\.", ".downsample.1."),
     (r"^classifier\.1\.", "fc."),
 )
+
+INCEPTION = "inception"
+INCEPTION_SIDE = 299  # pixels (Szegedy et al. 2016)
+DIAG_LAYERS = ("quarter", "eighth")  # of the input's side: DIAG's first and second max-pooling
+RESNET_LAYERS = ("quarter", "first_stage", "eighth", "sixteenth", "thirty_second")
 
 logger = logging.getLogger(__name__)
 
@@ -207,40 +219,168 @@ def normalise_images(images_u8: Tensor, normalisation: str = "imagenet") -> Tens
     return ((images_u8.float() / 255 - mean) / deviation).permute(0, 3, 1, 2)
 
 
-def saliency_map(
-    model: ResNetForImageClassification, images_u8: np.ndarray, normalisation: str = "imagenet"
+@dataclass(frozen=True)
+class FeatureNetwork:
+    """The first parts of a pretrained network, to be looked into.
+
+    Attributes:
+        backbone: its name.
+        parts: name of a layer → what leads to it from the layer before; in evaluation mode.
+        normalisation: of its input, a name in `NORMALISATIONS`.
+        side: pixels of the square that images are stretched to, 0 for their own size.
+    """
+
+    backbone: str
+    parts: Mapping[str, nn.Module]
+    normalisation: str = "imagenet"
+    side: int = 0
+
+    def name_distance(self, kind: str) -> str:
+        """The honest name of a distance over these features.
+
+        Args:
+            kind: "FD" (Fréchet) or "KD" (kernel).
+
+        Returns:
+            "FD-resnet50" and the like. FID and KID are names for Inception alone, and torchvision's weights
+            are not those of the usual programs, so that even there the name says whose they are.
+        """
+        if self.backbone == INCEPTION:
+            return {"FD": "FID", "KD": "KID"}[kind] + " (torchvision)"
+        return f"{kind}-{self.backbone}"
+
+    @torch.inference_mode()
+    def read_maps(self, images_u8: np.ndarray, layers: Sequence[str] = DIAG_LAYERS) -> dict[str, Tensor]:
+        """What the layers answer to some images; no part beyond the last of them is run.
+
+        Args:
+            images_u8: shape (batch, height, width, 3), uint8.
+            layers: names of layers.
+
+        Returns:
+            Layer → shape (batch, channels, rows, columns), float32.
+
+        Raises:
+            ValueError: a layer is unknown.
+        """
+        unknown = [name for name in layers if name not in self.parts]
+        if unknown:
+            raise ValueError(f"{self.backbone} has no layer {', '.join(unknown)}: {', '.join(self.parts)}")
+        device = next(next(iter(self.parts.values())).parameters()).device
+        state = normalise_images(torch.as_tensor(images_u8).to(device), self.normalisation)
+        if self.side:
+            state = interpolate(state, (self.side, self.side), mode="bilinear", antialias=True)
+        maps: dict[str, Tensor] = {}
+        for name, part in self.parts.items():
+            if len(maps) == len(set(layers)):
+                break
+            state = part(state)
+            if name in layers:
+                maps[name] = state
+        return maps
+
+
+def open_features(backbone: str, weights: str, device: str | torch.device = "cpu") -> FeatureNetwork:
+    """Open a pretrained network by its name.
+
+    Args:
+        backbone: a name in `BACKBONES`, or "inception" (torchvision's, where it is installed).
+        weights: for a ResNet what `build_classifier` takes (a folder, a `.safetensors` file with
+            torchvision's key names or a hub id); for Inception such a file.
+        device: where it runs.
+
+    Returns:
+        The network with the layers `DIAG_LAYERS`; a ResNet also has the others of its stages.
+
+    Raises:
+        ValueError: unknown backbone, weights that don't fit, or none (random features say nothing).
+        ModuleNotFoundError: Inception is asked for and torchvision is not installed.
+    """
+    if not weights:
+        raise ValueError(
+            f"features of {backbone} without weights would be those of a random network: name pretrained ones"
+        )
+    if backbone == INCEPTION:
+        return _open_inception(Path(weights), device)
+    resnet = build_classifier(backbone, weights).to(device).resnet
+    parts = zip(RESNET_LAYERS, [resnet.embedder, *resnet.encoder.stages], strict=True)
+    return FeatureNetwork(backbone, dict(parts))
+
+
+def _open_inception(weights: Path, device: str | torch.device) -> FeatureNetwork:
+    """Torchvision's Inception v3 with weights of its key names."""
+    models = _import_torchvision_models()
+    if weights.suffix != ".safetensors" or not weights.is_file():
+        raise ValueError(
+            f"weights {weights}: expected an existing .safetensors file of torchvision's Inception"
+        )
+    network = models.inception_v3(weights=None, init_weights=False)
+    network.load_state_dict(load_file(weights))
+    network = network.eval().to(device)
+    first = [network.Conv2d_1a_3x3, network.Conv2d_2a_3x3, network.Conv2d_2b_3x3, network.maxpool1]
+    second = [network.Conv2d_3b_1x1, network.Conv2d_4a_3x3, network.maxpool2]
+    parts = {"quarter": nn.Sequential(*first), "eighth": nn.Sequential(*second)}
+    return FeatureNetwork(INCEPTION, parts, "symmetric", INCEPTION_SIDE)
+
+
+def _import_torchvision_models() -> ModuleType:
+    try:
+        return importlib.import_module("torchvision.models")
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "Inception comes with torchvision, which is not installed: install it, or choose a ResNet as "
+            "feature_backbone"
+        ) from error
+
+
+def read_in_batches(
+    network: FeatureNetwork,
+    images_u8: Iterable[np.ndarray],
+    layers: Sequence[str],
+    size: tuple[int, int] | None = None,
+    batch_size: int = 16,
+) -> Iterator[dict[str, Tensor]]:
+    """What the layers answer to images, batch by batch; memory does not grow with their number.
+
+    Args:
+        network: from `open_features`.
+        images_u8: each of shape (height, width, 3), uint8; may be read on the way.
+        layers: names of layers.
+        size: (width, height) that images of another size are resized to; that of the first if None.
+        batch_size: images looked at together.
+
+    Yields:
+        See `FeatureNetwork.read_maps`.
+    """
+    remaining = iter(images_u8)
+    while batch := list(islice(remaining, batch_size)):
+        size = size or (batch[0].shape[1], batch[0].shape[0])
+        same = [image if image.shape[1::-1] == size else fit_image(image, size) for image in batch]
+        yield network.read_maps(np.stack(same), layers)
+
+
+def average_features(
+    network: FeatureNetwork,
+    images_u8: Iterable[np.ndarray],
+    layer: str,
+    size: tuple[int, int] | None = None,
+    batch_size: int = 16,
 ) -> np.ndarray:
-    """Where the model sees a defect: Grad-CAM of the logit at the last stage (Selvaraju et al. 2017).
+    """The feature of every image: the mean of a layer's output over all places.
 
     Args:
-        model: the classifier, in evaluation mode.
-        images_u8: shape (batch, height, width, 3), uint8.
-        normalisation: the one that the model was trained with.
+        network: from `open_features`.
+        images_u8: see `read_in_batches`, as `size` and `batch_size`.
+        layer: its name.
 
     Returns:
-        Shape (batch, height, width), float32 in [0, 1]; each map is divided by its own maximum, and is
-        0 everywhere when nothing in the image speaks for a defect.
+        Shape (images, channels), float32.
+
+    Raises:
+        ValueError: the layer is unknown, or there is no image.
     """
-    device = next(model.parameters()).device
-    inputs = normalise_images(torch.as_tensor(images_u8).to(device), normalisation)
-    grad_cam = LayerGradCam(lambda batch: model(batch).logits[:, 0], model.resnet.encoder.stages[-1])
-    coarse = grad_cam.attribute(inputs, relu_attributions=True)
-    maps = LayerAttribution.interpolate(coarse, inputs.shape[2:], interpolate_mode="bilinear")
-    maps = maps.detach()[:, 0]
-    largest = maps.amax(dim=(1, 2), keepdim=True)
-    return (maps / largest.clamp(min=torch.finfo(maps.dtype).tiny)).cpu().numpy()
-
-
-def overlay_saliency(image_u8: np.ndarray, saliency: np.ndarray, opacity: float = 0.6) -> np.ndarray:
-    """Tint an image blue where the saliency is high.
-
-    Args:
-        image_u8: shape (height, width, 3), uint8.
-        saliency: shape (height, width), in [0, 1].
-        opacity: of the tint where the saliency is 1.
-
-    Returns:
-        Same shape and dtype as the image.
-    """
-    weight = opacity * saliency[..., None]
-    return np.rint((1 - weight) * image_u8 + weight * np.array(SALIENCY_COLOUR)).astype(np.uint8)
+    batches = read_in_batches(network, images_u8, [layer], size, batch_size)
+    features = [maps[layer].mean(dim=(2, 3)).cpu().numpy() for maps in batches]
+    if not features:
+        raise ValueError("no image to take features of")
+    return np.concatenate(features)

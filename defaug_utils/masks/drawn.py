@@ -17,11 +17,7 @@ def mask_file_name(source_image: str) -> str:
 
 
 def read_drawn(folder: Path | str) -> pd.DataFrame:
-    """The manifest of a folder of drawn masks, empty while there is none.
-
-    Raises:
-        ManifestError: it is broken, or a file that it lists has vanished.
-    """
+    """The manifest of a folder of drawn masks, empty while there is none; a broken one is refused."""
     path = Path(folder) / "manifest.csv"
     return read_manifest(path, check_files=True) if path.is_file() else make_manifest([])
 
@@ -35,7 +31,7 @@ def load_drawn(folder: Path | str, source_image: str) -> np.ndarray | None:
 def save_drawn(folder: Path | str, data_folder: Path | str, source_image: str, mask: np.ndarray) -> Path:
     """Store a mask, a copy of its image and then their row, each whole or not at all.
 
-    The masks lie in the folder itself, where `open_mask_source("drawn", folder)` finds them.
+    The masks lie in the folder itself, where `open_masks("drawn", folder)` finds them.
 
     Args:
         folder: where drawn masks are kept; made when missing.
@@ -74,19 +70,7 @@ def save_drawn(folder: Path | str, data_folder: Path | str, source_image: str, m
 
 
 def delete_drawn(folder: Path | str, source_image: str) -> bool:
-    """Remove an image's mask: its row first, then its files.
-
-    Args:
-        folder: where drawn masks are kept.
-        source_image: the image's name in the data set.
-
-    Returns:
-        Whether there was one.
-
-    Raises:
-        ManifestError: the manifest is broken.
-        PermissionError: the folder can't be written to.
-    """
+    """Remove the mask of an image of the data set, its row first, then its files; whether there was one."""
     folder, name = Path(folder), mask_file_name(source_image)
     if not (folder / name).is_file():
         return False

@@ -1,0 +1,161 @@
+"""The classifier: trained by a recipe, its scores, and a map of what it looks at.
+
+Selvaraju et al. 2017 (Grad-CAM).
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from captum.attr import LayerAttribution, LayerGradCam
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+from transformers import ResNetForImageClassification
+
+from defaug_utils.data.samples import Samples, hash_samples
+from defaug_utils.evaluation.recipes import (
+    Batch,
+    Recipe,
+    TrainedNetwork,
+    describe_training,
+    flip_images,
+    plan_batches,
+    split_batches,
+    train_network,
+)
+from defaug_utils.training.backbones import build_classifier, normalise_images
+from defaug_utils.training.loop import OnStep
+
+SALIENCY_COLOUR = (0, 90, 255)  # not the orange of a mask's outline
+
+
+def train_classifier(
+    samples: Samples,
+    folder: Path | str,
+    recipe: Recipe,
+    backbone: str,
+    seed: int = 0,
+    weights: str = "",
+    on_step: OnStep | None = None,
+) -> TrainedNetwork:
+    """Train on the train split, or go on where an earlier call with the same settings stopped.
+
+    On the processor the result repeats exactly for the same settings, number of threads and versions.
+
+    Args:
+        samples: the training set in memory.
+        folder: where the checkpoint and `history.csv` go.
+        recipe: how to train.
+        backbone: a name in `BACKBONES`.
+        seed: seeds the random weights and the order of images.
+        weights: as `build_classifier` takes them.
+        on_step: called after every step, see `run_steps`.
+
+    Raises:
+        ValueError: the folder holds a training with other settings, or of another training set; nothing in
+            it is touched.
+        FloatingPointError: a loss is not finite.
+    """
+    height, width = samples.images_u8.shape[1:3]
+    digest = hash_samples(samples, "train")
+    settings = describe_training(recipe, backbone, weights, seed, (width, height), digest)
+    train = torch.from_numpy(samples.indices("train"))
+
+    def measure_loss(model: nn.Module, batch: Batch) -> Tensor:
+        device, chosen = next(model.parameters()).device, train[batch.images]
+        images_u8 = samples.images_u8[chosen].to(device)
+        if recipe.flips:  # before normalising: bytes are a quarter of what floats are to move
+            images_u8 = flip_images(images_u8.permute(0, 3, 1, 2), batch.flips).permute(0, 2, 3, 1)
+        logits = model(normalise_images(images_u8, recipe.normalisation)).logits[:, 0]
+        return binary_cross_entropy_with_logits(logits.float(), samples.labels[chosen].to(device))
+
+    return train_network(
+        lambda: build_classifier(backbone, weights),
+        measure_loss,
+        plan_batches(samples.labels[train].numpy(), recipe, seed),
+        folder,
+        recipe,
+        settings,
+        on_step,
+    )
+
+
+def count_training(samples: Samples) -> dict[str, int]:
+    """Images of the train split: `n_train`, and the positives and the generated ones among them."""
+    train = samples.table[samples.table["split"] == "train"]
+    positives = train[train["label"] == "positive"]
+    generated = int((positives["origin"] != "real").sum())
+    return {"n_train": len(train), "n_train_positive": len(positives), "n_train_generated": generated}
+
+
+@torch.inference_mode()
+def score_samples(
+    model: ResNetForImageClassification, samples: Samples, normalisation: str, batch_size: int = 32
+) -> pd.DataFrame:
+    """Score the val and test images: the probability of "positive" that the model gives.
+
+    Args:
+        model: the classifier, in evaluation mode.
+        samples: the training set in memory.
+        normalisation: the one that the model was trained with.
+        batch_size: images at a time; changes speed only.
+
+    Returns:
+        A table with the columns image, split, label and score (float64 in [0, 1]).
+    """
+    device = next(model.parameters()).device
+    indices = np.concatenate([samples.indices(split) for split in ("val", "test")])
+    logits = [
+        model(normalise_images(samples.images_u8[batch].to(device), normalisation)).logits[:, 0].cpu()
+        for batch in split_batches(indices, batch_size)
+    ]
+    table = samples.table.loc[indices, ["image", "split", "label"]].reset_index(drop=True)
+    return table.assign(score=torch.cat(logits).double().sigmoid().numpy())
+
+
+def saliency_map(
+    model: ResNetForImageClassification, images_u8: np.ndarray, normalisation: str = "imagenet"
+) -> np.ndarray:
+    """Where the model sees a defect: Grad-CAM of the logit at the last stage (Selvaraju et al. 2017).
+
+    Args:
+        model: the classifier, in evaluation mode.
+        images_u8: shape (batch, height, width, 3), uint8.
+        normalisation: the one that the model was trained with.
+
+    Returns:
+        Shape (batch, height, width), float32 in [0, 1]; each map is divided by its own maximum, and is
+        0 everywhere when nothing in the image speaks for a defect.
+    """
+    device = next(model.parameters()).device
+    inputs = normalise_images(torch.as_tensor(images_u8).to(device), normalisation)
+    grad_cam = LayerGradCam(lambda batch: model(batch).logits[:, 0], model.resnet.encoder.stages[-1])
+    coarse = grad_cam.attribute(inputs, relu_attributions=True)
+    maps = LayerAttribution.interpolate(coarse, inputs.shape[2:], interpolate_mode="bilinear")
+    maps = maps.detach()[:, 0]
+    largest = maps.amax(dim=(1, 2), keepdim=True)
+    return (maps / largest.clamp(min=torch.finfo(maps.dtype).tiny)).cpu().numpy()
+
+
+def overlay_saliency(image_u8: np.ndarray, saliency: np.ndarray, opacity: float = 0.6) -> np.ndarray:
+    """Tint an image blue where the saliency is high.
+
+    Args:
+        image_u8: shape (height, width, 3), uint8.
+        saliency: shape (height, width), in [0, 1].
+        opacity: of the tint where the saliency is 1.
+
+    Returns:
+        Same shape and dtype as the image.
+    """
+    weight = opacity * saliency[..., None]
+    return np.rint((1 - weight) * image_u8 + weight * np.array(SALIENCY_COLOUR)).astype(np.uint8)
+
+
+def explain_images(
+    model: ResNetForImageClassification, images_u8: np.ndarray, normalisation: str = "imagenet"
+) -> list[np.ndarray]:
+    """Images tinted where the model sees a defect, see `saliency_map` and `overlay_saliency`."""
+    maps = saliency_map(model, images_u8, normalisation)
+    return [overlay_saliency(image, saliency) for image, saliency in zip(images_u8, maps, strict=True)]

@@ -1,0 +1,302 @@
+"""How a classifier or detector is trained: the papers' recipes by name, and which images an epoch shows."""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from defaug_utils.core.manifest import image_seed
+from defaug_utils.training.loop import OnStep, StepLoss, StepPlan, Training, open_accelerator, run_steps
+from defaug_utils.training.memory import pick_device
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a classifier is trained.
+
+    Attributes:
+        optimiser: "sgd" or "adam".
+        learning_rate: of the first epoch.
+        batch_size: images a step.
+        epochs: passes; the last epoch's model is the result.
+        balanced: an epoch is all positives and as many negatives, the least used first; else all images.
+        momentum: of SGD.
+        normalisation: a name in `backbones.NORMALISATIONS`.
+        flips: mirror each image at random, left-right and top-bottom.
+        decay: lower the learning rate from epoch to epoch by half a cosine; else it is constant.
+        freeze_batch_norm_after: epochs after which BatchNorm keeps its running statistics; 0 for never.
+    """
+
+    optimiser: str
+    learning_rate: float
+    batch_size: int
+    epochs: int
+    balanced: bool
+    momentum: float = 0.0
+    normalisation: str = "imagenet"
+    flips: bool = False
+    decay: bool = False
+    freeze_batch_norm_after: int = 0
+
+
+RECIPES = {
+    # In&Out, section 4, on the KSDD2 training procedure of Božič et al. 2021
+    "in_and_out": Recipe("sgd", 0.01, batch_size=5, epochs=50, balanced=True),
+    # the same with that procedure's own input values and batch size
+    "segdecnet": Recipe("sgd", 0.01, batch_size=1, epochs=50, balanced=True, normalisation="unit"),
+    # DIAG's published code; its paper says 50 epochs
+    "diag": Recipe("adam", 1e-4, batch_size=32, epochs=30, balanced=False),
+    # what that code really does: it never leaves evaluation mode after its first evaluation
+    "diag_frozen": Recipe("adam", 1e-4, 32, 30, balanced=False, freeze_batch_norm_after=1),
+    # ours, for a small backbone and half a minute on one processor core
+    "workshop": Recipe("adam", 8e-3, batch_size=8, epochs=25, balanced=True, flips=True, decay=True),
+}
+
+
+def choose_recipe(name: str, **overrides: float | bool) -> Recipe:
+    """A named recipe with some values replaced; 0 (or False) keeps the recipe's own value."""
+    if name not in RECIPES:
+        raise ValueError(f"recipe {name!r} is none of {', '.join(RECIPES)}")
+    recipe = replace(RECIPES[name], **{key: value for key, value in overrides.items() if value})
+    if min(recipe.epochs, recipe.batch_size) < 1 or recipe.learning_rate <= 0:
+        raise ValueError(f"recipe {name!r}: epochs, batch size and learning rate must be positive: {recipe}")
+    return recipe
+
+
+def fit_epochs(recipe: Recipe, labels: np.ndarray, training_images: int) -> Recipe:
+    """The recipe with as many epochs as show about so many training images in all.
+
+    An epoch of a balanced recipe is as long as there are positives: with the same number of epochs, a
+    training set with more positives would also be trained for longer.
+
+    Args:
+        recipe: how to train.
+        labels: of the training part, shape (images,), 1 for positive.
+        training_images: images shown in all epochs together, one counted each time; 0 keeps the recipe.
+
+    Returns:
+        A new recipe, of at least one epoch.
+
+    Raises:
+        ValueError: the number is negative.
+    """
+    if training_images < 0:
+        raise ValueError(
+            f"training_images {training_images} must be at least 1, or 0 for the recipe's epochs"
+        )
+    if not training_images:
+        return recipe
+    (epoch,) = plan_epochs(labels, replace(recipe, epochs=1), seed=0)
+    return replace(recipe, epochs=max(1, round(training_images / len(epoch))))
+
+
+def learning_rate_of(recipe: Recipe, epoch: int) -> float:
+    """The learning rate of an epoch, counted from 0."""
+    share = (1 + math.cos(math.pi * epoch / recipe.epochs)) / 2 if recipe.decay else 1.0
+    return recipe.learning_rate * share
+
+
+def plan_epochs(labels: np.ndarray, recipe: Recipe, seed: int) -> list[np.ndarray]:
+    """Which images every epoch shows, in which order: a function of labels, recipe and seed alone.
+
+    Args:
+        labels: shape (images,), 1 for positive.
+        recipe: its `balanced` and `epochs` count.
+        seed: epoch e draws from a generator of its own, derived from (seed, e).
+
+    Returns:
+        For every epoch, positions in `labels`.
+    """
+    negatives, positives = np.flatnonzero(labels == 0), np.flatnonzero(labels == 1)
+    uses = np.zeros(len(negatives), int)
+    plan = []
+    for epoch in range(recipe.epochs):
+        generator = np.random.default_rng([seed, epoch])
+        chosen = np.arange(len(negatives))
+        if recipe.balanced:
+            least_used_first = np.lexsort((generator.random(len(negatives)), uses))
+            chosen = np.resize(least_used_first, len(positives))
+            np.add.at(uses, chosen, 1)
+        plan.append(generator.permutation(np.concatenate([positives, negatives[chosen]])))
+    return plan
+
+
+def split_batches(indices: np.ndarray, batch_size: int) -> list[Tensor]:
+    """Cut into batches; a last single image joins the batch before it (BatchNorm needs two)."""
+    starts = list(range(0, len(indices), batch_size))
+    if len(starts) > 1 and batch_size > 1 and len(indices) - starts[-1] == 1:
+        starts.pop()
+    ends = [*starts[1:], len(indices)]
+    return [torch.from_numpy(indices[a:b]) for a, b in zip(starts, ends, strict=True)]
+
+
+class Batch(NamedTuple):
+    """What one step shows.
+
+    Attributes:
+        epoch: from 0.
+        images: positions of its images.
+        flips: shape (2, images), bool: mirrored top-bottom, and left-right.
+    """
+
+    epoch: int
+    images: Tensor
+    flips: Tensor
+
+
+def plan_batches(labels: np.ndarray, recipe: Recipe, seed: int) -> list[Batch]:
+    """All batches of a training, see `plan_epochs`; an epoch's flips are drawn from (seed, epoch)."""
+    batches = []
+    for epoch, shown in enumerate(plan_epochs(labels, recipe, seed)):
+        generator = torch.Generator().manual_seed(image_seed(seed, epoch))
+        for images in split_batches(shown, recipe.batch_size):
+            chances = torch.stack([torch.rand(len(images), generator=generator) for _ in range(2)])
+            batches.append(Batch(epoch, images, (chances < 0.5) & recipe.flips))
+    return batches
+
+
+def flip_images(images: Tensor, flips: Tensor) -> Tensor:
+    """Mirror some images.
+
+    Args:
+        images: shape (batch, channels, height, width).
+        flips: see `Batch`.
+    """
+    for axis, chosen in zip((2, 3), flips.to(images.device), strict=True):
+        images = torch.where(chosen[:, None, None, None], images.flip(axis), images)
+    return images
+
+
+class TrainedNetwork(NamedTuple):
+    """A finished training.
+
+    Attributes:
+        model: the last epoch's network, in evaluation mode.
+        history: one row an epoch: epoch (from 1), loss (mean over its images), seconds.
+        resumed_epochs: how many of them an earlier call had finished.
+    """
+
+    model: nn.Module
+    history: pd.DataFrame
+    resumed_epochs: int
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """How long, and how it ended."""
+        loss, seconds = self.history["loss"].iloc[-1], self.history["seconds"].sum()
+        return {"epochs": len(self.history), "final_loss": float(loss), "seconds": float(seconds)}
+
+
+def train_network(
+    make_network: Callable[[], nn.Module],
+    measure_loss: Callable[[nn.Module, Batch], Tensor],
+    batches: list[Batch],
+    folder: Path | str,
+    recipe: Recipe,
+    settings: dict,
+    on_step: OnStep | None = None,
+) -> TrainedNetwork:
+    """Train a network by a recipe, or go on where an earlier call with the same settings stopped.
+
+    Args:
+        make_network: called once, with PyTorch's global generator seeded.
+        measure_loss: of one batch, on the network's device.
+        batches: from `plan_batches`.
+        folder: for `checkpoint.safetensors` and `history.csv`, replaced after every epoch.
+        recipe: how to train.
+        settings: see `describe_training`.
+        on_step: see `run_steps`.
+
+    Raises:
+        ValueError: the folder holds a training with other settings; nothing in it is touched.
+        FloatingPointError: a loss is not finite.
+    """
+    device = pick_device()
+    with _repeatable(device, settings["seed"]):
+        network = make_network().to(device, memory_format=torch.channels_last)
+        plan = StepPlan(len(batches), len(batches) // recipe.epochs, _pick_precision(device), row="epoch")
+
+        def compute_loss(module: nn.Module, step: int) -> StepLoss:
+            batch = batches[step]
+            if 0 < recipe.freeze_batch_norm_after <= batch.epoch:
+                freeze_batch_norm(module)
+            return StepLoss(measure_loss(module, batch), {"epoch": batch.epoch + 1}, len(batch.images))
+
+        training = Training(
+            network,
+            make_optimiser(network, recipe),
+            compute_loss,
+            open_accelerator(plan.precision, device.type),
+            rate_of=lambda step: learning_rate_of(recipe, batches[step].epoch),
+        )
+        run = run_steps(training, plan, folder, settings, on_step)
+    return TrainedNetwork(network.eval(), run.history, run.resumed_steps // plan.save_every)
+
+
+def describe_training(
+    recipe: Recipe, backbone: str, weights: str, seed: int, size: tuple[int, int], training_set: str
+) -> dict:
+    """Everything that decides what a trained network is, as JSON values.
+
+    Args:
+        recipe: how it is trained.
+        backbone: its name.
+        weights: what it starts from; of a file the content counts.
+        seed: of random weights, the order of images and flips.
+        size: (width, height) of the input.
+        training_set: hash of the training part.
+    """
+    is_file = Path(weights).is_file()
+    return {
+        **asdict(recipe),
+        "backbone": backbone,
+        "weights": weights,
+        "weights_content": sha256(Path(weights).read_bytes()).hexdigest()[:16] if is_file else "",
+        "seed": seed,
+        "input_size": list(size),
+        "training_set": training_set,
+    }
+
+
+@contextmanager
+def _repeatable(device: torch.device, seed: int) -> Iterator[None]:
+    """Seed PyTorch and, on the processor, allow deterministic operations only; restore both after."""
+    before = torch.are_deterministic_algorithms_enabled()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        torch.use_deterministic_algorithms(before or device.type == "cpu")
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(before)
+
+
+def make_optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """The recipe's optimiser over all of a model's parameters."""
+    if recipe.optimiser == "sgd":
+        return torch.optim.SGD(model.parameters(), recipe.learning_rate, recipe.momentum)
+    if recipe.optimiser == "adam":
+        return torch.optim.Adam(model.parameters(), recipe.learning_rate)
+    raise ValueError(f"optimiser {recipe.optimiser!r} is neither sgd nor adam")
+
+
+def _pick_precision(device: torch.device) -> str:
+    """Of the forward pass: half the width on a GPU, float32 on the processor."""
+    if device.type != "cuda":
+        return "no"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
+def freeze_batch_norm(network: nn.Module) -> None:
+    """Let BatchNorm normalise by its running statistics and keep them."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()

@@ -1,0 +1,178 @@
+"""Real defects cut out by their masks, turned, scaled, and put where they lie inside an object."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import pandas as pd
+
+from defaug_utils.core.images import fit_image, fit_mask, read_image, read_mask
+from defaug_utils.core.manifest import ManifestError, raise_problems
+
+MARGIN = 2  # pixels of surroundings kept around a cut, so that turning blends with them at the defect's edge
+COVERED_FROM = 0.25  # share of a turned pixel from which it is defect: a crack of one pixel stays whole
+ROUNDING = 1e-6  # pixels; a turn by 90° must not need one more
+
+
+class Defect(NamedTuple):
+    """A defect cut out of its image.
+
+    Attributes:
+        image_u8: shape (height, width, 3), uint8.
+        mask: shape (height, width), bool, true on the defect.
+        category: product.
+        defect_type: its name in the data set.
+        name: image that it comes from.
+    """
+
+    image_u8: np.ndarray
+    mask: np.ndarray
+    category: str
+    defect_type: str
+    name: str
+
+
+def read_defects(dataset: pd.DataFrame, data_folder: Path | str, size: tuple[int, int]) -> list[Defect]:
+    """Cut the defects of all real training positives out, one an image, in the order of the images' names.
+
+    Args:
+        dataset: manifest of the prepared data set.
+        data_folder: its folder.
+        size: (width, height) to which images and masks are brought first.
+
+    Raises:
+        ManifestError: no positive has a mask, or a list of every file that can't be read or whose mask is
+            empty or of another size than its image.
+    """
+    is_known = (dataset["split"] == "train") & (dataset["label"] == "positive")
+    is_known &= dataset["origin"] == "real"
+    rows = dataset[is_known & (dataset["mask"] != "")].sort_values("image")
+    if rows.empty:
+        raise ManifestError(
+            f"{data_folder}: none of {int(is_known.sum())} training positives has a mask: defects can't be "
+            "cut out without one"
+        )
+    defects, problems = [], []
+    for row in rows.itertuples():
+        try:
+            image_u8, mask = (
+                read_image(Path(data_folder) / row.image),
+                read_mask(Path(data_folder) / row.mask),
+            )
+            if mask.shape != image_u8.shape[:2]:
+                raise ValueError(f"{row.mask}: mask {mask.shape} on an image {image_u8.shape[:2]}")
+            pair = fit_image(image_u8, size), fit_mask(mask, size)
+            defects.append(cut_defect(*pair, row.category, row.defect_type, row.image))
+        except ValueError as error:
+            problems.append(str(error))
+    raise_problems(f"defects in {data_folder}", problems)
+    return defects
+
+
+def cut_defect(
+    image_u8: np.ndarray, mask: np.ndarray, category: str = "", defect_type: str = "", name: str = ""
+) -> Defect:
+    """Cut the box of a mask out, with a small margin as far as the image reaches; an empty one is refused."""
+    if not mask.any():
+        raise ValueError(f"{name or 'the image'}: the mask is empty, there is no defect to cut out")
+    box = find_box(mask, MARGIN)
+    return Defect(image_u8[box].copy(), mask[box].copy(), category, defect_type, name)
+
+
+def find_box(mask: np.ndarray, margin: int = 0) -> tuple[slice, slice]:
+    """Rows and columns of the smallest box around a mask, and a margin as far as the image reaches."""
+    used = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+    return tuple(slice(max(0, lines[0] - margin), lines[-1] + 1 + margin) for lines in used)
+
+
+def turn_defect(defect: Defect, angle: float, scale: float) -> Defect:
+    """Turn a defect by degrees counter-clockwise and scale it, both about its middle.
+
+    The box grows so that no pixel is lost, and is the smallest that holds the mask.
+    """
+    height, width = defect.mask.shape
+    turn = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), angle, scale)
+    across, along = abs(turn[0, 0]), abs(turn[0, 1])
+    new_width = int(np.ceil(across * width + along * height - ROUNDING))
+    new_height = int(np.ceil(across * height + along * width - ROUNDING))
+    turn[:, 2] += (new_width - width) / 2, (new_height - height) / 2
+    size = (new_width, new_height)
+    image_u8 = cv2.warpAffine(defect.image_u8, turn, size, borderMode=cv2.BORDER_REFLECT_101)
+    covered = cv2.warpAffine(defect.mask.astype(np.float32), turn, size)
+    mask = covered > min(COVERED_FROM, covered.max() / 2)
+    return cut_defect(image_u8, mask, *defect[2:])
+
+
+def find_places(foreground: np.ndarray, shape: np.ndarray) -> np.ndarray:
+    """All places where a shape lies fully inside an object: top and left of its box, shape (places, 2).
+
+    Args:
+        foreground: shape (height, width), bool, true on the object.
+        shape: a defect's mask in its box, bool.
+    """
+    if any(inner > outer for inner, outer in zip(shape.shape, foreground.shape, strict=True)):
+        return np.empty((0, 2), int)
+    outside = (~foreground).astype(np.float32)
+    overlap = cv2.matchTemplate(outside, shape.astype(np.float32), cv2.TM_CCORR)
+    return np.argwhere(overlap < 0.5)
+
+
+def draw_place(
+    foreground: np.ndarray, shape: np.ndarray, generator: np.random.Generator
+) -> tuple[slice, slice] | None:
+    """One of the boxes of `find_places` (rows, columns) by chance; None where there is none."""
+    places = find_places(foreground, shape)
+    if not len(places):
+        return None
+    top, left = places[generator.integers(len(places))]
+    return slice(top, top + shape.shape[0]), slice(left, left + shape.shape[1])
+
+
+def draw_turned(
+    defect: Defect, foreground: np.ndarray, scale_range: float, generator: np.random.Generator
+) -> tuple[Defect, tuple[slice, slice] | None]:
+    """Turn a defect by any angle, scale it by 1 ± `scale_range`, and draw a box for it inside an object."""
+    scale = 1 + generator.uniform(-scale_range, scale_range)
+    turned = turn_defect(defect, generator.uniform(0, 360), scale)
+    return turned, draw_place(foreground, turned.mask, generator)
+
+
+def paste_defect(
+    image_u8: np.ndarray, defect: Defect, box: tuple[slice, slice]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Put a defect's pixels into a box (rows, columns) of an image.
+
+    Returns:
+        A new image, and its mask, shape (height, width), bool; all other pixels are the image's own.
+    """
+    pasted = image_u8.copy()
+    pasted[box][defect.mask] = defect.image_u8[defect.mask]
+    return pasted, place_mask(defect.mask, box, image_u8.shape[:2])
+
+
+def place_mask(shape: np.ndarray, box: tuple[slice, slice], size: tuple[int, int]) -> np.ndarray:
+    """A mask of (height, width) with a shape in its box, false elsewhere."""
+    mask = np.zeros(size, bool)
+    mask[box] = shape
+    return mask
+
+
+def move_inside(
+    mask: np.ndarray, foreground: np.ndarray, generator: np.random.Generator
+) -> np.ndarray | None:
+    """A mask where it lies fully inside an object: where it is, if it does there, else at a random place.
+
+    Args:
+        mask: shape (height, width), bool, not empty.
+        foreground: same shape, bool, true on the object.
+        generator: draws the place.
+
+    Returns:
+        Same shape, bool; None where it fits nowhere.
+    """
+    if foreground[mask].all():
+        return mask
+    shape = mask[find_box(mask)]
+    box = draw_place(foreground, shape, generator)
+    return None if box is None else place_mask(shape, box, mask.shape)

@@ -1,0 +1,231 @@
+"""Shapes of defects by formula: scratches, cracks and blobs as an expert expects them, and Perlin noise.
+
+Noise on a regular lattice is linear in its gradients, so a whole image of it is a product of three small
+matrices: no Python loop over pixels, and no demand that the sides be divisible by the lattice.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import cv2
+import numpy as np
+
+SHIFT = 4  # fractional bits of OpenCV's coordinates
+MAX_DRAWS = 50  # a shape that stays empty this often never comes
+RANGES = {  # of the priors' pairs: least, largest, and what is asked for
+    "length": (1e-6, math.inf, "rise, above 0"),
+    "width": (1, math.inf, "rise from 1 pixel or more"),
+    "orientation": (-180, 180, "rise within −180 … 180 degrees"),
+    "roundness": (1e-6, 1, "rise within 0 … 1, 0 excluded"),
+}
+
+LATTICE_EXPONENTS = (0, 5)  # lattice of 2^i × 2^j cells, i and j from 0 … 5 (MemSeg, section 3.1)
+ROTATION_DEGREES = 90.0  # the noise is turned by U(-90°, 90°) (MemSeg's usual re-implementation)
+NOISE_THRESHOLD = 0.5  # the mask is where the noise is above it (MemSeg's usual re-implementation)
+NOISE_SCALE = math.sqrt(2)  # brings the values into [-1, 1] (the usual re-implementation, after DRAEM)
+
+
+@dataclass(frozen=True)
+class ShapePriors:
+    """What the expert expects; defaults suit surfaces of which nothing is known.
+
+    Attributes:
+        weights: how often each kind comes, by its word in `SHAPES`.
+        length: smallest and largest length, as shares of the image's shorter side.
+        width: smallest and largest width of scratches and cracks, pixels.
+        orientation: smallest and largest angle of the long axis, degrees; 0 is level, 90 upright.
+        roundness: smallest and largest ratio of a blob's short to its long axis.
+    """
+
+    weights: dict[str, float] = field(default_factory=lambda: {"scratch": 1.0, "crack": 1.0, "blob": 1.0})
+    length: tuple[float, float] = (0.15, 0.8)
+    width: tuple[float, float] = (2.0, 6.0)
+    orientation: tuple[float, float] = (-90.0, 90.0)
+    roundness: tuple[float, float] = (0.3, 1.0)
+
+    def __post_init__(self) -> None:
+        """Refuse priors that make no sense, all in one message."""
+        known, counts = set(self.weights) <= set(SHAPES), self.weights.values()
+        broken = []
+        if not known or min(counts, default=-1) < 0 or sum(counts) == 0:
+            names = ", ".join(SHAPES)
+            broken = [f"weights {self.weights} must name some of {names}, none negative, not all 0"]
+        for name, (low, high, demand) in RANGES.items():
+            smallest, largest = getattr(self, name)
+            if not low <= smallest <= largest <= high:
+                broken.append(f"{name} {getattr(self, name)} must {demand}")
+        if broken:
+            raise ValueError("shape priors: " + "; ".join(broken))
+
+
+def draw_shape(
+    kind: str, size: tuple[int, int], priors: ShapePriors, generator: np.random.Generator
+) -> np.ndarray:
+    """Draw one shape with its centre somewhere in the image; an empty or full mask is drawn again.
+
+    Args:
+        kind: a word of `SHAPES`.
+        size: (width, height) in pixels.
+        priors: lengths, widths and directions.
+        generator: source of randomness.
+
+    Returns:
+        Shape (height, width), bool, with pixels of either kind.
+
+    Raises:
+        ValueError: the image is too small for such shapes.
+    """
+    for _ in range(MAX_DRAWS):
+        canvas = np.zeros((size[1], size[0]), np.uint8)
+        centre = generator.uniform(0, 1, 2) * size
+        length = generator.uniform(*priors.length) * min(size)
+        angle = np.deg2rad(generator.uniform(*priors.orientation))
+        axis = np.array([np.cos(angle), -np.sin(angle)])  # rows count downwards
+        SHAPES[kind](canvas, centre, length * axis, priors, generator)
+        if canvas.any() and not canvas.all():
+            return canvas.astype(bool)
+    raise ValueError(
+        f"{MAX_DRAWS} shapes ({kind}) drawn on {size[0]} × {size[1]} pixels, all empty or "
+        f"covering everything: use other lengths than {priors.length}"
+    )
+
+
+def _draw_scratch(canvas, centre, span, priors, generator) -> None:
+    """A thin arc, bent a little to one side, thinner towards its ends."""
+    along = np.linspace(-0.5, 0.5, 32)
+    across = np.array([-span[1], span[0]]) * generator.normal(0, 0.08)
+    points = centre + along[:, None] * span + (0.25 - along**2)[:, None] * 4 * across
+    widths = generator.uniform(*priors.width) * (0.5 + 2 * (0.25 - along**2))
+    _draw_line(canvas, points, widths)
+
+
+def _draw_crack(canvas, centre, span, priors, generator) -> None:
+    """A jagged line that wanders off its axis, with up to three branches."""
+    width = generator.uniform(*priors.width)
+    points = _wander(centre - span / 2, span, 14, generator)
+    _draw_line(canvas, points, np.full(len(points), width))
+    for start in generator.choice(np.arange(3, 12), int(generator.integers(0, 4)), replace=False):
+        turn = np.deg2rad(generator.uniform(25, 60) * generator.choice((-1, 1)))
+        turned = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]) @ span
+        branch = _wander(points[start], turned * generator.uniform(0.15, 0.4), 6, generator)
+        _draw_line(canvas, branch, np.full(len(branch), max(1.0, 0.7 * width)))
+
+
+def _draw_blob(canvas, centre, span, priors, generator) -> None:
+    """An ellipse whose rim swings in and out."""
+    angles = np.linspace(0, 2 * np.pi, 72, endpoint=False)
+    orders = np.arange(2, 7)
+    waves = generator.normal(0, 0.12, orders.size) / np.sqrt(orders - 1)
+    phases = generator.uniform(0, 2 * np.pi, orders.size)
+    radius = np.clip(1 + (waves * np.cos(angles[:, None] * orders + phases)).sum(axis=1), 0.3, 1.7) / 2
+    across = np.array([-span[1], span[0]]) * generator.uniform(*priors.roundness)
+    rim = centre + radius[:, None] * (np.cos(angles)[:, None] * span + np.sin(angles)[:, None] * across)
+    cv2.fillPoly(canvas, [np.rint(rim * 2**SHIFT).astype(np.int32)], 1, shift=SHIFT)
+
+
+def _wander(start: np.ndarray, span: np.ndarray, steps: int, generator: np.random.Generator) -> np.ndarray:
+    """Points from a start along a span, each pushed off to the side by chance, shape (steps + 1, 2)."""
+    aside = np.array([-span[1], span[0]]) * 0.06
+    pushes = np.concatenate([[0], np.cumsum(generator.normal(0, 1, steps))])
+    return start + np.linspace(0, 1, steps + 1)[:, None] * span + pushes[:, None] * aside
+
+
+def _draw_line(canvas: np.ndarray, points: np.ndarray, widths: np.ndarray) -> None:
+    """A line of changing width through points (x, y)."""
+    fixed = np.rint(points * 2**SHIFT).astype(int)
+    for start, end, width in zip(fixed[:-1], fixed[1:], widths, strict=False):
+        cv2.line(canvas, start.tolist(), end.tolist(), 1, max(1, round(width)), cv2.LINE_8, SHIFT)
+
+
+# pixels to draw on, the centre, the span from end to end (both x, y), the priors and the source of randomness
+Draw = Callable[[np.ndarray, np.ndarray, np.ndarray, ShapePriors, np.random.Generator], None]
+SHAPES: dict[str, Draw] = {"scratch": _draw_scratch, "crack": _draw_crack, "blob": _draw_blob}
+
+
+def draw_lattice(
+    generator: np.random.Generator, exponents: tuple[int, int] = LATTICE_EXPONENTS
+) -> tuple[int, int]:
+    """Draw a lattice's cells, (columns, rows), each 2 to a power of the given range."""
+    columns, rows = 2 ** generator.integers(exponents[0], exponents[1], size=2, endpoint=True)
+    return int(columns), int(rows)
+
+
+def draw_gradients(lattice: tuple[int, int], generator: np.random.Generator) -> np.ndarray:
+    """A unit vector (x, y) in a uniform direction for every corner of a lattice (columns, rows).
+
+    Returns:
+        Shape (rows + 1, columns + 1, 2), float32.
+    """
+    columns, rows = lattice
+    angles = generator.uniform(0.0, 2 * math.pi, (rows + 1, columns + 1))
+    return np.stack([np.cos(angles), np.sin(angles)], axis=-1).astype(np.float32)
+
+
+def evaluate_noise(gradients: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Perlin noise (Perlin 1985) of given gradients at every pixel of an image.
+
+    Pixel x of a row stands at x · columns / width in lattice units, whether or not that is whole.
+
+    Args:
+        gradients: shape (rows + 1, columns + 1, 2), a vector (x, y) for every corner.
+        size: (width, height) in pixels.
+
+    Returns:
+        Shape (height, width), float32, about in [-1, 1].
+
+    Raises:
+        ValueError: the size is not positive or the gradients have another shape.
+    """
+    if gradients.ndim != 3 or gradients.shape[2] != 2 or min(gradients.shape[:2]) < 2 or min(size) < 1:
+        raise ValueError(
+            f"gradients of shape {gradients.shape} and size {size}: expected (rows + 1, columns + 1, 2) "
+            "and (width, height) of at least 1 × 1"
+        )
+    width, height = size
+    fade_rows, ramp_rows = _corner_weights(height, gradients.shape[0] - 1)
+    fade_columns, ramp_columns = _corner_weights(width, gradients.shape[1] - 1)
+    # noise = fade_y · g_x · ramp_xᵀ + ramp_y · g_y · fade_xᵀ, both products at once
+    from_rows = np.hstack([fade_rows @ gradients[..., 0], ramp_rows @ gradients[..., 1]])
+    noise = from_rows @ np.hstack([ramp_columns, fade_columns]).T
+    noise *= np.float32(NOISE_SCALE)
+    return noise
+
+
+@lru_cache(maxsize=64)
+def _corner_weights(length: int, cells: int) -> tuple[np.ndarray, np.ndarray]:
+    """How much each lattice corner counts for each pixel of a side: fade weights, and those times the
+    pixel's signed distance from the corner; both of shape (length, cells + 1), float32.
+    """
+    position = np.arange(length) * (cells / length)
+    cell = np.minimum(position.astype(int), cells - 1)
+    offset = position - cell
+    fade = 6 * offset**5 - 15 * offset**4 + 10 * offset**3
+    pixels = np.arange(length)
+    weights, ramps = np.zeros((2, length, cells + 1), np.float32)
+    weights[pixels, cell], weights[pixels, cell + 1] = 1 - fade, fade
+    ramps[pixels, cell], ramps[pixels, cell + 1] = (1 - fade) * offset, fade * (offset - 1)
+    weights.flags.writeable = ramps.flags.writeable = False
+    return weights, ramps
+
+
+def draw_perlin_noise(
+    size: tuple[int, int],
+    generator: np.random.Generator,
+    exponents: tuple[int, int] = LATTICE_EXPONENTS,
+) -> np.ndarray:
+    """Draw a lattice and its gradients, and evaluate the noise at a size (width, height)."""
+    return evaluate_noise(draw_gradients(draw_lattice(generator, exponents), generator), size)
+
+
+def rotate_noise(noise: np.ndarray, angle: float) -> np.ndarray:
+    """Turn noise by degrees about its centre; what comes in from outside is 0, which is never a defect."""
+    height, width = noise.shape
+    turn = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), angle, 1.0)
+    return cv2.warpAffine(noise, turn, (width, height), flags=cv2.INTER_LINEAR)
+
+
+def threshold_noise(noise: np.ndarray, threshold: float = NOISE_THRESHOLD) -> np.ndarray:
+    """The mask: shape (height, width), bool, true where the noise is above the threshold."""
+    return noise > threshold

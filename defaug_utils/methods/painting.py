@@ -1,0 +1,186 @@
+"""What DIAG and AdaBLDM share: what is painted where, the checks, and further attempts where they fail."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from defaug_utils.core.images import read_image
+from defaug_utils.core.manifest import image_seed
+from defaug_utils.core.pools import GeneratedImage, list_versions
+from defaug_utils.core.prompts import Prompt, choose_prompt
+from defaug_utils.core.sources import list_sources, read_dataset, survey_sources
+from defaug_utils.diffusion.inpainting import InpaintedImage, InpaintJob
+from defaug_utils.masks.sources import MaskDraw, MaskSource
+from defaug_utils.methods.changes import Check, CheckLimits, check_image
+
+MAX_DRAWS = 50  # masks drawn for one image until one fits into its object
+LIBRARIES = ("torch", "diffusers", "transformers", "numpy", "opencv-python-headless", "pillow")
+
+
+class PaintResult(NamedTuple):
+    """The picture that was kept, its checks, and the attempt (from 0) that it was."""
+
+    painted: InpaintedImage
+    check: Check
+    attempt: int
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Painting(ABC):
+    """Defects painted into training negatives, drawn with replacement: what such methods have in common.
+
+    The last bits of a picture depend on how many are painted at once, so the group is part of the recipe.
+    Rows have the further columns `mask_name`, `negative_prompt`, `attempt`, `latent_cells` and `check_…`;
+    images that never passed stay, with `check_passed` false.
+
+    Attributes:
+        data: folder of the prepared data set.
+        prompts: the board, see `make_prompts`.
+        masks: where defects go, see `open_masks`. A mask that was cut from a known defect brings that
+            defect's prompt along.
+        limits: of the automatic checks.
+        max_attempts: pictures painted for one image until one passes the checks.
+        group: images painted at once.
+    """
+
+    data: Path
+    prompts: Sequence[Prompt]
+    masks: MaskSource
+    limits: CheckLimits = field(default_factory=CheckLimits)
+    max_attempts: int = 3
+    group: int = 4
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that make no sense."""
+        if self.max_attempts < 1 or self.group < 1:
+            raise ValueError(f"max_attempts {self.max_attempts} and group {self.group} must be 1 or more")
+
+    @abstractmethod
+    def paint(self, jobs: Sequence[InpaintJob]) -> Sequence[InpaintedImage]:
+        """One picture for each job."""
+
+    def fit_mask(
+        self, image_u8: np.ndarray, mask: np.ndarray, generator: np.random.Generator
+    ) -> np.ndarray | None:
+        """A drawn mask, moved to where it may lie; None if it fits nowhere."""
+        return mask
+
+    @cached_property
+    def sources(self) -> pd.DataFrame:
+        """The negatives to paint on."""
+        return list_sources(read_dataset(self.data))
+
+    @property
+    def texts(self) -> list[str]:
+        """All texts of the board that are not empty."""
+        return [text for prompt in self.prompts for text in (prompt.text, prompt.negative) if text]
+
+    def describe(self) -> dict:
+        """What does not depend on the model."""
+        return {
+            "checks": {**asdict(self.limits), "max_attempts": self.max_attempts},
+            "prompts": [prompt._asdict() for prompt in self.prompts],
+            "batch_size": self.group,
+            "sources": survey_sources(self.sources, self.data),
+            "versions": list_versions(*LIBRARIES),
+            **self.masks.describe(),
+        }
+
+    def make(self, indices: Sequence[int], seeds: Sequence[int]) -> list[GeneratedImage]:
+        """Images that are painted at once, with their masks and rows."""
+        plans = [self.plan_image(index, seed) for index, seed in zip(indices, seeds, strict=True)]
+        results = paint_until_passed(self, [job for job, _ in plans])
+        return [
+            GeneratedImage(result.painted.image_u8, job.mask, row | _describe_result(result))
+            for (job, row), result in zip(plans, results, strict=True)
+        ]
+
+    def plan_image(self, index: int, seed: int) -> tuple[InpaintJob, dict]:
+        """Choose the negative and the mask by the image's seed, and the prompt by its place in the pool.
+
+        Returns:
+            The job, and the row's columns so far.
+
+        Raises:
+            ValueError: no mask of 50 draws fits into the negative.
+        """
+        generator = np.random.default_rng(seed)
+        source = self.sources.iloc[int(generator.integers(len(self.sources)))]
+        image_u8 = read_image(Path(self.data) / source["image"])
+        drawn = self._draw_mask(image_u8, source["image"], generator)
+        fitting = [prompt for prompt in self.prompts if prompt.text == drawn.text]
+        prompt = fitting[0] if fitting else choose_prompt(self.prompts, index)
+        row = {
+            "source_image": source["image"],
+            "category": source["category"],
+            "mask_source": self.masks.word,
+            "mask_name": drawn.name,
+            "prompt": prompt.text,
+            "negative_prompt": prompt.negative,
+        }
+        return InpaintJob(image_u8, drawn.mask, prompt.text, prompt.negative, seed), row
+
+    def _draw_mask(self, image_u8: np.ndarray, image: str, generator: np.random.Generator) -> MaskDraw:
+        """A mask with what is known of it; drawn again while it fits nowhere."""
+        for _ in range(MAX_DRAWS):
+            drawn = self.masks.draw(int(generator.integers(2**63)), (image_u8.shape[1], image_u8.shape[0]))
+            mask = self.fit_mask(image_u8, drawn.mask, generator)
+            if mask is not None:
+                return drawn._replace(mask=mask)
+        raise ValueError(
+            f"{image}: none of {MAX_DRAWS} masks ({self.masks.word}) fits into its object; the last one "
+            f"({drawn.name}) has {np.count_nonzero(drawn.mask)} pixels: use smaller masks, or another "
+            "foreground"
+        )
+
+
+def attempt_seed(seed: int, attempt: int) -> int:
+    """Seed of the noise: an image's own at first, then one derived from it for each further attempt."""
+    return seed if attempt == 0 else image_seed(seed, attempt)
+
+
+def paint_until_passed(method: Painting, jobs: Sequence[InpaintJob]) -> list[PaintResult]:
+    """Paint jobs together, and those that fail their checks again with their next seeds.
+
+    Args:
+        method: paints and knows the limits.
+        jobs: negatives, masks and texts, which stay; only the noise is drawn anew.
+
+    Returns:
+        One result a job: the first that passed, else the one with the strongest contrast.
+    """
+    best: dict[int, PaintResult] = {}
+    for attempt in range(method.max_attempts):
+        failed = [
+            number for number in range(len(jobs)) if number not in best or not best[number].check.passed
+        ]
+        if not failed:
+            break
+        asked = [jobs[number]._replace(seed=attempt_seed(jobs[number].seed, attempt)) for number in failed]
+        for number, job, painted in zip(failed, asked, method.paint(asked), strict=True):
+            check = check_image(
+                job.image_u8,
+                painted.painted_u8,
+                painted.image_u8,
+                job.mask,
+                method.limits,
+                painted.is_finite,
+            )
+            result = PaintResult(painted, check, attempt)
+            best[number] = max(best.get(number, result), result, key=_rank)
+    return [best[number] for number in range(len(jobs))]
+
+
+def _rank(result: PaintResult) -> tuple[bool, bool, float]:
+    return result.check.passed, result.painted.is_finite, result.check.contrast
+
+
+def _describe_result(result: PaintResult) -> dict:
+    row = result.check.as_row() | {"attempt": result.attempt, "latent_cells": result.painted.latent_cells}
+    return row | dict(result.painted.further)

@@ -1,0 +1,287 @@
+"""One training loop for every network: checked step by step, and resumed exactly where it stopped."""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import pandas as pd
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from defaug_utils.core.files import write_csv
+from defaug_utils.core.guards import as_json, refuse_other_settings
+from defaug_utils.training.checkpoints import read_checkpoint, restore_checkpoint, save_checkpoint
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+CHECKPOINT, HISTORY = "checkpoint.safetensors", "history.csv"
+PRECISIONS = ("no", "bf16", "fp16")  # accelerate's words
+ROWS = ("step", "checkpoint", "epoch")
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """How long, and how often the state is kept.
+
+    Attributes:
+        steps: in all; a finished training may be made longer.
+        save_every: steps between checkpoints.
+        precision: of the forward pass: "no" (float32), "bf16" or "fp16".
+        row: what a row of the history stands for: each "step", the mean since the last "checkpoint", or the
+            same counted as an "epoch".
+    """
+
+    steps: int
+    save_every: int = 500
+    precision: str = "no"
+    row: str = "checkpoint"
+
+    def __post_init__(self) -> None:
+        """Refuse values that make no sense, all in one message."""
+        demands = {
+            f"steps {self.steps} must be 1 or more": self.steps >= 1,
+            f"save_every {self.save_every} must be 1 or more": self.save_every >= 1,
+            f"precision {self.precision!r} is none of {', '.join(PRECISIONS)}": self.precision in PRECISIONS,
+            f"row {self.row!r} is none of {', '.join(ROWS)}": self.row in ROWS,
+        }
+        broken = [message for message, is_met in demands.items() if not is_met]
+        if broken:
+            raise ValueError("training plan: " + "; ".join(broken))
+
+
+class StepLoss(NamedTuple):
+    """What one step computes.
+
+    Attributes:
+        loss: of this process's part of the batch; its gradient is followed.
+        numbers: what the step's row of the history tells; without a `loss` that is the mean of all processes.
+        weight: of the loss in the mean of several steps, such as the number of images.
+    """
+
+    loss: Tensor
+    numbers: Mapping[str, float | None] = {}
+    weight: float = 1.0
+
+
+class StepDone(NamedTuple):
+    """A step that was just taken, as `on_step` hears of it.
+
+    Attributes:
+        step: its number, from 1.
+        steps: of the whole training.
+        numbers: its loss and whatever else the step tells.
+        is_saved: a checkpoint was just written.
+    """
+
+    step: int
+    steps: int
+    numbers: dict
+    is_saved: bool
+
+    @property
+    def loss(self) -> float:
+        """Mean loss of the batch."""
+        return self.numbers["loss"]
+
+
+OnStep = Callable[[StepDone], None]
+
+
+@dataclass
+class Training:
+    """What is trained, and how a step is taken.
+
+    Attributes:
+        module: what computes, and is wrapped by accelerate.
+        optimiser: over the parameters that are trained.
+        compute_loss: takes the module (as accelerate wraps it) and a step's number from 0; must depend on
+            nothing else, so that a resumed training draws what an uninterrupted one does.
+        accelerator: from `open_accelerator`.
+        rate_of: learning rate of a step from 0; the optimiser's own when None.
+        largest_gradient: norm that gradients are scaled down to (infinity: measured only); None for neither.
+        kept: all that the checkpoint holds of the model; the whole module when None.
+    """
+
+    module: nn.Module
+    optimiser: Optimizer
+    compute_loss: Callable[[nn.Module, int], Tensor | StepLoss]
+    accelerator: "Accelerator"
+    rate_of: Callable[[int], float] | None = None
+    largest_gradient: float | None = None
+    kept: nn.Module | None = None
+
+
+class StepRun(NamedTuple):
+    """A finished training: its history, the steps done by earlier calls, and the seconds of this one."""
+
+    history: pd.DataFrame
+    resumed_steps: int
+    seconds: float
+
+
+def open_accelerator(precision: str, device: str) -> "Accelerator":
+    """accelerate's, for all GPUs that this process was started with, or for a model on the processor."""
+    from accelerate import Accelerator
+
+    return Accelerator(mixed_precision=precision, cpu=device == "cpu")
+
+
+def check_training(folder: Path | str, settings: Mapping, error: type[Exception] = ValueError) -> None:
+    """Refuse a folder with a training of other settings, before anything is computed.
+
+    Raises:
+        error: names every setting that differs, or the checkpoint can't be read. Nothing is deleted.
+    """
+    path = Path(folder) / CHECKPOINT
+    if not path.is_file():
+        return
+    checkpoint = read_checkpoint(path)
+    if checkpoint is None:
+        raise error(f"{path} can't be read (damaged?): delete it to begin again")
+    refuse_other_settings(folder, checkpoint.settings, settings, "a training", error)
+
+
+def run_steps(
+    training: Training, plan: StepPlan, folder: Path | str, settings: Mapping, on_step: OnStep | None = None
+) -> StepRun:
+    """Train until all steps are done, going on from the folder's checkpoint.
+
+    Args:
+        training: what is trained.
+        plan: steps, checkpoints and precision.
+        folder: where `checkpoint.safetensors` and `history.csv` go.
+        settings: everything else that the training depends on, as JSON values.
+        on_step: called after each step (and after its checkpoint), such as to show progress or draw samples.
+
+    Raises:
+        ValueError: the folder holds a training with other settings, or one that went further.
+        FloatingPointError: a loss or gradient is no number; the last checkpoint is kept.
+    """
+    loop = _Loop(training, plan, Path(folder), as_json(settings))
+    resumed, begun = loop.resume(), time.perf_counter()
+    accelerator = training.accelerator
+    module, optimiser = accelerator.prepare(training.module, training.optimiser)
+    since = begun
+    for step in range(resumed, plan.steps):
+        numbers = loop.take_step(module, optimiser, step)
+        is_saved = (step + 1) % plan.save_every == 0 or step + 1 == plan.steps
+        if is_saved:
+            now = time.perf_counter()
+            loop.save(step + 1, round(now - since, 3))
+            since = now
+        if on_step:
+            on_step(StepDone(step + 1, plan.steps, numbers, is_saved))
+    accelerator.unwrap_model(module, keep_fp32_wrapper=False)
+    return StepRun(pd.DataFrame(loop.history), resumed, time.perf_counter() - begun)
+
+
+@dataclass
+class _Loop:
+    """A training on its way: its history, and the steps since the last checkpoint."""
+
+    training: Training
+    plan: StepPlan
+    folder: Path
+    settings: dict
+    history: list[dict] = field(default_factory=list)
+    pending: list[tuple[dict, float]] = field(default_factory=list)
+
+    @property
+    def kept(self) -> nn.Module:
+        return self.training.module if self.training.kept is None else self.training.kept
+
+    def resume(self) -> int:
+        """Restore the folder's checkpoint, if there is one; the number of finished steps."""
+        check_training(self.folder, self.settings)
+        checkpoint = read_checkpoint(self.folder / CHECKPOINT)
+        if checkpoint is None:
+            return 0
+        self.history = list(checkpoint.history)
+        done = self._count_steps()
+        if done > self.plan.steps:
+            raise ValueError(
+                f"{self.folder} holds a training of {done} steps, {self.plan.steps} are asked for: ask for "
+                "as many or more, or choose another folder"
+            )
+        accelerator = self.training.accelerator
+        restore_checkpoint(checkpoint, self.kept, self.training.optimiser)
+        if accelerator.scaler and checkpoint.scaler:
+            accelerator.scaler.load_state_dict(checkpoint.scaler)
+        if accelerator.is_main_process:
+            write_csv(pd.DataFrame(self.history), self.folder / HISTORY)
+        return done
+
+    def _count_steps(self) -> int:
+        if self.plan.row == "epoch":
+            return self.history[-1]["epoch"] * self.plan.save_every
+        return self.history[-1]["step"]
+
+    def take_step(self, module: nn.Module, optimiser: Optimizer, step: int) -> dict:
+        """One step of the optimiser; what it tells."""
+        training, accelerator = self.training, self.training.accelerator
+        module.train()
+        with accelerator.autocast():
+            computed = training.compute_loss(module, step)
+        computed = computed if isinstance(computed, StepLoss) else StepLoss(computed)
+        numbers = dict(computed.numbers)
+        if "loss" not in numbers:
+            numbers["loss"] = accelerator.reduce(computed.loss.detach(), "mean").item()
+        if training.rate_of:
+            numbers["learning_rate"] = training.rate_of(step)
+            for group in optimiser.param_groups:
+                group["lr"] = numbers["learning_rate"]
+        optimiser.zero_grad()
+        accelerator.backward(computed.loss)
+        if training.largest_gradient is not None:
+            norm = accelerator.clip_grad_norm_(list(self.kept.parameters()), training.largest_gradient)
+            numbers["gradient_norm"] = float(norm)
+        self._check_finite(numbers, optimiser, step + 1)
+        optimiser.step()
+        self.pending.append((numbers, computed.weight))
+        return numbers
+
+    def _check_finite(self, numbers: dict, optimiser: Optimizer, step: int) -> None:
+        """Stop at a value that is no number; fp16's loss scaling skips single such gradients itself."""
+        names = ["loss"] if self.plan.precision == "fp16" else ["loss", "gradient_norm"]
+        broken = [name for name in names if not math.isfinite(numbers.get(name, 0.0))]
+        if not broken:
+            return
+        epoch = f" (epoch {numbers['epoch']})" if "epoch" in numbers else ""
+        found = ", ".join(str(numbers[name]) for name in broken)
+        kept = (
+            f"step {self._count_steps()}'s checkpoint is kept"
+            if self.history
+            else "no checkpoint is there yet"
+        )
+        raise FloatingPointError(
+            f"{self.folder}: {' and '.join(broken)} of step {step}{epoch} is no number ({found}): the "
+            f"learning rate {optimiser.param_groups[0]['lr']:.3g} may be too high, fp16 too narrow (bf16 is "
+            f"wider), or the model holds values that are no numbers; {kept}"
+        )
+
+    def save(self, done: int, seconds: float) -> None:
+        """Write the history and a checkpoint; a kill or a full disk leaves the former one."""
+        self.history += self._make_rows(done, seconds)
+        self.pending = []
+        accelerator = self.training.accelerator
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            scaler = accelerator.scaler.state_dict() if accelerator.scaler else {}
+            path = self.folder / CHECKPOINT
+            save_checkpoint(path, self.kept, self.training.optimiser, self.settings, self.history, scaler)
+            write_csv(pd.DataFrame(self.history), self.folder / HISTORY)
+        accelerator.wait_for_everyone()
+
+    def _make_rows(self, done: int, seconds: float) -> list[dict]:
+        if self.plan.row == "step":
+            first = done - len(self.pending) + 1
+            return [{"step": first + place} | numbers for place, (numbers, _) in enumerate(self.pending)]
+        weights = [weight for _, weight in self.pending]
+        loss = sum(numbers["loss"] * weight for numbers, weight in self.pending) / sum(weights)
+        count = done if self.plan.row == "checkpoint" else done // self.plan.save_every
+        name = "step" if self.plan.row == "checkpoint" else "epoch"
+        return [{name: count, "loss": loss, "seconds": seconds}]
