@@ -16,6 +16,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from defaug_utils.core.runs import Run
 from defaug_utils.data.datasets import draw_validation, load_dataset
 from defaug_utils.data.samples import load_samples
 from defaug_utils.data.surfaces import write_surfaces
@@ -23,6 +24,7 @@ from defaug_utils.evaluation.classifier import score_samples, train_classifier
 from defaug_utils.evaluation.metrics import auroc, average_precision, best_f1_threshold
 from defaug_utils.evaluation.recipes import Recipe, choose_recipe
 from defaug_utils.protocol.mixing import compose_training_set
+from defaug_utils.protocol.run_folder import RunPools
 
 WEIGHTS = "models/backbones/resnet10_quarter.safetensors"
 SEVERITY_BINS = (0, 1 / 3, 2 / 3, 1)
@@ -59,7 +61,7 @@ def recipe_of(options: argparse.Namespace) -> Recipe:
 
 def run_once(data: pd.DataFrame, folder: Path, scenario: str, seed: int, options: argparse.Namespace) -> dict:
     """Train and score one run; prints its line."""
-    training_set = compose_training_set(data, {}, scenario, "none", 0, seed)
+    training_set = compose_training_set(data, RunPools({}), Run(scenario, "none", 0, seed))
     samples, recipe = load_samples(training_set, folder), recipe_of(options)
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as run_folder:

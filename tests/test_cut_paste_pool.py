@@ -7,15 +7,15 @@ from layouts import write_mvtec
 from defaug_utils.core.images import read_image, read_mask
 from defaug_utils.core.manifest import check_sources
 from defaug_utils.core.pools import PoolPlan, make_pool
-from defaug_utils.core.runs import SCENARIOS, MixingError
+from defaug_utils.core.runs import SCENARIOS, MixingError, Run
 from defaug_utils.core.sources import list_sources
 from defaug_utils.data.datasets import draw_few_shot, load_dataset
 from defaug_utils.data.preparation import prepare_dataset
 from defaug_utils.masks.patches import read_defects
 from defaug_utils.masks.trimaps import TripleSet, read_good_images
 from defaug_utils.methods.cut_paste import CutPaste
-from defaug_utils.protocol.leaks import find_leaks
-from defaug_utils.protocol.mixing import compose_training_set
+from defaug_utils.protocol.mixing import compose_training_set, find_leaks
+from defaug_utils.protocol.run_folder import RunPools
 
 SIZE = (32, 48)
 
@@ -60,10 +60,10 @@ def test_sources_are_training_images(prepared, pool):
 
 def test_training_sets_know_where_defects_come_from(prepared, pool):
     _, data, _ = prepared
-    rows = compose_training_set(data, {"cut_paste": pool}, "full-shot", "cut_paste", 6, seed=0)
+    rows = compose_training_set(data, RunPools({"cut_paste": pool}), Run("full-shot", "cut_paste", 6, 0))
     assert (rows["origin"] == "cut_paste").sum() == 6
     assert ((rows["split"] == "train") & (rows["label"] == "positive")).sum() == 6 + 4
     with pytest.raises(
         MixingError, match=r"8 problem.*\n.*is a real positive that this scenario does not know"
     ):
-        compose_training_set(data, {"cut_paste": pool}, "zero-shot", "cut_paste", 6, seed=0)
+        compose_training_set(data, RunPools({"cut_paste": pool}), Run("zero-shot", "cut_paste", 6, 0))

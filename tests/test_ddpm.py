@@ -14,6 +14,7 @@ from defaug_utils.core.images import read_image, read_mask
 from defaug_utils.core.manifest import make_manifest, read_manifest, write_manifest
 from defaug_utils.core.pools import PoolPlan, make_pool
 from defaug_utils.core.prompts import Prompt, make_prompts
+from defaug_utils.core.runs import Run
 from defaug_utils.diffusion.dreambooth import train_dreambooth
 from defaug_utils.diffusion.dreambooth_plan import DreamBoothSettings
 from defaug_utils.diffusion.loading import ModelError
@@ -34,7 +35,8 @@ from defaug_utils.diffusion.training_images import (
     read_training_images,
 )
 from defaug_utils.methods.ddpm import DDPM, AdapterError, NearestNegatives, open_adapter
-from defaug_utils.protocol.mixing import compose_training_set
+from defaug_utils.protocol.mixing import Mix, compose_training_set
+from defaug_utils.protocol.run_folder import RunPools
 
 COUNT, SIZE = 7, (16, 48)
 SETTINGS = TextSettings(SIZE, steps=2, guidance=3.0)
@@ -154,7 +156,9 @@ def test_an_adapter_that_learned_a_test_image_is_refused(data: Path, model: Text
 def test_training_sets_take_these_images_without_masks(whole: Path, data: Path):
     dataset = read_manifest(data / "manifest.csv")
     pool = read_manifest(whole / "manifest.csv")
-    rows = compose_training_set(dataset, {"ddpm": pool}, "few-shot", "ddpm", 4, seed=0, few_shot_count=2)
+    rows = compose_training_set(
+        dataset, RunPools({"ddpm": pool}), Run("few-shot", "ddpm", 4, 0), Mix(few_shot_count=2)
+    )
     assert (rows["origin"] == "ddpm").sum() == 4
 
 

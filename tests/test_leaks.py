@@ -5,7 +5,7 @@ import pytest
 
 from defaug_utils.core.files import write_json
 from defaug_utils.core.manifest import make_manifest, write_manifest
-from defaug_utils.protocol.leaks import (
+from defaug_utils.protocol.mixing import (
     LEAK_MARK,
     LEAK_NOTE,
     UNKNOWN,

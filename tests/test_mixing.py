@@ -31,13 +31,14 @@ from defaug_utils.core.runs import (
 )
 from defaug_utils.core.sources import choose_positives
 from defaug_utils.protocol.mixing import (
+    Mix,
     compose_training_set,
     count_by_origin,
     count_reviews,
     count_rows,
     usable_rows,
 )
-from defaug_utils.protocol.run_folder import find_pool, list_waiting, read_data, read_learned, read_pools
+from defaug_utils.protocol.run_folder import RunPools, find_pool, read_data, read_learned, read_pools
 
 COUNTS = {
     ("train", "negative"): 30,
@@ -81,6 +82,14 @@ DATA = rebase_manifest(make_data(), "run/data", "run")
 POOLS = {"memseg": make_pool("memseg", 120), "ddpm": make_pool("ddpm", 120)}
 
 
+def compose(
+    pools: dict, scenario: str, arm: str, n_aug: int, seed: int, learned: dict | None = None,
+    data: pd.DataFrame = DATA, **options: object,
+) -> pd.DataFrame:  # fmt: skip
+    run = Run(scenario, arm, n_aug, seed)
+    return compose_training_set(data, RunPools(pools, learned), run, Mix(**options))
+
+
 def count(training_set: pd.DataFrame, **fields) -> int:
     return int((training_set[list(fields)] == list(fields.values())).all(axis=1).sum())
 
@@ -90,7 +99,7 @@ def count(training_set: pd.DataFrame, **fields) -> int:
     [("zero-shot", 0, 0), ("few-shot", 5, 0), ("full-shot", 8, 2)],
 )
 def test_parts_of_a_training_set(scenario, real_positives, validation_positives):
-    training_set = compose_training_set(DATA, POOLS, scenario, "in_and_out", 40, seed=0)
+    training_set = compose(POOLS, scenario, "in_and_out", 40, seed=0)
     validate_manifest(training_set, "run/train-x.csv")
     assert count(training_set, split="train", label="negative") == 30
     assert count(training_set, split="train", label="positive", origin="real") == real_positives
@@ -104,7 +113,7 @@ def test_parts_of_a_training_set(scenario, real_positives, validation_positives)
 
 
 def test_generated_rows_keep_their_history():
-    training_set = compose_training_set(DATA, POOLS, "few-shot", "memseg", 10, seed=3)
+    training_set = compose(POOLS, "few-shot", "memseg", 10, seed=3)
     drawn = training_set[training_set["origin"] == "memseg"].set_index("image")
     expected = POOLS["memseg"].set_index("image").loc[drawn.index]
     pd.testing.assert_frame_equal(drawn, expected)
@@ -112,7 +121,7 @@ def test_generated_rows_keep_their_history():
 
 
 def test_arm_none_has_no_generated_row():
-    training_set = compose_training_set(DATA, {}, "full-shot", "none", 0, seed=0)
+    training_set = compose({}, "full-shot", "none", 0, seed=0)
     assert set(training_set["origin"]) == {"real"}
     assert len(training_set) == sum(COUNTS.values())
 
@@ -126,22 +135,20 @@ def test_arm_none_has_no_generated_row():
     scenario=st.sampled_from(["zero-shot", "few-shot", "full-shot"]),
 )
 def test_draws_are_nested_and_repeat(small, large, seed, share, scenario):
-    options = {"scenario": scenario, "arm": "in_and_out", "seed": seed, "share": share}
-    few = compose_training_set(DATA, POOLS, n_aug=small, **options)
-    many = compose_training_set(DATA, POOLS, n_aug=large, **options)
+    def draw(pools: dict, n_aug: int) -> pd.DataFrame:
+        return compose(pools, scenario, "in_and_out", n_aug, seed, share=share)
+
+    few, many = draw(POOLS, small), draw(POOLS, large)
     assert set(few["image"]) <= set(many["image"])
     assert (few["origin"] != "real").sum() == small
     assert abs((few["origin"] == "ddpm").sum() - small * share) <= 0.5 + 1e-6
     shuffled = {origin: pool.sample(frac=1, random_state=seed % 99) for origin, pool in POOLS.items()}
-    again = compose_training_set(DATA, shuffled, n_aug=small, **options)
+    again = draw(shuffled, small)
     pd.testing.assert_frame_equal(few, again)
 
 
 def test_seeds_draw_differently():
-    images = [
-        frozenset(compose_training_set(DATA, POOLS, "few-shot", "memseg", 40, seed)["image"])
-        for seed in range(4)
-    ]
+    images = [frozenset(compose(POOLS, "few-shot", "memseg", 40, seed)["image"]) for seed in range(4)]
     assert len(set(images)) == 4
     chosen = [frozenset(choose_positives(DATA, "few-shot", seed)["image"]) for seed in range(4)]
     assert len(set(chosen)) == 4
@@ -182,7 +189,7 @@ def test_counts_add_up_and_never_shrink(weights, n_aug):
 def test_an_arm_from_a_profile():
     own = {"three": {"ddpm": 0.25, "memseg": 0.5, "diag": 0.25}}
     pools = POOLS | {"diag": make_pool("diag", 10)}
-    training_set = compose_training_set(DATA, pools, "zero-shot", "three", 40, 0, extra_arms=own)
+    training_set = compose(pools, "zero-shot", "three", 40, 0, extra_arms=own)
     assert dict(training_set[training_set["origin"] != "real"]["origin"].value_counts()) == {
         "memseg": 20,
         "ddpm": 10,
@@ -210,41 +217,41 @@ def test_wrong_arms(arm, options, message):
 def test_rejected_rows_are_never_drawn():
     review = {i: i % 2 == 0 for i in range(20)}
     pools = {"memseg": make_pool("memseg", 30, review)}
-    training_set = compose_training_set(DATA, pools, "zero-shot", "memseg", 20, 0)
+    training_set = compose(pools, "zero-shot", "memseg", 20, 0)
     assert not (training_set["accepted"] == False).any()  # noqa: E712
-    strict = compose_training_set(DATA, pools, "zero-shot", "memseg", 10, 0, require_review=True)
+    strict = compose(pools, "zero-shot", "memseg", 10, 0, require_review=True)
     assert strict["accepted"][strict["origin"] == "memseg"].all()
 
 
 def test_usable_rows():
     pool = make_pool("memseg", 3, {0: True, 1: False})
     assert list(usable_rows(pool).index) == [0, 2]
-    assert list(usable_rows(pool, require_review=True).index) == [0]
+    assert list(usable_rows(pool, Mix(require_review=True)).index) == [0]
 
 
 def test_images_that_failed_their_checks_are_left_out_unless_a_person_accepted_them():
     pool = make_pool("memseg", 5, {0: True, 1: False}).assign(check_passed=[False, False, False, True, True])
     assert list(usable_rows(pool).index) == [0, 3, 4]
-    assert list(usable_rows(pool, use_failed=True).index) == [0, 2, 3, 4]
-    assert list(usable_rows(pool, require_review=True, use_failed=True).index) == [0]
+    assert list(usable_rows(pool, Mix(use_failed=True)).index) == [0, 2, 3, 4]
+    assert list(usable_rows(pool, Mix(require_review=True, use_failed=True)).index) == [0]
 
 
 def test_failed_images_are_told_when_a_pool_is_too_small_and_drawn_when_asked_for():
     pools = {"memseg": make_pool("memseg", 6).assign(check_passed=[False] * 4 + [True] * 2)}
     with pytest.raises(MixingError, match=r"2 of 6 are usable .*4 failed their checks\); make more by"):
-        compose_training_set(DATA, pools, "zero-shot", "memseg", 3, 0)
-    drawn = compose_training_set(DATA, pools, "zero-shot", "memseg", 2, 0)
+        compose(pools, "zero-shot", "memseg", 3, 0)
+    drawn = compose(pools, "zero-shot", "memseg", 2, 0)
     assert drawn.loc[drawn["origin"] == "memseg", "check_passed"].all()
-    every = compose_training_set(DATA, pools, "zero-shot", "memseg", 6, 0, use_failed=True)
+    every = compose(pools, "zero-shot", "memseg", 6, 0, use_failed=True)
     assert (every["origin"] == "memseg").sum() == 6
 
 
 def test_a_rejection_replaces_one_image_only():
-    before = compose_training_set(DATA, POOLS, "zero-shot", "memseg", 40, 0)
+    before = compose(POOLS, "zero-shot", "memseg", 40, 0)
     drawn = before[before["origin"] == "memseg"]["image"]
     index = int(drawn.iloc[5][-10:-4])
     pools = {"memseg": make_pool("memseg", 120, {index: False})}
-    after = compose_training_set(DATA, pools, "zero-shot", "memseg", 40, 0)
+    after = compose(pools, "zero-shot", "memseg", 40, 0)
     assert set(drawn) - set(after["image"]) == {drawn.iloc[5]}
     assert (after["origin"] == "memseg").sum() == 40
 
@@ -252,7 +259,7 @@ def test_a_rejection_replaces_one_image_only():
 def test_pools_missing_and_too_small_are_told_together():
     pools = {"memseg": make_pool("memseg", 30, {0: True, 1: False})}
     with pytest.raises(MixingError) as error:
-        compose_training_set(DATA, pools, "few-shot", "in_and_out", 80, 0)
+        compose(pools, "few-shot", "in_and_out", 80, 0)
     message = str(error.value)
     assert "few-shot-in_and_out-80-seed0" in message
     assert "there is no ddpm pool: run notebook 03_lora_finetune first" in message
@@ -262,7 +269,7 @@ def test_pools_missing_and_too_small_are_told_together():
 
 def test_an_unreviewed_pool_is_too_small_when_review_is_required():
     with pytest.raises(MixingError, match=r"0 of 120 are usable \(0 rejected, 120 not reviewed\)"):
-        compose_training_set(DATA, POOLS, "few-shot", "memseg", 1, 0, require_review=True)
+        compose(POOLS, "few-shot", "memseg", 1, 0, require_review=True)
 
 
 @pytest.mark.parametrize(
@@ -270,23 +277,21 @@ def test_an_unreviewed_pool_is_too_small_when_review_is_required():
 )
 def test_sources_outside_train_are_refused(source):
     with pytest.raises(ManifestError, match="only train images may be sources"):
-        compose_training_set(
-            DATA, {"memseg": make_pool("memseg", 5, source_image=source)}, "few-shot", "memseg", 2, 0
-        )
+        compose({"memseg": make_pool("memseg", 5, source_image=source)}, "few-shot", "memseg", 2, 0)
 
 
 def test_zero_shot_refuses_images_made_from_real_positives():
     pools = {"memseg": make_pool("memseg", 5, source_image="images/train-positive-1.png")}
     with pytest.raises(MixingError, match="real positive that this scenario does not know"):
-        compose_training_set(DATA, pools, "zero-shot", "memseg", 2, 0)
-    compose_training_set(DATA, pools, "full-shot", "memseg", 2, 0)
+        compose(pools, "zero-shot", "memseg", 2, 0)
+    compose(pools, "full-shot", "memseg", 2, 0)
 
 
 @pytest.mark.parametrize("field", [{"split": "test"}, {"label": "negative"}, {"origin": "ddpm"}])
 def test_rows_of_another_kind_in_a_pool_are_refused(field):
     pools = {"memseg": make_pool("memseg", 5).assign(**field)}
     with pytest.raises(MixingError, match="5 rows that are no memseg positives"):
-        compose_training_set(DATA, pools, "few-shot", "memseg", 2, 0)
+        compose(pools, "few-shot", "memseg", 2, 0)
 
 
 @pytest.mark.parametrize(
@@ -295,18 +300,18 @@ def test_rows_of_another_kind_in_a_pool_are_refused(field):
 )
 def test_wrong_n_aug(scenario, arm, n_aug):
     with pytest.raises(MixingError, match="n_aug must be 0 for the arm none and at least 1"):
-        compose_training_set(DATA, POOLS, scenario, arm, n_aug, 0)
+        compose(POOLS, scenario, arm, n_aug, 0)
 
 
 def test_unknown_scenario():
     with pytest.raises(MixingError, match="'one-shot' is none of zero-shot, few-shot, full-shot"):
-        compose_training_set(DATA, POOLS, "one-shot", "memseg", 4, 0)
+        compose(POOLS, "one-shot", "memseg", 4, 0)
 
 
 @pytest.mark.parametrize("few_shot_count", [0, 9])
 def test_wrong_few_shot_count(few_shot_count):
     with pytest.raises(MixingError, match=f"few_shot_count is {few_shot_count}, expected 1 … 8"):
-        compose_training_set(DATA, POOLS, "few-shot", "memseg", 4, 0, few_shot_count=few_shot_count)
+        compose(POOLS, "few-shot", "memseg", 4, 0, few_shot_count=few_shot_count)
 
 
 @pytest.mark.parametrize("missing", [("train", "negative"), ("test", "negative"), ("test", "positive")])
@@ -314,18 +319,18 @@ def test_a_class_without_sample(missing):
     data = make_data({part: count for part, count in COUNTS.items() if part != missing})
     pools = {"memseg": make_pool("memseg", 40, source_image="")}
     with pytest.raises(MixingError, match=f"the {missing[0]} part has no {missing[1]}"):
-        compose_training_set(data, pools, "few-shot", "memseg", 4, 0)
+        compose(pools, "few-shot", "memseg", 4, 0, data=data)
 
 
 def test_zero_shot_without_augmentation_has_no_positive():
     with pytest.raises(MixingError, match="the train part has no positive"):
-        compose_training_set(DATA, {}, "zero-shot", "none", 0, 0)
+        compose({}, "zero-shot", "none", 0, 0)
 
 
 def test_generated_rows_in_the_data_set_are_refused():
     data = pd.concat([DATA, make_pool("ddpm", 1)], ignore_index=True)
     with pytest.raises(MixingError, match=r"ddpm/images/000000.png of the data set is not real"):
-        compose_training_set(data, POOLS, "full-shot", "none", 0, 0)
+        compose(POOLS, "full-shot", "none", 0, 0, data=data)
 
 
 @given(
@@ -435,13 +440,12 @@ def test_pools_are_found_from_special_to_general(tmp_path):
 
 def test_runs_wait_for_the_notebooks_of_missing_pools():
     run = Run("few-shot", "in_and_out", 4, 0)
-    assert list_waiting(run, {}) == ["03_lora_finetune", "02_memseg"]
-    assert list_waiting(run, {"memseg": POOLS["memseg"]}) == ["03_lora_finetune"]
-    assert list_waiting(run, {}, share=0.0) == ["02_memseg"]
-    assert list_waiting(run, POOLS) == list_waiting(run._replace(arm="none"), {}) == []
-    assert list_waiting(run._replace(arm="own"), {}, extra_arms={"own": {"diag": 1.0}}) == [
-        "04_diag_inpainting"
-    ]
+    assert Mix().list_waiting(run, {}) == ["03_lora_finetune", "02_memseg"]
+    assert Mix().list_waiting(run, {"memseg": POOLS["memseg"]}) == ["03_lora_finetune"]
+    assert Mix(share=0.0).list_waiting(run, {}) == ["02_memseg"]
+    assert Mix().list_waiting(run, POOLS) == Mix().list_waiting(run._replace(arm="none"), {}) == []
+    own = Mix(extra_arms={"own": {"diag": 1.0}})
+    assert own.list_waiting(run._replace(arm="own"), {}) == ["04_diag_inpainting"]
 
 
 def test_data_are_read_relative_to_the_run(tmp_path):
@@ -470,8 +474,8 @@ def test_counts_of_reviews():
 
 def test_counts_of_rows():
     sets = {
-        "a": compose_training_set(DATA, POOLS, "few-shot", "in_and_out", 5, 0),
-        "b": compose_training_set(DATA, POOLS, "full-shot", "none", 0, 0),
+        "a": compose(POOLS, "few-shot", "in_and_out", 5, 0),
+        "b": compose(POOLS, "full-shot", "none", 0, 0),
     }
     counted = count_rows(sets)
     assert counted.loc["a"].to_dict() == {
@@ -517,13 +521,13 @@ def test_a_generator_that_learned_from_unknown_positives_is_refused(tmp_path: Pa
     few = {seed: choose_positives(DATA, "few-shot", seed)["image"].tolist() for seed in (0, 1)}
     names = [name.removeprefix("data/") for name in few[1]]
     write_learning_pool(tmp_path, origin, name_learned(origin, names))
-    learned = {seed: read_learned(tmp_path, Run("few-shot", origin, 4, seed)) for seed in (0, 1)}
+    learned = {seed: read_pools(tmp_path, Run("few-shot", origin, 4, seed)).learned for seed in (0, 1)}
     assert learned[0] == {origin: names}
     pools = {origin: make_pool(origin, 6)}
-    assert len(compose_training_set(DATA, pools, "few-shot", origin, 4, 1, learned=learned[1]))
-    assert len(compose_training_set(DATA, pools, "full-shot", origin, 4, 0, learned=learned[0]))
+    assert len(compose(pools, "few-shot", origin, 4, 1, learned=learned[1]))
+    assert len(compose(pools, "full-shot", origin, 4, 0, learned=learned[0]))
     with pytest.raises(MixingError, match="learned from images that it must not know") as caught:
-        compose_training_set(DATA, pools, "few-shot", origin, 4, 0, learned=learned[0])
+        compose(pools, "few-shot", origin, 4, 0, learned=learned[0])
     hidden = set(few[1]) - set(few[0])
     assert hidden and all(name.removeprefix("data/") in str(caught.value) for name in hidden)
 
@@ -533,9 +537,7 @@ def test_a_generator_that_learned_from_unknown_positives_is_refused(tmp_path: Pa
 )
 def test_a_generator_that_learned_from_no_training_image_is_refused(name: str):
     with pytest.raises(MixingError, match=name):
-        compose_training_set(
-            DATA, {"ddpm": make_pool("ddpm", 6)}, "full-shot", "ddpm", 4, 0, learned={"ddpm": [name]}
-        )
+        compose({"ddpm": make_pool("ddpm", 6)}, "full-shot", "ddpm", 4, 0, learned={"ddpm": [name]})
 
 
 @pytest.mark.parametrize(

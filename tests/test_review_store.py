@@ -16,7 +16,7 @@ from defaug_utils.core.pools import GeneratedImage, PoolPlan
 from defaug_utils.protocol import review_store
 from defaug_utils.protocol.mixing import usable_rows
 from defaug_utils.protocol.review_store import ImageReview, PoolReview, ReviewStoreError, list_reviewers
-from defaug_utils.protocol.reviews import ImageDecision, Review, record_review
+from defaug_utils.protocol.scenarios import ImageDecision, Review, record_review
 
 COUNT = 12
 NAMES = [f"images/{index:06d}.png" for index in range(COUNT)]

@@ -8,7 +8,7 @@ import pytest
 from defaug_utils.core.files import write_png
 from defaug_utils.core.manifest import make_manifest, read_manifest, write_manifest
 from defaug_utils.core.prompts import make_prompts
-from defaug_utils.protocol.reviews import (
+from defaug_utils.protocol.scenarios import (
     ImageDecision,
     PromptDecision,
     Review,

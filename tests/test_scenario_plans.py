@@ -13,7 +13,7 @@ from defaug_utils.core.sources import choose_positives
 from defaug_utils.diffusion.dreambooth_plan import DreamBoothSettings
 from defaug_utils.diffusion.lora import LoraPlan
 from defaug_utils.diffusion.training_images import BucketSettings, DreamBoothError
-from defaug_utils.protocol.scenario_plans import choose_instances, read_scenarios
+from defaug_utils.protocol.scenarios import choose_instances, read_scenarios
 
 ROOT = Path(__file__).parents[1]
 TABLE = {

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from defaug_utils.book.stored_results import PIXELS, QUALITY, RUNS, hours_between, read_stored
-from defaug_utils.protocol.leaks import LEAK_MARK, LEAK_NOTE
+from defaug_utils.protocol.mixing import LEAK_MARK, LEAK_NOTE
 from defaug_utils.report import papers, results, sentences
 from defaug_utils.report.tables import PAPER_PROTOCOL, layout_quality, layout_results
 

@@ -155,26 +155,23 @@ def _show_decisions(manifest: pd.DataFrame, entries: list[LogEntry]) -> list[Log
     return foreign
 
 
-def fold_decisions(path: Path | str) -> None:
-    """Take the decisions of the log beside a pool's manifest into it, under the lock of the caller.
+def fold_decisions(path: Path | str) -> pd.DataFrame:
+    """Read a pool's manifest, and take the decisions of the log beside it in, under the lock of the caller.
 
     Who changes decisions in the manifest itself does this first, or the log would win over the change.
-    Decisions on images that the manifest has not stay in the log; so do all while there is no manifest.
-
-    Raises:
-        ManifestError, ReviewStoreError: see `read_manifest`.
+    Decisions on images that the manifest has not stay in the log. Raises what `read_manifest` raises.
     """
     path = Path(path)
     log = DecisionLog(path.with_name(DECISIONS_FILE))
-    entries = log.read_new()
-    if entries and path.is_file():
-        manifest = read_manifest(path)
+    entries, manifest = log.read_new(), read_manifest(path)
+    if entries:
         write_manifest(manifest, path)
         left = _show_decisions(manifest, entries)
         if left:
             log.rewrite(left)
         else:
             log.path.unlink()
+    return manifest
 
 
 def write_manifest(manifest: pd.DataFrame, path: Path | str) -> None:

@@ -51,6 +51,11 @@ class Run(NamedTuple):
     n_aug: int
     seed: int
 
+    @property
+    def name(self) -> str:
+        """Of files and folders, see `run_name`."""
+        return run_name(*self)
+
 
 def run_name(scenario: str, arm: str, n_aug: int, seed: int) -> str:
     """Name of a run in files and folders, such as `few-shot-memseg-40-seed0`."""

@@ -28,8 +28,7 @@ from defaug_utils.evaluation.distances import (
     squared_kernel_distance,
     summarise_images,
 )
-from defaug_utils.protocol.leaks import find_leaking_scenarios
-from defaug_utils.protocol.mixing import usable_rows
+from defaug_utils.protocol.mixing import find_leaking_scenarios, usable_rows
 from defaug_utils.protocol.run_folder import list_pools, read_data
 from defaug_utils.training.backbones import DIAG_LAYERS, FeatureNetwork
 

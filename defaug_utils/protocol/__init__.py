@@ -5,10 +5,24 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "leaks": ["LEAK_NOTE", "find_leaks"],
-        "review_agreement": ["tabulate_agreement"],
-        "reviews": ["Review", "read_review", "record_review", "settle_prompts"],
-        "run_folder": ["STUDIO_FOLDER"],
-        "scenario_plans": ["choose_instances", "read_scenarios"],
+        "mixing": [
+            "LEAK_NOTE",
+            "Mix",
+            "compose_training_set",
+            "count_by_origin",
+            "count_reviews",
+            "count_rows",
+            "find_leaks",
+        ],
+        "review_agreement": ["merge_reviews", "tabulate_agreement"],
+        "run_folder": ["STUDIO_FOLDER", "RunPools", "read_data", "read_pools"],
+        "scenarios": [
+            "Review",
+            "choose_instances",
+            "read_review",
+            "read_scenarios",
+            "record_review",
+            "settle_prompts",
+        ],
     },
 )

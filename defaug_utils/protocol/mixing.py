@@ -1,13 +1,53 @@
-"""Training sets: which real and which generated positives a classifier gets to see, drawn by seed."""
+"""Training sets: which real and generated positives a classifier gets to see, drawn by seed, and their leaks.
+
+A leak is a result of a run whose generated images knew real defects that its scenario may not know. It is
+found in the rows that the run was trained on: each generated row says where its mask came from, and
+`masks.is_leak` says which scenarios may not know that.
+"""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import pandas as pd
 
-from defaug_utils.core.manifest import LABELS, ORIGINS, SPLITS, check_sources, raise_problems
+from defaug_utils.core.manifest import LABELS, ORIGINS, SPLITS, check_sources, raise_problems, read_manifest
 from defaug_utils.core.pools import find_failed
-from defaug_utils.core.runs import NOTEBOOK_OF, Arms, MixingError, arm_shares, run_name
+from defaug_utils.core.runs import NOTEBOOK_OF, SCENARIOS, Arms, MixingError, Run, arm_shares, run_name
 from defaug_utils.core.sources import choose_positives, data_key, shuffle_rows
+from defaug_utils.masks.sources import is_leak
+from defaug_utils.protocol.run_folder import RunPools
+
+LEAK_MARK = "†"
+LEAK_NOTE = f"{LEAK_MARK} a leak: masks of real training defects that this scenario may not know."
+UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class Mix:
+    """How the training sets of a profile are put together; the same for all its runs.
+
+    Attributes:
+        few_shot_count: real positives in few-shot (N).
+        share: part of diffusion in the arm "in_and_out", see `arm_shares`.
+        require_review: draw accepted images only, instead of all that were not rejected.
+        use_failed: draw images that failed their method's checks as any other.
+        extra_arms: further arms, see `arm_shares`.
+    """
+
+    few_shot_count: int = 5
+    share: float = 0.5
+    require_review: bool = False
+    use_failed: bool = False
+    extra_arms: Arms = field(default_factory=dict)
+
+    def shares_of(self, run: Run) -> dict[str, float]:
+        """Origin → part of the run's generated positives, see `arm_shares`."""
+        return arm_shares(run.arm, self.share, self.extra_arms)
+
+    def list_waiting(self, run: Run, pools: Mapping[str, pd.DataFrame]) -> list[str]:
+        """Notebooks that have to make a pool before a run can be put together; empty when it can be now."""
+        return [NOTEBOOK_OF[origin] for origin in self.shares_of(run) if origin not in pools]
 
 
 def count_by_origin(n_aug: int, shares: Mapping[str, float]) -> dict[str, int]:
@@ -23,35 +63,20 @@ def count_by_origin(n_aug: int, shares: Mapping[str, float]) -> dict[str, int]:
     return counts
 
 
-def usable_rows(pool: pd.DataFrame, require_review: bool = False, use_failed: bool = False) -> pd.DataFrame:
+def usable_rows(pool: pd.DataFrame, mix: Mix | None = None) -> pd.DataFrame:
     """The rows of a pool that may be drawn: never one that a person rejected.
 
-    Images that passed none of their method's automatic checks are left out, too, unless a person
-    accepted them.
-
-    Args:
-        pool: its manifest; `accepted` is empty where nobody looked.
-        require_review: draw accepted rows only, instead of all that were not rejected.
-        use_failed: draw images that failed their checks as any other.
+    Images that passed none of their method's automatic checks are left out, too, unless a person accepted
+    them or the mix draws them.
     """
+    mix = mix or Mix()
     is_accepted = pool["accepted"].fillna(False).astype(bool)
-    has_passed = use_failed | ~find_failed(pool)
-    return pool[is_accepted | (pool["accepted"].isna() & has_passed & (not require_review))]
+    has_passed = mix.use_failed | ~find_failed(pool)
+    return pool[is_accepted | (pool["accepted"].isna() & has_passed & (not mix.require_review))]
 
 
 def compose_training_set(
-    data_manifest: pd.DataFrame,
-    pools: Mapping[str, pd.DataFrame],
-    scenario: str,
-    arm: str,
-    n_aug: int,
-    seed: int,
-    few_shot_count: int = 5,
-    share: float = 0.5,
-    require_review: bool = False,
-    extra_arms: Arms | None = None,
-    use_failed: bool = False,
-    learned: Mapping[str, Iterable[str]] | None = None,
+    data_manifest: pd.DataFrame, pools: RunPools, run: Run, mix: Mix | None = None
 ) -> pd.DataFrame:
     """Put together all rows that one classifier run reads (Capogrosso et al. 2024).
 
@@ -60,18 +85,10 @@ def compose_training_set(
     know them. Test part: everything. With the same seed a smaller `n_aug` draws a part of a larger one's.
 
     Args:
-        data_manifest: the data set, rebased to the run's folder.
-        pools: origin → the manifest of its pool, rebased as well.
-        scenario: word of `SCENARIOS`.
-        arm: word of `ARMS` or of `extra_arms`.
-        n_aug: number of generated positives, 0 for the arm "none".
-        seed: not negative; the same real positives and pool images come out for the same seed.
-        few_shot_count: real positives in few-shot (N).
-        share: see `arm_shares`.
-        require_review: see `usable_rows`.
-        extra_arms: see `arm_shares`.
-        use_failed: see `usable_rows`.
-        learned: origin → the real images that its generator was trained on, see `read_learned`.
+        data_manifest: the data set, rebased to the run's folder, see `read_data`.
+        pools: of this run, see `read_pools`.
+        run: scenario, arm, number and seed.
+        mix: what is the same for all runs; the defaults when not given.
 
     Returns:
         A manifest; generated rows keep origin, seed and recipe.
@@ -81,23 +98,23 @@ def compose_training_set(
             pool started from, or its generator learned from, real positives that the scenario doesn't know.
         ManifestError: a generated image started from an image that is not in the train split.
     """
-    shares = arm_shares(arm, share, extra_arms)
+    mix = mix or Mix()
+    scenario, arm, n_aug, seed = run
+    shares = mix.shares_of(run)
     if n_aug < 0 or seed < 0 or (n_aug == 0) != (arm == "none"):
         raise MixingError(
             f"n_aug {n_aug} with arm {arm} and seed {seed}: n_aug must be 0 for the arm none and at least 1 "
             "for every other, the seed not negative"
         )
-    positives = choose_positives(data_manifest, scenario, seed, few_shot_count)
+    positives = choose_positives(data_manifest, scenario, seed, mix.few_shot_count)
     counts = {origin: count for origin, count in count_by_origin(n_aug, shares).items() if count}
-    usable = {
-        origin: usable_rows(pools[origin], require_review, use_failed) for origin in counts if origin in pools
-    }
-    problems = _pool_problems(pools, usable, counts, require_review)
-    raise_problems(run_name(scenario, arm, n_aug, seed), problems, MixingError)
+    usable = {origin: usable_rows(pools[origin], mix) for origin in counts if origin in pools}
+    problems = _pool_problems(pools, usable, counts, mix)
+    raise_problems(run_name(*run), problems, MixingError)
     for origin in counts:
         check_sources(pools[origin], data_manifest.assign(image=data_manifest["image"].map(data_key)))
         _check_known(pools[origin], data_manifest, positives)
-        _check_learned(origin, (learned or {}).get(origin, ()), data_manifest, positives)
+        _check_learned(origin, pools.learned.get(origin, ()), data_manifest, positives)
     drawn = [shuffle_rows(usable[origin], seed).iloc[:count] for origin, count in counts.items()]
     is_negative, split = data_manifest["label"] == "negative", data_manifest["split"]
     negatives = data_manifest[is_negative & (split == "train")]
@@ -112,7 +129,7 @@ def _pool_problems(
     pools: Mapping[str, pd.DataFrame],
     usable: Mapping[str, pd.DataFrame],
     counts: dict[str, int],
-    review: bool,
+    mix: Mix,
 ) -> list[str]:
     problems = []
     for origin, count in counts.items():
@@ -134,7 +151,7 @@ def _pool_problems(
                 f"the {origin} pool is too small: {count} images are asked for, {len(usable[origin])} of "
                 f"{len(pool)} are usable ({told['rejected']} rejected, {told['not reviewed']} not "
                 f"reviewed{failed}); make more by notebook "
-                f"{notebook}{', review more' * review} or ask for fewer"
+                f"{notebook}{', review more' * mix.require_review} or ask for fewer"
             )
     return problems
 
@@ -215,3 +232,36 @@ def count_rows(training_sets: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     table = pd.DataFrame(counts).T.fillna(0).astype(int).rename_axis("run")
     order = [f"{split} {kind}" for split in SPLITS for kind in (*LABELS, *ORIGINS[1:])]
     return table[[column for column in order if column in table]]
+
+
+def find_leaks(rows: pd.DataFrame, scenario: str) -> str:
+    """The mask sources of a training set or a pool that a scenario may not know, with commas between."""
+    sources = sorted(set(rows["mask_source"]) - {""})
+    return ", ".join(source for source in sources if is_leak(source, scenario))
+
+
+def find_leaking_scenarios(rows: pd.DataFrame, scenarios: Iterable[str] = SCENARIOS) -> list[str]:
+    """The scenarios, of those that a pool serves, in which its images are a leak."""
+    return [scenario for scenario in scenarios if find_leaks(rows, scenario)]
+
+
+def find_run_leaks(training_set: Path | str, scenario: str) -> str:
+    """What `find_leaks` says of a stored training set, or "unknown" where the file is gone."""
+    path = Path(training_set)
+    return find_leaks(read_manifest(path), scenario) if path.is_file() else UNKNOWN
+
+
+def join_leaks(leaks: pd.Series) -> str:
+    """The leaks of several runs as one text, each once; runs of which nothing is known add nothing."""
+    words = [word for leak in leaks for word in leak.split(", ")]
+    return ", ".join(sorted(set(words) - {"", UNKNOWN}))
+
+
+def mark_label(label: str, leak: object) -> str:
+    """A label with the mark behind it where something leaks."""
+    return f"{label} {LEAK_MARK}" if is_marked(leak) else label
+
+
+def is_marked(leak: object) -> bool:
+    """Tell whether a cell of the column `leak` stands for a leak."""
+    return isinstance(leak, str) and leak not in ("", UNKNOWN)

@@ -183,8 +183,7 @@ def merge_reviews(
         raise ReviewStoreError(f"disagreement {disagreement!r} is none of {', '.join(DISAGREEMENTS)}")
     path = Path(folder) / "manifest.csv"
     with explain_read_only(folder, *NOT_STORED), lock_file(path):
-        fold_decisions(path)
-        reviews, pool = read_reviewers(folder, reviewers), read_manifest(path)
+        reviews, pool = read_reviewers(folder, reviewers), fold_decisions(path)
         merged = []
         for row, (image, stored) in zip(pool.index, manifest_decisions(pool).items(), strict=True):
             said = {name: review.get(image, ImageReview()) for name, review in reviews.items()}

@@ -1,13 +1,13 @@
 """Where a run's folder holds its data set and its pools of generated images."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from defaug_utils.core.manifest import make_manifest, read_manifest, rebase_manifest
-from defaug_utils.core.runs import NOTEBOOK_OF, Arms, Run, arm_shares
+from defaug_utils.core.runs import NOTEBOOK_OF, Run
 from defaug_utils.core.sources import DATA_FOLDER
 
 LEARNED_FROM = (  # where a pool's recipe names real images that its generator was trained on
@@ -15,6 +15,25 @@ LEARNED_FROM = (  # where a pool's recipe names real images that its generator w
     ("model", "controlnet", "trained_on"),
 )
 STUDIO_FOLDER = "diag_studio"  # images that a person drew, generated and decided on, one by one
+
+
+class RunPools(dict[str, pd.DataFrame]):
+    """The pools of a run: origin → its manifest, rebased to the run's folder.
+
+    Attributes:
+        learned: origin → the real images that its generator was trained on, as `data/manifest.csv` has them.
+        folders: origin → the pool's folder in the run's, such as "ddpm/few-shot".
+    """
+
+    def __init__(
+        self,
+        pools: Mapping[str, pd.DataFrame],
+        learned: Mapping[str, Sequence[str]] | None = None,
+        folders: Mapping[str, str] | None = None,
+    ) -> None:
+        """Keep pools and what is known of them."""
+        super().__init__(pools)
+        self.learned, self.folders = dict(learned or {}), dict(folders or {})
 
 
 def read_data(run_dir: Path | str) -> pd.DataFrame:
@@ -34,8 +53,8 @@ def find_pool(run_dir: Path | str, origin: str, run: Run) -> Path | None:
     return next((folder for folder in folders if (folder / "manifest.csv").is_file()), None)
 
 
-def read_pools(run_dir: Path | str, run: Run) -> dict[str, pd.DataFrame]:
-    """Every pool that exists for a run, rebased to the run's folder.
+def read_pools(run_dir: Path | str, run: Run) -> RunPools:
+    """Every pool that exists for a run, and what their generators learned from.
 
     Images that a person accepted in the studio belong to the `diag` pool where there is one.
     """
@@ -46,7 +65,8 @@ def read_pools(run_dir: Path | str, run: Run) -> dict[str, pd.DataFrame]:
         drawn = _read_rebased(studio, run_dir)
         drawn = drawn[drawn["accepted"].fillna(False).astype(bool)]
         pools["diag"] = make_manifest([*pools["diag"].to_dict("records"), *drawn.to_dict("records")])
-    return pools
+    names = {origin: folder.relative_to(run_dir).as_posix() for origin, folder in folders.items() if folder}
+    return RunPools(pools, read_learned(run_dir, run), names)
 
 
 def _read_rebased(folder: Path, run_dir: Path | str) -> pd.DataFrame:
@@ -79,13 +99,6 @@ def _look_up(content: object, *keys: str) -> object:
     for key in keys:
         content = content.get(key) if isinstance(content, dict) else None
     return content
-
-
-def list_waiting(
-    run: Run, pools: Mapping[str, pd.DataFrame], share: float = 0.5, extra_arms: Arms | None = None
-) -> list[str]:
-    """Notebooks that have to make a pool before this run can be put together; empty when it can be now."""
-    return [NOTEBOOK_OF[origin] for origin in arm_shares(run.arm, share, extra_arms) if origin not in pools]
 
 
 def list_pools(run_dir: Path | str) -> dict[str, Path]:

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.metrics import average_precision_score, precision_recall_curve
 
-from defaug_utils.protocol.leaks import is_marked, mark_label
+from defaug_utils.protocol.mixing import is_marked, mark_label
 from defaug_utils.report.pictures import NotebookFigure
 from defaug_utils.report.results import ARM_LABELS, label_arm
 

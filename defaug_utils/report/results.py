@@ -10,7 +10,7 @@ import pandas as pd
 from defaug_utils.core.manifest import raise_problems
 from defaug_utils.core.runs import ARMS, SCENARIOS, parse_run_name
 from defaug_utils.evaluation.detector import METRICS_FILE
-from defaug_utils.protocol.leaks import find_run_leaks, join_leaks
+from defaug_utils.protocol.mixing import find_run_leaks, join_leaks
 
 METRICS = (
     *("ap", "ap_trapezoid", "auroc"),

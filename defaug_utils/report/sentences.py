@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from defaug_utils.evaluation.pool_quality import REAL, UNTOUCHED
-from defaug_utils.protocol.leaks import UNKNOWN, is_marked, mark_label
+from defaug_utils.protocol.mixing import UNKNOWN, is_marked, mark_label
 from defaug_utils.report.papers import FAILS, HOLDS, OPEN, STANDARD_ERRORS
 from defaug_utils.report.results import compare_spreads, label_arm, measure_optimism
 from defaug_utils.report.tables import format_difference, format_digits

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-from defaug_utils.protocol.leaks import LEAK_MARK, LEAK_NOTE, mark_label
+from defaug_utils.protocol.mixing import LEAK_MARK, LEAK_NOTE, mark_label
 from defaug_utils.report.results import GROUP, label_arm
 
 RUN_COLUMNS = [

@@ -6,7 +6,7 @@ from pathlib import Path
 import ipywidgets
 
 from defaug_utils.core.prompts import Prompt
-from defaug_utils.protocol.reviews import (
+from defaug_utils.protocol.scenarios import (
     DECISIONS,
     PromptDecision,
     Review,

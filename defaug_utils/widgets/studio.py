@@ -222,7 +222,8 @@ class Studio:
         with explain_read_only(self.folder, "the decision was not stored"):
             self.folder.mkdir(parents=True, exist_ok=True)
             with lock_file(path):
-                fold_decisions(path)
+                if path.is_file():
+                    fold_decisions(path)
                 kept, row = self.read_kept(), {**image.row, "accepted": accepted, "reviewer_note": note}
                 is_same = _find_same(kept, row)
                 if is_same.any():

@@ -1,10 +1,11 @@
-"""The expert's review of a prompt board as data: decisions on prompts and pictures, stored and replayed.
+"""In&Out's scenarios as data: what a generator is fine-tuned on and asked for, and the expert's review of it.
 
-Zero-shot In&Out replays such a stored review whenever its pool is made. Decisions on the images of a pool
-that exists, made in the review grid, are `review_store`'s.
+Zero-shot replays a stored review of its prompt board whenever its pool is made. Decisions on the images of a
+pool that exists, made in the review grid, are `review_store`'s.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,10 +13,104 @@ import pandas as pd
 import yaml
 
 from defaug_utils.core.files import lock_file, write_atomically
-from defaug_utils.core.manifest import fold_decisions, raise_problems, read_manifest, write_manifest
-from defaug_utils.core.prompts import Prompt
+from defaug_utils.core.manifest import fold_decisions, raise_problems, write_manifest
+from defaug_utils.core.prompts import Prompt, make_prompts
+from defaug_utils.core.runs import SCENARIOS
+from defaug_utils.diffusion.training_images import DreamBoothError, choose_training_rows
 
 DECISIONS = ("accept", "reject", "reword")
+
+
+@dataclass(frozen=True)
+class ScenarioPlan:
+    """A line of the scenarios table (Capogrosso et al. 2024, section 4).
+
+    Attributes:
+        instances: images to fine-tune on: random negatives in zero-shot, the known positives in few-shot;
+            0 takes all positives, in full-shot only.
+        epochs: of fine-tuning.
+        share: α, the adapter's weight at generation.
+        prompts: what the pool's images are asked for, in turns.
+    """
+
+    instances: int
+    epochs: int
+    share: float
+    prompts: tuple[Prompt, ...]
+
+
+def read_scenarios(
+    instances: Mapping[str, int],
+    epochs: Mapping[str, int],
+    shares: Mapping[str, float],
+    prompts: Mapping[str, Sequence[str | Mapping]],
+    instance_prompt: str,
+    negative: str = "",
+) -> dict[str, ScenarioPlan]:
+    """Read the scenarios table from plain data, each column a mapping from the scenario.
+
+    Args:
+        instances, epochs, shares: see `ScenarioPlan`.
+        prompts: as `make_prompts` takes them; scenarios left out ask for the instance prompt.
+        instance_prompt: text of the images that are fine-tuned on.
+        negative: negative prompt of all lines that have none of their own.
+
+    Returns:
+        Scenario → its plan, for all of `SCENARIOS`.
+
+    Raises:
+        DreamBoothError: lists every scenario, value and number that makes no sense.
+    """
+    columns = {"instances": instances, "epochs": epochs, "shares": shares}
+    asked = {scenario: prompts.get(scenario, [instance_prompt]) for scenario in SCENARIOS}
+    problems = [
+        f"{name}: {scenario!r} is none of {', '.join(SCENARIOS)}"
+        for name, column in {**columns, "prompts": prompts}.items()
+        for scenario in column
+        if scenario not in SCENARIOS
+    ]
+    for name, column in columns.items():
+        problems += filter(None, (_find_problem(name, s, column.get(s)) for s in SCENARIOS))
+    problems += [
+        f"prompts of {s}: {lines!r} is no list" for s, lines in asked.items() if isinstance(lines, str)
+    ]
+    raise_problems("scenarios table", problems, DreamBoothError)
+    return {
+        s: ScenarioPlan(instances[s], epochs[s], float(shares[s]), tuple(make_prompts(asked[s], negative)))
+        for s in SCENARIOS
+    }
+
+
+def _find_problem(name: str, scenario: str, value: object) -> str:
+    """What is wrong with a number of the table; empty where nothing is."""
+    title = f"{name} of {scenario}: {value!r}"
+    if isinstance(value, bool) or not isinstance(value, int | float if name == "shares" else int):
+        return f"{title} is no {'number' if name == 'shares' else 'whole number'}"
+    if (name, scenario) == ("instances", "full-shot"):
+        return "" if value == 0 else f"{title} must be 0, full-shot takes all positives"
+    least = 0 if name == "shares" else 1
+    return "" if least <= value < float("inf") else f"{title} must be {least} or more"
+
+
+def choose_instances(
+    dataset: pd.DataFrame, scenario: str, plan: ScenarioPlan, pool_of_seed: int, seed: int = 0
+) -> pd.DataFrame:
+    """The rows that a scenario's generator is fine-tuned on.
+
+    Args:
+        dataset: manifest of the prepared data set.
+        scenario: word of `SCENARIOS`.
+        plan: of that scenario.
+        pool_of_seed: seed of the training sets that the pool is for; draws the positives of few-shot.
+        seed: draws the negatives of zero-shot, which are the same for all training sets.
+
+    Raises:
+        DreamBoothError: there are fewer negatives than asked for.
+        MixingError: the scenario is unknown, or there are too few positives.
+    """
+    drawn_by = pool_of_seed if scenario == "few-shot" else seed
+    count = plan.instances
+    return choose_training_rows(dataset, scenario, drawn_by, few_shot_count=count, negative_count=count)
 
 
 class ReviewError(ValueError):
@@ -117,11 +212,7 @@ def find_problems(review: Review) -> list[str]:
 
 
 def write_review(review: Review, path: Path | str) -> None:
-    """Store a review, whole or not at all.
-
-    Raises:
-        ReviewError: lists every decision that makes no sense.
-    """
+    """Store a review, whole or not at all; `ReviewError` lists every decision that makes no sense."""
     raise_problems("review", find_problems(review), ReviewError)
     content = {
         "prompts": [entry._asdict() for entry in review.prompts],
@@ -154,25 +245,17 @@ def settle_prompts(board: Sequence[Prompt], review: Review) -> list[Prompt]:
 
 
 def record_review(folder: Path | str, review: Review) -> pd.DataFrame:
-    """Write a review into a pool's manifest.
+    """Write a review into a pool's manifest, and return that.
 
     A picture's own decision fills `accepted`. What was decided on its prompt goes to `reviewer_note` and
     accepts nothing: pictures that nobody looked at stay unreviewed.
-
-    Args:
-        folder: of the pool.
-        review: the decisions.
-
-    Returns:
-        The manifest as it is stored now.
 
     Raises:
         ReviewError: lists every picture that the review is about and the pool does not hold.
     """
     path = Path(folder) / "manifest.csv"
     with lock_file(path):
-        fold_decisions(path)
-        pool = read_manifest(path)
+        pool = fold_decisions(path)
         note_of = {
             (entry.reworded or entry.prompt): _prompt_note(entry)
             for entry in review.prompts
