@@ -10,13 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.metrics import average_precision_score, precision_recall_curve
 
+from defaug_utils.core.origins import list_arms
 from defaug_utils.protocol.mixing import is_marked, mark_label
 from defaug_utils.report.pictures import NotebookFigure
-from defaug_utils.report.results import ARM_LABELS, label_arm
+from defaug_utils.report.results import label_arm
 
-# Okabe and Ito's palette, and Tol's wine: every kind of colour vision tells its colours apart.
-ARM_COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#882255", "#E69F00")
-ARM_MARKERS = "Xosd^v<8"
 FURTHER_STYLES = (("#AA8800", "P"), ("#5B3A00", "*"), ("#777777", "D"), ("#44AA99", ">"))  # of own arms
 METRIC_LABELS = {
     "ap": "AP",
@@ -36,7 +34,7 @@ METRIC_LABELS = {
 
 def style_arms(arms: Iterable[str]) -> dict[str, tuple[str, str]]:
     """Colour and marker of every arm, in the order of drawing; the book's arms always have the same."""
-    styles = dict(zip(ARM_LABELS, zip(ARM_COLOURS, ARM_MARKERS, strict=True), strict=True))
+    styles = {word: (arm.colour, arm.marker) for word, arm in list_arms().items()}
     further = sorted(set(arms) - set(styles))
     styles |= dict(zip(further, cycle(FURTHER_STYLES), strict=False))
     return {arm: style for arm, style in styles.items() if arm in set(arms)}
@@ -140,13 +138,14 @@ def plot_memorisation(copies: pd.DataFrame) -> Figure:
     """
     _check_columns(copies, ("share", "epoch", "distance", "threshold", "is_copy"), "images")
     shares, epochs = sorted(copies["share"].unique()), sorted(copies["epoch"].unique())
-    if len(shares) > len(ARM_COLOURS):
-        raise ValueError(f"{len(shares)} merge weights, at most {len(ARM_COLOURS)} are told apart by colour")
+    styles = list(style_arms(list_arms()).values())
+    if len(shares) > len(styles):
+        raise ValueError(f"{len(shares)} merge weights, at most {len(styles)} are told apart by colour")
     figure = NotebookFigure(figsize=(9, 3.6), layout="constrained")
     distances, counts = figure.subplots(1, 2, sharex=True)
-    for place, (share, colour, marker) in enumerate(zip(shares, ARM_COLOURS, ARM_MARKERS, strict=False)):
+    for place, (share, (colour, marker)) in enumerate(zip(shares, styles, strict=False)):
         chosen = copies[copies["share"] == share]
-        offset = (place - (len(shares) - 1) / 2) * 0.7 / len(ARM_COLOURS)  # so that no dots hide others
+        offset = (place - (len(shares) - 1) / 2) * 0.7 / len(styles)  # so that no dots hide others
         dots = np.array([epochs.index(epoch) for epoch in chosen["epoch"]]) + offset
         distances.scatter(dots, chosen["distance"], s=12, color=colour, alpha=0.5, linewidths=0)
         groups = chosen.groupby("epoch")

@@ -8,7 +8,8 @@ from pathlib import Path
 import pandas as pd
 
 from defaug_utils.core.manifest import raise_problems
-from defaug_utils.core.runs import ARMS, SCENARIOS, parse_run_name
+from defaug_utils.core.origins import list_arms
+from defaug_utils.core.runs import SCENARIOS, parse_run_name
 from defaug_utils.evaluation.detector import METRICS_FILE
 from defaug_utils.protocol.mixing import find_run_leaks, join_leaks
 
@@ -25,16 +26,6 @@ SETUP = (  # equal for all runs that are compared, wherever their metrics tell i
     *("backbone", "weights", "recipe", "epochs", "input_width", "input_height"),
     *("max_false_positive_rate", *COUNTS),
 )
-ARM_LABELS = {
-    "none": "no augmentation",
-    "memseg": "MemSeg",
-    "ddpm": "DDPM",
-    "in_and_out": "In&Out",
-    "diag": "DIAG",
-    "adabldm": "AdaBLDM",
-    "adabldm_plain": "AdaBLDM, decoder as it is",
-    "cut_paste": "cut and paste",
-}
 OTHER_DETECTORS = {  # that papers print numbers of, sorted after all arms
     "mixsegdec_weak": "MixSegDec, weakly supervised",
     "dsr_unsupervised": "DSR, unsupervised",
@@ -48,7 +39,8 @@ class ResultsError(ValueError):
 
 def label_arm(arm: str) -> str:
     """An arm's or another detector's name in words; an arm of a profile's own keeps its word."""
-    return (ARM_LABELS | OTHER_DETECTORS).get(arm) or arm.replace("_", " ").strip()
+    labels = {word: row.label for word, row in list_arms().items()} | OTHER_DETECTORS
+    return labels.get(arm) or arm.replace("_", " ").strip()
 
 
 def gather_results(run_folder: Path | str) -> pd.DataFrame:
@@ -173,7 +165,8 @@ def list_unfinished(run_folder: Path | str) -> list[str]:
 
 def sort_results(table: pd.DataFrame) -> pd.DataFrame:
     """Order rows by scenario, arm (a profile's own come last), N_aug and seed; these columns first."""
-    known = [*ARMS, *sorted(set(table["arm"]) - {*ARMS, *OTHER_DETECTORS}), *OTHER_DETECTORS]
+    arms = list_arms()
+    known = [*arms, *sorted(set(table["arm"]) - {*arms, *OTHER_DETECTORS}), *OTHER_DETECTORS]
     order = {"scenario": SCENARIOS.index, "arm": known.index}
     first = [name for name in (*GROUP, "seed") if name in table.columns]
     ordered = table.sort_values(first, key=lambda c: c.map(order[c.name]) if c.name in order else c)
