@@ -102,7 +102,7 @@ def train_plainly(model: TextToImage, paths: list[Path], given: argparse.Namespa
     pipeline, is_half = model.pipeline, given.device != "cpu"
     attach_lora(pipeline.unet, pipeline.text_encoder, LoraPlan())
     pipeline.unet.set_attn_processor(AttnProcessor())
-    parameters = [*lora_parameters(pipeline.unet), *lora_parameters(pipeline.text_encoder)]
+    parameters = [*lora_parameters(pipeline.unet).values(), *lora_parameters(pipeline.text_encoder).values()]
     optimiser = torch.optim.AdamW(parameters, lr=1e-5)
     scaler = torch.amp.GradScaler(given.device, enabled=is_half)
     schedule = make_noise_schedule(model)

@@ -9,8 +9,10 @@ from accelerate.state import AcceleratorState
 from diffusers import DDIMScheduler, StableDiffusionControlNetPipeline, StableDiffusionPipeline
 from tiny_models import save_model
 
-from defaug_utils.diffusion import controlnet_training
+from defaug_utils.diffusion import controlnet as controlnets
 from defaug_utils.diffusion.controlnet import (
+    PAPER_PLAN,
+    ControlNetSettings,
     TrimapModel,
     load_controlnet,
     load_trimap_model,
@@ -19,8 +21,8 @@ from defaug_utils.diffusion.controlnet import (
     make_denoiser,
     save_controlnet,
     to_conditioning,
+    train_controlnet,
 )
-from defaug_utils.diffusion.controlnet_training import PAPER_PLAN, ControlNetSettings, train_controlnet
 from defaug_utils.diffusion.loading import ModelError
 from defaug_utils.diffusion.text2image import TextToImage, load_text2image
 from defaug_utils.masks.patches import cut_defect
@@ -203,12 +205,10 @@ def test_samples_can_be_drawn_while_it_trains_in_mixed_precision(model, triples,
 def test_velocity_is_learned_where_the_model_predicts_it(model, triples, monkeypatch):
     asked = []
     scheduler = DDIMScheduler.from_config(make_ddim(model).config, prediction_type="v_prediction")
-    monkeypatch.setattr(
-        controlnet_training, "mse_loss", lambda found, target: asked.append(target) or target.mean()
-    )
+    monkeypatch.setattr(controlnets, "mse_loss", lambda found, target: asked.append(target) or target.mean())
     controlnet = make_controlnet(model)
     for chosen in (scheduler, make_ddim(model)):
-        controlnet_training.measure_loss(model, controlnet, chosen, [triples[0]], [7])
+        controlnets.measure_loss(model, controlnet, chosen, [triples[0]], [7])
     velocity, noise = asked
     assert not torch.allclose(velocity, noise)
     generator = torch.Generator().manual_seed(7)
@@ -234,14 +234,14 @@ def test_other_settings_in_a_folder_are_refused_and_nothing_is_lost(model, tripl
 def test_a_loss_that_is_no_number_ends_the_training_and_keeps_the_checkpoint(
     model, triples, tmp_path: Path, monkeypatch
 ):
-    measure = controlnet_training.measure_loss
+    measure = controlnets.measure_loss
     calls = []
 
     def break_fifth(*inputs) -> torch.Tensor:
         calls.append(inputs)
         return measure(*inputs) * (float("nan") if len(calls) == 5 else 1)
 
-    monkeypatch.setattr(controlnet_training, "measure_loss", break_fifth)
+    monkeypatch.setattr(controlnets, "measure_loss", break_fifth)
     with pytest.raises(
         FloatingPointError, match=r"loss of step 5 is no number \(nan\).*step 3's checkpoint is kept"
     ):

@@ -61,7 +61,7 @@ def adapted(networks) -> tuple[nn.Module, nn.Module]:
 def fill(*networks: nn.Module) -> None:
     generator = torch.Generator().manual_seed(1)
     for network in networks:
-        for parameter in lora_parameters(network):
+        for parameter in lora_parameters(network).values():
             parameter.data = torch.randn(parameter.shape, generator=generator) * 0.1
 
 
@@ -120,7 +120,7 @@ def test_a_fresh_adapter_leaves_the_outputs_and_trains_nothing_else(networks):
     assert torch.equal(run_text(text_encoder), before[1])
     for network, count in zip(networks, counts, strict=True):
         trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-        assert {id(parameter) for parameter in trained} == {id(p) for p in lora_parameters(network)}
+        assert {id(parameter) for parameter in trained} == {id(p) for p in lora_parameters(network).values()}
         assert sum(parameter.numel() for parameter in trained) == count.parameters
     assert counts.unet.conv_3x3 > 0 and counts.unet.conv_1x1 > 0
 

@@ -11,7 +11,7 @@ from papermill import inspect_notebook
 from defaug_utils.book.profiles import ProfileError, read_defaults, read_profile
 from defaug_utils.data.datasets import FEW_SHOT_COUNT
 from defaug_utils.diffusion.autoencoder import AdaptationSettings
-from defaug_utils.diffusion.controlnet_training import PAPER_PLAN, ControlNetSettings
+from defaug_utils.diffusion.controlnet import PAPER_PLAN, ControlNetSettings
 from defaug_utils.diffusion.inpainting import InpaintSettings
 from defaug_utils.masks.trimaps import SCALE_RANGE, TRIPLES
 from defaug_utils.methods import diag

@@ -6,8 +6,13 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "autoencoder": ["AdaptationSettings", "autoencode_images"],
-        "controlnet": ["TrimapModel", "load_trimap_model", "make_controlnet"],
-        "controlnet_training": ["ControlNetSettings", "train_controlnet"],
+        "controlnet": [
+            "ControlNetSettings",
+            "TrimapModel",
+            "load_trimap_model",
+            "make_controlnet",
+            "train_controlnet",
+        ],
         "dreambooth": ["keep_sample", "list_adapters", "read_samples", "train_dreambooth"],
         "dreambooth_plan": ["DreamBoothSettings", "plan_steps"],
         "inpainting": ["InpaintJob", "InpaintSettings", "inpaint_batch", "load_inpainter"],

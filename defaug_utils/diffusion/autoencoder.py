@@ -51,10 +51,7 @@ def autoencode_images(
 ) -> list[np.ndarray]:
     """Images as they come back from the autoencoder: as soft as what the model can draw at best.
 
-    Args:
-        vae: diffusers' AutoencoderKL.
-        images_u8: each of shape (height, width, 3), uint8, all of one size that suits the model.
-        batch_size: images at once.
+    All are (height, width, 3), uint8, of one size that suits the model.
     """
     device, returned = next(vae.parameters()).device, []
     for start in range(0, len(images_u8), batch_size):
@@ -70,9 +67,6 @@ def cover_latent_cells(masks: Tensor, cell: int, dilation: int = 1) -> Tensor:
         masks: shape (batch, 1, height, width), bool, true on the defect.
         cell: pixels along either side of a latent cell.
         dilation: side of the box in cells, odd; 1 grows nothing.
-
-    Returns:
-        Shape (batch, 1, height / cell, width / cell), bool.
     """
     touched = max_pool2d(masks.float(), cell)
     return max_pool2d(touched, dilation, stride=1, padding=dilation // 2) > 0
@@ -132,19 +126,18 @@ class AdaptationSettings:
 
 
 class BackgroundError(NamedTuple):
-    """Mean absolute error against the good image, grey levels: outside the mask, and close to its border."""
+    """Mean absolute error in grey levels outside the mask, and close to its border (NaN for no pixel)."""
 
     outside: float
     border: float
 
 
 class Adaptation(NamedTuple):
-    """What became of an image.
+    """What became of an image; the images have shape (1, 3, height, width) and are about in [-1, 1].
 
     Attributes:
-        image: by the adapted decoder, or by the model's own where that diverged; shape
-            (1, 3, height, width), about in [-1, 1].
-        own_image: by the model's own decoder (its trained part in float32), same shape.
+        image: by the adapted decoder, or by the model's own where that diverged.
+        own_image: by the model's own decoder (its trained part in float32).
         losses: before each step, and after the last one.
         problem: why the adaptation was thrown away; empty when it was kept.
     """
@@ -158,14 +151,8 @@ class Adaptation(NamedTuple):
 def adaptation_loss(decoded: Tensor, edited: Tensor, good: Tensor, mask: Tensor, weight: float) -> Tensor:
     """Error against the edited image inside the mask plus `weight` times that against the good one outside.
 
-    Both are means over all pixels, of images (batch, 3, height, width) and masks (batch, 1, height, width).
-
-    Args:
-        decoded: by the decoder being adapted.
-        edited: by the model's own decoder.
-        good: the good image.
-        mask: bool, true on the defect.
-        weight: of the error outside.
+    Both are means over all pixels of images (batch, 3, height, width); the mask (batch, 1, height, width) is
+    true on the defect.
     """
     inside = mse_loss(decoded * mask, edited * mask)
     return inside + weight * mse_loss(decoded * ~mask, good * ~mask)
@@ -188,10 +175,6 @@ def adapt_decoder(
         mask: shape (1, 1, height, width), bool, true on the defect.
         settings: the paper's when None.
         on_step: called with a step's number (from 0) and the loss before it.
-
-    Returns:
-        The image. Where the loss became no number, or ended above where it began, the model's own
-        decoder's image, with the reason.
 
     Raises:
         ValueError: not one image, or shapes that don't fit.
@@ -223,13 +206,7 @@ def adapt_decoder(
 
 
 def split_decoder(vae: nn.Module, latents: Tensor, parameters: str) -> tuple[nn.Module, Tensor]:
-    """A float32 copy of the decoder's part that is trained, and what the part before it makes of latents.
-
-    Args:
-        vae: diffusers' AutoencoderKL.
-        latents: shape (batch, 4, height / cell, width / cell).
-        parameters: a word of `TRAINED_MODULES`.
-    """
+    """A float32 copy of the decoder's trained part, and what the part before it makes of latents."""
     decoder, count = vae.decoder, TRAINED_MODULES[parameters]
     ending = [decoder.conv_norm_out, decoder.conv_act, decoder.conv_out]
     modules = [decoder.conv_in, decoder.mid_block, *decoder.up_blocks, *ending]
@@ -288,16 +265,13 @@ def find_divergence(losses: list[float]) -> str:
 
 
 def measure_background(image: Tensor, good: Tensor, mask: Tensor, width: int = 3) -> BackgroundError:
-    """How far an image, before the original is put back, is from the good one where it should be it.
+    """How far an image, before the original is put back, is from the good one outside the mask.
 
     Args:
         image: shape (1, 3, height, width) in [-1, 1].
         good: same shape.
         mask: shape (1, 1, height, width), bool, true on the defect.
         width: of the border, pixels outside the mask; a seam shows there.
-
-    Returns:
-        Errors in grey levels; no number where nothing lies outside.
     """
     difference = (image.clamp(-1, 1) - good).abs().mean(dim=1, keepdim=True) * 127.5
     grown = max_pool2d(mask.float(), 2 * width + 1, stride=1, padding=width) > 0

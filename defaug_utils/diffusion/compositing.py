@@ -19,7 +19,7 @@ class Box(NamedTuple):
 
 
 def choose_box(mask: np.ndarray, size: tuple[int, int], padding: int | None) -> Box:
-    """The part of an image that is worked on.
+    """The part of an image that is worked on: the mask with its padding, as far as the image reaches.
 
     As in DIAG's code, where the image is stretched to the working size before it is cut, the part has the
     image's own aspect, so that it is stretched as the whole image would be.
@@ -28,9 +28,6 @@ def choose_box(mask: np.ndarray, size: tuple[int, int], padding: int | None) -> 
         mask: shape (height, width), bool, true where the defect goes.
         size: working size (width, height).
         padding: pixels of the working size around the mask; 0 cuts right at it, None takes the whole image.
-
-    Returns:
-        A box that holds the mask with its padding, as far as the image reaches.
 
     Raises:
         ValueError: the padding is negative or the mask empty.
@@ -83,16 +80,13 @@ def paste_back(image_u8: np.ndarray, painted_u8: np.ndarray, box: Box) -> np.nda
 
 
 def composite(image_u8: np.ndarray, painted_u8: np.ndarray, mask: np.ndarray, feather: int = 0) -> np.ndarray:
-    """Keep what was painted inside the mask, and the original's own pixels everywhere else.
+    """Keep what was painted inside the mask, and the original's own pixels, bit for bit, everywhere else.
 
     Args:
         image_u8: original, shape (height, width, 3), uint8.
         painted_u8: same shape and dtype.
         mask: shape (height, width), bool.
         feather: pixels inside the mask, from its edge, over which the original fades out; 0 for none.
-
-    Returns:
-        A new image; pixels outside the mask are the original's bit for bit.
 
     Raises:
         ValueError: shapes or types differ, or the feather is negative.
@@ -113,13 +107,9 @@ def composite(image_u8: np.ndarray, painted_u8: np.ndarray, mask: np.ndarray, fe
 
 
 def cover_cells(mask: np.ndarray, factor: int) -> np.ndarray:
-    """Grow a mask to whole cells of the latent grid: every cell that it touches.
+    """Grow a mask, whose sides the factor divides, to whole cells of the latent grid: all that it touches.
 
     Pipelines bring masks to the latent grid by taking one pixel a cell, and a thin crack slips through.
-
-    Args:
-        mask: shape (height, width), bool; both divisible by the factor.
-        factor: pixels a cell, along either side.
     """
     height, width = mask.shape
     cells = mask.reshape(height // factor, factor, width // factor, factor).any(axis=(1, 3))

@@ -1,22 +1,31 @@
-"""Adapter to diffusers: a trimap ControlNet beside a frozen text-to-image U-Net (AdaBLDM, section 3.2)."""
+"""A trimap ControlNet beside a frozen text-to-image U-Net: its files, its answers, its training.
+
+Li et al. (AdaBLDM, 2024), section 3.2; Zhang et al. 2023 (ControlNet).
+"""
 
 import copy
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss
 
 from defaug_utils.core.files import write_json
-from defaug_utils.diffusion.autoencoder import Denoise
+from defaug_utils.core.guards import check_demands
+from defaug_utils.core.manifest import image_seed
+from defaug_utils.diffusion.autoencoder import Denoise, encode_images, to_floats
 from defaug_utils.diffusion.loading import CONVERT, PICKLES, ModelError, fingerprint, quiet_libraries
 from defaug_utils.diffusion.text2image import TextToImage, embed_tokens, tokenise_prompts
+from defaug_utils.masks.trimaps import TRIPLES, Triple, TripleSet
+from defaug_utils.training.loop import OnStep, StepDone, StepPlan, Training, open_accelerator, run_steps
 
 if TYPE_CHECKING:
     from diffusers import ControlNetModel, DDIMScheduler
@@ -24,6 +33,10 @@ if TYPE_CHECKING:
 CONDITIONING_CHANNELS = (16, 32, 96, 256)  # from pixels to cells of 8 (ControlNet, Zhang et al. 2023)
 TRAINING = "training.json"
 TRIMAP_CHANNELS = 3  # the trimap is repeated, so that the weights fit Stable Diffusion's ControlNets
+LEARNING_RATE = 1e-5  # AdaBLDM, section 4.1
+BATCH_SIZE = 4  # AdaBLDM, section 4.1
+EPOCHS = 10  # AdaBLDM, section 4.1
+PAPER_PLAN = StepPlan(TRIPLES * EPOCHS // BATCH_SIZE)
 
 
 @dataclass
@@ -52,14 +65,11 @@ class TrimapModel:
 
 
 def make_controlnet(model: TextToImage, seed: int = 0) -> "ControlNetModel":
-    """A ControlNet that starts as the U-Net's encoder and changes nothing yet.
+    """A ControlNet, in float32, that starts as the U-Net's encoder and changes nothing yet.
 
     Args:
         model: from `load_text2image`.
         seed: of the layers that read the trimap.
-
-    Returns:
-        The network, in float32 on the model's device, in evaluation mode.
 
     Raises:
         ModelError: a latent cell has no power of two pixels, or too many.
@@ -116,12 +126,7 @@ def load_trimap_model(
 def load_controlnet(
     folder: Path | str, model: TextToImage, dtype: torch.dtype = torch.float32
 ) -> "ControlNetModel":
-    """Read a ControlNet from a folder of diffusers' layout.
-
-    Args:
-        folder: with config.json and weights in safetensors.
-        model: the text-to-image model that it belongs to.
-        dtype: of the weights; half precision is for GPUs.
+    """Read a ControlNet from a folder of diffusers' layout; see `load_trimap_model`.
 
     Raises:
         ModelError: there is none, its weights are pickled, or it does not fit the model.
@@ -183,11 +188,7 @@ def to_conditioning(trimaps_u8: Sequence[np.ndarray]) -> Tensor:
 
 @torch.no_grad()
 def read_once(controlnet: "ControlNetModel", conditioning: Tensor) -> tuple["ControlNetModel", Tensor]:
-    """Read trimaps once for all steps, for which a small model needs as long as for all the rest of a step.
-
-    Args:
-        controlnet: stays as it is.
-        conditioning: from `to_conditioning`.
+    """Read trimaps once for all steps; a small model needs as long for it as for all the rest of a step.
 
     Returns:
         A view of the ControlNet, with the same weights, that takes trimaps as they were read; and these.
@@ -218,10 +219,7 @@ def predict(
         times: of the noise, one for all or one an image.
         conditioning: from `to_conditioning`.
         empty: the empty prompt's embedding, shape (batch, tokens, width).
-        texts: embeddings of the same shape.
-
-    Returns:
-        One prediction a text, of the latents' shape.
+        texts: embeddings of the same shape; each gets a prediction of the latents' shape.
     """
     down, middle = controlnet(latents, times, empty, conditioning, return_dict=False)
     copies, dtype = len(texts), model.pipeline.unet.dtype
@@ -245,12 +243,7 @@ def make_denoiser(
 ) -> Denoise:
     """The network as `blend_latents` asks for it: latents and time in, guided prediction out.
 
-    Args:
-        trimap_model: both models.
-        trimaps_u8: one an image, shape (height, width), uint8.
-        prompts: one an image.
-        negative_prompts: one an image.
-        guidance: weight of the prompt against the negative one; at 1 only the prompt is asked.
+    Trimaps (height, width), uint8, and prompts come one an image; at guidance 1 only the prompt is asked.
 
     Raises:
         ValueError: a prompt is too long.
@@ -269,3 +262,133 @@ def make_denoiser(
         return first + guidance * (rest[0] - first) if rest else first
 
     return denoise
+
+
+@dataclass(frozen=True)
+class ControlNetSettings:
+    """How a ControlNet is trained; the defaults are AdaBLDM's.
+
+    Attributes:
+        batch_size: triples a step, shared by all processes.
+        learning_rate: of AdamW.
+        seed: of the new layers, the times and the noise.
+    """
+
+    batch_size: int = BATCH_SIZE
+    learning_rate: float = LEARNING_RATE
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse values that make no sense, all in one message."""
+        demands = {
+            f"batch_size {self.batch_size} must be 1 or more": self.batch_size >= 1,
+            f"learning_rate {self.learning_rate} must be above 0": self.learning_rate > 0,
+            f"seed {self.seed} must not be negative": self.seed >= 0,
+        }
+        check_demands("training of the ControlNet", demands)
+
+
+@dataclass
+class ControlNetRun:
+    """A finished training.
+
+    Attributes:
+        controlnet: in evaluation mode.
+        history: one row a checkpoint: step, loss (mean since the last one), seconds.
+        resumed_steps: how many an earlier run had done.
+    """
+
+    controlnet: nn.Module
+    history: pd.DataFrame
+    resumed_steps: int
+
+
+def train_controlnet(
+    model: TextToImage,
+    triples: TripleSet,
+    folder: Path | str,
+    settings: ControlNetSettings | None = None,
+    plan: StepPlan = PAPER_PLAN,
+    on_step: OnStep | None = None,
+    on_samples: Callable[[int, nn.Module], None] | None = None,
+) -> ControlNetRun:
+    """Train a ControlNet beside the frozen model, or go on where an earlier run stopped.
+
+    Triple p of the run, and its time and noise, depend on the seed and p alone. On one processor the
+    result repeats exactly, interrupted or not, for the same number of threads and versions.
+
+    Args:
+        model: from `load_text2image`; stays as it is.
+        triples: at a size that suits the model.
+        folder: for the checkpoint, `history.csv` and, in the end, `controlnet/` in diffusers' layout.
+        settings: the paper's when None.
+        plan: steps, checkpoints and precision.
+        on_step: called after each step, see `run_steps`.
+        on_samples: called after each checkpoint with the steps and the ControlNet, such as to draw a grid.
+
+    Raises:
+        ValueError: size or prompts don't suit the model, the batch is not divisible by the processes, or
+            the folder holds a training with other settings.
+        FloatingPointError: a loss is no number; the last checkpoint is kept.
+    """
+    settings, folder = settings or ControlNetSettings(), Path(folder)
+    accelerator = open_accelerator(plan.precision, model.device)
+    processes = accelerator.num_processes
+    if settings.batch_size % processes:
+        raise ValueError(f"batch_size {settings.batch_size} is not divisible by {processes} processes")
+    controlnet = make_controlnet(model, settings.seed)
+    for part in (model.pipeline.unet, model.pipeline.vae, model.pipeline.text_encoder):
+        part.requires_grad_(False).eval()
+    scheduler, share = make_ddim(model), settings.batch_size // processes
+
+    def compute_loss(trained: nn.Module, step: int) -> Tensor:
+        first = step * settings.batch_size + accelerator.process_index * share
+        positions = range(first, first + share)
+        batch = [triples[position % len(triples)] for position in positions]
+        seeds = [image_seed(settings.seed, position) for position in positions]
+        return measure_loss(model, trained, scheduler, batch, seeds)
+
+    def tell(done: StepDone) -> None:
+        if on_step:
+            on_step(done)
+        if on_samples and done.is_saved and accelerator.is_main_process:
+            on_samples(done.step, controlnet.eval())
+
+    optimiser = torch.optim.AdamW(controlnet.parameters(), settings.learning_rate)
+    described = asdict(settings) | {"model": model.describe(), "triples": triples.describe()}
+    demanded = described | {"precision": plan.precision, "processes": processes}
+    training = Training(controlnet, optimiser, compute_loss, accelerator)
+    run = run_steps(training, plan, folder, demanded, tell)
+    if accelerator.is_main_process:
+        metadata = {"base": model.describe()["fingerprint"], "steps": plan.steps} | described
+        save_controlnet(controlnet, folder / "controlnet", metadata | {"trained_on": triples.list_names()})
+    return ControlNetRun(controlnet.eval(), run.history, run.resumed_steps)
+
+
+def measure_loss(
+    model: TextToImage, controlnet: nn.Module, scheduler: Any, triples: list[Triple], seeds: list[int]
+) -> Tensor:
+    """Mean squared error of what the U-Net predicts, noise or velocity, on noised triples.
+
+    Args:
+        model: the frozen one.
+        controlnet: the trained one.
+        scheduler: the model's noise schedule.
+        triples: the batch.
+        seeds: one a triple, of its time and noise.
+    """
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    count = scheduler.config.num_train_timesteps
+    with torch.no_grad():
+        images = to_floats([triple.image_u8 for triple in triples]).to(model.device)
+        clean = encode_images(model.pipeline.vae, images)
+        noise = torch.cat([torch.randn((1, *clean.shape[1:]), generator=one) for one in generators]).to(clean)
+        times = torch.cat([torch.randint(count, (1,), generator=one) for one in generators]).to(model.device)
+        is_velocity = scheduler.config.prediction_type == "v_prediction"
+        target = scheduler.get_velocity(clean, noise, times) if is_velocity else noise
+        texts = embed_prompts(model, [triple.prompt for triple in triples])
+        empty = embed_prompts(model, [""] * len(triples))
+    conditioning = to_conditioning([triple.trimap_u8 for triple in triples]).to(clean)
+    noised = scheduler.add_noise(clean, noise, times)
+    (predicted,) = predict(model, controlnet, noised, times, conditioning, empty.to(clean), [texts])
+    return mse_loss(predicted.float(), target)

@@ -28,7 +28,7 @@ from defaug_utils.diffusion.dreambooth_plan import (
     tell_identifier,
     weigh_noise_levels,
 )
-from defaug_utils.diffusion.lora import LoraCounts, LoraPlan, attach_lora, lora_parameters, read_lora
+from defaug_utils.diffusion.lora import LoraCounts, LoraPlan, attach_lora, lora_parameters
 from defaug_utils.diffusion.lora_files import save_lora
 from defaug_utils.diffusion.text2image import (
     TextJob,
@@ -117,7 +117,7 @@ class _Trainer(NamedTuple):
     settings: DreamBoothSettings
     steps: list[Step]
     latents: list[tuple[Tensor, Tensor]]
-    is_class: list[bool]
+    is_class: Tensor
     tokens: Tensor
     level_weights: Tensor
     schedule: Any
@@ -148,9 +148,6 @@ def train_dreambooth(
         on_sample: called with the number of finished steps, the model ready to make pictures.
         sample_every: steps between two calls of `on_sample`; 0 for none.
 
-    Returns:
-        Where the adapter is, with the history.
-
     Raises:
         DreamBoothError: the folder holds a run of other settings, images, base model or rank (all differing
             ones are named), or a checkpoint that can't be read.
@@ -169,24 +166,24 @@ def train_dreambooth(
         if on_step:
             on_step(done)
         if on_sample and sample_every and (done.step % sample_every == 0 or done.step == count):
-            _sample(training.accelerator, model, settings, done.step, on_sample)
+            if accelerator.is_main_process:
+                _set_mode(model, settings, is_training=False)
+                on_sample(done.step)
+                _set_mode(model, settings, is_training=True)
+            accelerator.wait_for_everyone()
 
+    accelerator = training.accelerator
     _set_mode(model, settings, is_training=True)
     step_plan = StepPlan(count, settings.save_every, settings.precision, row="step")
     run = run_steps(training, step_plan, folder, described, tell)
     _set_mode(model, settings, is_training=False)
-    if training.accelerator.is_main_process:
+    if accelerator.is_main_process:
         metadata = {"training": json.dumps(described, sort_keys=True)}
         save_lora(folder / LORA, model.pipeline.unet, model.pipeline.text_encoder, metadata)
-    training.accelerator.wait_for_everyone()
+    accelerator.wait_for_everyone()
+    buckets = count_buckets(images.buckets)
     return DreamBoothRun(
-        folder / LORA,
-        run.history,
-        run.seconds,
-        run.resumed_steps,
-        count_buckets(images.buckets),
-        adapted,
-        notices,
+        folder / LORA, run.history, run.seconds, run.resumed_steps, buckets, adapted, notices
     )
 
 
@@ -245,7 +242,7 @@ def _prepare(
     schedule = make_noise_schedule(model)
     weights = weigh_noise_levels(schedule.alphas_cumprod, settings.gamma, model.prediction)
     accelerator = open_accelerator(settings.precision, model.device)
-    is_class = images.items["is_class"].tolist()
+    is_class = torch.tensor(images.items["is_class"].to_numpy())
     trainer = _Trainer(accelerator, settings, steps, latents, is_class, tokens, weights, schedule)
     training = Training(
         Denoiser(pipeline.unet, pipeline.text_encoder, model.clip_skip),
@@ -259,12 +256,16 @@ def _prepare(
     return training, adapted, len(steps)
 
 
-def _collect_parameters(pipeline: object) -> nn.ParameterDict:
+def _collect_parameters(pipeline: Any) -> nn.ParameterDict:
     """The adapter's parameters by name, U-Net and text encoder (a name of a ParameterDict has no dots)."""
-    networks = pipeline.unet, pipeline.text_encoder
-    names = [name.replace(".", "/") for name in read_lora(*networks)]
-    parameters = [parameter for network in networks for parameter in lora_parameters(network)]
-    return nn.ParameterDict(dict(zip(names, parameters, strict=True)))
+    networks = {"unet": pipeline.unet, "text_encoder": pipeline.text_encoder}
+    return nn.ParameterDict(
+        {
+            f"{network}.{name}".replace(".", "/"): parameter
+            for network, module in networks.items()
+            for name, parameter in lora_parameters(module).items()
+        }
+    )
 
 
 def _make_optimiser(parameters: nn.ParameterDict, settings: DreamBoothSettings) -> torch.optim.Optimizer:
@@ -302,7 +303,7 @@ def _set_mode(model: TextToImage, settings: DreamBoothSettings, is_training: boo
 
 def _make_inputs(trainer: _Trainer, positions: Sequence[int], images: Sequence[int], number: int) -> _Inputs:
     """Draw noise, noise level and latents for some places of a step's batch."""
-    device, latents, noises, times = trainer.accelerator.device, [], [], []
+    latents, noises, times = [], [], []
     step_seed = image_seed(trainer.settings.seed, number)
     levels = len(trainer.level_weights)
     for position, image in zip(positions, images, strict=True):
@@ -312,18 +313,13 @@ def _make_inputs(trainer: _Trainer, positions: Sequence[int], images: Sequence[i
         noises.append(torch.randn(mean.shape, generator=generator))
         times.append(int(torch.randint(levels, (), generator=generator)))
     clean, noise, level = torch.stack(latents), torch.stack(noises), torch.tensor(times)
-    is_class = torch.tensor([trainer.is_class[image] for image in images])
+    is_class = trainer.is_class[list(images)]
     is_epsilon = trainer.schedule.config.prediction_type == "epsilon"
     weights = trainer.level_weights[level] * torch.where(is_class, trainer.settings.prior_weight, 1.0)
-    inputs = _Inputs(
-        trainer.schedule.add_noise(clean, noise, level),
-        level,
-        trainer.tokens[is_class.long()],
-        noise if is_epsilon else trainer.schedule.get_velocity(clean, noise, level),
-        weights,
-        is_class,
-    )
-    return _Inputs(*(part.to(device) for part in inputs))
+    noisy = trainer.schedule.add_noise(clean, noise, level)
+    target = noise if is_epsilon else trainer.schedule.get_velocity(clean, noise, level)
+    inputs = (noisy, level, trainer.tokens[is_class.long()], target, weights, is_class)
+    return _Inputs(*(part.to(trainer.accelerator.device) for part in inputs))
 
 
 def _compute_loss(trainer: _Trainer, denoiser: nn.Module, number: int) -> StepLoss:
@@ -338,51 +334,23 @@ def _compute_loss(trainer: _Trainer, denoiser: nn.Module, number: int) -> StepLo
     errors = inputs.weights * (predicted - inputs.target).square().mean(dim=(1, 2, 3)) * (not idle)
     sums = torch.stack([errors.detach().sum(), (errors.detach() * inputs.is_class).sum()])
     total, of_class = accelerator.reduce(sums, "sum").tolist()
-    class_count = sum(trainer.is_class[image] for image in step.images)
+    class_count = int(trainer.is_class[list(step.images)].sum())
     numbers = {
         "epoch": step.epoch,
         "loss": total / count,
-        "loss_instance": _mean(total - of_class, count - class_count),
-        "loss_class": _mean(of_class, class_count),
+        "loss_instance": (total - of_class) / (count - class_count) if count > class_count else None,
+        "loss_class": of_class / class_count if class_count else None,
     }
     return StepLoss(errors.sum() / count * processes, numbers)
-
-
-def _mean(total: float, count: int) -> float | None:
-    return total / count if count else None
-
-
-def _sample(
-    accelerator: "Accelerator",
-    model: TextToImage,
-    settings: DreamBoothSettings,
-    finished: int,
-    on_sample: Callable[[int], None],
-) -> None:
-    """Let the caller make pictures with the model as it is now."""
-    if accelerator.is_main_process:
-        _set_mode(model, settings, is_training=False)
-        on_sample(finished)
-        _set_mode(model, settings, is_training=True)
-    accelerator.wait_for_everyone()
 
 
 def keep_sample(
     folder: Path | str, step: int, model: TextToImage, jobs: Sequence[TextJob], settings: TextSettings
 ) -> list[np.ndarray]:
-    """Store adapter and sample pictures of a step; for `on_sample` of `train_dreambooth`.
+    """Store adapter and sample pictures of a step in the fine-tuning's `steps/`, and return the pictures.
 
-    A step that was kept before a run was interrupted is still there when it goes on.
-
-    Args:
-        folder: of the fine-tuning; `steps/` in it is where they go.
-        step: number of finished steps.
-        model: with the adapter beside its weights, as in training (α = 1).
-        jobs: what to draw.
-        settings: how.
-
-    Returns:
-        The pictures, one a job.
+    For `on_sample` of `train_dreambooth`, so the adapter acts beside the model's weights in full (α = 1). A
+    step that was kept before a run was interrupted is still there when it goes on.
     """
     target = _steps_folder(folder) / f"step-{step:06d}"
     images = generate_images(model, jobs, settings)

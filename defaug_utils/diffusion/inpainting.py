@@ -71,11 +71,7 @@ class InpaintSettings:
         check_demands("inpainting settings", demands)
 
     def check_size(self, cell: int) -> None:
-        """Refuse a size that the autoencoder can't take, naming the nearest one that it can.
-
-        Raises:
-            ValueError: a side is not divisible by the pixels of a latent cell.
-        """
+        """Refuse a size that latent cells don't divide, naming the nearest one that they do."""
         if any(side % cell for side in self.size):
             width, height = (max(cell, round(side / cell) * cell) for side in self.size)
             raise ValueError(
@@ -216,7 +212,7 @@ def inpaint_batch(
     on_images: Callable[[int], None] | None = None,
     on_step: Callable[[], None] | None = None,
 ) -> list[InpaintedImage]:
-    """Paint all jobs at once; when memory does not suffice, in halves.
+    """Paint all jobs at once, in order; when memory does not suffice, in halves.
 
     Each image has a CPU generator of its own seed. On one machine an image is the same at any place of a
     batch of one size; in a smaller or larger one the last bits may differ.
@@ -227,9 +223,6 @@ def inpaint_batch(
         settings: steps, guidance, strength, sizes.
         on_images: called with the number of images just painted.
         on_step: called after every denoising step; what it raises ends the painting there and is passed on.
-
-    Returns:
-        One result a job, in order.
 
     Raises:
         ValueError: a mask is empty, full, not bool or of another size; a text is empty or too long; the

@@ -35,9 +35,6 @@ class ModelError(ValueError):
 def check_model_folder(folder: Path | str) -> None:
     """Demand a complete folder of diffusers' layout with weights in safetensors.
 
-    Args:
-        folder: with `model_index.json` and a folder for every part that it names.
-
     Raises:
         ModelError: lists every part that is missing, has no configuration, or pickled weights only.
     """
@@ -73,13 +70,7 @@ def _check_part(part: Path, class_name: str) -> list[str]:
 
 
 class Classes(NamedTuple):
-    """Names of diffusers' classes for one purpose.
-
-    Attributes:
-        folder: for a folder or a hub id, which finds the family by itself.
-        file: for a checkpoint in one file.
-        xl_file: the same for SDXL; empty where a second text encoder does not do.
-    """
+    """Diffusers' classes for a folder or hub id, for one file, and for SDXL's (empty: it does not do)."""
 
     folder: str
     file: str
@@ -95,10 +86,10 @@ PURPOSES = {
 
 
 def load_pipeline(model: Path | str, purpose: str, dtype: torch.dtype) -> "DiffusionPipeline":
-    """Load a pipeline from safetensors only, after a look at its files.
+    """Load a folder, a .safetensors checkpoint or a hub id, from safetensors only.
 
     Args:
-        model: a folder of diffusers' layout, a single .safetensors checkpoint, or a hub id.
+        model: see above; its files are looked at first.
         purpose: a key of `PURPOSES`.
         dtype: of the weights; half precision is for GPUs.
 

@@ -75,13 +75,9 @@ class LoraCounts(NamedTuple):
 
 
 def find_layers(network: nn.Module) -> dict[str, nn.Module]:
-    """The layers that LoRA-C3Lier adapts: linear and convolution layers inside the named blocks.
+    """Linear and convolution layers inside `UNET_BLOCKS` or `TEXT_BLOCKS`, by path: what LoRA-C3Lier adapts.
 
-    Args:
-        network: a U-Net of diffusers (`UNET_BLOCKS`) or a CLIP text encoder (`TEXT_BLOCKS`).
-
-    Returns:
-        Path in the network → layer, before or after an adapter was attached.
+    They are the same before and after an adapter was attached.
     """
     kinds = (*UNET_BLOCKS, *TEXT_BLOCKS)
     blocks = {path for path, module in network.named_modules() if type(module).__name__ in kinds}
@@ -117,18 +113,10 @@ def plan_layers(network: nn.Module, plan: LoraPlan) -> dict[str, LayerPlan]:
 
 
 def attach_lora(unet: nn.Module, text_encoder: nn.Module, plan: LoraPlan | None = None) -> LoraCounts:
-    """Add fresh adapters, which leave the outputs as they are, and freeze everything else.
-
-    Args:
-        unet: diffusers' U-Net.
-        text_encoder: transformers' CLIP text encoder.
-        plan: ranks and scales; the paper's when not given.
-
-    Returns:
-        What was adapted.
+    """Add fresh adapters (the paper's plan if None), which change no output, and freeze everything else.
 
     Raises:
-        LoraError: one of them has an adapter already.
+        LoraError: one of the networks has an adapter already.
     """
     plan = plan or LoraPlan()
     networks = (unet, text_encoder)
@@ -136,11 +124,7 @@ def attach_lora(unet: nn.Module, text_encoder: nn.Module, plan: LoraPlan | None 
 
 
 def attach_layers(network: nn.Module, planned: Mapping[str, LayerPlan]) -> LoraCount:
-    """Add a fresh adapter to the planned layers of one network, and freeze all else.
-
-    Raises:
-        LoraError: it has an adapter already.
-    """
+    """Add a fresh adapter to the planned layers of one network, and freeze all else; see `attach_lora`."""
     from peft import LoraConfig, inject_adapter_in_model
 
     if any(_is_adapted(module) for module in network.modules()):
@@ -192,24 +176,10 @@ def adapted_layers(network: nn.Module) -> dict[str, nn.Module]:
     return {path: module for path, module in network.named_modules() if _is_adapted(module)}
 
 
-def lora_parameters(network: nn.Module) -> list[nn.Parameter]:
-    """The adapter's parameters, down then up for each layer: what an optimizer gets."""
-    return [
-        part[ADAPTER].weight
-        for module in adapted_layers(network).values()
-        for part in (module.lora_A, module.lora_B)
-    ]
-
-
-def read_lora(unet: nn.Module, text_encoder: nn.Module) -> dict[str, Tensor]:
-    """The adapter's weights, as `unet.<path>.down`, `….up`, `text_encoder.<path>.down`, ….
-
-    Returns:
-        Detached tensors that share memory with the model.
-    """
+def lora_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
+    """The adapter's parameters by `<path>.down` and `<path>.up`: what an optimizer gets."""
     return {
-        f"{name}.{path}.{part}": matrices[ADAPTER].weight.detach()
-        for name, network in (("unet", unet), ("text_encoder", text_encoder))
+        f"{path}.{part}": matrices[ADAPTER].weight
         for path, module in adapted_layers(network).items()
         for part, matrices in (("down", module.lora_A), ("up", module.lora_B))
     }
@@ -224,7 +194,7 @@ def merge_lora(unet: nn.Module, text_encoder: nn.Module, share: float) -> None:
 
     Args:
         unet: with an adapter.
-        text_encoder: with an adapter.
+        text_encoder: likewise.
         share: α of the paper, 0.6 to 0.95 there; above 1 works with a warning.
 
     Raises:

@@ -48,7 +48,7 @@ class StoredLayer(NamedTuple):
 
 
 class StoredPart(NamedTuple):
-    """What a key of a file stands for: the "down" or "up" matrix or the "alpha" of a network's layer."""
+    """What a key of a file stands for: the "down" or "up" matrix or the "alpha" of a layer."""
 
     network: str
     path: str
@@ -67,7 +67,7 @@ def save_lora(
     Args:
         path: the file.
         unet: with an adapter.
-        text_encoder: with an adapter.
+        text_encoder: likewise.
         metadata: further texts for the file's header, such as base model and prompts.
         layout: "kohya" (image-generation tools and diffusers read it) or "diffusers".
 
@@ -136,15 +136,7 @@ def _lay_out_diffusers(networks: Mapping[str, Mapping[str, nn.Module]]) -> tuple
 
 
 def load_lora(path: Path | str, unet: nn.Module, text_encoder: nn.Module) -> LoraCounts:
-    """Attach the adapter of a file, of kohya's or diffusers' format, to a base model.
-
-    Args:
-        path: a `.safetensors` file.
-        unet: without an adapter.
-        text_encoder: without an adapter.
-
-    Returns:
-        What was adapted.
+    """Attach the adapter of a file, of kohya's or diffusers' format, to base networks that have none.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -181,10 +173,7 @@ def _match_keys(
 ) -> dict[str, dict[str, StoredLayer]]:
     """The layers of a file by network and path, once every key, pair and shape fits.
 
-    Args:
-        tensors: of the file.
-        known: diffusers' metadata of the file; empty where there is none.
-        networks: that the adapter is for.
+    `known` is diffusers' metadata of the file, empty where there is none.
     """
     layers = {network: find_layers(module) for network, module in networks.items()}
     keys = _list_keys(layers)

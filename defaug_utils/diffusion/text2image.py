@@ -112,8 +112,8 @@ def load_text2image(
         clip_skip: see `TextToImage`.
 
     Raises:
-        ModelError: parts are missing, weights are pickled, it is no text-to-image model of one text
-            encoder and a U-Net of 4 channels, or the text encoder has too few layers.
+        ModelError: parts are missing, weights are pickled, it has not one text encoder and a U-Net of 4
+            channels, or the text encoder has too few layers.
     """
     pipeline = load_pipeline(model, "text to image", dtype)
     problems = _find_problems(pipeline, clip_skip)
@@ -141,10 +141,10 @@ def _find_problems(pipeline: "StableDiffusionPipeline", clip_skip: int) -> list[
 
 
 def tokenise_prompts(model: TextToImage, prompts: Sequence[str]) -> Tensor:
-    """Token ids of texts, padded to the tokenizer's length, shape (batch, tokens); nothing is cut.
+    """Token ids of texts, padded to the tokenizer's length, shape (batch, tokens).
 
     Raises:
-        ValueError: lists every text that is empty or longer than the tokenizer's limit.
+        ValueError: lists every text that is longer than the tokenizer's limit; nothing is cut.
     """
     check_prompts(model, [prompt for prompt in prompts if prompt])
     tokenizer = model.pipeline.tokenizer
@@ -156,13 +156,7 @@ def tokenise_prompts(model: TextToImage, prompts: Sequence[str]) -> Tensor:
 def embed_tokens(text_encoder: nn.Module, tokens: Tensor, clip_skip: int) -> Tensor:
     """What the U-Net reads of a text: a layer's output, then the final layer norm.
 
-    Args:
-        text_encoder: CLIP's.
-        tokens: ids, shape (batch, tokens).
-        clip_skip: see `TextToImage`.
-
-    Returns:
-        Shape (batch, tokens, width).
+    Token ids (batch, tokens) become embeddings (batch, tokens, width); `clip_skip` is `TextToImage`'s.
     """
     states = text_encoder(tokens, output_hidden_states=True).hidden_states
     layer_norm = getattr(text_encoder, "text_model", text_encoder).final_layer_norm
@@ -182,7 +176,7 @@ def generate_images(
     settings: TextSettings,
     on_images: Callable[[int], None] | None = None,
 ) -> list[np.ndarray]:
-    """Make all pictures at once; when memory does not suffice, in halves.
+    """Make all pictures, (height, width, 3) and uint8, at once; when memory does not suffice, in halves.
 
     Each has a CPU generator of its own seed. On one machine a picture is the same at any place of a batch of
     one size; in a smaller or larger one the last bits may differ.
@@ -192,9 +186,6 @@ def generate_images(
         jobs: texts and seeds.
         settings: size, steps, guidance.
         on_images: called with the number of pictures just made.
-
-    Returns:
-        One image a job, shape (height, width, 3), uint8.
 
     Raises:
         ValueError: a text is empty or too long, or the size does not suit the model.

@@ -109,8 +109,7 @@ def assign_buckets(sizes: Mapping[str, tuple[int, int]], settings: BucketSetting
         One row an image: image, width and height of the bucket, scale (above 1 enlarges), cropped (share).
 
     Raises:
-        BucketError: there is no bucket; or, where enlarging is not allowed, lists every image that is
-            smaller than its bucket.
+        BucketError: there is no bucket; or lists all images that may not be enlarged.
     """
     buckets = list_buckets(settings)
     if not buckets:
@@ -169,10 +168,11 @@ def choose_training_rows(
 ) -> pd.DataFrame:
     """The rows that a scenario's generator is fine-tuned on (Capogrosso et al. 2024, section 4).
 
+    Zero-shot takes random negatives, the others the positives that training sets of the same seed hold.
+
     Args:
         dataset: manifest of the prepared data set.
-        scenario: "zero-shot" takes random negatives, the others the positives that training sets of the
-            same seed hold.
+        scenario: "zero-shot", "few-shot" or "full-shot".
         seed: draws them.
         few_shot_count: positives in few-shot.
         negative_count: negatives in zero-shot.
@@ -196,8 +196,7 @@ def check_training_rows(rows: pd.DataFrame, dataset: pd.DataFrame) -> None:
     """Refuse to fine-tune a generator on anything but real training images of the data set.
 
     Raises:
-        DreamBoothError: there is no image; or lists every row that is unknown, generated, or not in the
-            train split.
+        DreamBoothError: there is no image; or lists every row that is unknown, generated, or not in train.
     """
     if rows.empty:
         raise DreamBoothError("there is no instance image to fine-tune on: give at least one, better five")
@@ -296,12 +295,9 @@ def check_bucket_step(buckets: BucketSettings, model: TextToImage) -> None:
 
 @torch.inference_mode()
 def cache_latents(model: TextToImage, images: TrainingImages) -> list[tuple[Tensor, Tensor]]:
-    """Encode every image once, at its bucket's size.
+    """Mean and deviation of every image's latents (channels, height, width), scaled as the U-Net wants them.
 
-    Training draws from the autoencoder's distribution anew at every step, as if it were encoded each time.
-
-    Returns:
-        Mean and standard deviation of each, shape (channels, height, width), scaled as the U-Net wants them.
+    Training draws from them anew at every step, as if the image were encoded each time.
 
     Raises:
         DreamBoothError: lists every image whose latents are no numbers.
