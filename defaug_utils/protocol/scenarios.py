@@ -150,10 +150,7 @@ class Review(NamedTuple):
 
 
 def read_review(path: Path | str) -> Review:
-    """Read a stored review.
-
-    Args:
-        path: YAML with the lists `prompts` and `images`, see `PromptDecision` and `ImageDecision`.
+    """Read a stored review: YAML with the lists `prompts` and `images`, see the two decisions' fields.
 
     Raises:
         ReviewError: it is missing or no such YAML; or lists every entry that makes no sense.
@@ -223,11 +220,7 @@ def write_review(review: Review, path: Path | str) -> None:
 
 
 def settle_prompts(board: Sequence[Prompt], review: Review) -> list[Prompt]:
-    """The prompts to generate with: accepted as they are, reworded, or not looked at; rejected ones go.
-
-    Args:
-        board: the prompts asked for.
-        review: decisions on some of them.
+    """The prompts of a board to generate with: accepted, reworded, or not looked at; rejected ones go.
 
     Raises:
         ReviewError: every prompt was rejected.
