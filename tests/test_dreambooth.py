@@ -98,7 +98,7 @@ def images(data: Path, class_folder: Path) -> TrainingImages:
 
 def train(folder: Path, model_folder: Path, images: TrainingImages, **changed: object) -> DreamBoothRun:
     options = {
-        name: changed.pop(name) for name in ("on_step", "on_sample", "sample_every") if name in changed
+        name: changed.pop(name) for name in ("on_step", "on_sample", "sample_times") if name in changed
     }
     settings = DreamBoothSettings(**{**vars(SETTINGS), **changed})
     return train_dreambooth(load(model_folder), images, folder, settings, PLAN, **options)
@@ -187,8 +187,8 @@ def test_pictures_between_steps_change_nothing(tmp_path, model_folder, images, w
         seen.append(finished)
         torch.randn(3)
 
-    run = train(tmp_path, model_folder, images, on_sample=sample, sample_every=4)
-    assert seen == [4, 8, 9]
+    run = train(tmp_path, model_folder, images, on_sample=sample, sample_times=3)
+    assert seen == [3, 6, 9]
     pd.testing.assert_frame_equal(run.history, whole[1].history, check_exact=True)
 
 

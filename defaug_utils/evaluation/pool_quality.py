@@ -11,6 +11,7 @@ take the real images' features after the same way through its autoencoder.
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -30,7 +31,7 @@ from defaug_utils.evaluation.distances import (
 )
 from defaug_utils.protocol.mixing import find_leaking_scenarios, usable_rows
 from defaug_utils.protocol.run_folder import list_pools, read_data
-from defaug_utils.training.backbones import DIAG_LAYERS, FeatureNetwork
+from defaug_utils.training.backbones import DIAG_LAYERS, FeatureNetwork, average_features
 
 REAL, UNTOUCHED = "real positives, two parts", "real negatives, untouched"
 COPY_QUANTILE = 0.05  # a choice of this project, not of a paper
@@ -224,6 +225,54 @@ def find_copies(
             "is_copy": distance <= threshold,
         }
     )
+
+
+class CopySearch(NamedTuple):
+    """Compares generated images with the real ones that their generator was shown.
+
+    Attributes:
+        network: see `average_features`.
+        layer: likewise.
+        shown: names of the real images.
+        features: theirs.
+        limit: distance up to which an image is a copy, see `copy_threshold`.
+    """
+
+    network: FeatureNetwork
+    layer: str
+    shown: list[str]
+    features: np.ndarray
+    limit: float
+
+    def find(self, images_u8: Sequence[np.ndarray], names: Sequence[str] | None = None) -> pd.DataFrame:
+        """See `find_copies`."""
+        generated = average_features(self.network, images_u8, self.layer)
+        return find_copies(generated, self.features, self.limit, names, self.shown)
+
+
+def open_copy_search(
+    network: FeatureNetwork,
+    layer: str,
+    folder: Path | str,
+    shown: Sequence[str],
+    others: Sequence[str],
+    prepare: Callable[[list[np.ndarray]], list[np.ndarray]],
+) -> CopySearch:
+    """A search for copies of real images.
+
+    Args:
+        network: see `average_features`.
+        layer: likewise.
+        folder: of the real images.
+        shown: names of those that the generator was shown.
+        others: of more, which also say how alike real images are.
+        prepare: brings real images to the size of generated ones, and through the same autoencoder.
+    """
+    names = list(dict.fromkeys([*shown, *others]))
+    images_u8 = prepare([read_image(Path(folder) / name) for name in names])
+    features = average_features(network, images_u8, layer)
+    count = len(set(shown))
+    return CopySearch(network, layer, names[:count], features[:count], copy_threshold(features))
 
 
 def count_copies(copies: pd.DataFrame, by: Sequence[str] = ("share", "epoch")) -> pd.DataFrame:

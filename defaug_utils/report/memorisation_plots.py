@@ -1,12 +1,52 @@
-"""Copies of real images over merge weight and epochs of a fine-tuning."""
+"""A fine-tuning in pictures: its losses, and copies of real images over merge weight and epochs."""
+
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from defaug_utils.report.plots import NotebookFigure
+from defaug_utils.core.images import read_image
+from defaug_utils.report.plots import NotebookFigure, show_images
 from defaug_utils.report.result_plots import ARM_COLOURS, ARM_MARKERS
+
+
+def plot_finetuning(history: pd.DataFrame) -> Figure:
+    """Losses of instances and regularisation images over steps, with their running means; the learning rate.
+
+    Args:
+        history: of `train_dreambooth`; a mean is over a tenth of its rows.
+    """
+    figure = NotebookFigure(figsize=(9, 3.2), layout="constrained")
+    losses, rates = figure.subplots(1, 2, width_ratios=(2, 1))
+    for place, name in enumerate(("instance", "class")):
+        values = history.set_index("step")[f"loss_{name}"].astype(float).dropna()
+        if len(values):
+            smooth = values.rolling(max(1, len(history) // 10), min_periods=1).mean()
+            losses.plot(values, color=f"C{place}", alpha=0.25)
+            losses.plot(smooth, color=f"C{place}", label=name)
+    losses.set(xlabel="step", ylabel="loss", ylim=(0, None))
+    losses.legend()
+    rates.plot(history.set_index("step")["learning_rate"])
+    rates.set(xlabel="step", ylabel="learning rate")
+    return figure
+
+
+def show_copies(copies: pd.DataFrame, folder: Path | str, data_folder: Path | str, count: int = 6) -> Figure:
+    """The generated images nearest to a real one, each before it, and whether it counts as a copy.
+
+    Args:
+        copies: of `find_copies`.
+        folder: of the generated images.
+        data_folder: of the real ones.
+        count: of pairs.
+    """
+    images, titles = [], []
+    for row in copies.nsmallest(count, "distance").itertuples():
+        images += [read_image(Path(folder) / row.image), read_image(Path(data_folder) / row.nearest_real)]
+        titles += ["copy" if row.is_copy else "new", "real"]
+    return show_images(images, titles, columns=2 * count)
 
 
 def plot_memorisation(copies: pd.DataFrame) -> Figure:
