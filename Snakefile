@@ -3,7 +3,8 @@
 #   snakemake --cores 2 --config profile=workshop data=path/to/data threads=1
 #
 # An executed notebook is the proof that its stage is done: it exists only when every cell has run.
-# A run that was killed goes on where it stopped, since pools and classifiers resume by themselves too.
+# Detectors are jobs of their own, whose results notebook 09 reads. A run that was killed goes on where it
+# stopped, since pools and trainings resume by themselves too.
 from pathlib import Path
 
 from defaug_utils.book.profiles import read_defaults, read_profile
@@ -30,6 +31,7 @@ MIXED, MARKED = plan("06_in_and_out"), plan("09_pixel_level")
 RUNS = {run_name(*run): run for run in MIXED}
 SHOWN_RUN = list(RUNS)[-1]  # the run whose notebook 07 stands in the book
 RESULTS = [f"{EXECUTED}/07_classifier/{name}.ipynb" for name in RUNS]
+DETECTORS = {run_name(*run): run for run in MARKED}
 
 
 def pool_notebook(origin, run):
@@ -198,18 +200,34 @@ rule results:
         "scripts/run_notebook.py"
 
 
-rule pixel_level:
+rule detector:
     input:
         rules.data_prep.output,
-        [f"{EXECUTED}/{pool}.ipynb" for pool in pools(MARKED)],
+        lambda wildcards: [
+            f"{EXECUTED}/{pool_notebook(origin, run)}.ipynb"
+            for run in [DETECTORS[wildcards.run_name]]
+            for origin in MARKED[run]
+        ],
+    output:
+        f"{RUN}/segmenter/{{run_name}}/pixel_metrics.json",
+    params:
+        values=read_defaults("09_pixel_level") | values("09_pixel_level"),
+    threads: THREADS
+    resources:
+        gpu=1,
+    script:
+        "scripts/train_detector.py"
+
+
+rule pixel_level:
+    input:
+        [f"{RUN}/segmenter/{name}/pixel_metrics.json" for name in DETECTORS],
         notebook="notebooks/09_pixel_level.ipynb",
     output:
         f"{EXECUTED}/09_pixel_level.ipynb",
     params:
         values=values("09_pixel_level"),
     threads: THREADS
-    resources:
-        gpu=1,
     script:
         "scripts/run_notebook.py"
 

@@ -67,7 +67,7 @@ def test_the_prepared_data_set_keeps_the_split(tmp_path, grid):
 
 
 @given(st.integers(0, 10**9), st.integers(1, 6), st.randoms())
-@settings(max_examples=20)
+@settings(max_examples=8)
 def test_draws_are_nested_and_blind_to_the_order_of_rows(seed, count, random):
     dataset = make_dataset({("nut", "bent"): 8, ("nut", "colour"): 9, ("pill", "bent"): 8})
     rows = list(range(len(dataset)))

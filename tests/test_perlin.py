@@ -113,12 +113,12 @@ def test_masks_cover_as_much_as_the_usual_recipes():
             for noise in noises
         ]
         for generator, noises in (
-            (ours, (draw_perlin_noise((64, 64), ours) for _ in range(800))),
-            (usual, (usual_noise(64, usual) for _ in range(800))),
+            (ours, (draw_perlin_noise((64, 64), ours) for _ in range(250))),
+            (usual, (usual_noise(64, usual) for _ in range(250))),
         )
     ]
     assert ks_2samp(*coverages).pvalue > 0.01
-    assert np.mean(coverages[0]) == pytest.approx(np.mean(coverages[1]), rel=0.15)
+    assert np.mean(coverages[0]) == pytest.approx(np.mean(coverages[1]), rel=0.25)
 
 
 @pytest.mark.parametrize("size", [(0, 5), (5, -1)])

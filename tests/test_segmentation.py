@@ -1,6 +1,7 @@
 """The detector of defect pixels: its input, a training that repeats and resumes, score maps and tables."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -10,14 +11,21 @@ import torch
 
 from defaug_utils.core.files import write_csv, write_json, write_png
 from defaug_utils.core.images import fit_mask, read_mask
-from defaug_utils.core.manifest import ManifestError, make_manifest
+from defaug_utils.core.manifest import ManifestError, make_manifest, write_manifest
+from defaug_utils.core.runs import MixingError, Run, parse_run_name
+from defaug_utils.core.sources import choose_positives
 from defaug_utils.data.samples import hash_masked_samples, load_masked_samples
 from defaug_utils.evaluation.detector import (
     DEFECT_PRIOR,
+    DETECTOR_RECIPE,
+    DETECTORS,
     MAP_LIST,
     METRICS_FILE,
+    DetectorPlan,
     build_detector,
+    compose_detector_set,
     detection_loss,
+    finish_detector,
     logits_to_levels,
     measure_score_maps,
     read_score_map,
@@ -26,6 +34,7 @@ from defaug_utils.evaluation.detector import (
     write_score_maps,
 )
 from defaug_utils.evaluation.recipes import Recipe, fit_epochs, plan_epochs
+from defaug_utils.protocol.mixing import Mix
 from defaug_utils.report.pixel_plots import show_score_maps
 from defaug_utils.report.pixel_results import PIXEL_NUMBERS, choose_shown, read_pixel_runs
 from defaug_utils.report.reports import layout_results
@@ -182,6 +191,51 @@ def test_a_folder_of_another_training_keeps_its_score_maps(masked, tmp_path):
     with pytest.raises(ValueError, match=r"other settings: seed \(0, asked for 1\)"):
         train_detector(masked, tmp_path, quick, BACKBONE, seed=1)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.fixture
+def run_folder(parts, tmp_path):
+    """A run with few-shot AdaBLDM pools of two seeds; what one's ControlNet saw is hidden from the other."""
+    folder, manifest = parts
+    shutil.copytree(folder, tmp_path / "data")
+    write_manifest(manifest, tmp_path / "data" / "manifest.csv")
+    known = choose_positives(manifest, "few-shot", 0, 2)["image"].tolist()
+    recipe = {"model": {"controlnet": {"trained_on": known}}}
+    for seed in (0, 1):
+        pool = tmp_path / "adabldm" / f"few-shot-seed{seed}"
+        rows = []
+        for index, row in enumerate(manifest[manifest["split"] == "train"].iloc[-3:].to_dict("records")):
+            mask = f"{index}-mask.png"
+            for name in ("image", "mask"):
+                target = pool / {"image": f"{index}.png", "mask": mask}[name]
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(folder / row[name], target)
+            rows.append(row | {"image": f"{index}.png", "mask": mask, "origin": "adabldm", "recipe": "r"})
+        write_manifest(make_manifest(rows), pool / "manifest.csv")
+        write_json(pool / "recipe.json", {"r": recipe})
+    return tmp_path
+
+
+def test_a_generator_that_saw_hidden_positives_is_refused_for_detectors_too(run_folder):
+    rows = compose_detector_set(run_folder, Run("few-shot", "adabldm", 2, 0), Mix(2))
+    assert set(rows["split"]) == {"train", "test"} and (rows["origin"] == "adabldm").sum() == 2
+    with pytest.raises(MixingError, match="learned from images that it must not know"):
+        compose_detector_set(run_folder, Run("few-shot", "adabldm", 2, 1), Mix(2))
+
+
+def test_a_finished_detector_is_taken_as_it_is(run_folder):
+    name, plan = "few-shot-adabldm-2-seed0", DetectorPlan(BACKBONE, training_images=16, batch_size=4)
+    rows = compose_detector_set(run_folder, parse_run_name(name), Mix(2))
+    assert plan.fit_recipe(rows) == replace(DETECTOR_RECIPE, epochs=2, batch_size=4)
+    first, folder = finish_detector(run_folder, name, rows, plan), run_folder / DETECTORS / name
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.png")}
+    again = finish_detector(run_folder, name, rows, plan)
+    assert (first.resumed_epochs, again.resumed_epochs, first.numbers["epochs"]) == (0, 2, 2)
+    assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*.png")}
+    numbers = (folder / METRICS_FILE).read_bytes()
+    (folder / METRICS_FILE).unlink()  # as Snakemake does with the targets of a job that it begins again
+    finish_detector(run_folder, name, rows, plan)
+    assert (folder / METRICS_FILE).read_bytes() == numbers
 
 
 def test_score_maps_are_the_models_logits(trained, masked):

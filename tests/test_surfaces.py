@@ -21,7 +21,7 @@ def contents(folder):
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.*")}
 
 
-@settings(max_examples=60)
+@settings(max_examples=25)
 @given(
     seed=st.integers(0, 2**63 - 1),
     defect_type=st.sampled_from(DEFECT_TYPES),
@@ -39,7 +39,7 @@ def test_mask_is_exactly_what_the_defect_changed(seed, defect_type, size, severi
     assert not without.mask.any()
 
 
-@pytest.mark.parametrize("size", [(128, 384), (200, 600), (384, 128), (33, 97)])
+@pytest.mark.parametrize("size", [(64, 192), (192, 64), (33, 97)])
 @pytest.mark.parametrize("defect_type", [None, *DEFECT_TYPES])
 def test_same_call_gives_same_surface(defect_type, size):
     first, second = (draw_surface(5, defect_type, size) for _ in range(2))
@@ -53,7 +53,7 @@ def test_same_call_gives_same_surface(defect_type, size):
 @pytest.mark.parametrize("defect_type", DEFECT_TYPES)
 def test_severity_makes_a_defect_clearer_and_keeps_its_sign(defect_type):
     sign = 1 if defect_type in ("scratch", "white_mark") else -1
-    for seed in range(4):
+    for seed in range(2):
         clean = draw_surface(seed).image_u8.astype(int)
         strengths = []
         for severity in (0, 0.5, 1):
@@ -65,19 +65,19 @@ def test_severity_makes_a_defect_clearer_and_keeps_its_sign(defect_type):
 
 
 def test_severities_cover_their_range_evenly():
-    drawn = np.sort([draw_surface(seed, "pit", (16, 16)).severity for seed in range(200)])
-    assert np.abs(drawn - (np.arange(200) + 0.5) / 200).max() < 0.12
+    drawn = np.sort([draw_surface(seed, "pit", (16, 16)).severity for seed in range(100)])
+    assert np.abs(drawn - (np.arange(100) + 0.5) / 100).max() < 0.15
 
 
 def test_defects_are_small_and_lie_anywhere():
-    masks = np.stack([draw_surface(k, DEFECT_TYPES[k % 5]).mask for k in range(100)])
+    masks = np.stack([draw_surface(k, DEFECT_TYPES[k % 5]).mask for k in range(40)])
     assert 0.0003 < np.median(masks.mean(axis=(1, 2))) < 0.03 and masks.mean(axis=(1, 2)).max() < 0.2
     thirds = [part.any(axis=(1, 2)).mean() for part in np.array_split(masks, 3, axis=1)]
-    assert min(thirds) > 0.2
+    assert min(thirds) > 0.15
 
 
 def test_harmless_chips_and_grain_are_on_parts_without_defect():
-    images = np.stack([draw_surface(seed).image_u8 for seed in range(60)]).astype(float).mean(axis=3)
+    images = np.stack([draw_surface(seed).image_u8 for seed in range(30)]).astype(float).mean(axis=3)
     rim = np.concatenate([images[:, :, :2], images[:, :, -2:]], axis=2)
     has_chip = rim.max(axis=(1, 2)) > images[:, :, 10:-10].max(axis=(1, 2)) + 10
     assert 0.1 < has_chip.mean() < 0.7

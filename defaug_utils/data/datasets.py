@@ -49,7 +49,7 @@ def load_dataset(
 
     Returns:
         A manifest with paths relative to `root`, and the further columns `width`, `height` and
-        `defect_pixels` (pixels of the original), `image_checksum` and `mask_checksum` (of the files' bytes).
+        `defect_pixels` of the originals, `image_checksum` and `mask_checksum` of the files' bytes.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -126,10 +126,7 @@ def _warn(what: str, names: list[str]) -> None:
 
 
 def draw_validation(manifest: pd.DataFrame, share: float, seed: int) -> pd.DataFrame:
-    """Move a share of the training images to the split `val`, see `draw_split`.
-
-    A data set that brings its own validation part is returned as it is.
-    """
+    """Move a share of the training images to `val`, see `draw_split`, unless the data set has that part."""
     has_own = "val" in set(manifest["split"])
     return manifest.copy() if has_own else draw_split(manifest, "val", share, seed)
 
@@ -143,12 +140,6 @@ def draw_split(manifest: pd.DataFrame, split: str, share: float, seed: int) -> p
         share: of the training images of every category and label, in [0, 1); above 0, at least one of
             each is drawn and at least one stays, so that a single image stays.
         seed: decides the draw; the order of the rows does not.
-
-    Returns:
-        A copy with the drawn rows' `split` changed.
-
-    Raises:
-        ValueError: the share is out of range.
     """
     if not 0 <= share < 1:
         raise ValueError(f"share {share} of the training images for {split} must be in [0, 1)")
@@ -178,8 +169,7 @@ def draw_few_shot(
     """Move `count` defective test images of every category and type to the train split, or a given list.
 
     AdaBLDM's protocol for data sets whose training part has no defect (MVTec AD, BTAD). All other test
-    images stay, and all good training images are used. A larger count of the same seed draws the same
-    images and more.
+    images stay. A larger count of the same seed draws the same images and more.
 
     Args:
         dataset: of `load_dataset`.
@@ -187,13 +177,10 @@ def draw_few_shot(
         seed: decides the draw; the order of the rows does not.
         chosen: `image` of the rows to move, whatever their number; empty to draw them.
 
-    Returns:
-        A copy with the drawn rows' `split` changed.
-
     Raises:
         DatasetError: types with fewer images than asked for (all are listed with all that there are), a
-            category without any defective image, one whose test part would have no defective image left,
-            defective images in train already, or names in the list that are no defective test image.
+            category with no defective image left for test, defective images in train already, or names in
+            the list that are no defective test image.
         ValueError: the count is below 1.
     """
     if count < 1:

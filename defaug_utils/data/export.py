@@ -110,10 +110,11 @@ def export_training_set(
     with _staged(target) as staging:
         _copy_files(rows, placed, folder, staging)
         annotated = placed.assign(mask=rows["mask"])
+        classes = sorted(set(placed["object_class"][placed["label"] == "positive"]))
         if export_format == "coco":
-            write_coco(annotated, folder, staging, coco_masks)
+            write_coco(annotated, folder, staging, classes, coco_masks)
         elif export_format == "yolo":
-            write_yolo(annotated, folder, staging)
+            write_yolo(annotated, folder, staging, classes)
         write_manifest(placed.drop(columns="object_class"), staging / "manifest.csv")
         counts = {name: count for name, count in done._asdict().items() if name != "folder"}
         write_json(staging / MARK, {"format": export_format, **counts})
@@ -121,8 +122,8 @@ def export_training_set(
 
 
 def _check_words(export_format: str, coco_masks: str) -> None:
-    known_words = (("export_format", export_format, FORMATS), ("coco_masks", coco_masks, ("rle", "polygon")))
-    for what, word, known in known_words:
+    words = (("export_format", export_format, FORMATS), ("coco_masks", coco_masks, ("rle", "polygon")))
+    for what, word, known in words:
         if word not in known:
             raise ExportError(f"{what} {word!r} is none of {', '.join(known)}")
 
@@ -244,11 +245,9 @@ def _copy_files(rows: pd.DataFrame, placed: pd.DataFrame, folder: Path, staging:
 
 
 def find_parts(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Connected parts of a mask.
+    """Connected parts of a mask, shape (parts, height, width), bool, and their boxes, shape (parts, 4).
 
-    Returns:
-        The parts, shape (parts, height, width), bool; and their boxes (left, top, right, bottom), the
-        last two exclusive, shape (parts, 4).
+    A box is left, top, right, bottom, the last two exclusive.
     """
     labels = label(mask, connectivity=2)
     parts = labels == np.arange(1, labels.max() + 1)[:, None, None]
@@ -317,20 +316,12 @@ def _make_dataset(
     return sv.DetectionDataset(classes, list(annotations), annotations)
 
 
-def _list_classes(rows: pd.DataFrame) -> list[str]:
-    return sorted(set(rows["object_class"][rows["label"] == "positive"]))
-
-
-def write_coco(rows: pd.DataFrame, folder: Path, staging: Path, coco_masks: str) -> None:
+def write_coco(rows: pd.DataFrame, folder: Path, staging: Path, classes: list[str], coco_masks: str) -> None:
     """Write `annotations/instances_<split>.json`; ids go on from split to split.
 
-    Args:
-        rows: manifest with `image` relative to `staging`, `mask` relative to `folder`, and `object_class`.
-        folder: where the masks are.
-        staging: the export's folder, with the images in place.
-        coco_masks: "rle" or "polygon".
+    The rows have `image` relative to `staging`, `mask` relative to `folder`, and `object_class`.
     """
-    classes, image_id, object_id = _list_classes(rows), 1, 1
+    image_id, object_id = 1, 1
     detect = partial(_detect_for_coco, coco_masks=coco_masks)
     for split, part in rows.groupby("split"):
         path = staging / "annotations" / f"instances_{split}.json"
@@ -349,9 +340,8 @@ def _remove_claims(path: Path) -> None:
     path.write_text(json.dumps(content), encoding="utf-8")
 
 
-def write_yolo(rows: pd.DataFrame, folder: Path, staging: Path) -> None:
+def write_yolo(rows: pd.DataFrame, folder: Path, staging: Path, classes: list[str]) -> None:
     """Write `labels/<split>/<name>.txt` and `data.yaml`; arguments as in `write_coco`."""
-    classes = _list_classes(rows)
     for split, part in rows.groupby("split"):
         for start in range(0, len(part), YOLO_BATCH):
             batch = part.iloc[start : start + YOLO_BATCH]
@@ -365,8 +355,5 @@ def write_yolo(rows: pd.DataFrame, folder: Path, staging: Path) -> None:
 def list_tree(folder: Path | str) -> pd.DataFrame:
     """One row a folder of an export that holds files: its path, their number, and the first one's name."""
     files = sorted(path.relative_to(folder) for path in Path(folder).rglob("*") if path.is_file())
-    table = pd.DataFrame(
-        {"folder": [path.parent.as_posix() for path in files], "file": [f.name for f in files]}
-    )
-    counted = table.groupby("folder")["file"].agg(files="count", first="first")
-    return counted.reset_index()
+    table = pd.DataFrame([(path.parent.as_posix(), path.name) for path in files], columns=["folder", "file"])
+    return table.groupby("folder")["file"].agg(files="count", first="first").reset_index()

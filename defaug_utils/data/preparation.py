@@ -103,8 +103,7 @@ def _list_jobs(dataset: pd.DataFrame, fit: str, finished: dict[tuple[str, str], 
 def name_files(images: Iterable[str]) -> list[str]:
     """A file name (without suffix) for every path: plain ASCII, and unique where case is ignored, too.
 
-    Args:
-        images: relative paths, such as `test/bent/000.png` (which becomes `test-bent-000`).
+    `test/bent/000.png` becomes `test-bent-000`.
     """
     images = list(images)
     names = []

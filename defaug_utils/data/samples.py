@@ -126,15 +126,10 @@ def _common_size(manifest: pd.DataFrame, folder: Path) -> tuple[int, int]:
 def load_masked_samples(
     manifest: pd.DataFrame, folder: Path | str, input_size: tuple[int, int] = (0, 0)
 ) -> MaskedSamples:
-    """Decode every image and mask of a manifest into memory, at one size.
+    """Decode every image and mask of a manifest into memory, at one size; arguments as of `load_samples`.
 
-    A mask pixel is positive when any source pixel that it covers is.
-
-    Args:
-        manifest: rows of the splits train and test, such as `compose_training_set` returns; rows of val
-            are kept, though no threshold is chosen.
-        folder: what the manifest's paths are relative to.
-        input_size: (width, height) of the detector's input; (0, 0) for that of the stored real images.
+    A mask pixel is positive when any source pixel that it covers is. Rows of val are kept, though no
+    threshold is chosen.
 
     Raises:
         ManifestError: lists every positive without mask, or every mask that can't be read or is empty; or

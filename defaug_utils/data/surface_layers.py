@@ -199,7 +199,6 @@ class DefectLook(NamedTuple):
     Attributes:
         draw: gives its strength on a canvas at a size (about 1).
         contrast: change of brightness at severity 0 and 1, in units of the spread of the texture around.
-        is_bright: whether it is brighter than the part, else darker.
         colour: share of the change that red, green and blue get.
     """
 

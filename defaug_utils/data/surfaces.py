@@ -100,7 +100,7 @@ def _draw_clean(canvas: Canvas) -> np.ndarray:
 
 
 def _draw_change(canvas: Canvas, look: DefectLook, severity: float, clean: np.ndarray) -> np.ndarray:
-    """What a defect adds, shape (height, width, 3): nothing outside the mask, a grey level or more inside."""
+    """What a defect adds, shape (height, width, 3): nothing outside its mask, a grey level or more inside."""
     strength = look.draw(canvas, (0.8 + 0.5 * severity) * canvas.rng.uniform(0.75, 1.4))
     strength = strength / strength.max()
     strength[strength < MASK_LEVEL] = 0

@@ -10,6 +10,7 @@ DeSTSeg's.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,21 +24,26 @@ from transformers import ResNetModel
 from defaug_utils.core.files import write_csv, write_json, write_png
 from defaug_utils.core.images import fit_mask, read_mask
 from defaug_utils.core.manifest import raise_problems
-from defaug_utils.data.samples import MaskedSamples, hash_masked_samples
+from defaug_utils.core.runs import Run, parse_run_name
+from defaug_utils.data.samples import MaskedSamples, hash_masked_samples, load_masked_samples
 from defaug_utils.evaluation.pixel_metrics import measure_pixels
 from defaug_utils.evaluation.recipes import (
     Batch,
     Recipe,
     TrainedNetwork,
     describe_training,
+    fit_epochs,
     flip_images,
     plan_batches,
     split_batches,
     train_network,
 )
+from defaug_utils.protocol.mixing import Mix, compose_training_set
+from defaug_utils.protocol.run_folder import read_data, read_pools
 from defaug_utils.training.backbones import build_classifier, normalise_images
 from defaug_utils.training.loop import OnStep
 
+DETECTORS = "segmenter"  # the detectors' folder in a run's
 # ours; an epoch is all positives and as many negatives
 DETECTOR_RECIPE = Recipe("adam", 2e-3, batch_size=8, epochs=20, balanced=True, flips=True, decay=True)
 MAP_LIST = "score_maps.csv"
@@ -166,6 +172,62 @@ def train_detector(
         settings | {"detector": "segmenter"},
         on_step,
     )
+
+
+@dataclass(frozen=True)
+class DetectorPlan:
+    """How all detectors of a comparison are trained; 0 keeps the recipe's own value.
+
+    Attributes:
+        backbone: a name in `BACKBONES`.
+        weights: of the encoder, as `build_classifier` takes them.
+        training_images: shown to each detector in all epochs together, see `fit_epochs`.
+        batch_size: images a step.
+        learning_rate: of the first epoch.
+        input_size: (width, height) of the input; (0, 0) for that of the stored images.
+    """
+
+    backbone: str
+    weights: str = ""
+    training_images: int = 0
+    batch_size: int = 0
+    learning_rate: float = 0.0
+    input_size: tuple[int, int] = (0, 0)
+
+    def fit_recipe(self, rows: pd.DataFrame) -> Recipe:
+        """The recipe for a training set's rows."""
+        given = {"batch_size": self.batch_size, "learning_rate": self.learning_rate}
+        recipe = replace(DETECTOR_RECIPE, **{name: value for name, value in given.items() if value})
+        labels = (rows.loc[rows["split"] == "train", "label"] == "positive").to_numpy(int)
+        return fit_epochs(recipe, labels, self.training_images)
+
+
+def compose_detector_set(run_dir: Path | str, run: Run, mix: Mix | None = None) -> pd.DataFrame:
+    """The training set of a run, see `compose_training_set`, without validation: no threshold is chosen."""
+    rows = compose_training_set(read_data(run_dir), read_pools(run_dir, run), run, mix)
+    return rows[rows["split"] != "val"]
+
+
+def finish_detector(
+    run_dir: Path | str, name: str, rows: pd.DataFrame, plan: DetectorPlan, folder: str = DETECTORS
+) -> TrainedNetwork:
+    """Train the detector of a run, write its score maps and measure them; what is there already is taken.
+
+    Args:
+        run_dir: the run's folder.
+        name: of the run, see `run_name`; its seed is the detector's.
+        rows: the training set, paths relative to `run_dir`.
+        plan: how to train.
+        folder: of all such detectors in the run's folder; each has one in it by its name.
+    """
+    target, recipe = Path(run_dir) / folder / name, plan.fit_recipe(rows)
+    masked = load_masked_samples(rows, run_dir, plan.input_size)
+    seed = parse_run_name(name).seed
+    trained = train_detector(masked, target, recipe, plan.backbone, seed, plan.weights)
+    if trained.resumed_epochs < recipe.epochs or not (target / METRICS_FILE).is_file():
+        write_score_maps(trained.model, masked, target, recipe.normalisation)
+        measure_score_maps(target, run_dir)
+    return trained
 
 
 def write_score_maps(

@@ -1,0 +1,18 @@
+"""One Snakemake job: train and measure the detector of one run, which notebook 09 then takes as it is."""
+
+import torch
+
+from defaug_utils.core.runs import parse_run_name
+from defaug_utils.evaluation.detector import DetectorPlan, compose_detector_set, finish_detector
+from defaug_utils.protocol.mixing import Mix
+
+job = snakemake  # noqa: F821 - Snakemake defines it
+torch.set_num_threads(job.threads)
+given, name = job.params.values, job.wildcards.run_name
+plan = DetectorPlan(
+    *(given[key] for key in ("backbone", "weights", "training_images", "batch_size", "learning_rate")),
+    (given["input_width"], given["input_height"]),
+)
+mix = Mix(given["few_shot_count"], extra_arms=given["extra_arms"])
+rows = compose_detector_set(given["run_dir"], parse_run_name(name), mix)
+finish_detector(given["run_dir"], name, rows, plan)
