@@ -16,10 +16,12 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from scipy.spatial.distance import cdist
+from torch import nn
 
 from defaug_utils.core.images import read_image
 from defaug_utils.core.manifest import read_manifest, rebase_manifest
 from defaug_utils.core.runs import pool_scenarios
+from defaug_utils.diffusion.autoencoder import autoencode_images
 from defaug_utils.evaluation.distances import (
     FeatureSummary,
     Spread,
@@ -256,7 +258,8 @@ def open_copy_search(
     folder: Path | str,
     shown: Sequence[str],
     others: Sequence[str],
-    prepare: Callable[[list[np.ndarray]], list[np.ndarray]],
+    vae: nn.Module,
+    size: tuple[int, int],
 ) -> CopySearch:
     """A search for copies of real images.
 
@@ -266,10 +269,11 @@ def open_copy_search(
         folder: of the real images.
         shown: names of those that the generator was shown.
         others: of more, which also say how alike real images are.
-        prepare: brings real images to the size of generated ones, and through the same autoencoder.
+        vae: the generator's autoencoder, which real images pass through, too.
+        size: (width, height) of generated images.
     """
     names = list(dict.fromkeys([*shown, *others]))
-    images_u8 = prepare([read_image(Path(folder) / name) for name in names])
+    images_u8 = autoencode_images(vae, [read_image(Path(folder) / name) for name in names], size)
     features = average_features(network, images_u8, layer)
     count = len(set(shown))
     return CopySearch(network, layer, names[:count], features[:count], copy_threshold(features))
