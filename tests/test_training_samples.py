@@ -15,7 +15,13 @@ from defaug_utils.methods.ddpm import merge_adapter
 
 BUCKETS = BucketSettings(area=16 * 48, smallest=8, largest=96, step=4)
 TRAINING = DreamBoothSettings(
-    epochs=4, repeats=2, batch_size=4, learning_rate=0.05, buckets=BUCKETS, save_every=1
+    epochs=4,
+    repeats=2,
+    batch_size=4,
+    learning_rate=0.05,
+    buckets=BUCKETS,
+    save_every=1,
+    gradient_checkpointing=False,
 )
 JOBS = [TextJob(PROMPTS[0].text, "", seed) for seed in (0, 1)]
 
