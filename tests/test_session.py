@@ -21,6 +21,7 @@ from defaug_utils.book.session import (
     start_notebook,
     watermark,
 )
+from defaug_utils.core.pools import PoolUnfinished
 from defaug_utils.training.memory import pick_device
 
 ROOT = Path(__file__).parents[1]
@@ -159,3 +160,10 @@ def git(*arguments: str) -> str:
     identity = ("-c", "user.name=Tester", "-c", "user.email=tester@example.org")
     found = subprocess.run(["git", *identity, *arguments], capture_output=True, text=True, check=True)
     return found.stdout.strip()
+
+
+def test_a_shard_that_waits_for_others_ends_the_notebook_as_a_success():
+    with pytest.raises(SystemExit) as ended, progress(4) as bar:
+        bar.update(2)
+        raise PoolUnfinished("shard 0 of 2 is made")
+    assert ended.value.code == 0  # papermill takes SystemExit(0) for a success

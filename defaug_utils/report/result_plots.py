@@ -8,22 +8,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from defaug_utils.core.origins import list_arms
 from defaug_utils.protocol.mixing import is_marked, mark_label
 from defaug_utils.report.plots import NotebookFigure
 
-ARM_LABELS = {
-    "none": "no augmentation",
-    "memseg": "MemSeg",
-    "ddpm": "DDPM",
-    "in_and_out": "In&Out",
-    "diag": "DIAG",
-    "adabldm": "AdaBLDM",
-    "adabldm_plain": "AdaBLDM, decoder as it is",
-    "cut_paste": "cut and paste",
-}
-# Okabe and Ito's palette, and Tol's wine: every kind of colour vision tells its colours apart.
-ARM_COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#882255", "#E69F00")
-ARM_MARKERS = "Xosd^v<8"
+ARM_COLOURS = tuple(arm.colour for arm in list_arms().values())
+ARM_MARKERS = tuple(arm.marker for arm in list_arms().values())
 FURTHER_COLOURS = ("#AA8800", "#5B3A00", "#777777", "#44AA99")  # for a profile's own arms
 FURTHER_MARKERS = "P*D>"
 METRIC_LABELS = {
@@ -100,12 +90,13 @@ def _widen_limits(axes: Axes) -> None:
 
 def label_arm(arm: str) -> str:
     """An arm's name in words; an arm of a profile's own keeps its word."""
-    return ARM_LABELS.get(arm) or arm.replace("_", " ").strip()
+    built_in = list_arms().get(arm)
+    return built_in.label if built_in else arm.replace("_", " ").strip()
 
 
 def style_arms(arms: Iterable[str]) -> dict[str, tuple[str, str]]:
     """Colour and marker of every arm, in the order of drawing; the papers' arms always have the same."""
-    styles = dict(zip(ARM_LABELS, zip(ARM_COLOURS, ARM_MARKERS, strict=True), strict=True))
+    styles = {word: (built_in.colour, built_in.marker) for word, built_in in list_arms().items()}
     further = sorted(set(arms) - set(styles))
     styles |= dict(zip(further, cycle(zip(FURTHER_COLOURS, FURTHER_MARKERS, strict=True)), strict=False))
     return {arm: style for arm, style in styles.items() if arm in set(arms)}

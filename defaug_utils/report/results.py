@@ -9,7 +9,8 @@ from pathlib import Path
 import pandas as pd
 
 from defaug_utils.core.manifest import raise_problems
-from defaug_utils.core.runs import ARMS, SCENARIOS, parse_run_name
+from defaug_utils.core.origins import list_arms
+from defaug_utils.core.runs import SCENARIOS, parse_run_name
 from defaug_utils.masks.sources import is_leak
 from defaug_utils.protocol.mixing import find_run_leaks, join_leaks
 
@@ -122,7 +123,8 @@ def list_unfinished(run_folder: Path | str) -> list[str]:
 
 def sort_results(table: pd.DataFrame) -> pd.DataFrame:
     """Order rows by scenario, arm (a profile's own come last), N_aug and seed; these columns first."""
-    known = [*ARMS, *sorted(set(table["arm"]) - {*ARMS, *OTHER_DETECTORS}), *OTHER_DETECTORS]
+    arms = list_arms()
+    known = [*arms, *sorted(set(table["arm"]) - {*arms, *OTHER_DETECTORS}), *OTHER_DETECTORS]
     order = {"scenario": SCENARIOS.index, "arm": known.index}
     first = [name for name in (*GROUP, "seed") if name in table.columns]
     ordered = table.sort_values(first, key=lambda c: c.map(order[c.name]) if c.name in order else c)
