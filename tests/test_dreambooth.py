@@ -38,7 +38,7 @@ from defaug_utils.diffusion.training_images import (
     read_training_images,
 )
 from defaug_utils.methods.ddpm import DDPM
-from defaug_utils.training import checkpoints
+from defaug_utils.training import loop
 from defaug_utils.training.loop import StepDone
 
 BUCKETS = BucketSettings(area=16 * 48, smallest=8, largest=96, step=4)
@@ -172,9 +172,9 @@ def test_stopped_while_writing_a_checkpoint(tmp_path, model_folder, images, whol
             path.write_bytes(path.read_bytes()[:200])
             raise Stopped
 
-    real = checkpoints.save_file
+    real = loop.save_file
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoints, "save_file", write_half)
+        patched.setattr(loop, "save_file", write_half)
         with pytest.raises(Stopped):
             train(tmp_path, model_folder, images)
     run = train(tmp_path, model_folder, images)
@@ -247,7 +247,7 @@ def test_a_loss_that_is_no_number_names_its_step(tmp_path: Path, model_folder, i
 
     with pytest.raises(FloatingPointError, match=r"loss and gradient_norm of step 4 \(epoch 2\)"):
         train_dreambooth(model, images, tmp_path, SETTINGS, PLAN, on_step=poison)
-    assert checkpoints.read_checkpoint(tmp_path / "checkpoint.safetensors").history[-1]["step"] == 2
+    assert loop.read_checkpoint(tmp_path / "checkpoint.safetensors").history[-1]["step"] == 2
 
 
 def test_one_image_and_a_split_identifier_are_told(tmp_path: Path, model_folder, data):
