@@ -149,12 +149,16 @@ class Review(NamedTuple):
     images: list[ImageDecision]
 
 
-def read_review(path: Path | str) -> Review:
-    """Read a stored review: YAML with the lists `prompts` and `images`, see the two decisions' fields.
+def read_review(path: Path | str | None) -> Review:
+    """Read a stored review; None is one without decisions.
+
+    It is YAML with the lists `prompts` and `images`, see `PromptDecision` and `ImageDecision`.
 
     Raises:
         ReviewError: it is missing or no such YAML; or lists every entry that makes no sense.
     """
+    if path is None:
+        return Review([], [])
     path = Path(path)
     if not path.is_file():
         raise ReviewError(f"no review at {path}: look at the pictures and store what you decide")

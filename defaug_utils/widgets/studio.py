@@ -169,7 +169,7 @@ class Studio:
         settings: InpaintSettings,
         limits: CheckLimits | None = None,
     ) -> None:
-        """Look up what may be painted on; refuses a folder without any, and a size that the model can't take."""
+        """Look up what may be painted on; refuses a size that the model can't take."""
         settings.check_size(inpainter.cell)
         self.folder, self.data_folder, self.inpainter = Path(folder), Path(data_folder), inpainter
         self.settings, self.limits = settings, limits or CheckLimits()
