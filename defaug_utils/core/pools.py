@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -14,7 +14,7 @@ import pandas as pd
 
 import defaug_utils
 from defaug_utils.core.files import append_line, lock_file, write_json, write_png
-from defaug_utils.core.guards import as_json, list_differences, refuse_other_settings
+from defaug_utils.core.guards import as_json, hold_threads, list_differences, refuse_other_settings
 from defaug_utils.core.manifest import check_sources, image_seed, make_manifest, read_manifest, write_manifest
 from defaug_utils.core.sources import read_dataset
 
@@ -102,6 +102,10 @@ def make_pool(
     Groups are always made whole, with members that are finished already or lie beyond `count` (these are
     thrown away), so that an image has the same neighbours whatever was interrupted or cut into shards.
 
+    On one machine, a pool has the same bytes in any process, in shards and after restarts: where PyTorch
+    computes, the recipe keeps the number of threads that it was begun with. Pools begun with different
+    numbers, or made on another processor, may differ by a few grey levels here and there.
+
     Args:
         folder: where `manifest.csv`, `recipe.json`, `images/` and `masks/` go.
         method: what makes the images.
@@ -117,16 +121,19 @@ def make_pool(
         ManifestError: an image started from something else than a training image of the data set.
         FileNotFoundError: there is no data set.
     """
-    folder, recipe = Path(folder), describe_pool(method, plan.seed)
+    folder = Path(folder)
+    begun = read_recipe(folder) if (folder / "recipe.json").is_file() else {}
+    recipe = describe_pool(method, plan.seed, begun.get("threads"))
     dataset = None if method.data is None else read_dataset(method.data)
     key = _claim_pool(folder, recipe)
     writer = _PoolWriter(folder, method, dataset, key, on_images or (lambda finished: None))
-    pool = writer.make(plan)
-    while (missing := plan.passing - int((~find_failed(pool)).sum())) > 0:
-        larger = min(MAX_GROWTH * plan.count, len(pool) + missing)
-        if larger <= len(pool):
-            break
-        pool = writer.make(replace(plan, count=larger, shard=0, shards=1))
+    with _hold_threads_of(recipe):
+        pool = writer.make(plan)
+        while (missing := plan.passing - int((~find_failed(pool)).sum())) > 0:
+            larger = min(MAX_GROWTH * plan.count, len(pool) + missing)
+            if larger <= len(pool):
+                break
+            pool = writer.make(replace(plan, count=larger, shard=0, shards=1))
     return pool
 
 
@@ -163,7 +170,7 @@ def remake(folder: Path | str, image: str, method: Method) -> GeneratedImage:
     recipe = read_recipe(folder)
     if not (Path(folder) / image).is_file():
         raise FileNotFoundError(f"{folder} has no image {image!r}: take one of its manifest")
-    differing = list_differences(recipe, describe_pool(method, recipe["pool_seed"]))
+    differing = list_differences(recipe, describe_pool(method, recipe["pool_seed"], recipe.get("threads")))
     if differing:
         raise ValueError(
             f"{image} can't be made again: {'; '.join(differing)} differ from the pool's recipe: "
@@ -172,12 +179,29 @@ def remake(folder: Path | str, image: str, method: Method) -> GeneratedImage:
     index = int(Path(image).stem)
     first = index - index % method.group
     indices = range(first, first + method.group)
-    return method.make(indices, [image_seed(recipe["pool_seed"], i) for i in indices])[index - first]
+    with _hold_threads_of(recipe):
+        return method.make(indices, [image_seed(recipe["pool_seed"], i) for i in indices])[index - first]
 
 
-def describe_pool(method: Method, seed: int) -> dict:
-    """A pool's recipe: what its images depend on, as it reads back from JSON."""
-    return as_json({**method.describe(), "origin": method.origin, "pool_seed": seed})
+def describe_pool(method: Method, seed: int, threads: int | None = None) -> dict:
+    """A pool's recipe: what its images depend on, as it reads back from JSON.
+
+    Args:
+        method: what makes the images.
+        seed: of the pool.
+        threads: what the pool was begun with, where its method names PyTorch among its versions; None for
+            as many as PyTorch has now.
+    """
+    recipe = as_json({**method.describe(), "origin": method.origin, "pool_seed": seed})
+    if "torch" in recipe.get("versions", {}):
+        import torch  # not for methods that need none
+
+        recipe["threads"] = threads or torch.get_num_threads()
+    return recipe
+
+
+def _hold_threads_of(recipe: dict) -> AbstractContextManager[None]:
+    return hold_threads(recipe["threads"]) if "threads" in recipe else nullcontext()
 
 
 def read_recipe(folder: Path | str) -> dict:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from defaug_utils.core.files import write_csv
-from defaug_utils.core.guards import as_json, refuse_other_settings
+from defaug_utils.core.guards import as_json, hold_threads, refuse_other_settings
 from defaug_utils.training.checkpoints import read_checkpoint, restore_checkpoint, save_checkpoint
 
 if TYPE_CHECKING:
@@ -166,15 +166,16 @@ def run_steps(
     accelerator = training.accelerator
     module, optimiser = accelerator.prepare(training.module, training.optimiser)
     since = begun
-    for step in range(resumed, plan.steps):
-        numbers = loop.take_step(module, optimiser, step)
-        is_saved = (step + 1) % plan.save_every == 0 or step + 1 == plan.steps
-        if is_saved:
-            now = time.perf_counter()
-            loop.save(step + 1, round(now - since, 3))
-            since = now
-        if on_step:
-            on_step(StepDone(step + 1, plan.steps, numbers, is_saved))
+    with hold_threads():
+        for step in range(resumed, plan.steps):
+            numbers = loop.take_step(module, optimiser, step)
+            is_saved = (step + 1) % plan.save_every == 0 or step + 1 == plan.steps
+            if is_saved:
+                now = time.perf_counter()
+                loop.save(step + 1, round(now - since, 3))
+                since = now
+            if on_step:
+                on_step(StepDone(step + 1, plan.steps, numbers, is_saved))
     accelerator.unwrap_model(module, keep_fp32_wrapper=False)
     return StepRun(pd.DataFrame(loop.history), resumed, time.perf_counter() - begun)
 
