@@ -8,7 +8,8 @@
 from pathlib import Path
 
 from defaug_utils.book.profiles import read_defaults, read_profile
-from defaug_utils.core.runs import LEARNING_ORIGINS, NOTEBOOK_OF, Run, arm_shares, planned_runs, pool_name, run_name
+from defaug_utils.core.origins import ORIGINS, list_notebooks
+from defaug_utils.core.runs import Run, arm_shares, planned_runs, pool_name, run_name
 
 PROFILE = config.get("profile") or "workshop"
 DATA = str(config.get("data") or "")
@@ -24,7 +25,7 @@ def plan(notebook):
     lists = [given[name] for name in ("scenarios", "arms", "n_aug", "seeds")]
     runs = planned_runs(*lists, given["extra_arms"], given["left_out"])
     origins = {run: arm_shares(run.arm, given["share"], given["extra_arms"]) for run in runs}
-    return {run: used for run, used in origins.items() if all(NOTEBOOK_OF[name] in PARAMETERS for name in used)}
+    return {run: used for run, used in origins.items() if all(ORIGINS[name].notebook in PARAMETERS for name in used)}
 
 
 MIXED, MARKED = plan("06_in_and_out"), plan("09_pixel_level")
@@ -36,8 +37,8 @@ DETECTORS = {run_name(*run): run for run in MARKED}
 
 def pool_notebook(origin, run):
     """The executed notebook that makes the pool of a run: one for all, or one a scenario and seed."""
-    name = NOTEBOOK_OF[origin]
-    return f"{name}/{pool_name(run.scenario, run.seed)}" if origin in LEARNING_ORIGINS else name
+    name = ORIGINS[origin].notebook
+    return f"{name}/{pool_name(run.scenario, run.seed)}" if ORIGINS[origin].learns else name
 
 
 def pools(*plans):
@@ -47,9 +48,10 @@ def pools(*plans):
 
 # Of several pools by one notebook, one stands in the book, and one is made where no run asks for any.
 POOLS = pools(MIXED, MARKED)
-for origin in LEARNING_ORIGINS:
-    if not any(pool.startswith(NOTEBOOK_OF[origin]) for pool in POOLS):
-        POOLS[f"{NOTEBOOK_OF[origin]}/full-shot"] = Run("full-shot", origin, 0, 0)
+for origin, row in ORIGINS.items():
+    if row.notebook in PARAMETERS and not any(pool.startswith(row.notebook) for pool in POOLS):
+        shown = Run("full-shot", origin, 0, 0)
+        POOLS[pool_notebook(origin, shown)] = shown
 SHOWN_POOLS = {Path(pool).parts[0]: pool for pool in sorted(POOLS, reverse=True)}  # few-shot before the others
 CHAPTERS = {
     **{name: f"{EXECUTED}/{SHOWN_POOLS.get(name, name)}.ipynb" for name in PARAMETERS},
@@ -62,10 +64,11 @@ def values(notebook, **further):
     return PARAMETERS[notebook] | {"run_dir": RUN} | further
 
 
-def pool_values(notebook, pool):
-    """Likewise, with the scenario that a pool is for, and the seed whose real positives it may know."""
-    run = POOLS[f"{notebook}/{pool}"]
-    return values(notebook, scenario=run.scenario, pool_of_seed=run.seed)
+def pool_values(pool):
+    """Likewise, where pools learn with the scenario that this one is for, and the seed whose positives it may know."""
+    notebook, *name = pool.split("/")
+    run = POOLS[pool]
+    return values(notebook, **(dict(scenario=run.scenario, pool_of_seed=run.seed) if name else {}))
 
 
 rule book:
@@ -95,60 +98,20 @@ rule data_prep:
         "scripts/run_notebook.py"
 
 
-rule memseg:
+rule pool:
     input:
         rules.data_prep.output,
-        notebook="notebooks/02_memseg.ipynb",
+        notebook=lambda wildcards: f"notebooks/{wildcards.notebook}.ipynb",
     output:
-        f"{EXECUTED}/02_memseg.ipynb",
+        f"{EXECUTED}/{{notebook}}{{name}}.ipynb",
+    wildcard_constraints:
+        notebook="|".join(list_notebooks()),
+        name=r"(/[\w-]+)?",
     params:
-        values=values("02_memseg"),
-    threads: THREADS
-    script:
-        "scripts/run_notebook.py"
-
-
-rule diag:
-    input:
-        rules.data_prep.output,
-        notebook="notebooks/04_diag_inpainting.ipynb",
-    output:
-        f"{EXECUTED}/04_diag_inpainting.ipynb",
-    params:
-        values=values("04_diag_inpainting"),
+        values=lambda wildcards: pool_values(wildcards.notebook + wildcards.name),
     threads: THREADS
     resources:
-        gpu=1,
-    script:
-        "scripts/run_notebook.py"
-
-
-rule lora_finetune:
-    input:
-        rules.data_prep.output,
-        notebook="notebooks/03_lora_finetune.ipynb",
-    output:
-        f"{EXECUTED}/03_lora_finetune/{{pool}}.ipynb",
-    params:
-        values=lambda wildcards: pool_values("03_lora_finetune", wildcards.pool),
-    threads: THREADS
-    resources:
-        gpu=1,
-    script:
-        "scripts/run_notebook.py"
-
-
-rule adabldm:
-    input:
-        rules.data_prep.output,
-        notebook="notebooks/05_adabldm.ipynb",
-    output:
-        f"{EXECUTED}/05_adabldm/{{pool}}.ipynb",
-    params:
-        values=lambda wildcards: pool_values("05_adabldm", wildcards.pool),
-    threads: THREADS
-    resources:
-        gpu=1,
+        gpu=lambda wildcards: int(any(row.wants_gpu for row in ORIGINS.values() if row.notebook == wildcards.notebook)),
     script:
         "scripts/run_notebook.py"
 

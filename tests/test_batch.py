@@ -48,6 +48,14 @@ def test_a_failing_cell_names_notebook_and_error_and_leaves_no_target(notebook, 
     assert str(kept) in str(caught.value)
 
 
+def test_a_notebook_that_ends_itself_as_a_finished_shard_does_is_a_success(notebook, tmp_path):
+    ending = nbformat.read(notebook, as_version=4)
+    ending.cells.insert(1, nbformat.v4.new_code_cell("raise SystemExit(0)"))
+    nbformat.write(ending, notebook)
+    execute_notebook(notebook, tmp_path / "out.ipynb", {"divisor": 0})
+    assert (tmp_path / "out.ipynb").is_file()
+
+
 def test_staging_refuses_an_unexecuted_chapter(tmp_path):
     with pytest.raises(FileNotFoundError, match="02_memseg"):
         stage_book(PROJECT, {"02_memseg": tmp_path / "02_memseg.ipynb"}, tmp_path / "book")
@@ -93,5 +101,5 @@ def test_the_pixel_level_alone_needs_pools_and_no_classifier(tmp_path):
     command += ["--config", "profile=mvtec", "data=parts/grid", f"run={tmp_path}"]
     finished = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True)
     rules = set(re.findall(r"(?m)^(?:local)?rule (\w+):$", finished.stdout + finished.stderr))
-    assert rules >= {"data_prep", "memseg", "diag", "detector", "pixel_level"}
+    assert rules >= {"data_prep", "pool", "detector", "pixel_level"}
     assert not rules & {"in_and_out", "classifier", "results", "book"}

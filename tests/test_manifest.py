@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from defaug_utils.core.manifest import (
     COLUMNS,
     LABELS,
-    ORIGINS,
     SPLITS,
     ManifestError,
     check_sources,
@@ -24,6 +23,7 @@ from defaug_utils.core.manifest import (
     validate_manifest,
     write_manifest,
 )
+from defaug_utils.core.origins import ORIGINS, REAL
 
 IN_ONE_FOLDER = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 PRINTABLE = st.characters(exclude_categories=("C",))
@@ -45,7 +45,7 @@ def manifests(draw: st.DrawFn) -> pd.DataFrame:
             "mask": draw(st.sampled_from(["", f"masks/{name}.png"])),
             "label": draw(st.sampled_from(LABELS)),
             "split": draw(st.sampled_from(SPLITS)),
-            "origin": draw(st.sampled_from(ORIGINS)),
+            "origin": draw(st.sampled_from([REAL, *ORIGINS])),
             **{
                 column: draw(WORDS)
                 for column in ("category", "defect_type", "source_image", "prompt", "reviewer_note")

@@ -17,9 +17,8 @@ from defaug_utils.core.manifest import (
     validate_manifest,
     write_manifest,
 )
+from defaug_utils.core.origins import ORIGINS, list_arms
 from defaug_utils.core.runs import (
-    ARMS,
-    NOTEBOOK_OF,
     SCENARIOS,
     MixingError,
     Run,
@@ -38,7 +37,7 @@ from defaug_utils.protocol.mixing import (
     count_rows,
     usable_rows,
 )
-from defaug_utils.protocol.run_folder import RunPools, find_pool, read_data, read_learned, read_pools
+from defaug_utils.protocol.run_folder import RunPools, find_pool, read_data, read_pools
 
 COUNTS = {
     ("train", "negative"): 30,
@@ -494,7 +493,7 @@ def test_counts_of_rows():
 
 
 def test_every_origin_of_an_arm_has_a_notebook():
-    assert {origin for shares in ARMS.values() for origin in shares} == set(NOTEBOOK_OF)
+    assert {origin for arm in list_arms().values() for origin in arm.shares} == set(ORIGINS)
 
 
 def test_planning_needs_no_torch():
@@ -509,18 +508,11 @@ def write_learning_pool(run_dir: Path, origin: str, recipe: dict) -> None:
     write_json(run_dir / origin / "recipe.json", {"key": recipe})
 
 
-def name_learned(origin: str, names: list[str]) -> dict:
-    """Such a recipe, as notebooks 03 and 05 write it."""
-    if origin == "ddpm":
-        return {"adapter": {"training": {"trained_on": {"instances": names, "class_images": 2}}}}
-    return {"model": {"fingerprint": "f", "controlnet": {"steps": 3, "trained_on": names}}}
-
-
 @pytest.mark.parametrize("origin", ["ddpm", "adabldm"])
 def test_a_generator_that_learned_from_unknown_positives_is_refused(tmp_path: Path, origin: str):
     few = {seed: choose_positives(DATA, "few-shot", seed)["image"].tolist() for seed in (0, 1)}
     names = [name.removeprefix("data/") for name in few[1]]
-    write_learning_pool(tmp_path, origin, name_learned(origin, names))
+    write_learning_pool(tmp_path, origin, {"learned_from": names})
     learned = {seed: read_pools(tmp_path, Run("few-shot", origin, 4, seed)).learned for seed in (0, 1)}
     assert learned[0] == {origin: names}
     pools = {origin: make_pool(origin, 6)}
@@ -540,14 +532,10 @@ def test_a_generator_that_learned_from_no_training_image_is_refused(name: str):
         compose({"ddpm": make_pool("ddpm", 6)}, "full-shot", "ddpm", 4, 0, learned={"ddpm": [name]})
 
 
-@pytest.mark.parametrize(
-    "recipe",
-    [
-        {"adapter": "none"},
-        {"adapter": {"training": "unknown"}},
-        {"model": {"controlnet": {"trained_on": "unknown"}}},
-    ],
-)
-def test_a_generator_from_elsewhere_tells_nothing(tmp_path: Path, recipe: dict):
-    write_learning_pool(tmp_path, "ddpm", recipe)
-    assert read_learned(tmp_path, Run("zero-shot", "ddpm", 4, 0)) == {"ddpm": []}
+def test_a_generator_from_elsewhere_tells_nothing_but_its_recipe_must_say_so(tmp_path: Path):
+    run = Run("zero-shot", "ddpm", 4, 0)
+    write_learning_pool(tmp_path, "ddpm", {"adapter": {"training": "unknown"}, "learned_from": []})
+    assert read_pools(tmp_path, run).learned == {"ddpm": []}
+    write_learning_pool(tmp_path, "ddpm", {"adapter": "none"})
+    with pytest.raises(MixingError, match=r"does not say which images .* anew by notebook 03_lora_finetune"):
+        read_pools(tmp_path, run)

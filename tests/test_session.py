@@ -1,5 +1,6 @@
 """The start and the end of a notebook."""
 
+import json
 import os
 import random
 import subprocess
@@ -21,6 +22,7 @@ from defaug_utils.book.session import (
     start_notebook,
     watermark,
 )
+from defaug_utils.core.pools import PoolUnfinished
 from defaug_utils.training.memory import pick_device
 
 ROOT = Path(__file__).parents[1]
@@ -113,8 +115,7 @@ def test_a_notebook_keeps_the_watermarks_values_beside_its_table(shell: Interact
     mark = run_cells(shell, "seed: int = 0", "start_notebook('runs/a', seed)", "watermark()")
     bundle = shell.display_formatter.format(mark)[0]
     assert "<td>seed</td>" in bundle["text/html"]
-    assert bundle[WATERMARK_TYPE]["parameters"] == {"seed": 0}
-    assert set(bundle[WATERMARK_TYPE]["versions"]) == set(bundle[WATERMARK_TYPE]["order"])
+    assert Watermark(**json.loads(json.dumps(bundle[WATERMARK_TYPE]))) == mark
 
 
 def test_without_a_start_there_is_no_watermark(monkeypatch: pytest.MonkeyPatch):
@@ -159,3 +160,10 @@ def git(*arguments: str) -> str:
     identity = ("-c", "user.name=Tester", "-c", "user.email=tester@example.org")
     found = subprocess.run(["git", *identity, *arguments], capture_output=True, text=True, check=True)
     return found.stdout.strip()
+
+
+def test_a_shard_that_waits_for_others_ends_the_notebook_as_a_success():
+    with pytest.raises(SystemExit) as ended, progress(4) as bar:
+        bar.update(2)
+        raise PoolUnfinished("shard 0 of 2 is made")
+    assert ended.value.code == 0  # papermill takes SystemExit(0) for a success

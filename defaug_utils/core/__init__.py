@@ -9,6 +9,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "foreground": ["find_foreground"],
         "images": ["crop_box", "fit_image", "fit_mask", "read_image", "read_mask"],
         "manifest": ["check_sources", "image_seed", "read_manifest", "write_manifest"],
+        "origins": ["ORIGINS", "Origin", "list_arms"],
         "pools": [
             *("GeneratedImage", "PoolPlan", "find_failed", "list_failures"),
             *("make_pool", "make_pools", "read_recipe", "remake"),

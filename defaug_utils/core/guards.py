@@ -17,6 +17,13 @@ def check_demands(what: str, demands: Mapping[str, bool], error: type[Exception]
         raise error(f"{what}: {'; '.join(broken)}")
 
 
+def count_threads() -> int:
+    """Threads that PyTorch works with."""
+    import torch  # only here: what plans or draws runs without it
+
+    return torch.get_num_threads()
+
+
 @contextmanager
 def hold_threads(count: int | None = None) -> Iterator[None]:
     """Let PyTorch, and Intel's MKL below it, work with exactly so many threads.
@@ -27,7 +34,7 @@ def hold_threads(count: int | None = None) -> Iterator[None]:
     Args:
         count: threads; None for as many as PyTorch has now.
     """
-    import torch  # only here: what plans or draws runs without it
+    import torch
 
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)

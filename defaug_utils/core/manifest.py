@@ -8,6 +8,7 @@ import pandas as pd
 
 from defaug_utils.core.decisions import DECISIONS_FILE, DecisionLog, LogEntry, identify_images, match_entries
 from defaug_utils.core.files import write_csv
+from defaug_utils.core.origins import ORIGINS, REAL
 
 COLUMNS = (
     "image",
@@ -27,7 +28,6 @@ COLUMNS = (
 )
 LABELS = ("negative", "positive")
 SPLITS = ("train", "val", "test")
-ORIGINS = ("real", "memseg", "ddpm", "diag", "adabldm", "adabldm_plain", "cut_paste")
 SOURCE_COLUMNS = ("source_image", "defect_source")  # where a row names the real images it was made from
 MAX_LISTED_PROBLEMS = 20
 
@@ -192,7 +192,7 @@ def validate_manifest(manifest: pd.DataFrame, path: Path | str, check_files: boo
         ManifestError: lists every problem with its row.
     """
     problems = []
-    for column, words in (("label", LABELS), ("split", SPLITS), ("origin", ORIGINS)):
+    for column, words in (("label", LABELS), ("split", SPLITS), ("origin", (REAL, *ORIGINS))):
         for row, word in manifest[column].items():
             if word not in words:
                 problems.append(f"row {row}: {column} {word!r} is none of {', '.join(words)}")

@@ -14,7 +14,13 @@ import pandas as pd
 
 import defaug_utils
 from defaug_utils.core.files import append_line, lock_file, write_json, write_png
-from defaug_utils.core.guards import as_json, hold_threads, list_differences, refuse_other_settings
+from defaug_utils.core.guards import (
+    as_json,
+    count_threads,
+    hold_threads,
+    list_differences,
+    refuse_other_settings,
+)
 from defaug_utils.core.manifest import check_sources, image_seed, make_manifest, read_manifest, write_manifest
 from defaug_utils.core.sources import read_dataset
 
@@ -122,8 +128,7 @@ def make_pool(
         FileNotFoundError: there is no data set.
     """
     folder = Path(folder)
-    begun = read_recipe(folder) if (folder / "recipe.json").is_file() else {}
-    recipe = describe_pool(method, plan.seed, begun.get("threads"))
+    recipe = _add_threads(describe_pool(method, plan.seed), folder)
     dataset = None if method.data is None else read_dataset(method.data)
     key = _claim_pool(folder, recipe)
     writer = _PoolWriter(folder, method, dataset, key, on_images or (lambda finished: None))
@@ -167,50 +172,58 @@ def remake(folder: Path | str, image: str, method: Method) -> GeneratedImage:
         FileNotFoundError: there is no pool, or no such image in it.
         ValueError: the method differs from the pool's recipe (all differences are named).
     """
-    recipe = read_recipe(folder)
-    if not (Path(folder) / image).is_file():
+    pool = read_manifest(Path(folder) / "manifest.csv").set_index("image")
+    if image not in pool.index or not (Path(folder) / image).is_file():
         raise FileNotFoundError(f"{folder} has no image {image!r}: take one of its manifest")
-    differing = list_differences(recipe, describe_pool(method, recipe["pool_seed"], recipe.get("threads")))
+    recipe = read_recipe(folder, pool.loc[image, "recipe"])
+    found = {name: value for name, value in recipe.items() if name != "threads"}  # these are kept below
+    differing = list_differences(found, describe_pool(method, recipe.get("pool_seed")))
     if differing:
         raise ValueError(
             f"{image} can't be made again: {'; '.join(differing)} differ from the pool's recipe: "
             "the same method, model, masks and data are needed"
         )
-    index = int(Path(image).stem)
-    first = index - index % method.group
-    indices = range(first, first + method.group)
     with _hold_threads_of(recipe):
+        if "pool_seed" not in recipe:  # made one by one, each by a seed of its own
+            return method.make([0], [int(pool.loc[image, "seed"])])[0]
+        index = int(Path(image).stem)
+        first = index - index % method.group
+        indices = range(first, first + method.group)
         return method.make(indices, [image_seed(recipe["pool_seed"], i) for i in indices])[index - first]
 
 
-def describe_pool(method: Method, seed: int, threads: int | None = None) -> dict:
-    """A pool's recipe: what its images depend on, as it reads back from JSON.
+def describe_pool(method: Method, seed: int | None) -> dict:
+    """A pool's recipe: what its images depend on, as it reads back from JSON; None where there is no seed."""
+    own_seed = {} if seed is None else {"pool_seed": seed}
+    return as_json({**method.describe(), "origin": method.origin, **own_seed})
 
-    Args:
-        method: what makes the images.
-        seed: of the pool.
-        threads: what the pool was begun with, where its method names PyTorch among its versions; None for
-            as many as PyTorch has now.
-    """
-    recipe = as_json({**method.describe(), "origin": method.origin, "pool_seed": seed})
-    if "torch" in recipe.get("versions", {}):
-        import torch  # not for methods that need none
 
-        recipe["threads"] = threads or torch.get_num_threads()
-    return recipe
+def _needs_torch(recipe: dict) -> bool:
+    return "torch" in recipe.get("versions", {})
+
+
+def _add_threads(recipe: dict, folder: Path) -> dict:
+    """The recipe with the number of threads that its pool was begun with, where PyTorch computes."""
+    if not _needs_torch(recipe):
+        return recipe
+    begun = read_recipe(folder) if (folder / "recipe.json").is_file() else {}
+    return recipe | {"threads": begun.get("threads") or count_threads()}
 
 
 def _hold_threads_of(recipe: dict) -> AbstractContextManager[None]:
-    return hold_threads(recipe["threads"]) if "threads" in recipe else nullcontext()
+    return hold_threads(recipe.get("threads")) if _needs_torch(recipe) else nullcontext()
 
 
-def read_recipe(folder: Path | str) -> dict:
-    """The recipe of a pool, as `make_pool` wrote it.
+def read_recipe(folder: Path | str, key: str = "") -> dict:
+    """The recipe of a pool, as `make_pool` wrote it; of several, as the studio keeps them, the one of a key.
 
     Raises:
         FileNotFoundError: there is no pool.
     """
-    (recipe,) = json.loads((Path(folder) / "recipe.json").read_text(encoding="utf-8")).values()
+    recipes = json.loads((Path(folder) / "recipe.json").read_text(encoding="utf-8"))
+    if key in recipes:
+        return recipes[key]
+    (recipe,) = recipes.values()
     return recipe
 
 

@@ -4,29 +4,10 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from defaug_utils.core.manifest import ORIGINS, raise_problems
+from defaug_utils.core.manifest import raise_problems
+from defaug_utils.core.origins import IN_AND_OUT, ORIGINS, list_arms
 
 SCENARIOS = ("zero-shot", "few-shot", "full-shot")
-ARMS: dict[str, dict[str, float]] = {
-    "none": {},
-    "memseg": {"memseg": 1.0},
-    "ddpm": {"ddpm": 1.0},
-    "in_and_out": {"ddpm": 0.5, "memseg": 0.5},
-    "diag": {"diag": 1.0},
-    "adabldm": {"adabldm": 1.0},
-    "adabldm_plain": {"adabldm_plain": 1.0},  # decoded without adaptation
-    "cut_paste": {"cut_paste": 1.0},
-}
-NOTEBOOK_OF = {
-    "memseg": "02_memseg",
-    "ddpm": "03_lora_finetune",
-    "diag": "04_diag_inpainting",
-    "adabldm": "05_adabldm",
-    "adabldm_plain": "05_adabldm",
-    "cut_paste": "05_adabldm",
-}
-NEEDS_POSITIVES = ("adabldm", "adabldm_plain", "cut_paste")  # of real positives: zero-shot knows none
-LEARNING_ORIGINS = ("ddpm", *NEEDS_POSITIVES)  # made from images that depend on scenario and seed
 _RUN_NAME = re.compile(r"([a-z]+-shot)-([a-z0-9_]+)-(0|[1-9][0-9]*)-seed(0|[1-9][0-9]*)")
 
 Arms = Mapping[str, Mapping[str, float]]
@@ -41,7 +22,7 @@ class Run(NamedTuple):
 
     Attributes:
         scenario: word of `SCENARIOS`: how many real positives are known.
-        arm: word of `ARMS`, or one of the profile's own: where generated positives come from.
+        arm: word of `list_arms`, or one of the profile's own: where generated positives come from.
         n_aug: number of generated positives; 0 for the arm "none" and for no other.
         seed: draws the real positives of few-shot, and the generated ones.
     """
@@ -101,11 +82,11 @@ def planned_runs(
 
     The arm "none" is planned with `n_aug` 0 whatever the list says, every other arm with the numbers
     above 0. Zero-shot has no positive at all: it is planned neither without augmentation nor with what is
-    made from real positives (`NEEDS_POSITIVES`).
+    made from real positives.
 
     Args:
         scenarios: words of `SCENARIOS`.
-        arms: words of `ARMS` or of `extra_arms`.
+        arms: words of `list_arms` or of `extra_arms`.
         n_aug: numbers of generated positives.
         seeds: one run each.
         extra_arms: see `arm_shares`.
@@ -149,7 +130,7 @@ def planned_runs(
 
 def _needs_positives(arm: str, extra_arms: Arms | None) -> bool:
     origins = arm_shares(arm, extra_arms=extra_arms)
-    return not origins or any(origin in NEEDS_POSITIVES for origin in origins)
+    return not origins or any(ORIGINS[origin].needs_positives for origin in origins)
 
 
 def _is_list(entry: object) -> bool:
@@ -175,13 +156,15 @@ def arm_shares(arm: str, share: float = 0.5, extra_arms: Arms | None = None) -> 
     Raises:
         MixingError: the arm is unknown, or shares or origins are wrong.
     """
-    own = extra_arms or {}
-    arms = {**ARMS, "in_and_out": {"ddpm": share, "memseg": 1 - share}, **own}
+    own, built_in = extra_arms or {}, list_arms()
+    arms = {word: built.shares for word, built in built_in.items()} | dict(own)
+    if arm == "in_and_out":
+        arms[arm] = dict(zip(IN_AND_OUT.shares, (share, 1 - share), strict=True))
     if arm not in arms:
         raise MixingError(f"arm {arm!r} is none of {', '.join(arms)}")
     shares = arms[arm]
-    problems = [f"{name} is built in, take another name" for name in own if name in ARMS]
-    problems += [f"origin {origin!r} is unknown" for origin in shares if origin not in ORIGINS[1:]]
+    problems = [f"{name} is built in, take another name" for name in own if name in built_in]
+    problems += [f"origin {origin!r} is unknown" for origin in shares if origin not in ORIGINS]
     problems += [f"share {part} is not in [0, 1]" for part in (share, *shares.values()) if not 0 <= part <= 1]
     if arm != "none" and abs(sum(shares.values()) - 1) > 1e-6:
         problems.append(f"the shares add up to {sum(shares.values())}, expected 1")

@@ -18,7 +18,7 @@ from skimage.morphology import closing, footprint_rectangle
 from sklearn.cluster import KMeans
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-from defaug_utils.training.backbones import FeatureNetwork
+from defaug_utils.training.backbones import FeatureNetwork, open_features
 
 THRESHOLD = 127  # of 0 … 255 (AdaBLDM's code)
 CLOSING = (5, 5)  # pixels (AdaBLDM's code)
@@ -93,6 +93,23 @@ def _stretch_levels(values: np.ndarray) -> np.ndarray:
     """Smallest to 0, largest to 255."""
     raised = values - values.min()
     return np.rint(255 * (raised / (raised.max() or 1))).astype(np.uint8)
+
+
+def open_object_finder(
+    images_u8: Sequence[np.ndarray],
+    backbone: str,
+    weights: str,
+    device: str = "cpu",
+    colour_weight: float = COLOUR_WEIGHT,
+    seed: int = 0,
+) -> ObjectFinder:
+    """Learn from good images of one category by a backbone's features.
+
+    Backbone, weights and device are those of `open_features`, the others those of `make_feature_reader` and
+    `fit_object_finder`, with their errors.
+    """
+    network = open_features(backbone, weights, device)
+    return fit_object_finder(images_u8, make_feature_reader(network, colour_weight=colour_weight), seed)
 
 
 def fit_object_finder(

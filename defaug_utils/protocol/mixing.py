@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from defaug_utils.core.manifest import LABELS, ORIGINS, SPLITS, check_sources, raise_problems, read_manifest
+from defaug_utils.core.manifest import LABELS, SPLITS, check_sources, raise_problems, read_manifest
+from defaug_utils.core.origins import ORIGINS
 from defaug_utils.core.pools import find_failed
-from defaug_utils.core.runs import NOTEBOOK_OF, SCENARIOS, Arms, MixingError, Run, arm_shares, run_name
+from defaug_utils.core.runs import SCENARIOS, Arms, MixingError, Run, arm_shares, run_name
 from defaug_utils.core.sources import choose_positives, data_key, shuffle_rows
 from defaug_utils.masks.sources import is_leak
 from defaug_utils.protocol.run_folder import RunPools
@@ -47,7 +48,7 @@ class Mix:
 
     def list_waiting(self, run: Run, pools: Mapping[str, pd.DataFrame]) -> list[str]:
         """Notebooks that have to make a pool before a run can be put together; empty when it can be now."""
-        return [NOTEBOOK_OF[origin] for origin in self.shares_of(run) if origin not in pools]
+        return [ORIGINS[origin].notebook for origin in self.shares_of(run) if origin not in pools]
 
 
 def count_by_origin(n_aug: int, shares: Mapping[str, float]) -> dict[str, int]:
@@ -133,7 +134,7 @@ def _pool_problems(
 ) -> list[str]:
     problems = []
     for origin, count in counts.items():
-        notebook = NOTEBOOK_OF[origin]
+        notebook = ORIGINS[origin].notebook
         if origin not in pools:
             problems.append(f"there is no {origin} pool: run notebook {notebook} first")
             continue
@@ -230,7 +231,7 @@ def count_rows(training_sets: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
         kinds = rows["origin"].where(rows["origin"] != "real", rows["label"])
         counts[name] = (rows["split"] + " " + kinds).value_counts(sort=False)
     table = pd.DataFrame(counts).T.fillna(0).astype(int).rename_axis("run")
-    order = [f"{split} {kind}" for split in SPLITS for kind in (*LABELS, *ORIGINS[1:])]
+    order = [f"{split} {kind}" for split in SPLITS for kind in (*LABELS, *ORIGINS)]
     return table[[column for column in order if column in table]]
 
 

@@ -1,19 +1,16 @@
 """Where a run's folder holds its data set and its pools of generated images."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from defaug_utils.core.manifest import make_manifest, read_manifest, rebase_manifest
-from defaug_utils.core.runs import NOTEBOOK_OF, Run
+from defaug_utils.core.origins import ORIGINS
+from defaug_utils.core.pools import read_recipe
+from defaug_utils.core.runs import MixingError, Run
 from defaug_utils.core.sources import DATA_FOLDER
 
-LEARNED_FROM = (  # where a pool's recipe names real images that its generator was trained on
-    ("adapter", "training", "trained_on", "instances"),
-    ("model", "controlnet", "trained_on"),
-)
 STUDIO_FOLDER = "diag_studio"  # images that a person drew, generated and decided on, one by one
 
 
@@ -57,48 +54,36 @@ def read_pools(run_dir: Path | str, run: Run) -> RunPools:
     """Every pool that exists for a run, and what their generators learned from.
 
     Images that a person accepted in the studio belong to the `diag` pool where there is one.
+
+    Raises:
+        MixingError: the recipe of a method that learns does not say from what.
     """
-    folders = {origin: find_pool(run_dir, origin, run) for origin in NOTEBOOK_OF}
-    pools = {origin: _read_rebased(folder, run_dir) for origin, folder in folders.items() if folder}
+    found = {origin: find_pool(run_dir, origin, run) for origin in ORIGINS}
+    folders = {origin: folder for origin, folder in found.items() if folder}
+    pools = {origin: _read_rebased(folder, run_dir) for origin, folder in folders.items()}
     studio = Path(run_dir) / STUDIO_FOLDER
     if "diag" in pools and (studio / "manifest.csv").is_file():
         drawn = _read_rebased(studio, run_dir)
         drawn = drawn[drawn["accepted"].fillna(False).astype(bool)]
         pools["diag"] = make_manifest([*pools["diag"].to_dict("records"), *drawn.to_dict("records")])
-    names = {origin: folder.relative_to(run_dir).as_posix() for origin, folder in folders.items() if folder}
-    return RunPools(pools, read_learned(run_dir, run), names)
+    learned = {origin: _list_learned(origin, folder) for origin, folder in folders.items()}
+    names = {origin: folder.relative_to(run_dir).as_posix() for origin, folder in folders.items()}
+    return RunPools(pools, learned, names)
 
 
 def _read_rebased(folder: Path, run_dir: Path | str) -> pd.DataFrame:
     return rebase_manifest(read_manifest(folder / "manifest.csv"), folder, run_dir)
 
 
-def read_learned(run_dir: Path | str, run: Run) -> dict[str, list[str]]:
-    """The real images that the generator of every pool was trained on, for every pool of a run.
-
-    They are read from the pools' recipes: an adapter's instances, a ControlNet's defects. A generator from
-    elsewhere tells nothing, and its list is empty.
-
-    Returns:
-        Origin → names as `data/manifest.csv` has them.
-    """
-    folders = {origin: find_pool(run_dir, origin, run) for origin in NOTEBOOK_OF}
-    return {origin: _list_learned(folder) for origin, folder in folders.items() if folder}
-
-
-def _list_learned(folder: Path) -> list[str]:
-    path = folder / "recipe.json"
-    if not path.is_file():
-        return []
-    (recipe,) = json.loads(path.read_text(encoding="utf-8")).values()
-    lists = [_look_up(recipe, *keys) for keys in LEARNED_FROM]
-    return [name for names in lists if isinstance(names, list) for name in names]
-
-
-def _look_up(content: object, *keys: str) -> object:
-    for key in keys:
-        content = content.get(key) if isinstance(content, dict) else None
-    return content
+def _list_learned(origin: str, folder: Path) -> list[str]:
+    """From the pool's recipe; a generator from elsewhere tells nothing, and its list is empty."""
+    recipe = read_recipe(folder) if (folder / "recipe.json").is_file() else {}
+    if recipe and ORIGINS[origin].learns and "learned_from" not in recipe:
+        raise MixingError(
+            f"the recipe of the pool {folder} does not say which images its generator learned from: make the "
+            f"pool anew by notebook {ORIGINS[origin].notebook}"
+        )
+    return list(recipe.get("learned_from", []))
 
 
 def list_pools(run_dir: Path | str) -> dict[str, Path]:
@@ -106,7 +91,7 @@ def list_pools(run_dir: Path | str) -> dict[str, Path]:
     run_dir = Path(run_dir)
     return {
         manifest.parent.relative_to(run_dir).as_posix(): manifest.parent
-        for origin in NOTEBOOK_OF
+        for origin in ORIGINS
         for pattern in ("manifest.csv", "*-shot*/manifest.csv")
         for manifest in sorted((run_dir / origin).glob(pattern))
     }
