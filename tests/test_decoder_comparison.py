@@ -11,7 +11,8 @@ from defaug_utils.diffusion.autoencoder import (
     to_floats,
 )
 from defaug_utils.methods.adabldm_batches import Blend
-from defaug_utils.methods.decoder_comparison import compare_decoders, hash_weights, tabulate_errors
+from defaug_utils.methods.decoder_comparison import compare_decoders
+from defaug_utils.training.backbones import hash_weights, tabulate_errors
 
 
 @pytest.fixture(scope="module")

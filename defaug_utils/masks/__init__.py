@@ -5,7 +5,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "objects": ["fit_object_finder", "make_feature_reader"],
+        "objects": ["open_object_finder"],
         "patches": ["read_defects"],
         "shapes": ["ShapePriors", "draw_perlin_noise", "rotate_noise", "threshold_noise"],
         "sources": ["MASK_SOURCES", "is_leak", "open_masks"],

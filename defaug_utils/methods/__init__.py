@@ -11,7 +11,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "changes": ["CheckLimits", "find_change"],
         "cut_paste": ["CutPaste"],
         "ddpm": ["DDPM", "merge_adapter"],
-        "decoder_comparison": ["compare_decoders", "hash_weights", "tabulate_errors"],
+        "decoder_comparison": ["compare_decoders", "tabulate_errors"],
         "diag": ["DIAG"],
         "memseg": ["MemSeg", "MemSegSettings", "blend_anomaly", "draw_structure", "draw_texture"],
         "textures": ["open_textures"],

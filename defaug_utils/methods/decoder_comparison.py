@@ -1,12 +1,10 @@
 """What decoder adaptation is worth: the same latents through the model's own decoder and the adapted ones."""
 
-import hashlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
 from torch import nn
 
 from defaug_utils.diffusion.autoencoder import (
@@ -91,12 +89,3 @@ def tabulate_errors(comparisons: Sequence[DecoderComparison]) -> pd.DataFrame:
         )
     ]
     return pd.DataFrame(rows, columns=["image", "place", "before", "after"])
-
-
-def hash_weights(module: nn.Module) -> str:
-    """SHA-256 over every bit of a module's weights and their names."""
-    digest = hashlib.sha256()
-    for name, weight in module.state_dict().items():
-        bits = weight.detach().cpu().contiguous().view(-1).view(torch.uint8)
-        digest.update(name.encode() + bits.numpy().tobytes())
-    return digest.hexdigest()
