@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from defaug_utils.book.stored_results import RUNS, StoreError, read_stored, store_results
-from defaug_utils.report.result_plots import plot_augmentation_curves
+from defaug_utils.report.curves import plot_augmentation_curves
 from defaug_utils.report.results import ResultsError
 
 FIGURES = {"ap.png": ["ap"], "precision_recall.png": ["paper_precision", "paper_recall"]}

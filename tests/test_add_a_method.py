@@ -9,8 +9,7 @@ import pytest
 from layouts import write_ksdd2
 
 from defaug_utils import core, data, evaluation, protocol
-from defaug_utils.report.reports import label_method
-from defaug_utils.report.results import gather_results, summarise_results
+from defaug_utils.report.results import gather_results, label_arm, summarise_results
 
 
 @dataclass(frozen=True)
@@ -56,4 +55,4 @@ def test_from_the_pool_to_the_table_of_results(tmp_path: Path, monkeypatch: pyte
     core.write_json(folder / "metrics.json", evaluation.measure_scores(scores) | {"leak": ""})
 
     assert summarise_results(gather_results(tmp_path))["arm"].tolist() == ["squares"]
-    assert label_method("squares") == "white squares"
+    assert label_arm("squares") == "white squares"

@@ -5,18 +5,19 @@ import itertools
 import pandas as pd
 import pytest
 
-from defaug_utils.report.claims import (
+from defaug_utils.report.papers import (
     FAILS,
     HOLDS,
     IN_AND_OUT_CLAIMS,
     OPEN,
-    RULE,
-    describe_claims,
     judge_claims,
+    list_tables,
+    published_results,
+    rebuild_table,
 )
-from defaug_utils.report.paper_tables import list_tables, rebuild_table
-from defaug_utils.report.reports import NOTHING
-from defaug_utils.report.results import METRICS, published_results, summarise_results
+from defaug_utils.report.results import METRICS, summarise_results
+from defaug_utils.report.sentences import RULE, describe_claims
+from defaug_utils.report.tables import NOTHING
 
 RECALL, PRECISION, AP = (claim.text for claim in IN_AND_OUT_CLAIMS)
 

@@ -6,9 +6,9 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
 
+from defaug_utils.core.origins import list_arms
 from defaug_utils.evaluation.pool_quality import copy_threshold, count_copies, find_copies, nearest_distances
-from defaug_utils.report.memorisation_plots import plot_memorisation
-from defaug_utils.report.result_plots import ARM_COLOURS
+from defaug_utils.report.curves import plot_memorisation
 
 LINE = np.array([[0.0], [1.0], [3.0], [7.0]])  # nearest others: 1, 1, 2, 4
 
@@ -101,7 +101,9 @@ def test_the_figure_shows_every_image_the_thresholds_and_the_shares():
     assert any(np.all(np.asarray(line.get_ydata()) == 1.0) for line in distances.lines)
     curves = {line.get_label(): list(line.get_ydata()) for line in counts.lines}
     assert curves == {r"$\alpha$ = 0.5": [0, 0], r"$\alpha$ = 0.9": [0, pytest.approx(2 / 3)]}
-    assert [to_hex(line.get_color()) for line in counts.lines] == [c.lower() for c in ARM_COLOURS[:2]]
+    assert [to_hex(line.get_color()) for line in counts.lines] == [
+        arm.colour.lower() for arm in list(list_arms().values())[:2]
+    ]
     assert [tick.get_text() for tick in counts.get_xticklabels()] == ["10", "20"]
     assert not plt.get_fignums()
 
@@ -158,6 +160,6 @@ def test_tables_without_settings_or_images_are_told(make):
 
 
 def test_more_merge_weights_than_colours_are_told():
-    table = pd.concat([make_table().assign(share=share) for share in range(len(ARM_COLOURS) + 1)])
-    with pytest.raises(ValueError, match=f"at most {len(ARM_COLOURS)} "):
+    table = pd.concat([make_table().assign(share=share) for share in range(len(list_arms()) + 1)])
+    with pytest.raises(ValueError, match=f"at most {len(list_arms())} "):
         plot_memorisation(table)

@@ -12,8 +12,8 @@ from hypothesis.extra.numpy import arrays
 from matplotlib.figure import Figure
 
 from defaug_utils.core.origins import list_arms
-from defaug_utils.report.plots import choose_window, outline_mask, plot_precision_recall, show_images
-from defaug_utils.report.result_plots import plot_augmentation_curves, style_arms
+from defaug_utils.report.curves import plot_augmentation_curves, plot_precision_recall, style_arms
+from defaug_utils.report.pictures import choose_window, outline_mask, show_images
 
 MASKS = arrays(bool, st.tuples(st.integers(1, 6), st.integers(1, 6)))
 

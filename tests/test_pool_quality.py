@@ -11,8 +11,8 @@ from defaug_utils.core.manifest import make_manifest, write_manifest
 from defaug_utils.evaluation.distances import compare_features
 from defaug_utils.evaluation.pool_quality import REAL, UNTOUCHED, measure_pools
 from defaug_utils.protocol.run_folder import list_pools
-from defaug_utils.report.quality_reports import describe_quality, format_digits, layout_quality
-from defaug_utils.report.reports import style_table
+from defaug_utils.report.sentences import describe_quality
+from defaug_utils.report.tables import format_digits, layout_quality, style_table
 from defaug_utils.training.backbones import FeatureNetwork, open_features
 
 WEIGHTS = Path(__file__).parents[1] / "models" / "backbones" / "resnet10_quarter.safetensors"
@@ -99,8 +99,7 @@ def test_a_pool_of_such_defects_is_nearer_than_one_of_others(run, network):
         assert good[measure] < 0.1 * min(untouched[measure], bad[measure])
     assert (good["n"], good["n_real"], good["n_equal"]) == (N_POOL, N_REAL, N_REAL // 2)
     assert set(quality["fd_name"]) == {"FD-resnet10_quarter"}
-    text = describe_quality(quality)
-    assert text.index("diag") < text.index("memseg") and "4 images on either side" in text
+    assert "4 images on either side" in describe_quality(quality)
 
 
 def test_the_sentence_says_when_painting_nothing_would_win(run, network):
@@ -160,14 +159,6 @@ def test_a_pool_of_one_scenario_leaks_in_no_other(run, network):
     quality = measure_pools(run, network, draws=2)
     assert pick(quality, "adabldm/few-shot-seed0")["leaks_in"] == ""
     assert pick(quality, "ddpm/zero-shot")["leaks_in"] == "zero-shot"
-
-
-def test_of_many_pools_a_sentence_names_the_nearest_and_the_farthest(run, network):
-    for number in range(7):
-        write_pool(run, f"ddpm/few-shot-seed{number}", [draw_defect(80 + seed) for seed in range(N_POOL)])
-    text = describe_quality(measure_pools(run, network, draws=2))
-    assert text.count("ddpm/") == 6
-    assert ", …, ddpm/" in text
 
 
 def test_numbers_keep_three_digits():

@@ -11,16 +11,15 @@ import pytest
 from defaug_utils.core.files import write_json
 from defaug_utils.core.origins import list_arms
 from defaug_utils.evaluation.metrics import measure_scores
+from defaug_utils.report.papers import list_missing_arms, published_results
 from defaug_utils.report.results import (
     METRICS,
     ResultsError,
     compare_spreads,
     gather_results,
-    list_missing_arms,
     list_unfinished,
     measure_optimism,
     paired_differences,
-    published_results,
     summarise_results,
 )
 

@@ -35,10 +35,14 @@ from defaug_utils.evaluation.detector import (
 )
 from defaug_utils.evaluation.recipes import Recipe, fit_epochs, plan_epochs
 from defaug_utils.protocol.mixing import Mix
-from defaug_utils.report.pixel_plots import show_score_maps
-from defaug_utils.report.pixel_results import PIXEL_NUMBERS, choose_shown, read_pixel_runs
-from defaug_utils.report.reports import layout_results
-from defaug_utils.report.results import paired_differences, summarise_results
+from defaug_utils.report.pictures import choose_shown, show_score_maps
+from defaug_utils.report.results import (
+    PIXEL_NUMBERS,
+    paired_differences,
+    read_pixel_runs,
+    summarise_results,
+)
+from defaug_utils.report.tables import layout_results
 
 BACKBONE = "resnet10_quarter"
 QUICK = Recipe("adam", 5e-3, batch_size=4, epochs=3, balanced=True, flips=True, decay=True)
@@ -294,7 +298,7 @@ def test_only_the_asked_runs_are_read_with_their_leaks(tmp_path):
 
 
 def test_wrong_runs_are_listed(tmp_path):
-    with pytest.raises(ValueError, match="holds no run"):
+    with pytest.raises(FileNotFoundError, match="holds no run"):
         read_pixel_runs(tmp_path)
     write_json(tmp_path / "nonsense" / METRICS_FILE, {})
     (tmp_path / "few-shot-none-0-seed0").mkdir()

@@ -1,5 +1,6 @@
 """The start and the end of a notebook."""
 
+import json
 import os
 import random
 import subprocess
@@ -114,8 +115,7 @@ def test_a_notebook_keeps_the_watermarks_values_beside_its_table(shell: Interact
     mark = run_cells(shell, "seed: int = 0", "start_notebook('runs/a', seed)", "watermark()")
     bundle = shell.display_formatter.format(mark)[0]
     assert "<td>seed</td>" in bundle["text/html"]
-    assert bundle[WATERMARK_TYPE]["parameters"] == {"seed": 0}
-    assert set(bundle[WATERMARK_TYPE]["versions"]) == set(bundle[WATERMARK_TYPE]["order"])
+    assert Watermark(**json.loads(json.dumps(bundle[WATERMARK_TYPE]))) == mark
 
 
 def test_without_a_start_there_is_no_watermark(monkeypatch: pytest.MonkeyPatch):

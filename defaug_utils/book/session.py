@@ -120,8 +120,7 @@ class Watermark:
 
     def _repr_mimebundle_(self, **_: object) -> dict[str, object]:
         table = self.to_table()
-        values = asdict(self) | {"order": [*self.versions]}  # a notebook's file sorts the names
-        return {"text/plain": repr(table), "text/html": table._repr_html_(), WATERMARK_TYPE: values}
+        return {"text/plain": repr(table), "text/html": table._repr_html_(), WATERMARK_TYPE: asdict(self)}
 
 
 def watermark() -> Watermark:

@@ -1,19 +1,15 @@
 """Stored results as Markdown: tables and sentences of a page that is made when the book is built."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pandas as pd
 
 from defaug_utils.book.stored_results import PIXELS, QUALITY, RUNS, hours_between, read_stored
 from defaug_utils.protocol.mixing import LEAK_MARK, LEAK_NOTE
-from defaug_utils.report import paper_tables, reports
-from defaug_utils.report.claims import describe_claims, judge_claims
-from defaug_utils.report.pixel_results import PIXEL_NUMBERS
-from defaug_utils.report.quality_reports import describe_quality, layout_quality
-from defaug_utils.report.results import list_missing_arms, published_results, summarise_results
-from defaug_utils.report.sentences import describe_runs, describe_scenarios, describe_unfinished
+from defaug_utils.report import papers, results, sentences
+from defaug_utils.report.tables import PAPER_PROTOCOL, layout_quality, layout_results
 
 Tables = dict[str, pd.DataFrame]
 
@@ -37,58 +33,58 @@ def write_part(folder: Path | str, part: str) -> str:
 def to_markdown(table: pd.DataFrame, caption: str) -> str:
     """A table of text cells in Markdown, under its caption; the index becomes its first columns."""
     shown = table if isinstance(table.index, pd.RangeIndex) else table.reset_index()
-    heads = [
-        " · ".join(filter(None, map(str, name if isinstance(name, tuple) else (name,)))) for name in shown
-    ]
-    rows = [heads, ["---"] * len(heads), *shown.astype(str).to_numpy().tolist()]
-    cells = [[cell.replace("|", "\\|").replace(" ± ", "\u00a0±\u00a0") for cell in row] for row in rows]
-    lines = ["| " + " | ".join(row) + " |" for row in cells]
-    note = f" {LEAK_NOTE}" if any(LEAK_MARK in line for line in lines) else ""
-    return f"**{caption}**{note}\n\n" + "\n".join(lines)
+    heads = [" · ".join(filter(None, name if isinstance(name, tuple) else (name,))) for name in shown]
+    shown = shown.astype(str).set_axis(heads, axis=1)
+    shown = shown.replace({" ± ": "\u00a0±\u00a0", r"\|": r"\\|"}, regex=True).rename(columns=_escape)
+    text = shown.to_markdown(index=False, disable_numparse=True)
+    return f"**{caption}**{f' {LEAK_NOTE}' if LEAK_MARK in text else ''}\n\n{text}"
+
+
+def _escape(cell: str) -> str:
+    return cell.replace("|", "\\|")
 
 
 def _write_overview(tables: Tables, provenance: dict) -> str:
     runs = tables[RUNS]
-    return describe_runs(runs) + "\n\n" + describe_unfinished([], list_missing_arms(runs))
+    unfinished = sentences.describe_unfinished([], papers.list_missing_arms(runs))
+    return f"{sentences.describe_runs(runs)}\n\n{unfinished}"
+
+
+def _write_means(summary: pd.DataFrame, columns: Mapping[str, str]) -> str:
+    """Mean ± std over seeds, a table a scenario."""
+    return "\n\n".join(
+        to_markdown(layout_results(rows, columns), f"{scenario}: mean ± std over n seeds.")
+        for scenario, rows in summary.groupby("scenario", sort=False)
+    )
 
 
 def _write_scenarios(tables: Tables, provenance: dict) -> str:
-    """Mean ± std over seeds, a table a scenario, and which arm is highest and lowest."""
-    summary = summarise_results(tables[RUNS])
-    columns = reports.PAPER_PROTOCOL | {
+    columns = PAPER_PROTOCOL | {
         "precision (validation)": "validation_precision",
         "recall (validation)": "validation_recall",
     }
-    parts = [
-        to_markdown(reports.layout_results(rows, columns), f"{scenario}: mean ± std over n seeds.")
-        for scenario, rows in summary.groupby("scenario", sort=False)
-    ]
-    return "\n\n".join([*parts, describe_scenarios(summary)])
+    return _write_means(results.summarise_results(tables[RUNS]), columns)
 
 
 def _write_claims(tables: Tables, provenance: dict) -> str:
-    return describe_claims(judge_claims(tables[RUNS]))
+    return sentences.describe_claims(papers.judge_claims(tables[RUNS]))
 
 
 def _write_papers(tables: Tables, provenance: dict) -> str:
-    summary, published = summarise_results(tables[RUNS]), published_results()
+    summary, published = results.summarise_results(tables[RUNS]), papers.published_results()
     parts = []
-    for source, number, scenario in paper_tables.list_tables(published):
-        table = paper_tables.rebuild_table(summary, published, source, number, "this run")
-        parts.append(
-            to_markdown(table, f"{source}, table {number}, {scenario}: compare shapes, not numbers.")
-        )
+    for source, number, scenario in papers.list_tables(published):
+        table = papers.rebuild_table(summary, published, source, number, "this run")
+        caption = f"{source}, table {number}, {scenario}: compare shapes, not numbers."
+        parts.append(to_markdown(table, caption))
     return "\n\n".join(parts)
 
 
 def _write_pixels(tables: Tables, provenance: dict) -> str:
     if PIXELS not in tables:
         return "This run trained no pixel-level detector."
-    summary = summarise_results(tables[PIXELS], list(PIXEL_NUMBERS.values()))
-    return "\n\n".join(
-        to_markdown(reports.layout_results(rows, PIXEL_NUMBERS), f"{scenario}: mean ± std over n seeds.")
-        for scenario, rows in summary.groupby("scenario", sort=False)
-    )
+    numbers = results.PIXEL_NUMBERS
+    return _write_means(results.summarise_results(tables[PIXELS], list(numbers.values())), numbers)
 
 
 def _write_quality(tables: Tables, provenance: dict) -> str:
@@ -96,7 +92,7 @@ def _write_quality(tables: Tables, provenance: dict) -> str:
         return "This run measured no pool."
     quality = tables[QUALITY]
     caption = "Pools against the real training positives (chapter 8 explains the columns)."
-    return to_markdown(layout_quality(quality), caption) + "\n\n" + describe_quality(quality)
+    return f"{to_markdown(layout_quality(quality), caption)}\n\n{sentences.describe_quality(quality)}"
 
 
 def _write_provenance(tables: Tables, provenance: dict) -> str:

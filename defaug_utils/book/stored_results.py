@@ -10,10 +10,11 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 
-from defaug_utils.book.profiles import read_defaults
+from defaug_utils.book.session import WATERMARK_TYPE
 from defaug_utils.core.files import write_csv, write_json
-from defaug_utils.report.reports import RUN_COLUMNS
+from defaug_utils.core.manifest import raise_problems
 from defaug_utils.report.results import METRICS, SETUP, gather_results, list_unfinished
+from defaug_utils.report.tables import RUN_COLUMNS
 
 RUNS, PIXELS = "classifier_runs.csv", "pixel_runs.csv"
 QUALITY, PROVENANCE = "pool_quality.csv", "provenance.json"
@@ -21,8 +22,6 @@ LAST_NOTEBOOK, PIXEL_NOTEBOOK = "08_results", "09_pixel_level"
 FURTHER_COLUMNS = ("auroc", "final_loss", "n_train", "n_train_positive", "seconds")
 OWN_OF_A_RUN = ("scenario", "arm", "n_aug", "training_seed", "pool_of_seed")
 DIGITS = 6
-_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
-_ROW = re.compile(r"<td>([^<]*)</td>\s*<td>([^<]*)</td>")
 
 
 class StoreError(ValueError):
@@ -47,7 +46,7 @@ def store_results(run_folder: Path | str, shelf: Path | str, name: str, command:
         ResultsError: as `gather_results`.
     """
     run_folder, target = Path(run_folder), Path(shelf) / name
-    if not _NAME.fullmatch(name):
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name):
         raise StoreError(f"name {name!r}: expected small letters, digits, - and _")
     check_finished(run_folder)
     runs, provenance = gather_results(run_folder), describe_run(run_folder, command)
@@ -64,75 +63,61 @@ def store_results(run_folder: Path | str, shelf: Path | str, name: str, command:
 
 
 def check_finished(run_folder: Path | str) -> None:
-    """Refuse a run that is not finished.
-
-    Raises:
-        StoreError: runs have no metrics, a notebook failed, or that of the results (or, where detectors of
-            defect pixels were begun, that of these) has not been executed.
-    """
+    """Refuse a run in which runs have no metrics, a notebook failed, or the results' were not executed."""
     run_folder = Path(run_folder)
     needed = [LAST_NOTEBOOK, *([PIXEL_NOTEBOOK] if (run_folder / "segmenter").is_dir() else [])]
-    advice = "type the command of the run again, it goes on where it stopped"
     waiting = list_unfinished(run_folder) if run_folder.is_dir() else []
     problems = [f"{len(waiting)} runs have no metrics: {', '.join(waiting[:5])} …"] if waiting else []
     executed = [run_folder / "notebooks" / f"{name}.ipynb" for name in needed]
     problems += [f"{path} is missing: it has not been executed" for path in executed if not path.is_file()]
     problems += [f"{path} failed" for path in sorted(run_folder.glob("notebooks/**/*.failed.ipynb"))]
-    if problems:
-        raise StoreError(
-            f"run {run_folder} has not finished ({advice}):\n" + "\n".join(f"  - {p}" for p in problems)
-        )
+    advice = "type the command of the run again, it goes on where it stopped"
+    raise_problems(f"run {run_folder} has not finished ({advice})", problems, StoreError)
 
 
 def describe_run(run_folder: Path | str, command: str) -> dict:
-    """Where a run's results come from, read from its executed notebooks.
+    """Where a run's results come from, by the watermarks of its executed notebooks.
 
     Returns:
         name of the run's folder, command, notebooks (how many were executed), started and finished (the
         first and the last moment, UTC), notebook_seconds (their wall times added up), versions (of the
-        last notebook's watermark, with device and system), commits (of all watermarks), and parameters
-        (by notebook; those that differ between a notebook's executions are left out).
+        last notebook, with device and system), commits (of all), and parameters (by notebook; those that
+        differ between a notebook's executions are left out).
+
+    Raises:
+        StoreError: lists the notebooks without a watermark's values.
     """
-    run_folder = Path(run_folder)
-    folder = run_folder / "notebooks"
-    executed = {path.relative_to(folder): path for path in sorted(folder.rglob("*.ipynb"))}
-    read = {name: nbformat.read(path, as_version=4) for name, path in executed.items()}
-    times = [notebook.metadata.papermill for notebook in read.values()]
-    marks = {name: _read_watermark(notebook) for name, notebook in read.items()}
-    last = marks[Path(f"{LAST_NOTEBOOK}.ipynb")]
+    folder = Path(run_folder) / "notebooks"
+    read = {path: nbformat.read(path, as_version=4) for path in sorted(folder.rglob("*.ipynb"))}
+    marks = {path.relative_to(folder): _read_watermark(notebook) for path, notebook in read.items()}
+    unmarked = [f"{folder / name}: delete it and run it again" for name, mark in marks.items() if not mark]
+    raise_problems(f"watermarks of {folder}", unmarked, StoreError)
     parameters: dict[str, dict] = {}
-    for name, notebook in read.items():
-        chapter = Path(name.parts[0]).stem
-        if chapter not in parameters:
-            parameters[chapter] = _read_parameters(executed[name], notebook)
-    known = {word for values in parameters.values() for word in values}
+    for name, mark in marks.items():
+        values = {
+            key: _shorten(value) for key, value in mark["parameters"].items() if key not in OWN_OF_A_RUN
+        }
+        parameters.setdefault(Path(name.parts[0]).stem, values)
+    times = [notebook.metadata.papermill for notebook in read.values()]
     return {
-        "name": run_folder.name,
+        "name": Path(run_folder).name,
         "command": command,
         "notebooks": len(read),
         "started": min(entry.start_time for entry in times)[:19],
         "finished": max(entry.end_time for entry in times)[:19],
         "notebook_seconds": round(sum(entry.duration for entry in times)),
-        "versions": {what: value for what, value in last.items() if what not in {*known, "commit"}},
-        "commits": sorted({mark["commit"] for mark in marks.values() if "commit" in mark}),
+        "versions": marks[Path(f"{LAST_NOTEBOOK}.ipynb")]["versions"],
+        "commits": sorted({mark["commit"] for mark in marks.values()}),
         "parameters": parameters,
     }
 
 
-def _read_watermark(notebook: nbformat.NotebookNode) -> dict[str, str]:
-    """The rows of the table that `session.watermark` shows at a notebook's end."""
-    for cell in reversed(notebook.cells):
-        for output in cell.get("outputs", []):
-            found = dict(_ROW.findall(output.get("data", {}).get("text/html", "")))
-            if "Python" in found:
-                return found
-    return {}
-
-
-def _read_parameters(path: Path, notebook: nbformat.NotebookNode) -> dict:
-    """A notebook's parameters as it was executed: its defaults, the injected values on top."""
-    values = read_defaults(path.stem, path.parent) | dict(notebook.metadata.papermill.parameters)
-    return {name: _shorten(value) for name, value in values.items() if name not in OWN_OF_A_RUN}
+def _read_watermark(notebook: nbformat.NotebookNode) -> dict | None:
+    """The values that `session.Watermark` leaves in the output of a notebook's last cell."""
+    for output in notebook.cells[-1].get("outputs", []):
+        if WATERMARK_TYPE in output.get("data", {}):
+            return output.data[WATERMARK_TYPE]
+    return None
 
 
 def _shorten(value: object) -> object:
@@ -151,9 +136,7 @@ def read_stored(folder: Path | str) -> tuple[dict[str, pd.DataFrame], dict]:
         raise FileNotFoundError(f"no stored results in {folder}: run scripts/store_results.py")
     words = dict.fromkeys(("leak", "masks", "leaks_in", "weights"), str)
     tables = {path.name: pd.read_csv(path, dtype=words) for path in sorted(folder.glob("*.csv"))}
-    for table in tables.values():
-        present = [name for name in words if name in table]
-        table[present] = table[present].fillna("")
+    tables = {name: table.fillna(dict.fromkeys(words, "")) for name, table in tables.items()}
     return tables, json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
 
 

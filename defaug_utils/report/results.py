@@ -1,9 +1,8 @@
-"""Finished runs gathered into one tidy table, summarised over seeds, and the papers' numbers beside."""
+"""Finished runs gathered into one tidy table, and summarised over seeds."""
 
 import json
 import math
-from collections.abc import Sequence
-from importlib.resources import files
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -11,20 +10,15 @@ import pandas as pd
 from defaug_utils.core.manifest import raise_problems
 from defaug_utils.core.origins import list_arms
 from defaug_utils.core.runs import SCENARIOS, parse_run_name
-from defaug_utils.masks.sources import is_leak
+from defaug_utils.evaluation.detector import METRICS_FILE
 from defaug_utils.protocol.mixing import find_run_leaks, join_leaks
 
 METRICS = (
-    "ap",
-    "ap_trapezoid",
-    "auroc",
-    "paper_precision",
-    "paper_recall",
-    "paper_f1",
-    "validation_precision",
-    "validation_recall",
-    "validation_f1",
+    *("ap", "ap_trapezoid", "auroc"),
+    *("paper_precision", "paper_recall", "paper_f1"),
+    *("validation_precision", "validation_recall", "validation_f1"),
 )
+PIXEL_NUMBERS = {"pixel AUROC": "pixel_auroc", "PRO": "pro", "AP": "pixel_ap", "IAP": "iap", "IAP90": "iap90"}
 BOUNDS = ("ap_low", "ap_high")
 COUNTS = ("n_test", "n_test_positive")
 GROUP = ["scenario", "arm", "n_aug"]
@@ -32,7 +26,7 @@ SETUP = (  # equal for all runs that are compared, wherever their metrics tell i
     *("backbone", "weights", "recipe", "epochs", "input_width", "input_height"),
     *("max_false_positive_rate", *COUNTS),
 )
-OTHER_DETECTORS = {
+OTHER_DETECTORS = {  # that papers print numbers of, sorted after all arms
     "mixsegdec_weak": "MixSegDec, weakly supervised",
     "dsr_unsupervised": "DSR, unsupervised",
     "supersimplenet_with_masks": "SuperSimpleNet, with masks",
@@ -41,6 +35,12 @@ OTHER_DETECTORS = {
 
 class ResultsError(ValueError):
     """Metrics of finished runs are broken, or do not belong together."""
+
+
+def label_arm(arm: str) -> str:
+    """An arm's or another detector's name in words; an arm of a profile's own keeps its word."""
+    labels = {word: row.label for word, row in list_arms().items()} | OTHER_DETECTORS
+    return labels.get(arm) or arm.replace("_", " ").strip()
 
 
 def gather_results(run_folder: Path | str) -> pd.DataFrame:
@@ -59,14 +59,8 @@ def gather_results(run_folder: Path | str) -> pd.DataFrame:
         ResultsError: lists every broken file, and every setting in which the runs differ.
     """
     folder = Path(run_folder) / "classifier"
-    rows, problems = [], []
-    for path in sorted(folder.glob("*/metrics.json")):
-        try:
-            rows.append(_read_run(path))
-        except (ValueError, OSError) as error:
-            problems.append(f"{path}: {error}")
     advice = "delete a broken file and run notebook 07_classifier again"
-    raise_problems(f"metrics of finished runs ({advice})", problems, ResultsError)
+    rows = _read_all(folder.glob("*/metrics.json"), _read_run, f"metrics of finished runs ({advice})")
     if not rows:
         raise FileNotFoundError(f"no finished run in {folder}: run notebook 07_classifier first")
     table = sort_results(pd.DataFrame(rows))
@@ -74,14 +68,62 @@ def gather_results(run_folder: Path | str) -> pd.DataFrame:
     return table
 
 
-def _read_run(path: Path) -> dict:
-    """One run's row, or a ValueError that says what is wrong with its file."""
-    run = parse_run_name(path.parent.name)
-    if run.scenario not in SCENARIOS:
-        raise ValueError(f"scenario {run.scenario!r} is none of {', '.join(SCENARIOS)}")
+def read_pixel_runs(folder: Path | str, leaks: Mapping[str, str] | None = None) -> pd.DataFrame:
+    """Read the numbers of finished detectors of defect pixels, ordered as `gather_results` does.
+
+    Args:
+        folder: holds a folder for each run, called by `run_name`, with its `pixel_metrics.json`.
+        leaks: name of a run → what it leaks (`find_leaks`): no other run is read, and the table has the
+            column leak.
+
+    Returns:
+        The columns scenario, arm, n_aug and seed, and the numbers of `measure_pixels`.
+
+    Raises:
+        FileNotFoundError: there is no run.
+        ResultsError: lists every folder whose name or numbers can't be read.
+    """
+
+    def read(path: Path) -> dict:
+        leak = {} if leaks is None else {"leak": leaks[path.parent.name]}
+        return {**parse_run_name(path.parent.name)._asdict(), **_read_object(path), **leak}
+
+    paths = [
+        path for path in Path(folder).glob(f"*/{METRICS_FILE}") if not leaks or path.parent.name in leaks
+    ]
+    rows = _read_all(paths, read, f"pixel-level runs in {folder}")
+    if not rows:
+        raise FileNotFoundError(
+            f"{folder} holds no run with {METRICS_FILE}: train and measure detectors first"
+        )
+    return sort_results(pd.DataFrame(rows))
+
+
+def _read_all(paths: Iterable[Path], read: Callable[[Path], dict], what: str) -> list[dict]:
+    """A row of every file, or one error that lists all files that can't be read."""
+    rows, problems = [], []
+    for path in sorted(paths):
+        try:
+            rows.append(read(path))
+        except (ValueError, OSError) as error:
+            problems.append(f"{path}: {error}")
+    raise_problems(what, problems, ResultsError)
+    return rows
+
+
+def _read_object(path: Path) -> dict:
     content = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(content, dict):
         raise ValueError(f"expected an object of named values, found {type(content).__name__}")
+    return content
+
+
+def _read_run(path: Path) -> dict:
+    """One classifier's row, or a ValueError that says what is wrong with its file."""
+    run = parse_run_name(path.parent.name)
+    if run.scenario not in SCENARIOS:
+        raise ValueError(f"scenario {run.scenario!r} is none of {', '.join(SCENARIOS)}")
+    content = _read_object(path)
     for name in (*METRICS, *BOUNDS, *COUNTS):
         if name not in content:
             raise ValueError(f"{name} is missing")
@@ -144,18 +186,18 @@ def summarise_results(runs: pd.DataFrame, metrics: Sequence[str] = METRICS) -> p
         its own name and `<metric>_std`, which is NaN for a single run; last `leak`, where the runs have it.
     """
     groups = runs.groupby(GROUP, sort=False)
-    spread = groups[list(metrics)].std(ddof=1).add_suffix("_std")
-    parts = [groups.size().rename("n"), groups[list(metrics)].mean(), spread]
+    means, spreads = groups[list(metrics)].mean(), groups[list(metrics)].std(ddof=1).add_suffix("_std")
     columns = ["n", *(f"{name}{suffix}" for name in metrics for suffix in ("", "_std"))]
-    return sort_results(_carry_leaks(pd.concat(parts, axis=1)[columns].reset_index(), runs))
+    return _finish(pd.concat([groups.size().rename("n"), means, spreads], axis=1)[columns], runs)
 
 
-def _carry_leaks(table: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
-    """Give a table by scenario, arm and N_aug the leaks of any of its runs, where these are told."""
-    if "leak" not in runs:
-        return table
-    leaks = runs.groupby(GROUP, sort=False)["leak"].agg(join_leaks).reset_index()
-    return table.merge(leaks, on=GROUP, how="left")
+def _finish(table: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
+    """A table by scenario, arm and N_aug in order, with the leaks of any of its runs where these are told."""
+    table = table.reset_index()
+    if "leak" in runs:
+        leaks = runs.groupby(GROUP, sort=False)["leak"].agg(join_leaks).reset_index()
+        table = table.merge(leaks, on=GROUP, how="left")
+    return sort_results(table)
 
 
 def paired_differences(runs: pd.DataFrame, baseline: str, metric: str = "ap") -> pd.DataFrame:
@@ -179,15 +221,14 @@ def paired_differences(runs: pd.DataFrame, baseline: str, metric: str = "ap") ->
     pairs = runs[~runs["arm"].isin([baseline, "none"])].merge(reference, on=keys)
     pairs = pairs.assign(difference=pairs[metric] - pairs["reference"]).dropna(subset="difference")
     pairs = pairs.assign(higher=pairs["difference"] > 0, lower=pairs["difference"] < 0)
-    grouped = pairs.groupby(GROUP, sort=False)
-    table = grouped.agg(
+    table = pairs.groupby(GROUP, sort=False).agg(
         n=("difference", "size"),
         difference=("difference", "mean"),
         difference_std=("difference", "std"),
         n_higher=("higher", "sum"),
         n_lower=("lower", "sum"),
     )
-    return sort_results(_carry_leaks(table.reset_index(), runs)).assign(baseline=baseline)
+    return _finish(table, runs).assign(baseline=baseline)
 
 
 def compare_spreads(runs: pd.DataFrame) -> pd.DataFrame:
@@ -199,41 +240,11 @@ def compare_spreads(runs: pd.DataFrame) -> pd.DataFrame:
     """
     wide = runs.assign(half_width=(runs["ap_high"] - runs["ap_low"]) / 2)
     grouped = wide.groupby(GROUP, sort=False)
-    table = grouped.agg(n=("ap", "size"), ap_std=("ap", "std"), half_width=("half_width", "mean"))
-    return sort_results(_carry_leaks(table.reset_index(), runs))
+    return _finish(
+        grouped.agg(n=("ap", "size"), ap_std=("ap", "std"), half_width=("half_width", "mean")), runs
+    )
 
 
 def measure_optimism(runs: pd.DataFrame) -> pd.Series:
     """How much F1 gains, run by run, when its threshold is chosen on the test set itself."""
     return runs["paper_f1"] - runs["validation_f1"]
-
-
-def published_results() -> pd.DataFrame:
-    """The papers' own numbers, all measured on KSDD2 (`papers.csv`).
-
-    Returns:
-        One row for each printed value: scenario, arm, n_aug, source, table, ap, ap_std, precision,
-        precision_std, recall, recall_std (NaN where the paper prints none), leak (as `gather_results` has
-        it, by what the paper's code does) and detector, which is "ResNet-50" or the name of another kind
-        of detector.
-    """
-    with files("defaug_utils.report").joinpath("papers.csv").open(encoding="utf-8") as stored:
-        table = pd.read_csv(stored, dtype={"table": "Int64", "mask_source": str})
-    table["mask_source"] = table["mask_source"].fillna("")
-    pairs = zip(table.pop("mask_source"), table["scenario"], strict=True)
-    table["leak"] = [source if is_leak(source, scenario) else "" for source, scenario in pairs]
-    detector = [OTHER_DETECTORS.get(arm, "ResNet-50") for arm in table["arm"]]
-    return sort_results(table.assign(detector=detector))
-
-
-def list_missing_arms(runs: pd.DataFrame) -> pd.DataFrame:
-    """For each scenario the published arms (of the same kind of detector) that no finished run has.
-
-    Returns:
-        One row for each missing pair: scenario and arm.
-    """
-    published = published_results()
-    pairs = published.loc[published["detector"] == "ResNet-50", GROUP[:2]].drop_duplicates()
-    found = set(zip(runs["scenario"], runs["arm"], strict=True))
-    is_missing = [pair not in found for pair in zip(pairs["scenario"], pairs["arm"], strict=True)]
-    return pairs[is_missing].reset_index(drop=True)

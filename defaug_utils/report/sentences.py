@@ -1,14 +1,27 @@
-"""Sentences that read a run's results: computed, so that they are true whatever the numbers are."""
+"""Sentences that a decision hangs on: computed, so that they are true whatever the numbers are."""
 
 from collections.abc import Sequence
 
 import pandas as pd
 
+from defaug_utils.evaluation.pool_quality import REAL, UNTOUCHED
 from defaug_utils.protocol.mixing import UNKNOWN, is_marked, mark_label
-from defaug_utils.report.reports import format_difference, format_spread, label_method
-from defaug_utils.report.results import compare_spreads, measure_optimism
+from defaug_utils.report.papers import FAILS, HOLDS, OPEN, STANDARD_ERRORS
+from defaug_utils.report.results import compare_spreads, label_arm, measure_optimism
+from defaug_utils.report.tables import format_difference, format_digits
 
 MAX_LISTED = 12  # names of runs in a sentence
+RULE = (
+    "The rule: for each seed the difference is taken between two arms with the same N_aug, and averaged over "
+    "the N_aug that both have; then its mean over the seeds and its standard deviation s. Beyond "
+    f"{STANDARD_ERRORS} standard errors s / √n a claim **{HOLDS}** or, with the other sign, **{FAILS}**; "
+    f"within them, and with fewer than two seeds, it **{OPEN}**. A claim of several differences holds when "
+    "all hold, and fails when one fails. Runs with a leak don't count."
+)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def describe_runs(runs: pd.DataFrame) -> str:
@@ -36,7 +49,7 @@ def describe_unfinished(unfinished: Sequence[str], missing: pd.DataFrame) -> str
     more = f" and {len(unfinished) - MAX_LISTED} more" if len(unfinished) > MAX_LISTED else ""
     text = f"Not finished yet: {runs}{more}." if unfinished else "Every planned run has finished."
     lines = [
-        f"- **{scenario}**: the papers have {', '.join(map(label_method, rows['arm']))}; this run has not."
+        f"- **{scenario}**: the papers have {', '.join(map(label_arm, rows['arm']))}; this run has not."
         for scenario, rows in missing.groupby("scenario", sort=False)
     ]
     return "\n".join([text, "", *(lines or ["- Every arm that the papers print has a finished run."])])
@@ -50,7 +63,7 @@ def describe_leaks(runs: pd.DataFrame) -> str:
     """
     marked = runs[runs["leak"].map(is_marked)]
     parts = [
-        f"{mark_label(label_method(arm), leak)} in {scenario} ({_count(len(rows), 'run')}, masks: {leak})"
+        f"{mark_label(label_arm(arm), leak)} in {scenario} ({_count(len(rows), 'run')}, masks: {leak})"
         for (scenario, arm, leak), rows in marked.groupby(["scenario", "arm", "leak"], sort=False)
     ]
     text = "No finished run is known to have learnt from real defects that its scenario may not know."
@@ -64,33 +77,8 @@ def describe_leaks(runs: pd.DataFrame) -> str:
     return text + gone * bool(unknown)
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def describe_scenarios(summary: pd.DataFrame, metric: str = "ap", name: str = "AP") -> str:
-    """Say for every scenario which arm has the highest and which the lowest mean, as a Markdown list."""
-    lines = []
-    for scenario, rows in summary.dropna(subset=metric).groupby("scenario", sort=False):
-        high, low = rows.loc[rows[metric].idxmax()], rows.loc[rows[metric].idxmin()]
-        line = f"- **{scenario}**: the highest mean {name} is {_describe_cell(high, metric)}"
-        if len(rows) > 1:
-            line += f", the lowest {_describe_cell(low, metric)}"
-        lines.append(line + ".")
-    return "\n".join(lines)
-
-
-def _describe_cell(row: pd.Series, metric: str) -> str:
-    return f"{format_spread(row[metric], row[f'{metric}_std'], row['n'])} of {_name_arm(row)}"
-
-
-def _name_arm(row: pd.Series) -> str:
-    label = mark_label(label_method(row["arm"]), row.get("leak"))
-    return label if row["arm"] == "none" else f"{label} with N_aug = {row['n_aug']}"
-
-
 def describe_differences(*tables: pd.DataFrame, name: str = "AP") -> str:
-    """Say what the arms gained over each baseline, and how far so few seeds carry, as paragraphs.
+    """Say in how many comparisons the seeds agree, and in how many they would by chance, as paragraphs.
 
     Args:
         tables: as `paired_differences` returns them, each with one baseline.
@@ -105,24 +93,12 @@ def _describe_baseline(differences: pd.DataFrame, name: str) -> str:
     n, comparisons = int(differences["n"].max()), _count(len(differences), "comparison")
     above = int((differences["difference"] > 0).sum())
     agreeing = int((differences[["n_higher", "n_lower"]].max(axis=1) == differences["n"]).sum())
-    high = differences.loc[differences["difference"].idxmax()]
-    low = differences.loc[differences["difference"].idxmin()]
-    baseline = label_method(high["baseline"])
-    text = f"In {above} of {comparisons} the mean {name} lies above that of **{baseline}**. "
-    text += f"The most favourable: {_describe_difference(high)}. "
-    if len(differences) > 1:
-        text += f"The least favourable: {_describe_difference(low)}. "
     return (
-        f"{text}All seeds agree in direction in {agreeing} of {comparisons}; with {_count(n, 'seed')}, two "
-        "arms that are worth the same would do so by chance alone in "
-        f"{min(1.0, 2 / 2**n):.1%} of comparisons."
+        f"In {above} of {comparisons} the mean {name} lies above that of "
+        f"**{label_arm(differences['baseline'].iloc[0])}**. All seeds agree in direction in {agreeing} of "
+        f"{comparisons}; with {_count(n, 'seed')}, two arms that are worth the same would do so by chance "
+        f"alone in {min(1.0, 2 / 2**n):.1%} of comparisons."
     )
-
-
-def _describe_difference(row: pd.Series) -> str:
-    difference = format_difference(row["difference"], row["difference_std"])
-    higher = f"higher in {row['n_higher']} of {_count(row['n'], 'seed')}"
-    return f"{row['scenario']}, {_name_arm(row)}: {difference}, {higher}"
 
 
 def describe_spreads(runs: pd.DataFrame) -> str:
@@ -147,3 +123,56 @@ def describe_optimism(runs: pd.DataFrame) -> str:
         "Choosing the threshold on the test set lifts F1 over the threshold from the validation part by "
         f"{gain.mean():.3f} on average and by {gain.max():.3f} at most, over {_count(len(gain), 'run')}."
     )
+
+
+def describe_quality(quality: pd.DataFrame) -> str:
+    """Say whether the distance sees defects at all: which pools lie farther than untouched negatives.
+
+    Args:
+        quality: as `measure_pools` returns it; its last layer is read.
+    """
+    last = quality.iloc[-1]
+    rows = quality[quality["layer"] == last["layer"]].set_index("set")["fd_equal"]
+    pools = rows.drop(index=[REAL, UNTOUCHED], errors="ignore").dropna()
+    floor, untouched = (rows.get(name, float("nan")) for name in (REAL, UNTOUCHED))
+    if pools.empty or pd.isna(floor) or pd.isna(untouched):
+        return "No pool, or too few images for a comparison at equal numbers: no distance is read here."
+    text = (
+        f"By {last['fd_name']} at {last['layer']} of the side, {last['n_equal']} images on either side, two "
+        f"parts of the real positives lie {format_digits(floor)} apart, untouched negatives "
+        f"{format_digits(untouched)} from real positives. "
+    )
+    if farther := int((pools > untouched).sum()):
+        return text + (
+            f"Untouched negatives are nearer than {farther} of {len(pools)} pools: over a whole image this "
+            "distance sees the surface before it sees the defect, and a pool that paints nothing would win."
+        )
+    return text + "Every pool is nearer to the real positives than untouched negatives are."
+
+
+def describe_claims(claims: pd.DataFrame) -> str:
+    """Say plainly, with the numbers, which claims hold: the rule, then a Markdown list.
+
+    Args:
+        claims: as `judge_claims` returns it.
+    """
+    lines = []
+    for (claim, scenario), rows in claims.groupby(["claim", "scenario"], sort=False):
+        parts = "; ".join(_describe_comparison(row) for _, row in rows.iterrows())
+        lines.append(f"- **{claim}**, {scenario}: **{_join_verdicts(set(rows['verdict']))}**. {parts}.")
+    return "\n".join([RULE, "", *lines])
+
+
+def _join_verdicts(verdicts: set[str]) -> str:
+    if FAILS in verdicts:
+        return FAILS
+    return HOLDS if verdicts == {HOLDS} else OPEN
+
+
+def _describe_comparison(row: pd.Series) -> str:
+    names = f"{label_arm(row['arm'])} − {label_arm(row['other'])}"
+    printed = f"the paper's own means: {format_difference(row['printed'])}"
+    if not row["n"]:
+        return f"{names}: no seed has finished runs of both ({printed})"
+    difference = format_difference(row["difference"], row["difference_std"])
+    return f"{names}: {difference}, {row['n_agree']} of {_count(row['n'], 'seed')} agree ({printed})"

@@ -1,4 +1,4 @@
-"""Pictures that several notebooks share: montages with outlined masks, precision-recall curves.
+"""Pictures of images: montages with outlined masks, pools, score maps beside each other.
 
 Every function returns a figure that pyplot does not know: it shows once, as the last expression of a
 cell, and nothing stays open.
@@ -11,11 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
-from sklearn.metrics import average_precision_score, precision_recall_curve
 
 from defaug_utils.core.images import read_image, read_mask
 
@@ -23,6 +21,7 @@ OUTLINE_COLOUR = "#FF8C00"  # stands out from grey in every kind of colour visio
 GAP = 0.06  # between the pictures of a montage, inches
 LINE_HEIGHT = 1.3  # of a title, in font sizes
 TITLE_PAD = 5  # between a title and its picture, points
+FULL_WIDTH, LARGEST_TILE = 11.0, 2.2  # of a montage and of a picture beside its score maps, inches
 
 
 class NotebookFigure(Figure):
@@ -39,7 +38,7 @@ def show_images(
     titles: Sequence[str] | None = None,
     masks: Sequence[np.ndarray | None] | None = None,
     columns: int = 8,
-    width: float = 11.0,
+    width: float = FULL_WIDTH,
 ) -> Figure:
     """Lay images out in a grid, each with its title and the exact outline of its mask.
 
@@ -197,39 +196,61 @@ def choose_window(mask: np.ndarray) -> tuple[slice, slice]:
     return slice(starts[0], starts[0] + side), slice(starts[1], starts[1] + side)
 
 
-def plot_precision_recall(
-    scores: Mapping[str, tuple[np.ndarray, np.ndarray]], thresholds: Mapping[str, float] | None = None
+def show_score_maps(
+    images_u8: Sequence[np.ndarray],
+    masks: Sequence[np.ndarray],
+    score_maps: Mapping[str, Sequence[np.ndarray]],
 ) -> Figure:
-    """Precision over recall, as steps (AP is the area under them), one curve a run.
+    """One row a picture: the picture with its mask's outline, then each detector's probabilities.
+
+    Tall and wide pictures are cut to the square around the mask.
 
     Args:
-        scores: for every curve's name, the labels (true where positive) and the scores, same length.
-        thresholds: for some of the names, a threshold to mark on the curve (score ≥ threshold).
+        images_u8: each of shape (height, width, 3), uint8.
+        masks: one a picture, shape (height, width), bool; all false without defect.
+        score_maps: detector's name → one map a picture, shape (height, width), logits. Black is
+            probability 0, white 1.
 
     Returns:
-        The figure; a dotted line shows what guessing reaches, the share of positives.
+        The figure.
 
     Raises:
-        ValueError: no curve, or labels without any positive.
+        ValueError: a list has another length than the pictures, or a map another size than its picture.
     """
-    if not scores:
-        raise ValueError("no scores to draw: give at least one run")
-    figure = NotebookFigure(figsize=(7, 5.2 + 0.25 * len(scores)), layout="constrained")
-    axes = figure.subplots()
-    colours = sns.color_palette("colorblind", len(scores))
-    for number, (name, (labels, values)) in enumerate(scores.items()):
-        labels, values = np.asarray(labels).astype(bool), np.asarray(values, dtype=float)
-        if not labels.any():
-            raise ValueError(f"{name}: no positive among {len(labels)} labels, so there is no recall")
-        precision, recall, _ = precision_recall_curve(labels, values)
-        title = f"{name} (AP {average_precision_score(labels, values):.3f})"
-        style = {"color": colours[number], "linestyle": ("-", "--", "-.")[number % 3]}
-        axes.plot(recall, precision, drawstyle="steps-post", linewidth=2, label=title, **style)
-        axes.axhline(labels.mean(), color="grey", linestyle=":", linewidth=1)
-        if thresholds and name in thresholds:
-            called = values >= thresholds[name]
-            point = (called[labels].mean(), labels[called].mean() if called.any() else 1.0)
-            axes.plot(*point, "o", color=colours[number], markeredgecolor="black", markersize=9)
-    axes.set(xlabel="recall", ylabel="precision", xlim=(-0.02, 1.02), ylim=(-0.02, 1.04))
-    figure.legend(loc="outside lower left", frameon=False)
-    return figure
+    lengths = {"masks": len(masks), **{name: len(maps) for name, maps in score_maps.items()}}
+    wrong = [f"{number} of {name}" for name, number in lengths.items() if number != len(images_u8)]
+    if wrong:
+        raise ValueError(f"{len(images_u8)} pictures, but {', '.join(wrong)}")
+    tiles, outlines = [], []
+    for index, (image_u8, mask) in enumerate(zip(images_u8, masks, strict=True)):
+        logits = [maps[index] for maps in score_maps.values()]
+        if any(one.shape != mask.shape for one in (image_u8[..., 0], *logits)):
+            raise ValueError(f"picture {index}: picture, mask {mask.shape} and score maps differ in size")
+        window = choose_window(mask if mask.any() else ~mask)
+        tiles += [image_u8[window], *(_to_levels(one[window]) for one in logits)]
+        outlines += [mask[window]] * (1 + len(logits))
+    titles = ["picture", *score_maps] + [""] * (len(tiles) - 1 - len(score_maps))
+    columns = 1 + len(score_maps)
+    return show_images(tiles, titles, outlines, columns, min(FULL_WIDTH, LARGEST_TILE * columns))
+
+
+def _to_levels(logits: np.ndarray) -> np.ndarray:
+    """Probabilities as grey levels."""
+    return np.rint(255 / (1 + np.exp(-logits.astype(np.float64)))).astype(np.uint8)
+
+
+def choose_shown(test: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
+    """Test images to look at: positives by chance, every defect type in turn, and one negative.
+
+    Args:
+        test: rows of a manifest or of masked samples.
+        count: how many positives; all when there are fewer.
+        seed: decides the draw.
+
+    Returns:
+        The rows, with the index that they had.
+    """
+    shuffled = test[test["label"] == "positive"].sample(frac=1, random_state=seed)
+    turns = shuffled.groupby("defect_type").cumcount().sort_values(kind="stable")
+    negative = test[test["label"] == "negative"].sample(1, random_state=seed)
+    return pd.concat([shuffled.loc[turns.index[:count]], negative])

@@ -9,8 +9,7 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 
 from defaug_utils.protocol.mixing import LEAK_MARK, LEAK_NOTE, mark_label
-from defaug_utils.report.result_plots import label_arm, style_arms
-from defaug_utils.report.results import GROUP, OTHER_DETECTORS
+from defaug_utils.report.results import GROUP, label_arm
 
 RUN_COLUMNS = [
     *(*GROUP, "seed"),
@@ -21,8 +20,8 @@ RUN_COLUMNS = [
 PAPER_PROTOCOL = {"AP": "ap", "precision": "paper_precision", "recall": "paper_recall"}
 VALIDATION_PROTOCOL = {"AP": "ap", "precision": "validation_precision", "recall": "validation_recall"}
 PUBLISHED = {"AP": "ap", "precision": "precision", "recall": "recall"}
-PUBLISHED_ON = "published: KSDD2"
 NOTHING = "–"
+KD_FACTOR = 1000  # kernel distances are small numbers
 
 
 def format_spread(mean: float, deviation: float = math.nan, n: float = math.nan) -> str:
@@ -39,9 +38,24 @@ def format_difference(mean: float, deviation: float = math.nan) -> str:
     return sign + format_spread(abs(mean), deviation)
 
 
-def label_method(arm: str) -> str:
-    """An arm's or another detector's name in words."""
-    return OTHER_DETECTORS.get(arm) or label_arm(arm)
+def format_digits(mean: float, deviation: float = math.nan) -> str:
+    """Write a number with three digits that count, and its spread with two."""
+    if pd.isna(mean):
+        return NOTHING
+    return f"{mean:.3g}" + ("" if pd.isna(deviation) else f" ± {deviation:.2g}")
+
+
+def name_setup(runs: pd.DataFrame, run_folder: Path | str, data_name: str = "") -> str:
+    """What runs were measured on and with, such as "procedural surfaces, resnet50".
+
+    Args:
+        runs: as `gather_results` returns it.
+        run_folder: where they are; its folder `surfaces` tells that the data set was drawn.
+        data_name: what to call the data set; if empty, told by the folder.
+    """
+    own = "procedural surfaces" if (Path(run_folder) / "surfaces").is_dir() else "own data set"
+    backbone = [str(runs["backbone"].iloc[0])] if "backbone" in runs else []
+    return ", ".join([data_name or own, *backbone])
 
 
 def layout_results(rows: pd.DataFrame, columns: Mapping[str, str], mark_cells: bool = False) -> pd.DataFrame:
@@ -56,15 +70,10 @@ def layout_results(rows: pd.DataFrame, columns: Mapping[str, str], mark_cells: b
         Text cells; the index has the levels method and N_aug. The last column is n where it is known.
         Where the rows tell of a leak, it is marked.
     """
-    cells = {
-        heading: [
-            mark_label(format_spread(mean, deviation), leak if mark_cells else "")
-            for mean, deviation, leak in zip(
-                rows[metric], rows[f"{metric}_std"], _list_leaks(rows), strict=True
-            )
-        ]
-        for heading, metric in columns.items()
-    }
+    cells = {}
+    for heading, metric in columns.items():
+        texts = map(format_spread, rows[metric], rows[f"{metric}_std"])
+        cells[heading] = list(map(mark_label, texts, _list_leaks(rows))) if mark_cells else list(texts)
     counts = {"n": rows["n"].to_numpy()} if "n" in rows else {}
     index = _index_methods(rows.drop(columns="leak", errors="ignore") if mark_cells else rows)
     return pd.DataFrame(cells | counts, index=index)
@@ -74,17 +83,10 @@ def _list_leaks(rows: pd.DataFrame) -> list[str]:
     return rows["leak"].tolist() if "leak" in rows else [""] * len(rows)
 
 
-def name_setup(runs: pd.DataFrame, run_folder: Path | str, data_name: str = "") -> str:
-    """What runs were measured on and with, such as "procedural surfaces, resnet50".
-
-    Args:
-        runs: as `gather_results` returns it.
-        run_folder: where they are; its folder `surfaces` tells that the data set was drawn.
-        data_name: what to call the data set; if empty, told by the folder.
-    """
-    own = "procedural surfaces" if (Path(run_folder) / "surfaces").is_dir() else "own data set"
-    backbone = [str(runs["backbone"].iloc[0])] if "backbone" in runs else []
-    return ", ".join([data_name or own, *backbone])
+def _index_methods(rows: pd.DataFrame, *first: str) -> pd.MultiIndex:
+    methods = list(map(mark_label, map(label_arm, rows["arm"]), _list_leaks(rows)))
+    levels = [*(rows[name] for name in first), methods, rows["n_aug"].astype(int)]
+    return pd.MultiIndex.from_arrays(levels, names=[*first, "method", "N_aug"])
 
 
 def compare_protocols(rows: pd.DataFrame) -> pd.DataFrame:
@@ -101,38 +103,9 @@ def compare_protocols(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.concat({heading: part[["precision", "recall"]] for heading, part in parts.items()}, axis=1)
 
 
-def compare_with_papers(
-    summary: pd.DataFrame, published: pd.DataFrame, scenario: str, ours: str
-) -> pd.DataFrame:
-    """Ours and the papers' side by side: never in one column, each under a heading that says whose it is.
-
-    Args:
-        summary: as `summarise_results` returns it.
-        published: as `published_results` returns it.
-        scenario: which one to show.
-        ours: what ours was measured on and with, such as "procedural surfaces, resnet50".
-
-    Returns:
-        Text cells; the index has the levels method and N_aug, the columns whose and what.
-    """
-    own = layout_results(summary[summary["scenario"] == scenario], PAPER_PROTOCOL, mark_cells=True)
-    chosen = published[published["scenario"] == scenario]
-    printed = layout_results(chosen, PUBLISHED, mark_cells=True)
-    printed["in"] = [_name_table(*row) for row in zip(chosen["source"], chosen["table"], strict=True)]
-    both = pd.concat({f"ours: {ours}": own.astype(object), PUBLISHED_ON: printed}, axis=1)
-    arms = style_arms([*summary["arm"], *chosen["arm"]])
-    order = [label_method(arm) for arm in arms]
-    both = both.sort_index(key=lambda level: level.map(order.index) if level.name == "method" else level)
-    return both.fillna(NOTHING)
-
-
-def _name_table(source: str, table: int) -> str:
-    return source if pd.isna(table) else f"{source}, table {table}"
-
-
 def layout_differences(differences: pd.DataFrame) -> pd.DataFrame:
     """Show `paired_differences`: signed mean ± std, and in how many seeds the arm is above."""
-    sizes = [format_difference(*row) for row in differences[["difference", "difference_std"]].to_numpy()]
+    sizes = list(map(format_difference, differences["difference"], differences["difference_std"]))
     higher = [f"{above} of {n}" for above, n in differences[["n_higher", "n"]].to_numpy()]
     index = _index_methods(differences, "scenario")
     return pd.DataFrame({"difference": sizes, "higher in seeds": higher}, index=index)
@@ -144,11 +117,34 @@ def layout_spreads(spreads: pd.DataFrame) -> pd.DataFrame:
     return spreads[list(names)].rename(columns=names).set_axis(_index_methods(spreads, "scenario"))
 
 
-def _index_methods(rows: pd.DataFrame, *first: str) -> pd.MultiIndex:
-    pairs = zip(rows["arm"], _list_leaks(rows), strict=True)
-    methods = [mark_label(label_method(arm), leak) for arm, leak in pairs]
-    levels = [*(rows[name] for name in first), methods, rows["n_aug"].astype(int)]
-    return pd.MultiIndex.from_arrays(levels, names=[*first, "method", "N_aug"])
+def layout_quality(quality: pd.DataFrame) -> pd.DataFrame:
+    """Lay the quality of pools out: rows are sets of images, columns layers and measures.
+
+    Args:
+        quality: as `measure_pools` returns it.
+
+    Returns:
+        Text cells; the index has the levels set, masks and n; the columns layer and measure. The name of a
+        pool whose masks leak into a scenario is marked.
+    """
+    parts = {}
+    for layer, rows in quality.groupby("layer", sort=False):
+        first = rows.iloc[0]
+        equal, real = f"{first['n_equal']} + {first['n_equal']}", f"n + {first['n_real']}"
+        cells = {
+            f"{first['fd_name']} ({real})": rows["fd"].map(format_digits),
+            f"{first['fd_name']} ({equal})": list(map(format_digits, rows["fd_equal"], rows["fd_equal_std"])),
+            f"{first['kd_name']} · {KD_FACTOR} ({equal})": list(
+                map(format_digits, KD_FACTOR * rows["kd"], KD_FACTOR * rows["kd_std"])
+            ),
+            "diversity": rows["diversity"].map(format_digits),
+        }
+        names = list(map(mark_label, rows["set"], rows["leaks_in"]))
+        levels = [names, rows["masks"].replace("", NOTHING), rows["n"]]
+        index = pd.MultiIndex.from_arrays(levels, names=["set", "masks", "n"])
+        heading = f"{layer} of the side, {first['channels']} channels"
+        parts[heading] = pd.DataFrame(cells).set_axis(index)
+    return pd.concat(parts, axis=1)
 
 
 def style_table(table: pd.DataFrame, caption: str, max_height: str = "") -> Styler:

@@ -1,0 +1,203 @@
+"""Curves: results over N_aug with every run visible, precision over recall, copies over epochs."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import cycle
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from sklearn.metrics import average_precision_score, precision_recall_curve
+
+from defaug_utils.core.origins import list_arms
+from defaug_utils.protocol.mixing import is_marked, mark_label
+from defaug_utils.report.pictures import NotebookFigure
+from defaug_utils.report.results import label_arm
+
+FURTHER_STYLES = (("#AA8800", "P"), ("#5B3A00", "*"), ("#777777", "D"), ("#44AA99", ">"))  # of own arms
+METRIC_LABELS = {
+    "ap": "AP",
+    "ap_trapezoid": "AP (trapezoid)",
+    "auroc": "AUROC",
+    "paper_precision": "precision\n(paper protocol)",
+    "paper_recall": "recall\n(paper protocol)",
+    "validation_precision": "precision\n(validation threshold)",
+    "validation_recall": "recall\n(validation threshold)",
+    "pixel_auroc": "pixel AUROC",
+    "pro": "PRO",
+    "pixel_ap": "pixel AP",
+    "iap": "IAP",
+    "iap90": "IAP90",
+}
+
+
+def style_arms(arms: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Colour and marker of every arm, in the order of drawing; the book's arms always have the same."""
+    styles = {word: (arm.colour, arm.marker) for word, arm in list_arms().items()}
+    further = sorted(set(arms) - set(styles))
+    styles |= dict(zip(further, cycle(FURTHER_STYLES), strict=False))
+    return {arm: style for arm, style in styles.items() if arm in set(arms)}
+
+
+def _check_columns(table: pd.DataFrame, wanted: Iterable[str], what: str) -> None:
+    missing = [name for name in wanted if name not in table.columns]
+    if missing or table.empty:
+        raise ValueError(f"{len(table)} {what}, columns missing: {', '.join(missing) or 'none'}")
+
+
+def plot_augmentation_curves(
+    runs: pd.DataFrame, metrics: Sequence[str] = ("ap", "paper_precision", "paper_recall")
+) -> Figure:
+    """Metrics over N_aug: one row of panels a metric, one column a scenario, one colour an arm.
+
+    Args:
+        runs: one row a finished run, with the columns scenario, arm, n_aug, seed and the metrics; an arm
+            for which the column leak, if there is one, tells of a leak in any scenario is marked.
+        metrics: columns to draw.
+
+    Returns:
+        The figure: small dots are runs, large markers their mean, bars one standard deviation
+        (none for a single run); a dashed line carries the mean without augmentation across.
+
+    Raises:
+        ValueError: no runs, or a column is missing.
+    """
+    _check_columns(runs, ("scenario", "arm", "n_aug", *metrics), "runs")
+    scenarios = list(dict.fromkeys(runs["scenario"]))
+    labels = _label_arms(runs)
+    size = (1 + 2.3 * max(2, len(scenarios)), 1 + 2.1 * len(metrics))
+    figure = NotebookFigure(figsize=size, layout="constrained")
+    grid = figure.subplots(len(metrics), len(scenarios), squeeze=False, sharey="row", sharex="col")
+    for column, scenario in enumerate(scenarios):
+        chosen = runs[runs["scenario"] == scenario]
+        for row, metric in enumerate(metrics):
+            _draw_arms(grid[row, column], chosen, metric, labels)
+            grid[row, column].set_ylabel(METRIC_LABELS.get(metric, metric) if column == 0 else "")
+        grid[0, column].set_title(scenario)
+    for first_of_row in grid[:, 0]:
+        _widen_limits(first_of_row)
+    figure.supxlabel("generated positives $N_{aug}$", fontsize="medium")
+    drawn = [axes.get_legend_handles_labels() for axes in grid.flat]
+    handles = {label: handle for pair in drawn for handle, label in zip(*pair, strict=True)}
+    names = list(labels.values())
+    figure.legend([handles[name] for name in names], names, loc="outside upper left", ncols=3, frameon=False)
+    return figure
+
+
+def _label_arms(runs: pd.DataFrame) -> dict[str, str]:
+    """Every arm's name in words, with the mark of a leak where one of its runs has one."""
+    marked = runs[runs["leak"].map(is_marked)] if "leak" in runs else runs[:0]
+    leaks = {row.arm: row.leak for row in marked.itertuples()}
+    return {arm: mark_label(label_arm(arm), leaks.get(arm)) for arm in style_arms(runs["arm"])}
+
+
+def _draw_arms(axes: Axes, runs: pd.DataFrame, metric: str, labels: dict[str, str]) -> None:
+    """One panel: the arms stand beside one another at each N_aug, so that no bar hides another."""
+    ticks, styles = sorted(runs["n_aug"].unique()), style_arms(labels)
+    arms = [arm for arm in labels if arm in set(runs["arm"])]
+    generating = [arm for arm in arms if arm != "none"]
+    step = min(0.16, 0.7 / max(1, len(generating)))
+    shift = {arm: step * (place - (len(generating) - 1) / 2) for place, arm in enumerate(generating)}
+    for arm in arms:
+        chosen = runs[runs["arm"] == arm]
+        (colour, marker), offset = styles[arm], shift.get(arm, 0.0)
+        places = np.array([ticks.index(count) for count in chosen["n_aug"]]) + offset
+        axes.scatter(places + step / 3, chosen[metric], s=20, color=colour, alpha=0.6, linewidths=0)
+        groups = chosen.groupby("n_aug")[metric]
+        mean, spread = groups.mean(), groups.std(ddof=1)
+        if arm == "none":
+            axes.axhline(mean.iloc[0], color=colour, linestyle="--", linewidth=1)
+        line = {"fmt": f"-{marker}", "color": colour, "capsize": 4, "label": labels[arm]}
+        axes.errorbar([ticks.index(count) + offset for count in mean.index], mean, spread, **line)
+    axes.set_xticks(range(len(ticks)), [str(count) for count in ticks])
+    axes.set_xlim(-0.6, len(ticks) - 0.4)
+
+
+def _widen_limits(axes: Axes) -> None:
+    """Keep to [0, 1], and at least 0.3 apart so that no small difference looks large."""
+    low, high = np.clip(axes.get_ylim(), -0.02, 1.02)
+    half = max(0.15, (high - low) / 2)
+    low = np.clip((low + high) / 2 - half, -0.02, 1.02 - 2 * half)
+    axes.set_ylim(low, low + 2 * half)
+
+
+def plot_memorisation(copies: pd.DataFrame) -> Figure:
+    """Distance to the nearest real image, and share of copies, over epochs; one colour a merge weight.
+
+    Args:
+        copies: tables of `memorisation.find_copies` put together, with the columns share (merge weight α) and
+            epoch.
+
+    Returns:
+        The figure. Left: small dots are images, large markers their median; on and below the dashed line of
+        the threshold images are copies. Right: share of copies among the images of a setting.
+
+    Raises:
+        ValueError: no images, more merge weights than colours, or a column is missing.
+    """
+    _check_columns(copies, ("share", "epoch", "distance", "threshold", "is_copy"), "images")
+    shares, epochs = sorted(copies["share"].unique()), sorted(copies["epoch"].unique())
+    styles = list(style_arms(list_arms()).values())
+    if len(shares) > len(styles):
+        raise ValueError(f"{len(shares)} merge weights, at most {len(styles)} are told apart by colour")
+    figure = NotebookFigure(figsize=(9, 3.6), layout="constrained")
+    distances, counts = figure.subplots(1, 2, sharex=True)
+    for place, (share, (colour, marker)) in enumerate(zip(shares, styles, strict=False)):
+        chosen = copies[copies["share"] == share]
+        offset = (place - (len(shares) - 1) / 2) * 0.7 / len(styles)  # so that no dots hide others
+        dots = np.array([epochs.index(epoch) for epoch in chosen["epoch"]]) + offset
+        distances.scatter(dots, chosen["distance"], s=12, color=colour, alpha=0.5, linewidths=0)
+        groups = chosen.groupby("epoch")
+        line = {"color": colour, "marker": marker, "label": rf"$\alpha$ = {share:g}"}
+        for axes, values in ((distances, groups["distance"].median()), (counts, groups["is_copy"].mean())):
+            axes.plot([epochs.index(epoch) + offset for epoch in values.index], values, **line)
+    for threshold in copies["threshold"].unique():
+        distances.axhline(threshold, color="#555555", linestyle="--", linewidth=1)
+    distances.set(ylim=(0, None), ylabel="distance to the nearest real image")
+    counts.set(ylim=(-0.02, 1.02), ylabel="share of copies")
+    for axes in (distances, counts):
+        axes.set_xticks(range(len(epochs)), [f"{epoch:g}" for epoch in epochs])
+        axes.set(xlim=(-0.6, len(epochs) - 0.4), xlabel="epochs of fine-tuning")
+    figure.legend(
+        *counts.get_legend_handles_labels(), loc="outside upper left", ncols=len(shares), frameon=False
+    )
+    return figure
+
+
+def plot_precision_recall(
+    scores: Mapping[str, tuple[np.ndarray, np.ndarray]], thresholds: Mapping[str, float] | None = None
+) -> Figure:
+    """Precision over recall, as steps (AP is the area under them), one curve a run.
+
+    Args:
+        scores: for every curve's name, the labels (true where positive) and the scores, same length.
+        thresholds: for some of the names, a threshold to mark on the curve (score ≥ threshold).
+
+    Returns:
+        The figure; a dotted line shows what guessing reaches, the share of positives.
+
+    Raises:
+        ValueError: no curve, or labels without any positive.
+    """
+    if not scores:
+        raise ValueError("no scores to draw: give at least one run")
+    figure = NotebookFigure(figsize=(7, 5.2 + 0.25 * len(scores)), layout="constrained")
+    axes = figure.subplots()
+    colours = sns.color_palette("colorblind", len(scores))
+    for number, (name, (labels, values)) in enumerate(scores.items()):
+        labels, values = np.asarray(labels).astype(bool), np.asarray(values, dtype=float)
+        if not labels.any():
+            raise ValueError(f"{name}: no positive among {len(labels)} labels, so there is no recall")
+        precision, recall, _ = precision_recall_curve(labels, values)
+        title = f"{name} (AP {average_precision_score(labels, values):.3f})"
+        style = {"color": colours[number], "linestyle": ("-", "--", "-.")[number % 3]}
+        axes.plot(recall, precision, drawstyle="steps-post", linewidth=2, label=title, **style)
+        axes.axhline(labels.mean(), color="grey", linestyle=":", linewidth=1)
+        if thresholds and name in thresholds:
+            called = values >= thresholds[name]
+            point = (called[labels].mean(), labels[called].mean() if called.any() else 1.0)
+            axes.plot(*point, "o", color=colours[number], markeredgecolor="black", markersize=9)
+    axes.set(xlabel="recall", ylabel="precision", xlim=(-0.02, 1.02), ylim=(-0.02, 1.04))
+    figure.legend(loc="outside lower left", frameon=False)
+    return figure

@@ -1,0 +1,164 @@
+"""What the papers print and claim: their tables rebuilt with ours beside, and their claims judged."""
+
+import math
+from importlib.resources import files
+from typing import NamedTuple
+
+import pandas as pd
+
+from defaug_utils.core.runs import SCENARIOS
+from defaug_utils.masks.sources import is_leak
+from defaug_utils.protocol.mixing import is_marked
+from defaug_utils.report.results import GROUP, OTHER_DETECTORS, label_arm, sort_results
+from defaug_utils.report.tables import NOTHING, PAPER_PROTOCOL, PUBLISHED, layout_results
+
+PUBLISHED_ON = "published: KSDD2"
+FURTHER_ARMS = ("diag", "adabldm")  # stand beside In&Out in the tables that are its own
+STANDARD_ERRORS = 2  # a mean difference beyond so many of its standard errors is told apart from 0
+HOLDS, FAILS, OPEN = "holds", "does not hold", "can't be told"
+
+
+def published_results() -> pd.DataFrame:
+    """The papers' own numbers, all measured on KSDD2 (`papers.csv`).
+
+    Returns:
+        One row for each printed value: scenario, arm, n_aug, source, table, ap, ap_std, precision,
+        precision_std, recall, recall_std (NaN where the paper prints none), leak (as `gather_results` has
+        it, by what the paper's code does) and detector, which is "ResNet-50" or the name of another kind
+        of detector.
+    """
+    with files("defaug_utils.report").joinpath("papers.csv").open(encoding="utf-8") as stored:
+        table = pd.read_csv(stored, dtype={"table": "Int64", "mask_source": str})
+    pairs = zip(table.pop("mask_source").fillna(""), table["scenario"], strict=True)
+    table["leak"] = [source if is_leak(source, scenario) else "" for source, scenario in pairs]
+    detector = [OTHER_DETECTORS.get(arm, "ResNet-50") for arm in table["arm"]]
+    return sort_results(table.assign(detector=detector))
+
+
+def list_missing_arms(runs: pd.DataFrame) -> pd.DataFrame:
+    """Pairs of scenario and published arm (of the same kind of detector) that no finished run has."""
+    published = published_results()
+    pairs = published.loc[published["detector"] == "ResNet-50", GROUP[:2]].drop_duplicates()
+    found = set(zip(runs["scenario"], runs["arm"], strict=True))
+    is_missing = [pair not in found for pair in zip(pairs["scenario"], pairs["arm"], strict=True)]
+    return pairs[is_missing].reset_index(drop=True)
+
+
+def list_tables(published: pd.DataFrame) -> list[tuple[str, int, str]]:
+    """Source, number and scenario of every table of In&Out and DIAG, in the papers' order."""
+    tables = published[published["source"].isin(["In&Out", "DIAG"])].sort_values(["source", "table"])
+    ordered = tables.sort_values("source", key=lambda names: names != "In&Out", kind="stable")
+    unique = ordered[["source", "table", "scenario"]].drop_duplicates()
+    return [(row.source, int(row.table), row.scenario) for row in unique.itertuples()]
+
+
+def rebuild_table(
+    summary: pd.DataFrame, published: pd.DataFrame, source: str, table: int, ours: str
+) -> pd.DataFrame:
+    """One table of a paper with ours beside it: never in one column, each under its own heading.
+
+    The tables in which In&Out prints its own arm carry the arms of `FURTHER_ARMS` too. Where our N_aug is
+    another than the paper's, the rows stand apart, and the missing side is a dash.
+
+    Args:
+        summary: as `results.summarise_results` returns it.
+        published: as `published_results` returns it.
+        source: "In&Out" or "DIAG".
+        table: its number in the paper.
+        ours: what ours was measured on and with, such as "procedural surfaces, resnet50".
+
+    Returns:
+        Text cells; the index has the levels method and N_aug, the columns whose and what.
+
+    Raises:
+        ValueError: the paper has no such table among its stored numbers.
+    """
+    printed = published[(published["source"] == source) & (published["table"] == table)]
+    if printed.empty:
+        raise ValueError(f"no numbers of {source}, table {table}: known are {list_tables(published)}")
+    arms = set(printed["arm"]) | (set(FURTHER_ARMS) if "in_and_out" in set(printed["arm"]) else set())
+    own = summary[summary["arm"].isin(arms) & (summary["scenario"] == printed["scenario"].iloc[0])]
+    parts = {
+        f"ours: {ours}": layout_results(own, PAPER_PROTOCOL, mark_cells=True).astype(object),
+        PUBLISHED_ON: layout_results(printed, PUBLISHED, mark_cells=True).assign(
+            **{"in": f"{source}, table {table}"}
+        ),
+    }
+    ordered = sort_results(pd.concat([own, printed])[GROUP]).drop_duplicates()
+    rows = [(label_arm(row.arm), row.n_aug) for row in ordered.itertuples()]
+    return pd.concat(parts, axis=1).reindex(rows).fillna(NOTHING)
+
+
+class Claim(NamedTuple):
+    """One claim of a paper: an arm is above others in a metric.
+
+    Attributes:
+        text: in words.
+        metric: column of the runs.
+        printed: column of the papers' numbers.
+        arm: the one that is claimed to be higher.
+        others: the ones that it is compared with.
+        scenarios: where it is claimed.
+    """
+
+    text: str
+    metric: str
+    printed: str
+    arm: str
+    others: tuple[str, ...]
+    scenarios: tuple[str, ...]
+
+
+IN_AND_OUT_CLAIMS = (  # Capogrosso et al. 2024, on KSDD2
+    Claim("DDPM has the higher recall", "paper_recall", "recall", "ddpm", ("memseg",), SCENARIOS),
+    Claim("MemSeg has the higher precision", "paper_precision", "precision", "memseg", ("ddpm",), SCENARIOS),
+    Claim("In&Out has the best AP", "ap", "ap", "in_and_out", ("memseg", "ddpm"), SCENARIOS[:1]),
+)
+
+
+def judge_claims(runs: pd.DataFrame) -> pd.DataFrame:
+    """Judge every claim of In&Out by the differences within seeds, see `sentences.RULE`.
+
+    Args:
+        runs: as `results.gather_results` returns it.
+
+    Returns:
+        One row for each claim, scenario and arm compared with: claim, scenario, arm, other, metric, n
+        (seeds that both arms have), difference (mean over seeds), difference_std (NaN below two seeds),
+        n_agree (seeds in which the arm is higher), verdict (`HOLDS`, `FAILS` or `OPEN`), and printed: the
+        same difference of the paper's own means, NaN where it prints none.
+    """
+    counted = runs[~runs["leak"].map(is_marked)] if "leak" in runs else runs
+    published = published_results().query("source == 'In&Out'")
+    rows = [
+        {"claim": claim.text, "scenario": scenario, "arm": claim.arm, "other": other, "metric": claim.metric}
+        | _judge(_subtract_arms(counted, scenario, (claim.arm, other), ["seed", "n_aug"], claim.metric))
+        | {
+            "printed": _subtract_arms(
+                published, scenario, (claim.arm, other), ["n_aug"], claim.printed
+            ).mean()
+        }
+        for claim in IN_AND_OUT_CLAIMS
+        for scenario in claim.scenarios
+        for other in claim.others
+    ]
+    return pd.DataFrame(rows)
+
+
+def _subtract_arms(
+    rows: pd.DataFrame, scenario: str, arms: tuple[str, str], keys: list[str], metric: str
+) -> pd.Series:
+    """One arm minus the other where both have the keys, averaged for each value of the first key."""
+    chosen = rows[rows["scenario"] == scenario]
+    values = chosen.pivot_table(index=keys, columns="arm", values=metric)
+    if not set(arms) <= set(values):
+        return pd.Series(dtype=float)
+    return (values[arms[0]] - values[arms[1]]).dropna().groupby(keys[0]).mean()
+
+
+def _judge(differences: pd.Series) -> dict:
+    n, mean, deviation = len(differences), differences.mean(), differences.std(ddof=1)
+    is_told = n > 1 and abs(mean) > STANDARD_ERRORS * deviation / math.sqrt(n)
+    verdict = (HOLDS if mean > 0 else FAILS) if is_told else OPEN
+    numbers = {"n": n, "difference": mean, "difference_std": deviation}
+    return numbers | {"n_agree": int((differences > 0).sum()), "verdict": verdict}
