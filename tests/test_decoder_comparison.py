@@ -10,7 +10,7 @@ from defaug_utils.diffusion.autoencoder import (
     measure_background,
     to_floats,
 )
-from defaug_utils.methods.adabldm_batches import Blend
+from defaug_utils.methods.adabldm import Blend
 from defaug_utils.methods.decoder_comparison import compare_decoders
 from defaug_utils.training.backbones import hash_weights, tabulate_errors
 

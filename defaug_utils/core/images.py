@@ -1,4 +1,4 @@
-"""Reading images and masks of any PNG flavour, and fitting them to a size without losing thin defects."""
+"""Reading images and masks of any PNG flavour, fitting them to a size, telling objects from backgrounds."""
 
 import hashlib
 from pathlib import Path
@@ -169,3 +169,36 @@ def crop_box(shape: tuple[int, ...], size: tuple[int, int], fit: str) -> tuple[i
 def hash_pixels(pixels: np.ndarray) -> str:
     """SHA-256 of an image's or a mask's shape and values."""
     return hashlib.sha256(f"{pixels.shape}\n".encode() + np.ascontiguousarray(pixels).tobytes()).hexdigest()
+
+
+FOREGROUNDS = ("whole", "auto", "bright", "dark")
+
+
+def find_foreground(image_u8: np.ndarray, foreground: str = "whole") -> np.ndarray:
+    """Tell the object from its background by Otsu's grey-level threshold.
+
+    Args:
+        image_u8: shape (height, width, 3), uint8.
+        foreground: "whole": everything is object (surfaces, textures); "bright" or "dark": the object is
+            the brighter or the darker part; "auto": the object is the part that fewer pixels of the
+            image's border belong to.
+
+    Returns:
+        Shape (height, width), bool, true on the object; nowhere true when all pixels are alike.
+
+    Raises:
+        ValueError: the word is none of `FOREGROUNDS`.
+    """
+    if foreground not in FOREGROUNDS:
+        raise ValueError(f"foreground {foreground!r} is none of {', '.join(FOREGROUNDS)}")
+    if foreground == "whole":
+        return np.ones(image_u8.shape[:2], bool)
+    grey = cv2.cvtColor(image_u8, cv2.COLOR_RGB2GRAY)
+    if grey.min() == grey.max():
+        return np.zeros(grey.shape, bool)
+    threshold, _ = cv2.threshold(grey, 0, 255, cv2.THRESH_BINARY | cv2.THRESH_OTSU)
+    is_bright = grey > threshold
+    if foreground == "auto":
+        border = np.concatenate([is_bright[0], is_bright[-1], is_bright[:, 0], is_bright[:, -1]])
+        foreground = "dark" if 2 * np.count_nonzero(border) > border.size else "bright"
+    return is_bright if foreground == "bright" else ~is_bright

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from defaug_utils.core.foreground import find_foreground
-from defaug_utils.core.images import read_image, read_mask
+from defaug_utils.core.images import find_foreground, read_image, read_mask
 from defaug_utils.core.manifest import ManifestError, raise_problems, read_manifest
 from defaug_utils.core.runs import SCENARIOS, MixingError
 

@@ -14,7 +14,7 @@ from defaug_utils.diffusion.autoencoder import (
     measure_background,
     to_u8,
 )
-from defaug_utils.methods.adabldm_batches import Blend
+from defaug_utils.methods.adabldm import Blend
 
 
 class DecoderComparison(NamedTuple):

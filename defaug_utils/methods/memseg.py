@@ -10,8 +10,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from defaug_utils.core.foreground import FOREGROUNDS, find_foreground
-from defaug_utils.core.images import read_image
+from defaug_utils.core.images import FOREGROUNDS, find_foreground, read_image
 from defaug_utils.core.pools import GeneratedImage, list_versions
 from defaug_utils.core.sources import list_sources, read_dataset, survey_sources
 from defaug_utils.masks.objects import ObjectFinder
