@@ -11,8 +11,8 @@ from defaug_utils.diffusion.autoencoder import (
     to_floats,
 )
 from defaug_utils.methods.adabldm import Blend
-from defaug_utils.methods.decoder_comparison import compare_decoders
-from defaug_utils.training.backbones import hash_weights, tabulate_errors
+from defaug_utils.methods.decoder_comparison import compare_decoders, tabulate_errors
+from defaug_utils.training.backbones import hash_weights
 
 
 @pytest.fixture(scope="module")

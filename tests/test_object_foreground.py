@@ -100,6 +100,9 @@ def test_clusters_start_repeatably(seed):
 def test_with_the_backbones_of_the_book(weights):
     network = open_features("resnet10_quarter", str(weights))
     reader = FeatureReader(network)
+    described, other = (FeatureReader(network, colour_weight=weight).describe() for weight in (4.0, 1.0))
+    assert described["backbone"] == network.backbone and len(described["fingerprint"]) == 16
+    assert reader.describe() == described != other
     image_u8, is_object = draw_part(30)
     assert reader(image_u8).shape == (24, 24, 16 + 32 + 3)
     assert FeatureReader(network, ("eighth",), 0)(image_u8).shape == (12, 12, 32)

@@ -22,13 +22,7 @@ def read_dataset(data_folder: Path | str) -> pd.DataFrame:
 
 
 def list_sources(dataset: pd.DataFrame) -> pd.DataFrame:
-    """The only rows that anomalies may start from: real, without defect, of the train split.
-
-    Args:
-        dataset: manifest of the prepared data set.
-
-    Returns:
-        These rows in the order of their `image`, counted from 0.
+    """The only rows that anomalies may start from, sorted: real, without defect, of the train split.
 
     Raises:
         ManifestError: there is none.

@@ -92,13 +92,8 @@ def blend_batch(
         on_step: see `blend_latents`.
         store: of this model and these settings; jobs that it knows are only decoded.
 
-    Returns:
-        One result a job, in order; with adaptation, `further` holds the loss before and after it, its steps,
-        and why it was thrown away.
-
     Raises:
-        ValueError: a mask is empty, full, not bool, of another size, or an image shows no object; a prompt
-            is empty or too long; the working size does not suit the model.
+        ValueError: a mask, a prompt or the working size does not suit, or an image shows no object.
         MemoryError: not even one image fits.
     """
     model = trimap_model.model
@@ -159,13 +154,11 @@ def decode_adapted(
     masks: torch.Tensor,
     adaptation: AdaptationSettings | None,
 ) -> list[tuple[np.ndarray, dict]]:
-    """Decode latents, each image by a decoder adapted to it alone.
+    """Decode latents, each image by a decoder adapted to it alone; the autoencoder is left as it is.
 
     Args:
-        vae: the autoencoder; left as it is.
-        latents: shape (batch, 4, height / cell, width / cell).
-        images: good ones, shape (batch, 3, height, width) in [-1, 1].
-        masks: shape (batch, 1, height, width), bool.
+        vae: the autoencoder.
+        latents: see `Blend`, as images and masks.
         adaptation: None decodes by the model's own decoder.
 
     Returns:

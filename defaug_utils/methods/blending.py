@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from defaug_utils.core.guards import check_demands
 from defaug_utils.diffusion.autoencoder import (
     Denoise,
     cover_latent_cells,
@@ -85,9 +86,7 @@ class BlendSettings:
                 f"{name} {borders} must be None or (first step, one past the last) in order, within "
                 f"0 … {self.steps}"
             ] = borders is None or (len(borders) == 2 and 0 <= borders[0] < borders[1] <= self.steps)
-        broken = [message for message, is_met in demands.items() if not is_met]
-        if broken:
-            raise ValueError("blend settings: " + "; ".join(broken))
+        check_demands("blend settings", demands)
 
     def edits_latents(self, index: int) -> bool:
         """Whether latents are edited before step `index`."""

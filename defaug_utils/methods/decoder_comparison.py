@@ -45,14 +45,7 @@ def compare_decoders(
     settings: AdaptationSettings | None = None,
     on_images: Callable[[int], None] | None = None,
 ) -> list[DecoderComparison]:
-    """Decode every image of a batch both ways, and measure what of the good part is lost outside the mask.
-
-    Args:
-        vae: the autoencoder; left as it is.
-        blend: from `blend_jobs`.
-        settings: of the adaptation; the paper's when None.
-        on_images: called with the number of images just finished.
-    """
+    """Decode every image of a batch both ways, and measure what of the good part is lost outside the mask."""
     comparisons = []
     for number in range(len(blend.latents)):
         latents, good, mask = (
@@ -72,15 +65,7 @@ def compare_decoders(
 
 
 def tabulate_errors(comparisons: Sequence[DecoderComparison]) -> pd.DataFrame:
-    """Errors before and after the adaptation, one row an image and place.
-
-    Args:
-        comparisons: from `compare_decoders`.
-
-    Returns:
-        The columns image (from 0), place ("outside the mask" or "at its border"), before and after, in grey
-        levels.
-    """
+    """Errors in grey levels: image (from 0), place ("outside the mask" or "at its border"), before, after."""
     rows = [
         (number, place, before, after)
         for number, compared in enumerate(comparisons)

@@ -91,18 +91,15 @@ def check_image(
     limits: CheckLimits,
     is_finite: bool = True,
 ) -> Check:
-    """Compare an image before and after.
+    """Compare an image (height, width, 3), uint8, before and after.
 
     Args:
-        original_u8: the negative, shape (height, width, 3), uint8.
+        original_u8: the negative.
         painted_u8: what the model made of it, before the original was put back outside the mask.
         finished_u8: the image of the pool.
         mask: shape (height, width), bool.
         limits: what to reach.
         is_finite: false when the model gave values that are no numbers.
-
-    Returns:
-        The measurements and the verdict.
     """
     difference = find_change(original_u8, finished_u8)
     is_changed = find_change(original_u8, painted_u8) >= limits.changed_from
@@ -138,15 +135,9 @@ def is_blank(image_u8: np.ndarray) -> bool:
 
 
 def measure_boundary_iou(first: np.ndarray, second: np.ndarray, width: int = 2) -> float:
-    """Intersection over union of the outlines of two regions (boundary IoU, Cheng et al. 2021).
+    """Intersection over union of two regions' outlines, `width` pixels inwards; 1 when both are empty.
 
-    Args:
-        first: shape (height, width), bool.
-        second: same shape.
-        width: of the outlines, from each region's edge inwards, pixels.
-
-    Returns:
-        In [0, 1]; 1 when both regions are empty.
+    Boundary IoU: Cheng et al. 2021.
     """
     outlines = [_find_outline(region, width) for region in (first, second)]
     union = np.count_nonzero(outlines[0] | outlines[1])

@@ -110,10 +110,6 @@ TEXTURE_KINDS: dict[str, Callable[[np.random.Generator], np.ndarray]] = {
 def draw_procedural_texture(kind: str, variant: int) -> np.ndarray:
     """Draw a texture in three colours of its own; the same kind and variant always give the same.
 
-    Args:
-        kind: a word of `TEXTURE_KINDS`.
-        variant: number of the texture among those of its kind, from 0.
-
     Returns:
         Shape (256, 256, 3), uint8.
     """
@@ -159,11 +155,7 @@ class TextureCollection:
         return len(self.names)
 
     def read(self, index: int, size: tuple[int, int]) -> np.ndarray:
-        """One texture, stretched to a size.
-
-        Args:
-            index: number of the texture, from 0.
-            size: (width, height) in pixels.
+        """Texture `index`, stretched to a size (width, height).
 
         Returns:
             Shape (height, width, 3), uint8, not writeable, since it is shared by all who ask for it.
