@@ -14,6 +14,7 @@ from defaug_utils.core.images import find_foreground, read_image, read_mask
 from defaug_utils.core.manifest import ManifestError, make_manifest, read_manifest, write_manifest
 from defaug_utils.core.pools import PoolPlan, make_pool, read_recipe, remake
 from defaug_utils.core.prompts import Prompt, make_prompts
+from defaug_utils.diffusion import autoencoder
 from defaug_utils.diffusion.autoencoder import AdaptationSettings
 from defaug_utils.diffusion.controlnet import TrimapModel, make_controlnet
 from defaug_utils.diffusion.inpainting import InpaintJob
@@ -149,14 +150,27 @@ def test_a_controlnet_that_saw_test_images_is_refused(tmp_path: Path, data: Path
     assert read_recipe(tmp_path / "pool")["learned_from"] == ["images/1.png"]
 
 
-def test_a_diverged_adaptation_is_told_in_the_row_and_the_own_image_taken(data: Path, trimap_model):
+@pytest.mark.parametrize(
+    ("factor", "told"), [(2.0, "the loss rose from"), (float("nan"), "the loss is no number after 1 steps")]
+)
+def test_a_diverged_adaptation_is_told_in_the_row_and_the_own_image_taken(
+    data: Path, trimap_model, monkeypatch, factor: float, told: str
+):
+    """Both cases are forced: which one a wild learning rate ends in is for the processor to say."""
+    calls, measure = [], autoencoder.adaptation_loss
+
+    def force(*given: object) -> torch.Tensor:
+        calls.append(given)
+        return measure(*given) * factor ** (len(calls) - 1)
+
+    monkeypatch.setattr(autoencoder, "adaptation_loss", force)
     image_u8 = read_image(data / "images/0.png")
     mask = np.zeros((48, 16), bool)
     mask[20:30, 4:12] = True
     job = InpaintJob(image_u8, mask, "crack", "", 5)
-    wild = AdaptationSettings(steps=3, learning_rate=50.0)
-    (diverged,), (own,) = (blend_batch(trimap_model, [job], SETTINGS, how) for how in (wild, None))
-    assert diverged.further["adaptation_problem"].startswith("the loss rose")
+    how = AdaptationSettings(steps=3, learning_rate=1e-9)
+    (diverged,), (own,) = (blend_batch(trimap_model, [job], SETTINGS, chosen) for chosen in (how, None))
+    assert diverged.further["adaptation_problem"].startswith(told)
     assert (diverged.painted_u8 == own.painted_u8).all() and not own.further
 
 

@@ -160,33 +160,40 @@ def remake(folder: Path | str, image: str, method: Method) -> GeneratedImage:
         FileNotFoundError: there is no pool, or no such image in it.
         ValueError: the method differs from the pool's recipe (all differences are named).
     """
-    recipe = read_recipe(folder)
-    if not (Path(folder) / image).is_file():
+    pool = read_manifest(Path(folder) / "manifest.csv").set_index("image")
+    if image not in pool.index or not (Path(folder) / image).is_file():
         raise FileNotFoundError(f"{folder} has no image {image!r}: take one of its manifest")
-    differing = list_differences(recipe, describe_pool(method, recipe["pool_seed"]))
+    recipe = read_recipe(folder, pool.loc[image, "recipe"])
+    differing = list_differences(recipe, describe_pool(method, recipe.get("pool_seed")))
     if differing:
         raise ValueError(
             f"{image} can't be made again: {'; '.join(differing)} differ from the pool's recipe: "
             "the same method, model, masks and data are needed"
         )
+    if "pool_seed" not in recipe:  # made one by one, each by a seed of its own
+        return method.make([0], [int(pool.loc[image, "seed"])])[0]
     index = int(Path(image).stem)
     first = index - index % method.group
     indices = range(first, first + method.group)
     return method.make(indices, [image_seed(recipe["pool_seed"], i) for i in indices])[index - first]
 
 
-def describe_pool(method: Method, seed: int) -> dict:
-    """A pool's recipe: what its images depend on, as it reads back from JSON."""
-    return as_json({**method.describe(), "origin": method.origin, "pool_seed": seed})
+def describe_pool(method: Method, seed: int | None) -> dict:
+    """A pool's recipe: what its images depend on, as it reads back from JSON; None where there is no seed."""
+    own_seed = {} if seed is None else {"pool_seed": seed}
+    return as_json({**method.describe(), "origin": method.origin, **own_seed})
 
 
-def read_recipe(folder: Path | str) -> dict:
-    """The recipe of a pool, as `make_pool` wrote it.
+def read_recipe(folder: Path | str, key: str = "") -> dict:
+    """The recipe of a pool, as `make_pool` wrote it; of several, as the studio keeps them, the one of a key.
 
     Raises:
         FileNotFoundError: there is no pool.
     """
-    (recipe,) = json.loads((Path(folder) / "recipe.json").read_text(encoding="utf-8")).values()
+    recipes = json.loads((Path(folder) / "recipe.json").read_text(encoding="utf-8"))
+    if key in recipes:
+        return recipes[key]
+    (recipe,) = recipes.values()
     return recipe
 
 

@@ -149,8 +149,8 @@ class Review(NamedTuple):
     images: list[ImageDecision]
 
 
-def read_review(path: Path | str) -> Review:
-    """Read a stored review.
+def read_review(path: Path | str | None) -> Review:
+    """Read a stored review; None is one without decisions.
 
     Args:
         path: YAML with the lists `prompts` and `images`, see `PromptDecision` and `ImageDecision`.
@@ -158,6 +158,8 @@ def read_review(path: Path | str) -> Review:
     Raises:
         ReviewError: it is missing or no such YAML; or lists every entry that makes no sense.
     """
+    if path is None:
+        return Review([], [])
     path = Path(path)
     if not path.is_file():
         raise ReviewError(f"no review at {path}: look at the pictures and store what you decide")

@@ -1,4 +1,4 @@
-"""Training any network: one loop, checkpoints, memory, and pretrained backbones."""
+"""Training any network: one resumable loop, memory, and pretrained backbones."""
 
 import lazy_loader
 

@@ -5,8 +5,8 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "review_form": ["make_review_form"],
-        "review_grid": ["ReviewGrid"],
+        "mask_drawing": ["MaskCanvas", "MaskDrawer"],
+        "review_grid": ["ReviewGrid", "make_review_form"],
         "studio": ["Studio"],
         "studio_panel": ["StudioPanel"],
     },

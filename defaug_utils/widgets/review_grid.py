@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import anywidget
+import ipywidgets
 import numpy as np
 import pandas as pd
 import traitlets
@@ -18,8 +19,19 @@ from scipy.ndimage import binary_dilation
 
 from defaug_utils.core.images import fit_image, fit_mask, read_image, read_mask
 from defaug_utils.core.pools import find_failed
+from defaug_utils.core.prompts import Prompt
 from defaug_utils.protocol.review_store import PoolReview
-from defaug_utils.widgets.widget_parts import STATIC, encode_image, read_script
+from defaug_utils.protocol.scenarios import (
+    DECISIONS as PROMPT_DECISIONS,
+)
+from defaug_utils.protocol.scenarios import (
+    PromptDecision,
+    Review,
+    ReviewError,
+    read_review,
+    write_review,
+)
+from defaug_utils.widgets.parts import STATIC, encode_image, read_script
 
 OUTLINE_RGBA = (255, 140, 0, 255)  # the orange of the book's other pictures
 CHECKS = ("passed", "failed")
@@ -294,3 +306,45 @@ class ReviewGrid(anywidget.AnyWidget):
         with self.hold_sync():
             self.counts = {word: sum(r.counts[kind] for r in self.reviews) for kind, word in WORD_OF.items()}
             self.cards = [self._describe(key) for key in shown]
+
+
+def make_review_form(prompts: Sequence[Prompt], path: Path | str) -> ipywidgets.VBox:
+    """One line a prompt with decision, other words and a reason, and a button that stores them all.
+
+    Args:
+        prompts: the board that was looked at.
+        path: file of the review. Decisions in it are shown, and decisions on pictures are kept.
+
+    Returns:
+        The form; its last line tells what happened.
+    """
+    path = Path(path)
+    review = read_review(path) if path.is_file() else Review([], [])
+    former = {entry.prompt: entry for entry in review.prompts}
+    lines = [_make_line(former.get(prompt.text, PromptDecision(prompt.text, "accept"))) for prompt in prompts]
+    button, told = ipywidgets.Button(description="Store"), ipywidgets.Label("Not stored yet.")
+
+    def store(_: object) -> None:
+        decided = [
+            PromptDecision(prompt.text, *(field.value for field in line.children[1:]))
+            for prompt, line in zip(prompts, lines, strict=True)
+        ]
+        try:
+            write_review(Review(decided, review.images), path)
+            told.value = f"Stored in {path}: run the cells below."
+        except ReviewError as error:
+            told.value = f"Not stored: {error}"
+
+    button.on_click(store)
+    return ipywidgets.VBox([*lines, button, told])
+
+
+def _make_line(entry: PromptDecision) -> ipywidgets.HBox:
+    return ipywidgets.HBox(
+        [
+            ipywidgets.Label(entry.prompt, layout={"width": "16em"}),
+            ipywidgets.Dropdown(options=PROMPT_DECISIONS, value=entry.decision, layout={"width": "7em"}),
+            ipywidgets.Text(entry.reworded, placeholder="in other words"),
+            ipywidgets.Text(entry.note, placeholder="why"),
+        ]
+    )

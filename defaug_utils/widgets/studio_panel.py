@@ -9,9 +9,9 @@ import numpy as np
 from skimage.segmentation import find_boundaries
 
 from defaug_utils.core.prompts import Prompt
-from defaug_utils.widgets.mask_drawer import BAD, GOOD, MaskDrawer, colour_text, make_button
+from defaug_utils.widgets.mask_drawing import MaskDrawer
+from defaug_utils.widgets.parts import BAD, GOOD, colour_text, encode_image, make_button
 from defaug_utils.widgets.studio import Studio, StudioImage, StudioRequest
-from defaug_utils.widgets.widget_parts import encode_image
 
 MAX_CARDS = 24  # pictures shown at once; what is decided stays in the pool
 CARD_SIZE = (330, 300)  # most that each of a card's two pictures takes, CSS pixels

@@ -1,0 +1,327 @@
+"""A drawing program for masks in the notebook, and the tool that steps through training negatives with it.
+
+The canvas is a widget of our own on anywidget, plain JavaScript without a build step: that runs in
+JupyterLab 4, Notebook 7, VS Code and Colab from the installed package alone. ipycanvas asks the kernel about
+every mouse move, and ready-made painting widgets give smoothed strokes at the size of the screen, where a
+mask must be exact at the size of the image; here the browser rasterises by a rule of whole numbers (written
+down at the top of `static/mask_canvas.js`), and the kernel is told when a stroke ends.
+"""
+
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import anywidget
+import ipywidgets
+import numpy as np
+import traitlets
+
+from defaug_utils.core.images import read_image
+from defaug_utils.core.manifest import ManifestError
+from defaug_utils.core.sources import list_sources, read_dataset
+from defaug_utils.masks.drawn import delete_drawn, load_drawn, mask_file_name, save_drawn
+from defaug_utils.widgets.parts import BAD, GOOD, STATIC, colour_text, encode_image, make_button, read_script
+
+HEADER = struct.Struct("<I")  # the number of the image that a packed mask belongs to
+
+
+def pack_mask(mask: np.ndarray, image_number: int) -> bytes:
+    """A mask as it travels: the image's number in 4 bytes, then 8 pixels a byte, row by row."""
+    return HEADER.pack(image_number) + np.packbits(mask).tobytes()
+
+
+def unpack_mask(packed: bytes, size: tuple[int, int]) -> tuple[np.ndarray, int]:
+    """Read a packed mask.
+
+    Args:
+        packed: from `pack_mask` or the browser.
+        size: (width, height) of the image.
+
+    Returns:
+        The mask, shape (height, width), bool, and the number of its image.
+
+    Raises:
+        ValueError: it has not as many bytes as this size takes.
+    """
+    width, height = size
+    expected = HEADER.size + -(-width * height // 8)
+    if len(packed) != expected:
+        raise ValueError(
+            f"a packed mask of {len(packed)} bytes came, {width} × {height} pixels take {expected}"
+        )
+    bits = np.unpackbits(np.frombuffer(packed, np.uint8, offset=HEADER.size), count=width * height)
+    return bits.reshape(height, width).astype(bool), HEADER.unpack_from(packed)[0]
+
+
+def check_drawn(mask: np.ndarray, size: tuple[int, int], name: str = "mask") -> np.ndarray:
+    """Bring a mask to exact 0 / 255.
+
+    Args:
+        mask: shape (height, width), bool, or uint8 with 0 and 255 (or 0 and 1) only.
+        size: (width, height) that it must have.
+        name: what to call it in an error.
+
+    Returns:
+        A copy, uint8, 0 or 255, that can't be written to.
+
+    Raises:
+        ValueError: another size, type or value; a mask is never stretched or thresholded in silence.
+    """
+    mask = np.asarray(mask)
+    if mask.shape != (size[1], size[0]):
+        found = " × ".join(str(side) for side in mask.shape[1::-1] + mask.shape[2:])
+        raise ValueError(
+            f"{name} has {found} pixels (width × height), the image {size[0]} × {size[1]}: load the mask of "
+            "this image, or bring it to the size with defaug_utils.core.images.fit_mask"
+        )
+    if mask.dtype != bool and not (mask.dtype == np.uint8 and np.isin(mask, (0, 1, 255)).all()):
+        raise ValueError(f"{name} must be bool or uint8 of 0 and 255 only: threshold it first")
+    exact = np.where(mask, np.uint8(255), np.uint8(0))
+    exact.setflags(write=False)
+    return exact
+
+
+class MaskCanvas(anywidget.AnyWidget):
+    """Draw a mask over an image; `value` is the mask, and `observe` tells when a stroke ended.
+
+    Attributes:
+        value: shape (height, width), uint8, exactly 0 or 255, read-only; assign to load a mask.
+        name: what the image is called.
+        canvas_height: of the drawing area, in CSS pixels.
+    """
+
+    _esm = read_script("mask_canvas.js")
+    _css = STATIC / "mask_canvas.css"
+
+    value = traitlets.Instance(np.ndarray)
+    name = traitlets.Unicode().tag(sync=True)
+    canvas_height = traitlets.Int(520, min=80).tag(sync=True)
+    width = traitlets.Int().tag(sync=True)
+    height = traitlets.Int().tag(sync=True)
+    image_png = traitlets.Bytes().tag(sync=True)
+    image_number = traitlets.Int().tag(sync=True)
+    packed_mask = traitlets.Bytes().tag(sync=True, from_json=lambda packed, widget: bytes(packed))
+
+    def __init__(
+        self, image_u8: np.ndarray, mask: np.ndarray | None = None, name: str = "", **traits: Any
+    ) -> None:
+        """Show an image.
+
+        Args:
+            image_u8: shape (height, width, 3), uint8.
+            mask: to go on from; nothing is drawn when not given.
+            name: what the image is called.
+            traits: such as `canvas_height`, `layout`.
+
+        Raises:
+            ValueError: no such image, or a mask that is not this image's.
+        """
+        super().__init__(**self._describe_image(image_u8, mask, name, 0), **traits)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of the image in pixels."""
+        return self.width, self.height
+
+    @property
+    def mask(self) -> np.ndarray:
+        """The mask as the rest of the package takes it, shape (height, width), bool."""
+        return self.value > 0
+
+    def set_image(self, image_u8: np.ndarray, mask: np.ndarray | None = None, name: str = "") -> None:
+        """Show another image; what was drawn on the one before is in nobody's way.
+
+        Raises:
+            ValueError: no such image, or a mask that is not this image's; the old one stays.
+        """
+        described = self._describe_image(image_u8, mask, name, self.image_number + 1)
+        with self.hold_sync():
+            for trait, content in described.items():
+                if trait != "value":
+                    self.set_trait(trait, content)
+            self.value = described["value"]
+
+    @staticmethod
+    def _describe_image(image_u8: np.ndarray, mask: np.ndarray | None, name: str, number: int) -> dict:
+        if image_u8.dtype != np.uint8 or image_u8.ndim != 3 or image_u8.shape[2] != 3:
+            raise ValueError(
+                f"image {name!r} has shape {image_u8.shape} and type {image_u8.dtype}, expected (height, "
+                "width, 3) and uint8: read it with defaug_utils.core.images.read_image"
+            )
+        height, width = image_u8.shape[:2]
+        drawn = np.zeros((height, width), bool) if mask is None else mask
+        value = check_drawn(drawn, (width, height), f"the mask of {name!r}")
+        return {
+            "name": name,
+            "width": width,
+            "height": height,
+            "image_number": number,
+            "image_png": encode_image(image_u8, compress_level=1),
+            "packed_mask": pack_mask(value > 0, number),
+            "value": value,
+        }
+
+    @traitlets.validate("value")
+    def _check_value(self, proposal: dict) -> np.ndarray:
+        return check_drawn(proposal["value"], self.size, f"the mask of {self.name!r}")
+
+    @traitlets.observe("value")
+    def _send_value(self, change: dict) -> None:
+        self.packed_mask = pack_mask(change["new"] > 0, self.image_number)
+
+    @traitlets.observe("packed_mask")
+    def _take_strokes(self, change: dict) -> None:
+        mask, number = unpack_mask(change["new"], self.size)
+        if number != self.image_number:  # a stroke on an image that is no longer shown
+            self.packed_mask = pack_mask(self.mask, self.image_number)
+            return
+        if not np.array_equal(mask, self.mask):
+            self.value = mask
+        self.send({"kind": "received", "pixels": int(mask.sum())})
+
+
+class MaskDrawer(ipywidgets.VBox):
+    """Step through images, draw on each and save; what was saved before is shown again.
+
+    Attributes:
+        canvas: the `MaskCanvas` of the current image.
+        names: the images.
+        index: the current one, from 0.
+    """
+
+    def __init__(
+        self, data_folder: Path | str, folder: Path | str, names: Sequence[str] | None = None
+    ) -> None:
+        """Open the first image.
+
+        Args:
+            data_folder: folder of the data set's manifest.
+            folder: where drawn masks are kept.
+            names: images of the data set to step through; all training negatives when not given.
+
+        Raises:
+            ManifestError: a name is no training negative.
+            ValueError: the first image or its stored mask can't be used.
+        """
+        known = list(list_sources(read_dataset(data_folder))["image"])
+        self.names = known if names is None else list(names)
+        foreign = sorted(set(self.names) - set(known))
+        if foreign or not self.names:
+            raise ManifestError(f"no training negatives to draw on: {', '.join(foreign) or 'no names given'}")
+        self.data_folder, self.folder, self.index = Path(data_folder), Path(folder), 0
+        self._saved: np.ndarray | None = None
+        self.canvas = MaskCanvas(*self._read(0))
+        self._saved = self.canvas.mask
+        self._make_controls()
+        super().__init__([self.controls, self.question, self.canvas, self.message])
+        self._show_state()
+        self.canvas.observe(lambda change: self._show_state(), "value")
+
+    def _read(self, index: int) -> tuple[np.ndarray, np.ndarray | None, str]:
+        name = self.names[index]
+        return read_image(self.data_folder / name), load_drawn(self.folder, name), name
+
+    def _make_controls(self) -> None:
+        narrow = ipywidgets.Layout(width="210px")
+        self.chooser = ipywidgets.Dropdown(options=self.names, index=0, layout=narrow)
+        self.chooser.tooltip = "The image to draw on"
+        self.chooser.observe(lambda change: self.show_image(change["new"]), "index")
+        self.previous_button = make_button("◀ Previous", "The image before", lambda: self.step(-1))
+        self.next_button = make_button("Next ▶", "The next image", lambda: self.step(1))
+        self.save_button = make_button("Save mask", "Store this mask as PNG", self.save, "primary")
+        self.delete_button = make_button("Delete mask", "Remove this image's stored mask", self.ask_to_delete)
+        self.message = ipywidgets.HTML()
+        moves = [self.previous_button, self.chooser, self.next_button]
+        row = ipywidgets.Layout(flex_flow="row wrap")
+        self.controls = ipywidgets.HBox([*moves, self.save_button, self.delete_button], layout=row)
+        self.question_text = ipywidgets.HTML()
+        self.confirm_button = make_button("Delete it", "Remove the file", self.delete, "danger")
+        self.keep_button = make_button("Keep it", "Leave the file as it is", self._show_state)
+        answers = [self.question_text, self.confirm_button, self.keep_button]
+        self.question = ipywidgets.HBox(
+            answers, layout=ipywidgets.Layout(display="none", align_items="center")
+        )
+
+    @property
+    def has_unsaved_strokes(self) -> bool:
+        """Whether the mask shown differs from the one stored."""
+        return not np.array_equal(self.canvas.mask, self._saved)
+
+    def step(self, by: int) -> None:
+        """Go on, or back, staying within the images."""
+        self.chooser.index = min(max(self.index + by, 0), len(self.names) - 1)
+
+    def show_image(self, index: int) -> None:
+        """Show an image with its stored mask; unsaved strokes are saved first, an error is told."""
+        if index == self.index:
+            return
+        if self.has_unsaved_strokes and self.canvas.mask.any() and not self.save():
+            self.chooser.index = self.index
+            return
+        left = self.names[self.index] if self.has_unsaved_strokes and not self.canvas.mask.any() else ""
+        try:
+            image_u8, mask, name = self._read(index)
+            self.canvas.set_image(image_u8, mask, name)
+        except ValueError as error:
+            self.chooser.index = self.index
+            self.say(str(error), BAD)
+            return
+        self.chooser.index = self.index = index
+        self._saved = self.canvas.mask
+        self._show_state()
+        if left:
+            self.say(f"{left}: its mask was cleared here, not deleted; the stored one is kept", BAD)
+
+    def save(self) -> bool:
+        """Store the mask; tells in the widget whether it worked. Instead of an empty one, it asks."""
+        if self.has_stored_mask and not self.canvas.mask.any():
+            self.ask_to_delete()
+            return False
+        try:
+            path = save_drawn(self.folder, self.data_folder, self.names[self.index], self.canvas.mask)
+        except (ValueError, OSError) as error:
+            self.say(str(error), BAD)
+            return False
+        self._saved = self.canvas.mask
+        self._show_state()
+        self.say(f"saved as {path.name}", GOOD)
+        return True
+
+    @property
+    def has_stored_mask(self) -> bool:
+        """Whether the current image has a mask in the folder."""
+        return (self.folder / mask_file_name(self.names[self.index])).is_file()
+
+    def ask_to_delete(self) -> None:
+        """Show the question; only its answer deletes."""
+        name = self.names[self.index]
+        self.question_text.value = colour_text(f"Delete the stored mask of {name}?", BAD)
+        self.question.layout.display = "flex"
+
+    def delete(self) -> bool:
+        """Remove the stored mask and clear the canvas, where undo still brings the strokes back."""
+        name = self.names[self.index]
+        try:
+            delete_drawn(self.folder, name)
+        except (ValueError, OSError) as error:
+            self.say(str(error), BAD)
+            return False
+        self._saved = np.zeros_like(self.canvas.mask)
+        self.canvas.value = self._saved
+        self._show_state()
+        self.say(f"the mask of {name} is deleted; undo and save bring it back", GOOD)
+        return True
+
+    def _show_state(self) -> None:
+        self.previous_button.disabled = self.index == 0
+        self.next_button.disabled = self.index == len(self.names) - 1
+        self.question.layout.display = "none"
+        self.delete_button.disabled = not self.has_stored_mask
+        done = sum((self.folder / mask_file_name(name)).is_file() for name in self.names)
+        state = "not saved yet" if self.has_unsaved_strokes else "nothing to save"
+        self.say(f"image {self.index + 1} of {len(self.names)} · {done} with a stored mask · {state}")
+
+    def say(self, text: str, colour: str = "inherit") -> None:
+        """Tell something under the canvas."""
+        self.message.value = colour_text(text, colour)
