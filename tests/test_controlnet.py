@@ -1,5 +1,6 @@
 """The trimap ControlNet: fresh it changes nothing, training resumes exactly, wrong files are told."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -252,6 +253,13 @@ def test_a_loss_that_is_no_number_ends_the_training_and_keeps_the_checkpoint(
         run(model, triples, tmp_path, 7)
     monkeypatch.undo()
     assert run(model, triples, tmp_path, 7)[0].resumed_steps == 3
+
+
+def test_a_controlnet_is_loaded_in_the_type_asked_for_without_a_deprecated_argument(model, tmp_path: Path):
+    save_controlnet(make_controlnet(model), tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        assert load_controlnet(tmp_path, model, torch.bfloat16).dtype == torch.bfloat16
 
 
 def test_wrong_controlnets_are_told(model, tmp_path: Path):

@@ -300,10 +300,10 @@ def _set_mode(model: TextToImage, settings: DreamBoothSettings, is_training: boo
         part.train(is_training)
     if settings.gradient_checkpointing and is_training:
         unet.enable_gradient_checkpointing()
-        text_encoder.gradient_checkpointing_enable({"use_reentrant": False})
+        text_encoder.activation_checkpointing_enable({"use_reentrant": False})
     elif settings.gradient_checkpointing:
         unet.disable_gradient_checkpointing()
-        text_encoder.gradient_checkpointing_disable()
+        text_encoder.activation_checkpointing_disable()
 
 
 def _make_inputs(trainer: _Trainer, positions: Sequence[int], images: Sequence[int], number: int) -> _Inputs:
