@@ -31,8 +31,7 @@ from defaug_utils.diffusion.inpainting import (
     inpaint_batch,
 )
 from defaug_utils.masks.drawn import mask_file_name
-from defaug_utils.methods.changes import CheckLimits, check_image
-from defaug_utils.methods.painting import LIBRARIES
+from defaug_utils.methods.painting import LIBRARIES, CheckLimits, check_image
 
 IDENTITY = ("recipe", "source_image", "prompt", "negative_prompt", "seed", "mask_sha256")
 ASKED = ("guidance", "strength", "steps")  # the settings that a request brings
