@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from test_review_store import COUNT, NAMES, make_pool, stored
+from test_review_store import COUNT, NAMES, make_drawing, make_pool, stored
 
 from defaug_utils.core.files import write_png
 from defaug_utils.protocol.review_store import PoolReview
@@ -205,3 +205,18 @@ def test_refresh_and_close_leave_the_decisions_in_the_manifest_itself(pool: Path
         leave()
         assert not (pool / "review.csv").exists()
     assert stored(pool).loc[NAMES[0], "accepted"] == False  # noqa: E712
+
+
+def test_an_image_is_made_again_by_the_method_that_the_grid_was_given(pool: Path):
+    for methods, told, is_problem in (
+        ({"diag": make_drawing()}, "made again, is the same to the byte", False),
+        ({"diag": make_drawing(grey=91)}, "grey (90, asked for 91)", True),
+        ({}, "can't be made again here", False),
+    ):
+        grid = ReviewGrid(pool, methods=methods)
+        press(grid, "remake", key=f"0:{NAMES[2]}")
+        assert (told in grid.message, grid.is_problem) == (True, is_problem)
+    write_png(pool / NAMES[2], np.zeros((48, 16, 3), np.uint8))
+    grid = ReviewGrid(pool, methods={"diag": make_drawing()})
+    grid.remake(f"0:{NAMES[2]}")
+    assert "made again, differs" in grid.message and grid.is_problem

@@ -22,7 +22,7 @@ COUNT = 12
 NAMES = [f"images/{index:06d}.png" for index in range(COUNT)]
 
 
-def make_pool(folder: Path, count: int = COUNT, grey: int = 90) -> Path:
+def make_drawing(grey: int = 90) -> Drawing:
     def make_batch(indices: list[int], seeds: list[int]) -> list[GeneratedImage]:
         made = []
         for index in indices:
@@ -33,7 +33,11 @@ def make_pool(folder: Path, count: int = COUNT, grey: int = 90) -> Path:
             made.append(GeneratedImage(np.full((48, 16, 3), grey + index % 100, np.uint8), mask, row))
         return made
 
-    pools.make_pool(folder, Drawing(make_batch, recipe={"grey": grey}), PoolPlan(count))
+    return Drawing(make_batch, recipe={"grey": grey})
+
+
+def make_pool(folder: Path, count: int = COUNT, grey: int = 90) -> Path:
+    pools.make_pool(folder, make_drawing(grey), PoolPlan(count))
     return folder
 
 

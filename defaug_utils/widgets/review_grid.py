@@ -6,7 +6,7 @@ is `review_store`'s, and nothing of it is kept here. Pictures are made for the p
 a pool of any size takes the memory of one page.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import traitlets
 from scipy.ndimage import binary_dilation
 
 from defaug_utils.core.images import fit_image, fit_mask, read_image, read_mask
-from defaug_utils.core.pools import find_failed
+from defaug_utils.core.pools import Method, find_failed, remake
 from defaug_utils.protocol.review_store import PoolReview
 from defaug_utils.widgets.parts import STATIC, encode_image, read_script
 
@@ -112,12 +112,19 @@ class ReviewGrid(anywidget.AnyWidget):
     message = traitlets.Unicode().tag(sync=True)
     is_problem = traitlets.Bool().tag(sync=True)
 
-    def __init__(self, folders: Path | str | Sequence[Path | str], reviewer: str = "", **traits: Any) -> None:
+    def __init__(
+        self,
+        folders: Path | str | Sequence[Path | str],
+        reviewer: str = "",
+        methods: Mapping[str, Method] | None = None,
+        **traits: Any,
+    ) -> None:
         """Open pools.
 
         Args:
             folders: one pool's folder, or several.
             reviewer: whose own file the decisions go to; empty for the pools' manifests.
+            methods: origin → what made its images, for those that shall be made again.
             traits: such as `page_size`, or a filter to begin with.
 
         Raises:
@@ -128,6 +135,7 @@ class ReviewGrid(anywidget.AnyWidget):
         if not given:
             raise ValueError("no pool to review: generate one first, or name its folder")
         self.reviews = [PoolReview(folder, reviewer) for folder in given]
+        self.methods = dict(methods or {})
         self._keys: list[str] = []
         self._order: list[PoolReview] = []  # of the changes, for undo
         self._unstored: dict[str, str] = {}
@@ -163,6 +171,26 @@ class ReviewGrid(anywidget.AnyWidget):
             self._say(f"{undone[0]} is as it was before")
         if review.undoable < before:
             self._order.pop()
+
+    def remake(self, key: str) -> None:
+        """Make an image again by its origin's method; `message` tells whether it is the same."""
+        review, image = self._find(key)
+        method = self.methods.get(self._describe(key)["origin"])
+        if method is None:
+            self._say(
+                f"{image} can't be made again here: open the grid with its method, methods={{origin: …}}"
+            )
+            return
+        try:
+            made_u8, stored_u8 = (
+                remake(review.folder, image, method).image_u8,
+                read_image(review.folder / image),
+            )
+        except (ValueError, OSError) as error:
+            self._say(str(error), is_problem=True)
+            return
+        is_same = np.array_equal(made_u8, stored_u8)
+        self._say(f"{image}, made again, {'is the same to the byte' if is_same else 'differs'}", not is_same)
 
     def refresh(self) -> None:
         """Read the pools again and apply the filter anew, such as to see what is still open."""
@@ -226,6 +254,7 @@ class ReviewGrid(anywidget.AnyWidget):
             "undo": self.undo,
             "refresh": self.refresh,
             "look": lambda: self._send_large(key),
+            "remake": lambda: self.remake(key),
         }
         kinds[content["kind"]]()
         self.send({"kind": "answer", "number": content["number"]})

@@ -6,7 +6,7 @@ const FILTERS = {
 };
 const HELP = [
   ["← ↑ ↓ →", "move"], ["A", "accept"], ["R", "reject"], ["O", "reopen"], ["N", "note"], ["Z", "undo"],
-  ["M", "mask"], ["Space", "look closer"], ["[ ]", "page"],
+  ["M", "mask"], ["Space", "look closer"], ["G", "make again"], ["[ ]", "page"],
 ];
 const MARKS = { accepted: "✓", rejected: "✕", open: "" };
 
@@ -256,6 +256,7 @@ function render({ model, el }) {
     Home: () => select(0), End: () => select(places.length - 1), "[": () => turn(-1), "]": () => turn(1),
     PageUp: () => turn(-1), PageDown: () => turn(1),
     a: () => decide(true), r: () => decide(false), o: () => decide(null), z: () => send({ kind: "undo" }), u: () => send({ kind: "refresh" }),
+    g: () => { if (current()) send({ kind: "remake" }, current()); },
     m: () => outlineButton.click(), n: () => { if (current()) { noteInput.focus(); noteInput.select(); } },
     " ": () => (closer.hidden ? openCloser() : closeCloser()), Escape: closeCloser,
   };
