@@ -189,7 +189,6 @@ class ReviewGrid(anywidget.AnyWidget):
         except (ValueError, OSError) as error:
             self._say(str(error), is_problem=True)
             return
-        is_same = np.array_equal(made_u8, stored_u8)
         self._say(f"{image}, made again, {'is the same to the byte' if is_same else 'differs'}", not is_same)
 
     def refresh(self) -> None:
