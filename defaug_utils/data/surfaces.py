@@ -31,13 +31,11 @@ CLEAN, DEFECT, SEVERITY = range(3)  # random streams of a surface
 
 
 class Surface(NamedTuple):
-    """One drawn part.
+    """One drawn part; type and severity are None without a defect.
 
     Attributes:
         image_u8: shape (height, width, 3), uint8.
         mask: shape (height, width), bool: exactly the pixels whose colour the defect changed.
-        defect_type: see `draw_surface`.
-        severity: likewise; None for a part without defect.
     """
 
     image_u8: np.ndarray
@@ -136,15 +134,14 @@ def write_surfaces(
     Args:
         folder: where the data set goes.
         train_count: images in `train`, at most 10,000.
-        test_count: images in `test`, at most 10,000.
+        test_count: images in `test`, likewise.
         seed: decides all images, not negative; image 10000 is the same part however many there are.
         positive_share: share of the images with a defect, in [0, 1].
         size: (width, height) in pixels.
         on_image: called with 1 for every image that is ready (such as `tqdm.update`).
 
     Raises:
-        ValueError: the folder holds surfaces of other settings or foreign images, or the numbers make
-            no sense.
+        ValueError: the folder holds other surfaces or foreign images, or the numbers make no sense.
         OSError: the disk is full; what is finished is kept.
     """
     folder, counts = Path(folder), {"train": train_count, "test": test_count}
@@ -170,9 +167,7 @@ def write_surfaces(
 def _check_counts(counts: dict[str, int], positive_share: float) -> None:
     for split, count in counts.items():
         if not 0 <= count <= 10000:
-            raise ValueError(
-                f"{split}_count {count} must be in 0 … 10000, the numbers that KSDD2's layout has"
-            )
+            raise ValueError(f"{split}_count {count} must be in 0 … 10000, the numbers of KSDD2's layout")
     if not 0 <= positive_share <= 1:
         raise ValueError(f"positive_share {positive_share} must be in 0 … 1")
 

@@ -14,7 +14,6 @@ from defaug_utils.training.backbones import DIAG_LAYERS, FeatureNetwork, read_in
 
 KEPT_FEATURES = 2000  # of a set at most, for the kernel distance and for draws
 KERNEL_SUBSETS = 100  # Bińkowski et al. 2018, section 4
-LARGEST_SUBSET = 1000  # images
 
 
 class Spread(NamedTuple):

@@ -86,11 +86,8 @@ def delete_drawn(folder: Path | str, source_image: str) -> bool:
 
 def _check_mask(mask: np.ndarray, image_u8: np.ndarray, source_image: str) -> None:
     if mask.shape != image_u8.shape[:2]:
-        height, width = image_u8.shape[:2]
-        raise ValueError(
-            f"the mask of {source_image} has {mask.shape[1]} × {mask.shape[0]} pixels, the image "
-            f"{width} × {height} (width × height)"
-        )
+        sizes = [f"{shape[1]} × {shape[0]}" for shape in (mask.shape, image_u8.shape)]
+        raise ValueError(f"the mask of {source_image} has {sizes[0]} pixels, the image {sizes[1]}")
     if not mask.any():
         raise ValueError(f"the mask of {source_image} is empty: draw where the defect goes, then save")
     if mask.all():

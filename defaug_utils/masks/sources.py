@@ -25,11 +25,7 @@ LEAKING_SCENARIOS = {  # masks of defects that these may not know
 
 
 class MaskDraw(NamedTuple):
-    """A mask, shape (height, width), bool, and in words which one it is.
-
-    Attributes:
-        text: the prompt of the defect that it was cut from; empty where none is known.
-    """
+    """A mask, shape (height, width), bool, which one it is, and its defect's prompt where one is known."""
 
     mask: np.ndarray
     name: str
@@ -115,11 +111,7 @@ class ProceduralMasks:
 
 
 class StoredMasks:
-    """Masks from files, one drawn by each seed, brought to the size asked for.
-
-    Attributes:
-        names: one a mask, in order.
-    """
+    """Masks from files, one drawn by each seed, brought to the size asked for."""
 
     def __init__(self, word: str, paths: dict[str, Path]) -> None:
         """Read all files once.

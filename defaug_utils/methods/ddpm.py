@@ -26,7 +26,6 @@ from defaug_utils.diffusion.lora_files import load_lora
 from defaug_utils.diffusion.text2image import TextJob, TextSettings, TextToImage, check_size, generate_images
 from defaug_utils.diffusion.training_images import check_training_rows
 
-REGULARISATION_COUNT = 200  # In&Out, section 4
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "numpy", "pillow")
 THUMBNAIL = 16  # longest side, pixels, at which the nearest negative is looked for
 SMOOTHING = 2.0  # pixels; single pixels of texture differ everywhere
