@@ -112,7 +112,7 @@ def layout_spreads(spreads: pd.DataFrame) -> pd.DataFrame:
 
 
 def layout_quality(quality: pd.DataFrame) -> pd.DataFrame:
-    """Lay `measure_pools` out: rows are sets of images, marked where they leak; columns layers and measures."""
+    """Lay `measure_pools` out: rows are sets of images, columns layers and measures; a leak is marked."""
     parts = {}
     for layer, rows in quality.groupby("layer", sort=False):
         first = rows.iloc[0]
