@@ -70,7 +70,7 @@ def read_defects(dataset: pd.DataFrame, data_folder: Path | str, size: tuple[int
 def cut_defect(
     image_u8: np.ndarray, mask: np.ndarray, category: str = "", defect_type: str = "", name: str = ""
 ) -> Defect:
-    """Cut the box of a mask, (height, width) bool, out of an image with a small margin; an empty one is refused."""
+    """Cut the box of a mask (height, width) out of an image, with a small margin; an empty one is refused."""
     if not mask.any():
         raise ValueError(f"{name or 'the image'}: the mask is empty, there is no defect to cut out")
     box = find_box(mask, MARGIN)
