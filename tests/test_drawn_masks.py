@@ -12,7 +12,7 @@ from defaug_utils.core.manifest import ManifestError, make_manifest, write_manif
 from defaug_utils.masks import drawn
 from defaug_utils.masks.drawn import delete_drawn, load_drawn, read_drawn, save_drawn
 from defaug_utils.masks.sources import open_masks
-from defaug_utils.widgets.mask_drawer import MaskDrawer
+from defaug_utils.widgets.mask_drawing import MaskDrawer
 
 NAMES = ["train/1.png", "train/2.png"]
 

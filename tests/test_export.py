@@ -12,6 +12,7 @@ import supervision as sv
 import yaml
 from hypothesis import given, settings
 from hypothesis.extra.numpy import arrays
+from PIL import Image
 from skimage.measure import label
 
 from defaug_utils.core.files import write_png
@@ -285,9 +286,10 @@ def test_all_bad_masks_are_told_together(training_set, tmp_path):
     masks = training_set["mask"][training_set["mask"] != ""]
     write_png(tmp_path / masks.iloc[0], np.zeros((HEIGHT, WIDTH), bool))
     write_png(tmp_path / masks.iloc[1], np.ones((HEIGHT, WIDTH + 1), bool))
+    Image.fromarray(np.full((HEIGHT, WIDTH), 255, np.uint8)).save(tmp_path / masks.iloc[2], "JPEG")
     with pytest.raises(ExportError) as error:
         export_training_set(training_set, tmp_path, tmp_path / "out", "mvtec")
-    assert "2 problem(s)" in str(error.value)
+    assert "3 problem(s)" in str(error.value) and "is a JPEG file" in str(error.value)
     assert "no pixel is marked" in str(error.value)
     assert "41 × 60 pixels, its image 40 × 60" in str(error.value)
 

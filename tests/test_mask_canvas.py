@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ipywidgets import VBox
 
-from defaug_utils.widgets.mask_canvas import MaskCanvas, check_drawn, pack_mask, unpack_mask
+from defaug_utils.widgets.mask_drawing import MaskCanvas, check_drawn, pack_mask, unpack_mask
 
 IMAGE_U8 = np.full((20, 30, 3), 120, np.uint8)
 

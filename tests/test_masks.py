@@ -116,7 +116,11 @@ def test_empty_full_and_broken_masks_are_listed_together(tmp_path: Path):
     write_png(tmp_path / "empty.png", np.zeros((9, 9), bool))
     write_png(tmp_path / "full.png", np.ones((9, 9), bool))
     (tmp_path / "torn.png").write_bytes(b"half of an ima")
-    with pytest.raises(ValueError, match=r"3 problem(?s:.*)empty\.png.*(?s:.*)full\.png(?s:.*)torn\.png"):
+    Image.fromarray(square().astype(np.uint8) * 255).save(tmp_path / "photo.png", "JPEG")
+    with pytest.raises(
+        ValueError,
+        match=r"4 problem(?s:.*)empty\.png.*(?s:.*)full\.png(?s:.*)photo\.png: is a JPEG(?s:.*)torn",
+    ):
         open_masks("drawn", tmp_path)
 
 

@@ -27,7 +27,7 @@ from defaug_utils.evaluation.recipes import (
     plan_epochs,
     split_batches,
 )
-from defaug_utils.training import checkpoints
+from defaug_utils.training import loop
 from defaug_utils.training.backbones import build_classifier, normalise_images, torchvision_key
 from defaug_utils.training.loop import StepDone
 
@@ -349,7 +349,7 @@ def test_a_torn_checkpoint_is_told(samples, tmp_path):
 
 def test_a_full_disk_keeps_the_former_epoch(samples, tmp_path, monkeypatch):
     train_classifier(samples, tmp_path / "whole", QUICK, BACKBONE)
-    write, calls = checkpoints.save_file, []
+    write, calls = loop.save_file, []
 
     def fill_up(*args) -> None:
         calls.append(args)
@@ -357,7 +357,7 @@ def test_a_full_disk_keeps_the_former_epoch(samples, tmp_path, monkeypatch):
             raise OSError(errno.ENOSPC, "No space left on device")
         write(*args)
 
-    monkeypatch.setattr(checkpoints, "save_file", fill_up)
+    monkeypatch.setattr(loop, "save_file", fill_up)
     with pytest.raises(OSError, match="disk is full"):
         train_classifier(samples, tmp_path / "parts", QUICK, BACKBONE)
     monkeypatch.undo()

@@ -5,18 +5,11 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "datasets": [
-            "DatasetWarning",
-            "draw_few_shot",
-            "draw_validation",
-            "load_dataset",
-            "summarise_dataset",
-        ],
+        "datasets": ["draw_few_shot", "draw_validation", "load_dataset", "summarise_dataset"],
         "download": ["download_dataset"],
         "export": ["FORMATS", "export_training_set", "list_tree"],
-        "layouts": ["DatasetError"],
         "preparation": ["prepare_dataset"],
         "samples": ["count_samples", "load_masked_samples", "load_samples"],
-        "surfaces": ["draw_surface", "write_surfaces"],
+        "surfaces": ["write_surfaces"],
     },
 )

@@ -68,14 +68,7 @@ class Detector(nn.Module):
         nn.init.constant_(self.head.bias, math.log(DEFECT_PRIOR / (1 - DEFECT_PRIOR)))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits of "this pixel is defective".
-
-        Args:
-            images: shape (batch, 3, height, width), normalised, of any height and width.
-
-        Returns:
-            Shape (batch, height, width).
-        """
+        """Logits of "this pixel is defective" (batch, height, width), for images of any height and width."""
         stem = self.encoder.embedder.embedder(images)
         state, skips = self.encoder.embedder.pooler(stem), [stem]
         for stage in self.encoder.encoder.stages:
@@ -97,15 +90,7 @@ def _stretch(state: Tensor, like: Tensor) -> Tensor:
 
 
 def build_detector(backbone: str, weights: str = "") -> Detector:
-    """Make a detector of defect pixels.
-
-    Args:
-        backbone: a name in `BACKBONES`.
-        weights: of the encoder, as `build_classifier` takes them; the decoder starts at random.
-
-    Returns:
-        The model, in evaluation mode, on the processor.
-    """
+    """Make a detector, see `build_classifier`; the decoder starts at random."""
     return Detector(build_classifier(backbone, weights).resnet).eval()
 
 
@@ -113,13 +98,7 @@ def detection_loss(logits: Tensor, masks: Tensor) -> Tensor:
     """Cross-entropy of the pixels plus one minus the overlap (soft Dice, Milletari et al. 2016, section 3).
 
     The first keeps the scores comparable between images, the second counts a small defect as a large one.
-
-    Args:
-        logits: shape (batch, height, width).
-        masks: same shape, 1 on the defect.
-
-    Returns:
-        One number.
+    Logits and masks (1 on the defect) have the shape (batch, height, width).
     """
     found = logits.sigmoid()
     shared, total = (found * masks).sum(), found.sum() + masks.sum()
@@ -138,16 +117,8 @@ def train_detector(
 ) -> TrainedNetwork:
     """Train on the train split, or go on where an earlier call with the same settings stopped.
 
-    Files, repeatability, restarts and refusals are those of `train_classifier`.
-
-    Args:
-        masked: the training set in memory.
-        folder: where the files of this training go.
-        recipe: how to train, such as `DETECTOR_RECIPE`.
-        backbone: a name in `BACKBONES`.
-        seed: seeds the random weights, the order of images and their flips.
-        weights: of the encoder, as `build_classifier` takes them.
-        on_step: called after every step, see `run_steps`.
+    Arguments, files, repeatability, restarts and refusals are those of `train_classifier`; the weights are
+    the encoder's.
     """
     height, width = masked.masks.shape[1:]
     digest = hash_masked_samples(masked, "train")
@@ -285,11 +256,7 @@ def _score(
 
 
 def logits_to_levels(logits: np.ndarray) -> np.ndarray:
-    """Logits as 16-bit levels: -16 … 16 onto 0 … 65535, what is beyond is cut.
-
-    Raises:
-        ValueError: a logit is not finite.
-    """
+    """Finite logits as 16-bit levels: -16 … 16 onto 0 … 65535, what is beyond is cut."""
     if not np.isfinite(logits).all():
         raise ValueError(f"{(~np.isfinite(logits)).sum()} of {logits.size} scores are not finite")
     share = (np.clip(logits, -LARGEST_LOGIT, LARGEST_LOGIT) + LARGEST_LOGIT) / (2 * LARGEST_LOGIT)
@@ -304,12 +271,7 @@ def read_score_map(path: Path | str) -> np.ndarray:
 
 
 def read_score_maps(run_folder: Path | str, images: Sequence[str]) -> list[np.ndarray]:
-    """Stored score maps of some test images, by the images' names in the manifest.
-
-    Raises:
-        FileNotFoundError: there are no finished score maps.
-        KeyError: an image has none.
-    """
+    """Stored score maps of some test images, by the images' names in the manifest."""
     files = _read_list(Path(run_folder)).set_index("image")["score_map"]
     return [read_score_map(Path(run_folder) / files[image]) for image in images]
 

@@ -53,9 +53,6 @@ class FeatureSummary:
         Args:
             features: shape (batch, channels), finite.
             directions: shape (batch, channels, rows, columns), of unit length (or 0) along the channels.
-
-        Raises:
-            ValueError: a feature is no number.
         """
         features, directions = features.astype(np.float64), directions.astype(np.float64)
         if not np.isfinite(features).all():
@@ -83,11 +80,7 @@ class FeatureSummary:
 
     @property
     def moments(self) -> Moments:
-        """Mean and unbiased covariance.
-
-        Raises:
-            ValueError: fewer than two images.
-        """
+        """Mean and unbiased covariance of at least two images."""
         if self.count < 2:
             raise ValueError(f"a covariance needs at least 2 images, found {self.count}")
         return Moments(np.asarray(self._mean), np.asarray(self._scatter) / (self.count - 1))
@@ -135,11 +128,6 @@ def summarise_images(
     return summaries
 
 
-def measure_moments(features: np.ndarray) -> Moments:
-    """Mean and unbiased covariance of features (images, channels), at least two."""
-    return Moments(features.mean(0), np.atleast_2d(np.cov(features, rowvar=False)))
-
-
 def frechet_distance(first: Moments, second: Moments) -> float:
     """Squared Fréchet distance of two normal distributions (Heusel et al. 2017, Eq. 6).
 
@@ -180,7 +168,8 @@ def _sum_pairs(features: np.ndarray) -> float:
 
 def compare_features(first: np.ndarray, second: np.ndarray) -> float:
     """Fréchet distance of two sets of features (images, channels), at least two images each."""
-    return frechet_distance(measure_moments(first), measure_moments(second))
+    moments = [Moments(one.mean(0), np.atleast_2d(np.cov(one, rowvar=False))) for one in (first, second)]
+    return frechet_distance(*moments)
 
 
 def spread_over_draws(

@@ -44,18 +44,7 @@ def _check_scores(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, n
 
 
 def average_precision(labels: np.ndarray, scores: np.ndarray) -> float:
-    """AP as the step-wise sum Σ (Rₙ − Rₙ₋₁) Pₙ, as DIAG reports it.
-
-    Args:
-        labels: shape (images,), true for positive.
-        scores: shape (images,), higher for positive.
-
-    Returns:
-        A number in (0, 1]; a classifier that knows nothing has the share of positives.
-
-    Raises:
-        ValueError: one class only, scores that are not finite, or shapes that differ.
-    """
+    """AP as the step-wise sum Σ (Rₙ − Rₙ₋₁) Pₙ, as DIAG reports it; guessing has the share of positives."""
     return float(average_precision_score(*_check_scores(labels, scores)))
 
 
@@ -143,7 +132,7 @@ def measure_scores(
         n_test_positive.
 
     Raises:
-        ValueError: as `average_precision` and `choose_threshold`.
+        ValueError: one class only, scores that are not finite, or no negative in validation.
     """
     is_positive = (scores_table["label"] == "positive").to_numpy()
     scores = scores_table["score"].to_numpy(float)
@@ -196,15 +185,12 @@ def measure_at(labels: np.ndarray, scores: np.ndarray, threshold: float) -> dict
 
 
 def measure_many(positive: np.ndarray, negative: np.ndarray, threshold: float) -> np.ndarray:
-    """The numbers of `measure_at`, in its order, for many sets of scores at once.
+    """The numbers of `measure_at`, shape (9, sets), for many sets of scores at once.
 
     Args:
         positive: scores of the positives, shape (sets, positives).
         negative: scores of the negatives, shape (sets, negatives).
         threshold: see `measure_at`.
-
-    Returns:
-        Shape (9, sets).
     """
     n_positive, n_negative = positive.shape[-1], negative.shape[-1]
     scores = np.concatenate([positive, negative], axis=-1)

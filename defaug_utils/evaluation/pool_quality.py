@@ -9,16 +9,19 @@ few copies found do not prove that nothing was memorised. Where images leave a m
 take the real images' features after the same way through its autoencoder.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy.spatial.distance import cdist
+from torch import nn
 
 from defaug_utils.core.images import read_image
 from defaug_utils.core.manifest import read_manifest, rebase_manifest
 from defaug_utils.core.runs import pool_scenarios
+from defaug_utils.diffusion.autoencoder import autoencode_images
 from defaug_utils.evaluation.distances import (
     FeatureSummary,
     Spread,
@@ -30,7 +33,7 @@ from defaug_utils.evaluation.distances import (
 )
 from defaug_utils.protocol.mixing import find_leaking_scenarios, usable_rows
 from defaug_utils.protocol.run_folder import list_pools, read_data
-from defaug_utils.training.backbones import DIAG_LAYERS, FeatureNetwork
+from defaug_utils.training.backbones import DIAG_LAYERS, FeatureNetwork, average_features
 
 REAL, UNTOUCHED = "real positives, two parts", "real negatives, untouched"
 COPY_QUANTILE = 0.05  # a choice of this project, not of a paper
@@ -78,7 +81,7 @@ def measure_pools(
     width, height = read_image(Path(run_dir) / positives["image"].iloc[0]).shape[1::-1]
 
     def summarise(rows: pd.DataFrame) -> dict[str, FeatureSummary]:
-        images = _read_images(run_dir, rows)
+        images = (read_image(Path(run_dir) / image) for image in rows["image"])
         return summarise_images(network, images, DIAG_LAYERS, (width, height), batch_size, seed, on_images)
 
     real = summarise(positives)
@@ -96,10 +99,6 @@ def _read_pools(run_dir: Path | str) -> dict[str, pd.DataFrame]:
         for name, folder in list_pools(run_dir).items()
     }
     return {name: rows for name, rows in pools.items() if len(rows)}
-
-
-def _read_images(run_dir: Path | str, rows: pd.DataFrame) -> Iterator[np.ndarray]:
-    return (read_image(Path(run_dir) / image) for image in rows["image"])
 
 
 def _measure_set(
@@ -148,13 +147,10 @@ def _name_spread(name: str, spread: Spread) -> dict[str, float]:
 
 
 def nearest_distances(real: np.ndarray) -> np.ndarray:
-    """Distance of every real image to the nearest other one.
+    """Euclidean distance of every real image to the nearest other one.
 
     Args:
         real: features, shape (images, channels), at least two images.
-
-    Returns:
-        Shape (images,), Euclidean.
 
     Raises:
         ValueError: the features don't suit; lists what is wrong.
@@ -166,19 +162,15 @@ def nearest_distances(real: np.ndarray) -> np.ndarray:
 
 
 def copy_threshold(real: np.ndarray, quantile: float = COPY_QUANTILE) -> float:
-    """The distance up to which an image counts as a copy.
+    """The distance up to which an image counts as a copy: a quantile of `nearest_distances`.
 
-    It is a quantile of the distances of real images to their nearest other one, so the same rule would call
-    about that share of the real images copies of each other: the rate of false alarms for new images of the
-    real kind. Five images give a rough threshold (the quantile lies near their least distance); take all
-    real training images where there are more. A real image stored twice pulls the threshold towards 0.
-
-    Args:
-        real: features, shape (images, channels), at least two images.
-        quantile: in [0, 1]; 0 is the least distance of two real images.
+    The same rule would call about that share of the real images copies of each other: the rate of false
+    alarms for new images of the real kind. Five images give a rough threshold (the quantile lies near their
+    least distance); take all real training images where there are more. A real image stored twice pulls it
+    towards 0.
 
     Raises:
-        ValueError: features or quantile don't suit.
+        ValueError: features or quantile (0 … 1) don't suit.
     """
     if not 0 <= quantile <= 1:
         raise ValueError(f"quantile {quantile} must be between 0 and 1")
@@ -202,28 +194,71 @@ def find_copies(
         trained_images: the same of the real ones.
 
     Returns:
-        One row a generated image, in their order: image, nearest_real, distance, threshold, is_copy (distance
-        up to the threshold). Of equally near real images the first is named.
+        One row a generated image, in their order: image, nearest_real (the first of equally near ones),
+        distance, threshold, is_copy (distance up to the threshold).
 
     Raises:
         ValueError: features, names or threshold don't suit; lists what is wrong.
     """
     _check_features({"generated": generated, "trained": trained})
-    names = [_check_names(images, len(generated)), _check_names(trained_images, len(trained))]
+    names = [_name_images(images, len(generated)), _name_images(trained_images, len(trained))]
     if not 0 <= threshold < np.inf:
         raise ValueError(f"threshold {threshold} must be a distance, 0 or more")
     distances = cdist(generated, trained)
     nearest = distances.argmin(axis=1)
-    distance = distances[np.arange(len(generated)), nearest]
-    return pd.DataFrame(
-        {
-            "image": names[0],
-            "nearest_real": [names[1][place] for place in nearest],
-            "distance": distance,
-            "threshold": threshold,
-            "is_copy": distance <= threshold,
-        }
-    )
+    table = pd.DataFrame({"image": names[0], "nearest_real": [names[1][place] for place in nearest]})
+    table = table.assign(distance=distances.min(axis=1), threshold=threshold)
+    return table.assign(is_copy=table["distance"] <= threshold)
+
+
+class CopySearch(NamedTuple):
+    """Compares generated images with the real ones that their generator was shown.
+
+    Attributes:
+        network: see `average_features`.
+        layer: likewise.
+        shown: names of the real images.
+        features: theirs.
+        limit: distance up to which an image is a copy, see `copy_threshold`.
+    """
+
+    network: FeatureNetwork
+    layer: str
+    shown: list[str]
+    features: np.ndarray
+    limit: float
+
+    def find(self, images_u8: Sequence[np.ndarray], names: Sequence[str] | None = None) -> pd.DataFrame:
+        """See `find_copies`."""
+        generated = average_features(self.network, images_u8, self.layer)
+        return find_copies(generated, self.features, self.limit, names, self.shown)
+
+
+def open_copy_search(
+    network: FeatureNetwork,
+    layer: str,
+    folder: Path | str,
+    shown: Sequence[str],
+    others: Sequence[str],
+    vae: nn.Module,
+    size: tuple[int, int],
+) -> CopySearch:
+    """A search for copies of real images.
+
+    Args:
+        network: see `average_features`.
+        layer: likewise.
+        folder: of the real images.
+        shown: names of those that the generator was shown.
+        others: of more, which also say how alike real images are.
+        vae: the generator's autoencoder, which real images pass through, too.
+        size: (width, height) of generated images.
+    """
+    names = list(dict.fromkeys([*shown, *others]))
+    images_u8 = autoencode_images(vae, [read_image(Path(folder) / name) for name in names], size)
+    features = average_features(network, images_u8, layer)
+    count = len(set(shown))
+    return CopySearch(network, layer, names[:count], features[:count], copy_threshold(features))
 
 
 def count_copies(copies: pd.DataFrame, by: Sequence[str] = ("share", "epoch")) -> pd.DataFrame:
@@ -240,44 +275,37 @@ def count_copies(copies: pd.DataFrame, by: Sequence[str] = ("share", "epoch")) -
     Raises:
         ValueError: no images, or a column is missing.
     """
-    wanted = (*by, "nearest_real", "distance", "is_copy")
-    missing = [name for name in wanted if name not in copies.columns]
+    missing = [name for name in (*by, "nearest_real", "distance", "is_copy") if name not in copies.columns]
     if missing or copies.empty:
         raise ValueError(f"{len(copies)} images, columns missing: {', '.join(missing) or 'none'}")
     groups = copies.assign(copied=copies["nearest_real"].where(copies["is_copy"])).groupby(list(by))
-    counts = groups.agg(
+    return groups.agg(
         images=("is_copy", "size"),
         copies=("is_copy", "sum"),
         copied_reals=("copied", "nunique"),
         share_of_copies=("is_copy", "mean"),
         median_distance=("distance", "median"),
-    )
-    return counts.reset_index()
+    ).reset_index()
 
 
 def _check_features(features: dict[str, np.ndarray], least: int = 1) -> None:
-    problems = [
-        f"{name} features have shape {array.shape}, expected (images, channels)"
-        for name, array in features.items()
-        if array.ndim != 2
-    ]
-    tables = {name: array for name, array in features.items() if array.ndim == 2}
-    problems += [
-        f"{name}: {len(array)} images, expected at least {least}"
-        for name, array in tables.items()
-        if len(array) < least
-    ]
-    problems += [f"{name} features are not finite" for name, a in tables.items() if not np.isfinite(a).all()]
-    channels = {name: array.shape[1] for name, array in tables.items()}
+    problems, channels = [], {}
+    for name, array in features.items():
+        if array.ndim != 2:
+            problems.append(f"{name} features have shape {array.shape}, expected (images, channels)")
+            continue
+        channels[name] = array.shape[1]
+        if len(array) < least:
+            problems.append(f"{name}: {len(array)} images, expected at least {least}")
+        if not np.isfinite(array).all():
+            problems.append(f"{name} features are not finite")
     if len(set(channels.values())) > 1:
         problems.append(f"channels differ ({channels}): take one network and layer for all")
     if problems:
         raise ValueError("; ".join(problems))
 
 
-def _check_names(names: Sequence[str] | None, count: int) -> list[str]:
-    if names is None:
-        return [str(number) for number in range(count)]
-    if len(names) != count:
+def _name_images(names: Sequence[str] | None, count: int) -> list[str]:
+    if names is not None and len(names) != count:
         raise ValueError(f"{len(names)} names for {count} images")
-    return list(names)
+    return [str(number) for number in range(count)] if names is None else list(names)

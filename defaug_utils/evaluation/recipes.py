@@ -81,12 +81,6 @@ def fit_epochs(recipe: Recipe, labels: np.ndarray, training_images: int) -> Reci
         recipe: how to train.
         labels: of the training part, shape (images,), 1 for positive.
         training_images: images shown in all epochs together, one counted each time; 0 keeps the recipe.
-
-    Returns:
-        A new recipe, of at least one epoch.
-
-    Raises:
-        ValueError: the number is negative.
     """
     if training_images < 0:
         raise ValueError(
@@ -164,12 +158,7 @@ def plan_batches(labels: np.ndarray, recipe: Recipe, seed: int) -> list[Batch]:
 
 
 def flip_images(images: Tensor, flips: Tensor) -> Tensor:
-    """Mirror some images.
-
-    Args:
-        images: shape (batch, channels, height, width).
-        flips: see `Batch`.
-    """
+    """Mirror some of the images (batch, channels, height, width), see `Batch`."""
     for axis, chosen in zip((2, 3), flips.to(images.device), strict=True):
         images = torch.where(chosen[:, None, None, None], images.flip(axis), images)
     return images
@@ -244,13 +233,9 @@ def train_network(
 def describe_training(
     recipe: Recipe, backbone: str, weights: str, seed: int, size: tuple[int, int], training_set: str
 ) -> dict:
-    """Everything that decides what a trained network is, as JSON values.
+    """Everything that decides what a trained network is, as JSON values; of weights also the content.
 
     Args:
-        recipe: how it is trained.
-        backbone: its name.
-        weights: what it starts from; of a file the content counts.
-        seed: of random weights, the order of images and flips.
         size: (width, height) of the input.
         training_set: hash of the training part.
     """

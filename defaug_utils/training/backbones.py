@@ -5,6 +5,7 @@ Inception's first and second max-pooling, at a quarter and an eighth of the inpu
 channels.
 """
 
+import hashlib
 import importlib
 import logging
 import re
@@ -26,6 +27,7 @@ from transformers.utils import logging as transformers_logging
 from defaug_utils.core.images import fit_image
 from defaug_utils.core.manifest import raise_problems
 
+_QUARTER = {"layer_type": "basic", "embedding_size": 16, "hidden_sizes": [16, 32, 64, 128]}
 BACKBONES = {
     "resnet50": {
         "depths": [3, 4, 6, 3],
@@ -33,18 +35,8 @@ BACKBONES = {
         "hidden_sizes": [256, 512, 1024, 2048],
     },
     "resnet18": {"depths": [2, 2, 2, 2], "layer_type": "basic", "hidden_sizes": [64, 128, 256, 512]},
-    "resnet18_quarter": {
-        "depths": [2, 2, 2, 2],
-        "layer_type": "basic",
-        "embedding_size": 16,
-        "hidden_sizes": [16, 32, 64, 128],
-    },
-    "resnet10_quarter": {
-        "depths": [1, 1, 1, 1],
-        "layer_type": "basic",
-        "embedding_size": 16,
-        "hidden_sizes": [16, 32, 64, 128],
-    },
+    "resnet18_quarter": {"depths": [2, 2, 2, 2], **_QUARTER},
+    "resnet10_quarter": {"depths": [1, 1, 1, 1], **_QUARTER},
 }
 NORMALISATIONS = {  # name: mean and standard deviation by channel, of values in [0, 1]
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -95,7 +87,7 @@ def build_classifier(backbone: str, weights: str = "") -> ResNetForImageClassifi
     if backbone not in BACKBONES:
         raise ValueError(f"backbone {backbone!r} is none of {', '.join(BACKBONES)}")
     config = ResNetConfig(num_labels=1, **BACKBONES[backbone])
-    is_file = bool(weights) and (Path(weights).is_file() or _has_weight_suffix(weights))
+    is_file = Path(weights).is_file() or Path(weights).suffix in (".safetensors", *PICKLE_SUFFIXES)
     if weights and not is_file:
         return _load_pretrained(weights, backbone, config).eval()
     model = ResNetForImageClassification(config)
@@ -103,10 +95,6 @@ def build_classifier(backbone: str, weights: str = "") -> ResNetForImageClassifi
         for key in load_torchvision_weights(model, weights):
             logger.info("%s: %s is of other classes and was left out", weights, key)
     return model.eval()
-
-
-def _has_weight_suffix(weights: str) -> bool:
-    return Path(weights).suffix in (".safetensors", *PICKLE_SUFFIXES)
 
 
 def torchvision_key(key: str) -> str:
@@ -124,16 +112,11 @@ def torchvision_keys(model: ResNetForImageClassification) -> dict[str, str]:
 def load_torchvision_weights(model: ResNetForImageClassification, path: Path | str) -> tuple[str, ...]:
     """Load a torchvision state dict into a transformers ResNet, in place.
 
-    Args:
-        model: the ResNet.
-        path: a `.safetensors` file with torchvision's key names.
-
     Returns:
         The file's keys that were left out: the head, where it has another number of classes.
 
     Raises:
-        ValueError: a pickled or unreadable file, or one that doesn't fit; every key is listed.
-        FileNotFoundError: there is no such file.
+        ValueError, FileNotFoundError: see `build_classifier`.
     """
     loaded = _read_safetensors(Path(path))
     current, our_key = model.state_dict(), torchvision_keys(model)
@@ -202,14 +185,11 @@ def _load_pretrained(weights: str, backbone: str, config: ResNetConfig) -> ResNe
 
 
 def normalise_images(images_u8: Tensor, normalisation: str = "imagenet") -> Tensor:
-    """Bring images to the classifier's input.
+    """Bring uint8 images (batch, height, width, 3) to a network's input (batch, 3, height, width), float32.
 
     Args:
-        images_u8: shape (batch, height, width, 3), uint8.
+        images_u8: the images.
         normalisation: a name in `NORMALISATIONS`.
-
-    Returns:
-        Shape (batch, 3, height, width), float32, channels last in memory.
     """
     if normalisation not in NORMALISATIONS:
         raise ValueError(f"normalisation {normalisation!r} is none of {', '.join(NORMALISATIONS)}")
@@ -217,6 +197,15 @@ def normalise_images(images_u8: Tensor, normalisation: str = "imagenet") -> Tens
         torch.tensor(values, device=images_u8.device) for values in NORMALISATIONS[normalisation]
     )
     return ((images_u8.float() / 255 - mean) / deviation).permute(0, 3, 1, 2)
+
+
+def hash_weights(module: nn.Module) -> str:
+    """SHA-256 over every bit of a module's weights and their names."""
+    digest = hashlib.sha256()
+    for name, weight in module.state_dict().items():
+        bits = weight.detach().cpu().contiguous().view(-1).view(torch.uint8)
+        digest.update(name.encode() + bits.numpy().tobytes())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -235,15 +224,15 @@ class FeatureNetwork:
     normalisation: str = "imagenet"
     side: int = 0
 
+    def describe(self) -> dict:
+        """Name and fingerprint, for recipes."""
+        return {"backbone": self.backbone, "fingerprint": hash_weights(nn.ModuleDict(self.parts))[:16]}
+
     def name_distance(self, kind: str) -> str:
-        """The honest name of a distance over these features.
+        """The honest name of a Fréchet ("FD") or kernel distance ("KD") over these features: "FD-resnet50".
 
-        Args:
-            kind: "FD" (Fréchet) or "KD" (kernel).
-
-        Returns:
-            "FD-resnet50" and the like. FID and KID are names for Inception alone, and torchvision's weights
-            are not those of the usual programs, so that even there the name says whose they are.
+        FID and KID are names for Inception alone, and torchvision's weights are not those of the usual
+        programs, so that even there the name says whose they are.
         """
         if self.backbone == INCEPTION:
             return {"FD": "FID", "KD": "KID"}[kind] + " (torchvision)"
@@ -368,10 +357,7 @@ def average_features(
 ) -> np.ndarray:
     """The feature of every image: the mean of a layer's output over all places.
 
-    Args:
-        network: from `open_features`.
-        images_u8: see `read_in_batches`, as `size` and `batch_size`.
-        layer: its name.
+    The arguments are those of `read_in_batches`.
 
     Returns:
         Shape (images, channels), float32.

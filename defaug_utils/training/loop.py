@@ -1,5 +1,9 @@
-"""One training loop for every network: checked step by step, and resumed exactly where it stopped."""
+"""One training loop for every network: checked step by step, and resumed exactly where it stopped.
 
+The state on disk is one safetensors file, replaced whole.
+"""
+
+import json
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -8,12 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import pandas as pd
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from defaug_utils.core.files import write_csv
-from defaug_utils.core.guards import as_json, refuse_other_settings
-from defaug_utils.training.checkpoints import read_checkpoint, restore_checkpoint, save_checkpoint
+from defaug_utils.core.files import write_atomically, write_csv
+from defaug_utils.core.guards import as_json, check_demands, hold_threads, refuse_other_settings
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -48,9 +54,7 @@ class StepPlan:
             f"precision {self.precision!r} is none of {', '.join(PRECISIONS)}": self.precision in PRECISIONS,
             f"row {self.row!r} is none of {', '.join(ROWS)}": self.row in ROWS,
         }
-        broken = [message for message, is_met in demands.items() if not is_met]
-        if broken:
-            raise ValueError("training plan: " + "; ".join(broken))
+        check_demands("training plan", demands)
 
 
 class StepLoss(NamedTuple):
@@ -130,6 +134,33 @@ def open_accelerator(precision: str, device: str) -> "Accelerator":
     return Accelerator(mixed_precision=precision, cpu=device == "cpu")
 
 
+class Checkpoint(NamedTuple):
+    """What a checkpoint file holds.
+
+    Attributes:
+        tensors: `model.<key>` and `optimiser.<parameter index>.<name>`.
+        settings: everything that the training depends on, as JSON values.
+        history: its rows, in order.
+        scaler: state of the mixed-precision loss scaler, empty where there is none.
+    """
+
+    tensors: dict[str, Tensor]
+    settings: dict
+    history: list[dict]
+    scaler: dict
+
+
+def read_checkpoint(path: Path | str) -> Checkpoint | None:
+    """Read a checkpoint; None when there is none or it can't be read."""
+    try:
+        with safe_open(path, framework="pt") as opened:
+            metadata = opened.metadata()
+            tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - no mapping
+        return Checkpoint(tensors, *(json.loads(metadata[key]) for key in ("settings", "history", "scaler")))
+    except (FileNotFoundError, SafetensorError, KeyError, TypeError, json.JSONDecodeError):
+        return None
+
+
 def check_training(folder: Path | str, settings: Mapping, error: type[Exception] = ValueError) -> None:
     """Refuse a folder with a training of other settings, before anything is computed.
 
@@ -145,6 +176,7 @@ def check_training(folder: Path | str, settings: Mapping, error: type[Exception]
     refuse_other_settings(folder, checkpoint.settings, settings, "a training", error)
 
 
+@hold_threads()
 def run_steps(
     training: Training, plan: StepPlan, folder: Path | str, settings: Mapping, on_step: OnStep | None = None
 ) -> StepRun:
@@ -208,7 +240,7 @@ class _Loop:
                 "as many or more, or choose another folder"
             )
         accelerator = self.training.accelerator
-        restore_checkpoint(checkpoint, self.kept, self.training.optimiser)
+        _restore(checkpoint, self.kept, self.training.optimiser)
         if accelerator.scaler and checkpoint.scaler:
             accelerator.scaler.load_state_dict(checkpoint.scaler)
         if accelerator.is_main_process:
@@ -271,8 +303,8 @@ class _Loop:
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             scaler = accelerator.scaler.state_dict() if accelerator.scaler else {}
-            path = self.folder / CHECKPOINT
-            save_checkpoint(path, self.kept, self.training.optimiser, self.settings, self.history, scaler)
+            metadata = {"settings": self.settings, "history": self.history, "scaler": scaler}
+            _write_checkpoint(self.folder / CHECKPOINT, self.kept, self.training.optimiser, metadata)
             write_csv(pd.DataFrame(self.history), self.folder / HISTORY)
         accelerator.wait_for_everyone()
 
@@ -285,3 +317,27 @@ class _Loop:
         count = done if self.plan.row == "checkpoint" else done // self.plan.save_every
         name = "step" if self.plan.row == "checkpoint" else "epoch"
         return [{name: count, "loss": loss, "seconds": seconds}]
+
+
+def _write_checkpoint(path: Path, model: nn.Module, optimiser: Optimizer, metadata: dict) -> None:
+    """One safetensors file, replaced whole: a kill or a full disk leaves the former one."""
+    tensors = {f"model.{key}": value for key, value in model.state_dict().items()}
+    for index, state in optimiser.state_dict()["state"].items():
+        tensors |= {f"optimiser.{index}.{key}": torch.as_tensor(value) for key, value in state.items()}
+    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
+    with write_atomically(path) as temporary:
+        save_file(tensors, temporary, {key: json.dumps(value) for key, value in metadata.items()})
+
+
+def _restore(checkpoint: Checkpoint, model: nn.Module, optimiser: Optimizer) -> None:
+    """Bring a model and its optimiser, in place, to the state that was saved."""
+    prefix = "model."
+    model.load_state_dict(
+        {k.removeprefix(prefix): v for k, v in checkpoint.tensors.items() if k.startswith(prefix)}
+    )
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in checkpoint.tensors.items():
+        if not key.startswith(prefix):
+            _, index, name = key.split(".", 2)
+            state.setdefault(int(index), {})[name] = value
+    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})

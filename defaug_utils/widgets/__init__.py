@@ -5,9 +5,9 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "review_form": ["make_review_form"],
+        "mask_drawing": ["MaskCanvas", "MaskDrawer"],
         "review_grid": ["ReviewGrid"],
         "studio": ["Studio"],
-        "studio_panel": ["StudioPanel"],
+        "studio_panel": ["StudioPanel", "make_review_form"],
     },
 )

@@ -19,7 +19,7 @@ from scipy.ndimage import binary_dilation
 from defaug_utils.core.images import fit_image, fit_mask, read_image, read_mask
 from defaug_utils.core.pools import find_failed
 from defaug_utils.protocol.review_store import PoolReview
-from defaug_utils.widgets.widget_parts import STATIC, encode_image, read_script
+from defaug_utils.widgets.parts import STATIC, encode_image, read_script
 
 OUTLINE_RGBA = (255, 140, 0, 255)  # the orange of the book's other pictures
 CHECKS = ("passed", "failed")
@@ -38,8 +38,7 @@ def draw_thumbnail(
 
     Args:
         folder: of the manifest.
-        image: path in it.
-        mask: path in it, empty where there is none.
+        image, mask: paths in it; the mask's is empty where there is none.
         longest: pixels that the long side has at most; nothing is enlarged.
         line: width of the outline, pixels.
 
@@ -141,12 +140,7 @@ class ReviewGrid(anywidget.AnyWidget):
         self.observe(lambda change: self._show_page(), "page")
 
     def decide(self, key: str, accepted: bool | None) -> None:
-        """Accept, reject or reopen an image; a failure is told in `message`.
-
-        Args:
-            key: of a card, such as "0:images/000003.png" for the first pool.
-            accepted: the decision.
-        """
+        """Accept, reject or reopen a card by its key ("0:images/000003.png"); `message` tells failures."""
         review, image = self._find(key)
         if self._try(key, lambda: review.decide(image, accepted)):
             self._say(f"{image} is {WORD_OF[accepted]}: stored in {review.path.name}")
@@ -188,11 +182,9 @@ class ReviewGrid(anywidget.AnyWidget):
             review.fold()
 
     def show(self, request: str = "", **state: str | int) -> None:
-        """Set filters and page at once.
+        """Set filters and page at once, such as `decision="open", page=0`.
 
-        Args:
-            request: given back in `shown` together with the page, so that the browser knows which it has.
-            state: such as `decision="open", page=0`.
+        `request` is given back in `shown` together with the page, so that the browser knows which it has.
         """
         with self.hold_sync():
             with self.hold_trait_notifications():

@@ -1,15 +1,17 @@
 """The DIAG studio without its widgets: paints what an expert asks for, and keeps what the expert decides."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from defaug_utils.core.files import explain_read_only, lock_file, write_json, write_png
+from defaug_utils.core.guards import as_json
 from defaug_utils.core.images import hash_pixels, read_image, read_mask
 from defaug_utils.core.manifest import (
     ManifestError,
@@ -18,7 +20,7 @@ from defaug_utils.core.manifest import (
     read_manifest,
     write_manifest,
 )
-from defaug_utils.core.pools import list_versions, recipe_key
+from defaug_utils.core.pools import GeneratedImage, list_versions, recipe_key, remake
 from defaug_utils.core.prompts import check_prompts
 from defaug_utils.core.sources import list_sources, read_dataset
 from defaug_utils.diffusion.inpainting import (
@@ -29,24 +31,21 @@ from defaug_utils.diffusion.inpainting import (
     inpaint_batch,
 )
 from defaug_utils.masks.drawn import mask_file_name
-from defaug_utils.methods.changes import CheckLimits, check_image
-from defaug_utils.methods.painting import LIBRARIES
+from defaug_utils.methods.painting import LIBRARIES, CheckLimits, check_image
 
 IDENTITY = ("recipe", "source_image", "prompt", "negative_prompt", "seed", "mask_sha256")
+ASKED = ("guidance", "strength", "steps")  # the settings that a request brings
 
 
 @dataclass(frozen=True)
 class StudioRequest:
-    """What the expert asks for.
+    """What the expert asks for; `guidance`, `strength` and `steps` as in `InpaintSettings`.
 
     Attributes:
         source_image: a training negative of the data set.
         mask: shape (height, width), bool, true where the defect goes.
         prompt: what to paint.
         negative_prompt: what must not appear.
-        guidance: weight of the prompt.
-        strength: see `InpaintSettings`.
-        steps: of the whole noise schedule.
         seed: of the first image's noise; every further one takes the next number.
     """
 
@@ -76,6 +75,75 @@ class StudioImage(NamedTuple):
     row: dict
 
 
+@dataclass(frozen=True, eq=False)
+class HandDrawn:
+    """The `Method` of one request: DIAG where a hand drew, one picture a seed.
+
+    Attributes:
+        studio: model, data and what all requests have in common.
+        request: what to paint.
+        on_step: called after every denoising step; what it raises stops the painting.
+        versions: of the libraries.
+    """
+
+    origin: ClassVar[str] = "diag"
+    group: ClassVar[int] = 1
+    studio: "Studio"
+    request: StudioRequest
+    on_step: Callable[[], None] | None = None
+    versions: dict[str, str] = field(default_factory=partial(list_versions, *LIBRARIES))
+
+    @property
+    def data(self) -> Path:
+        """Folder of the data set."""
+        return self.studio.data_folder
+
+    @property
+    def settings(self) -> InpaintSettings:
+        """The studio's, with what the request asks for."""
+        return replace(self.studio.settings, **{name: getattr(self.request, name) for name in ASKED})
+
+    def describe(self) -> dict:
+        """All but mask, texts, negative and seed, which are the row's."""
+        return {
+            "origin": self.origin,
+            "model": self.studio.inpainter.describe(),
+            "settings": {**asdict(self.settings), "effective_steps": self.settings.effective_steps},
+            "checks": asdict(self.studio.limits),
+            "batch_size": self.group,
+            "mask_source": "drawn",
+            "versions": self.versions,
+        }
+
+    def make(self, indices: Sequence[int], seeds: Sequence[int]) -> list[GeneratedImage]:
+        """Paint one picture for each seed, one by one."""
+        job = self.studio.check_request(self.request)
+        return [self._paint(job._replace(seed=seed)) for seed in seeds]
+
+    def _paint(self, job: InpaintJob) -> GeneratedImage:
+        (painted,) = inpaint_batch(self.studio.inpainter, [job], self.settings, on_step=self.on_step)
+        check = check_image(
+            job.image_u8,
+            painted.painted_u8,
+            painted.image_u8,
+            job.mask,
+            self.studio.limits,
+            painted.is_finite,
+        )
+        row = {
+            "category": self.studio.categories[self.request.source_image],
+            "source_image": self.request.source_image,
+            "source_sha256": hash_pixels(job.image_u8),
+            "mask_source": "drawn",
+            "mask_name": mask_file_name(self.request.source_image),
+            "mask_sha256": hash_pixels(job.mask),
+            "prompt": self.request.prompt,
+            "negative_prompt": self.request.negative_prompt,
+            "latent_cells": painted.latent_cells,
+        }
+        return GeneratedImage(painted.image_u8, job.mask, row | check.as_row())
+
+
 class Studio:
     """Paints one request after the other, and stores each decided picture with all that it was made from.
 
@@ -89,6 +157,7 @@ class Studio:
         inpainter: the model.
         settings: size, crop and feather of all requests; guidance, strength and steps are the request's.
         limits: of the automatic checks, which a person's decision overrules.
+        categories: image that may be painted on → its product.
     """
 
     def __init__(
@@ -99,18 +168,12 @@ class Studio:
         settings: InpaintSettings,
         limits: CheckLimits | None = None,
     ) -> None:
-        """Look up what may be painted on.
-
-        Raises:
-            FileNotFoundError: there is no prepared data set.
-            ManifestError: it has no training negative.
-            ValueError: the working size does not suit the model.
-        """
+        """Look up what may be painted on; refuses a size that the model can't take."""
         settings.check_size(inpainter.cell)
         self.folder, self.data_folder, self.inpainter = Path(folder), Path(data_folder), inpainter
         self.settings, self.limits = settings, limits or CheckLimits()
         sources = list_sources(read_dataset(data_folder))
-        self._category_of = dict(zip(sources["image"], sources["category"], strict=True))
+        self.categories = dict(zip(sources["image"], sources["category"], strict=True))
 
     def check_request(self, request: StudioRequest) -> InpaintJob:
         """The first job of a request.
@@ -120,7 +183,7 @@ class Studio:
             ValueError: the image has vanished, the mask is empty, full or of another size, a text is empty
                 or too long, or a setting makes no sense; one message says which.
         """
-        if request.source_image not in self._category_of:
+        if request.source_image not in self.categories:
             raise ManifestError(f"{request.source_image} is no training negative: only those are painted on")
         if not request.mask.any():
             raise ValueError("the mask is empty: draw where the defect goes, then generate")
@@ -130,74 +193,28 @@ class Studio:
         check_prompts(self.inpainter, [request.prompt])
         if request.negative_prompt:
             check_prompts(self.inpainter, [request.negative_prompt])
-        self._settings_of(request)
+        self.count_steps(request)
         return job
-
-    def _settings_of(self, request: StudioRequest) -> InpaintSettings:
-        asked = {name: getattr(request, name) for name in ("guidance", "strength", "steps")}
-        return replace(self.settings, **asked)
 
     def count_steps(self, request: StudioRequest) -> int:
         """Denoising steps that one of its pictures takes."""
-        return self._settings_of(request).effective_steps
+        return HandDrawn(self, request).settings.effective_steps
 
     def paint(
         self, request: StudioRequest, count: int = 1, on_step: Callable[[], None] | None = None
     ) -> Iterator[StudioImage]:
-        """Paint some pictures, each handed over as soon as it is finished.
+        """Paint pictures of the seeds `seed`, `seed` + 1, …; each is handed over when finished, not kept yet.
 
-        Args:
-            request: what to paint.
-            count: pictures, of the seeds `seed`, `seed` + 1, …
-            on_step: called after every denoising step; what it raises stops the painting.
-
-        Yields:
-            The pictures, not kept yet.
-
-        Raises:
-            ValueError: see `check_request`.
+        `on_step` is called after every denoising step; what it raises stops the painting. Raises what
+        `check_request` raises.
         """
-        job = self.check_request(request)
+        before_u8 = self.check_request(request).image_u8
         for seed in range(request.seed, request.seed + count):
-            yield self._paint_one(replace(request, seed=seed), job._replace(seed=seed), on_step)
-
-    def _paint_one(
-        self, request: StudioRequest, job: InpaintJob, on_step: Callable[[], None] | None
-    ) -> StudioImage:
-        settings = self._settings_of(request)
-        (painted,) = inpaint_batch(self.inpainter, [job], settings, on_step=on_step)
-        check = check_image(
-            job.image_u8, painted.painted_u8, painted.image_u8, job.mask, self.limits, painted.is_finite
-        )
-        row = {
-            "label": "positive",
-            "split": "train",
-            "origin": "diag",
-            "category": self._category_of[request.source_image],
-            "source_image": request.source_image,
-            "source_sha256": hash_pixels(job.image_u8),
-            "mask_source": "drawn",
-            "mask_name": mask_file_name(request.source_image),
-            "mask_sha256": hash_pixels(job.mask),
-            "prompt": request.prompt,
-            "negative_prompt": request.negative_prompt,
-            "seed": request.seed,
-            "recipe": recipe_key(self._make_recipe(settings)),
-            "latent_cells": painted.latent_cells,
-        }
-        return StudioImage(request, job.image_u8, painted.image_u8, row | check.as_row())
-
-    def _make_recipe(self, settings: InpaintSettings) -> dict:
-        recipe = {
-            "origin": "diag",
-            "model": self.inpainter.describe(),
-            "settings": {**asdict(settings), "effective_steps": settings.effective_steps},
-            "checks": asdict(self.limits),
-            "batch_size": 1,
-            "mask_source": "drawn",
-            "versions": list_versions(*LIBRARIES),
-        }
-        return json.loads(json.dumps(recipe))
+            method = HandDrawn(self, replace(request, seed=seed), on_step)
+            (made,) = method.make([0], [seed])
+            row = {"label": "positive", "split": "train", "origin": method.origin, "seed": seed}
+            row |= made.row | {"recipe": recipe_key(as_json(method.describe()))}
+            yield StudioImage(method.request, before_u8, made.image_u8, row)
 
     def decide(self, image: StudioImage, accepted: bool, note: str = "") -> StudioImage:
         """Store a picture with the expert's decision; a second decision on it replaces the first.
@@ -243,16 +260,12 @@ class Studio:
         write_png(self.folder / row["mask"], image.request.mask)
         recipes = self.read_recipes()
         if image.row["recipe"] not in recipes:
-            recipe = self._make_recipe(self._settings_of(image.request))
+            recipe = as_json(HandDrawn(self, image.request).describe())
             write_json(self.folder / "recipe.json", recipes | {recipe_key(recipe): recipe})
         return row
 
     def read_kept(self) -> pd.DataFrame:
-        """The manifest of all decided pictures, empty while there is none.
-
-        Raises:
-            ManifestError: it is broken.
-        """
+        """The manifest of all decided pictures, empty while there is none."""
         path = self.folder / "manifest.csv"
         kept = read_manifest(path) if path.is_file() else make_manifest([])
         if "negative_prompt" in kept:
@@ -265,18 +278,8 @@ class Studio:
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
     def load(self, row: dict) -> StudioImage:
-        """A kept picture with what it was made from, as `paint` gave it.
-
-        Args:
-            row: of `read_kept`.
-
-        Raises:
-            ValueError: one of its files, or its recipe, has vanished.
-        """
-        recipe = self.read_recipes().get(row["recipe"])
-        if recipe is None:
-            raise ValueError(f"{row['image']}: {self.folder / 'recipe.json'} has no recipe {row['recipe']}")
-        asked = {name: recipe["settings"][name] for name in ("guidance", "strength", "steps")}
+        """A kept picture with what it was made from; a ValueError says which of its files has vanished."""
+        asked = {name: self._read_recipe(row)["settings"][name] for name in ASKED}
         request = StudioRequest(
             row["source_image"],
             read_mask(self.folder / row["mask"]),
@@ -288,21 +291,22 @@ class Studio:
         before_u8 = read_image(self.data_folder / row["source_image"])
         return StudioImage(request, before_u8, read_image(self.folder / row["image"]), row)
 
+    def _read_recipe(self, row: dict) -> dict:
+        recipe = self.read_recipes().get(row["recipe"])
+        if recipe is None:
+            raise ValueError(f"{row['image']}: {self.folder / 'recipe.json'} has no recipe {row['recipe']}")
+        return recipe
+
     def remake(self, row: dict) -> np.ndarray:
         """Make a kept picture again from its row, its recipe and its stored mask.
 
-        Args:
-            row: of `read_kept`.
-
-        Returns:
-            Shape (height, width, 3), uint8; on the same machine with the same libraries the same bytes.
+        On the same machine with the same libraries it has the same bytes.
 
         Raises:
-            ValueError: model, negative or mask are not those that it was made with.
+            ValueError: model, settings, negative or mask are not those that it was made with.
         """
-        image, recipe = self.load(row), self.read_recipes()[row["recipe"]]
+        image = self.load(row)
         found = {
-            "model": json.loads(json.dumps(self.inpainter.describe())) == recipe["model"],
             "negative": hash_pixels(image.before_u8) == row["source_sha256"],
             "mask": hash_pixels(image.request.mask) == row["mask_sha256"],
         }
@@ -312,17 +316,8 @@ class Studio:
                 f"{row['image']}: its {' and '.join(differing)} differ from those that it was made with: it "
                 "can be made again from the same ones only"
             )
-        settings = _read_settings(recipe["settings"])
-        request = image.request
-        job = InpaintJob(image.before_u8, request.mask, request.prompt, request.negative_prompt, request.seed)
-        (painted,) = inpaint_batch(self.inpainter, [job], settings)
-        return painted.image_u8
-
-
-def _read_settings(stored: dict) -> InpaintSettings:
-    """The settings of a recipe; lists are tuples again."""
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()}
-    return InpaintSettings(**{name: value for name, value in values.items() if name != "effective_steps"})
+        method = HandDrawn(self, image.request, versions=self._read_recipe(row)["versions"])
+        return remake(self.folder, row["image"], method).image_u8
 
 
 def _find_same(kept: pd.DataFrame, row: dict) -> pd.Series:

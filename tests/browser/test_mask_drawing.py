@@ -19,7 +19,7 @@ SIZE = (384, 128)
 MARKED = (300, 40)  # the one pure green pixel of the image
 CELL = f"""
 import numpy as np
-from defaug_utils.widgets.mask_canvas import MaskCanvas
+from defaug_utils.widgets.mask_drawing import MaskCanvas
 image_u8 = np.full(({SIZE[1]}, {SIZE[0]}, 3), 120, np.uint8)
 image_u8[{MARKED[1]}, {MARKED[0]}] = 0, 255, 0
 seen = []
@@ -308,7 +308,7 @@ def write_data(folder: Path) -> None:
 def test_masks_are_saved_and_found_again_after_a_restart(lab: Lab, page: Page):
     write_data(lab.folder / "data")
     cell = """
-from defaug_utils.widgets.mask_drawer import MaskDrawer
+from defaug_utils.widgets.mask_drawing import MaskDrawer
 import numpy as np
 drawer = MaskDrawer("data", "drawn")
 drawer

@@ -1,4 +1,4 @@
-// What the book's own widgets share; `widget_parts.read_script` puts it before each one's own file.
+// What the book's own widgets share; `parts.read_script` puts it before each one's own file.
 
 const ANSWER_MS = 4000; // the kernel is taken for busy or dead after this time
 

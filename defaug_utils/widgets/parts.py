@@ -1,12 +1,16 @@
-"""What the book's own widgets share: how a script comes together, and pictures as a browser takes them."""
+"""What the book's widgets share: scripts, pictures as a browser takes them, buttons and coloured text."""
 
+import html
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ipywidgets
 import numpy as np
 from PIL import Image
 
+GOOD, BAD = "#1b7f3b", "#b00020"  # colours of what is told
 STATIC = Path(__file__).parent / "static"
 
 
@@ -30,3 +34,16 @@ def encode_image(pixels_u8: np.ndarray, kind: str = "PNG", **options: Any) -> by
     stream = io.BytesIO()
     Image.fromarray(pixels_u8).save(stream, kind, **options)
     return stream.getvalue()
+
+
+def make_button(text: str, hint: str, act: Callable[[], object], style: str = "") -> ipywidgets.Button:
+    """A button that calls a function without arguments."""
+    wide = ipywidgets.Layout(width="auto")  # as wide as its text, which is never cut
+    made = ipywidgets.Button(description=text, tooltip=hint, button_style=style, layout=wide)
+    made.on_click(lambda _: act())
+    return made
+
+
+def colour_text(text: str, colour: str = "inherit") -> str:
+    """Text as HTML, its special characters escaped."""
+    return f'<div style="color: {colour}; line-height: 1.4">{html.escape(text)}</div>'
