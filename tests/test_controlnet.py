@@ -27,7 +27,7 @@ from defaug_utils.diffusion.loading import ModelError
 from defaug_utils.diffusion.text2image import TextToImage, load_text2image
 from defaug_utils.masks.patches import cut_defect
 from defaug_utils.masks.trimaps import GoodImage, TripleSet
-from defaug_utils.methods.adabldm import BlendSettings, blend_latents
+from defaug_utils.methods.blending import BlendSettings, blend_latents
 from defaug_utils.training.loop import StepDone, StepPlan
 
 SEEDS, STEPS = (3, 4), 4

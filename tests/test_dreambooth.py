@@ -127,9 +127,7 @@ def test_the_adapter_learns(tmp_path: Path, text_model_folder: Path, data: Path)
     means, one = {}, read_images(data, None, 1)
     for rate in (1e-9, 5e-2):
         changed = {"epochs": 12, "batch_size": 2, "gamma": 0.0, "learning_rate": rate, "restarts": 1}
-        run = train(
-            tmp_path / str(rate), text_model_folder, read_images(data, None, 1), save_every=99, **changed
-        )
+        run = train(tmp_path / str(rate), text_model_folder, one, save_every=99, **changed)
         means[rate] = run.history["loss"][-6:].mean()
     assert means[5e-2] < 0.99 * means[1e-9]
 
