@@ -14,6 +14,7 @@ import pytest
 from defaug_utils.book.batch import NotebookError, execute_notebook, stage_book
 
 PROJECT = Path(__file__).parent.parent
+PATIENCE_SECONDS = 1800  # of a small book on a busy machine; a quiet one needs two minutes
 
 
 @pytest.fixture
@@ -74,10 +75,10 @@ def test_a_killed_run_goes_on_and_the_book_comes_out_whole(tmp_path):
     run = tmp_path / "smoke"
     first = start_snakemake(run, tmp_path / "first.log")
     done = run / "notebooks" / "01_data_prep.ipynb"
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while not done.is_file():
         assert first.poll() is None, (tmp_path / "first.log").read_text()
-        assert time.monotonic() < deadline, "notebook 01 did not finish in three minutes"
+        assert time.monotonic() < deadline, "notebook 01 did not finish"
         time.sleep(0.2)
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()
@@ -85,7 +86,7 @@ def test_a_killed_run_goes_on_and_the_book_comes_out_whole(tmp_path):
     finished_at = done.stat().st_mtime_ns
 
     second = start_snakemake(run, tmp_path / "second.log")
-    assert second.wait(timeout=540) == 0, (tmp_path / "second.log").read_text()
+    assert second.wait(PATIENCE_SECONDS) == 0, (tmp_path / "second.log").read_text()
     assert done.stat().st_mtime_ns == finished_at, "a finished notebook was run again"
     html = run / "book" / "_build" / "html"
     assert (html / "index.html").is_file()

@@ -1,11 +1,13 @@
 """Decoder adaptation: the error outside the mask falls, and the model's own decoder is never touched."""
 
 import gc
+import weakref
 
 import pytest
 import torch
 from tiny_models import make_parts
 
+from defaug_utils.diffusion import autoencoder
 from defaug_utils.diffusion.autoencoder import (
     TRAINED_MODULES,
     AdaptationSettings,
@@ -55,31 +57,35 @@ def test_the_parts_of_the_decoder_are_the_decoder(vae, parameters: str):
 
 def test_the_models_own_decoder_stays_bit_for_bit_and_images_are_independent(vae):
     before = {name: value.clone() for name, value in vae.state_dict().items()}
-    settings = AdaptationSettings(**FAST)
+    settings = AdaptationSettings(steps=3, learning_rate=1e-3)
     first = adapt_decoder(vae, *make_image(vae), settings).image
-    for seed in (1, 2):
-        adapt_decoder(vae, *make_image(vae, seed), settings)
+    adapt_decoder(vae, *make_image(vae, 1), settings)
     assert torch.equal(adapt_decoder(vae, *make_image(vae), settings).image, first)
     assert all(torch.equal(value, before[name]) for name, value in vae.state_dict().items())
     assert all(parameter.grad is None for parameter in vae.parameters())
 
 
-def test_memory_does_not_grow_with_the_number_of_images(vae):
-    def count_tensors() -> int:
-        gc.collect()
-        return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+def test_nothing_of_an_image_stays_in_memory(vae, monkeypatch):
+    kept = []
 
-    settings, counts = AdaptationSettings(steps=2), []
-    for seed in range(4):
-        result = adapt_decoder(vae, *make_image(vae, seed), settings)
-        assert not result.image.requires_grad
-        counts.append(count_tensors())
-    assert len(set(counts[1:])) == 1
+    def split(*given: object) -> tuple:
+        trained, features = split_decoder(*given)
+        kept.extend(map(weakref.ref, (trained, features, *trained.parameters())))
+        return trained, features
+
+    monkeypatch.setattr(autoencoder, "split_decoder", split)
+    result = adapt_decoder(vae, *make_image(vae), AdaptationSettings(steps=2))
+    gc.collect()
+    assert not result.image.requires_grad and not result.own_image.requires_grad
+    assert len(kept) > 10 and not any(thing() is not None for thing in kept)
 
 
-def test_a_diverging_adaptation_gives_the_own_image_and_says_so(vae):
+def test_a_diverging_adaptation_gives_the_own_image_and_says_so(vae, monkeypatch):
     latents, good, mask = make_image(vae)
-    wild = adapt_decoder(vae, latents, good, mask, AdaptationSettings(steps=5, learning_rate=10.0))
+    with monkeypatch.context() as forced:  # a wild learning rate overflows on some processors
+        rising = iter(range(1, 100))
+        forced.setattr(autoencoder, "adaptation_loss", lambda *given: adaptation_loss(*given) * next(rising))
+        wild = adapt_decoder(vae, latents, good, mask, AdaptationSettings(steps=3, learning_rate=1e-9))
     assert wild.problem.startswith("the loss rose from")
     assert torch.equal(wild.image, wild.own_image)
     broken = adapt_decoder(vae, latents, good * float("nan"), mask, AdaptationSettings(steps=5))

@@ -1,9 +1,10 @@
 """A DIAG pool whose process is killed in the middle: the same rows and bytes as one left in peace."""
 
+import os
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,25 +17,26 @@ from defaug_utils.core.pools import PoolPlan, PoolUnfinished, make_pool
 from defaug_utils.core.prompts import make_prompts
 from defaug_utils.diffusion.inpainting import InpaintSettings, load_inpainter
 from defaug_utils.masks.sources import open_masks
-from defaug_utils.methods.changes import CheckLimits
 from defaug_utils.methods.diag import DIAG
+from defaug_utils.methods.painting import CheckLimits
 
-COUNT, GROUP = 31, 3  # the last group is not full
+COUNT, GROUP = 10, 3  # the last group is not full
 
 
-def make_part(folder: Path, data: Path, model: Path, **shards: int) -> None:
-    """A pool that takes a second or two, so that there is a middle to be killed in."""
+def make_part(
+    folder: Path, data: Path, model: Path, on_images: Callable[[int], None] | None = None, **shards: int
+) -> None:
     method = DIAG(
         data=data,
         inpainter=load_inpainter(model),
         prompts=make_prompts(["white marks", "crack"], "dark"),
         masks=open_masks("procedural"),
-        settings=InpaintSettings((32, 96), steps=8),
+        settings=InpaintSettings((32, 96), steps=4),
         limits=CheckLimits(contrast=0, completeness=0),
         group=GROUP,
     )
     with suppress(PoolUnfinished):
-        make_pool(folder, method, PoolPlan(COUNT, 5, **shards))
+        make_pool(folder, method, PoolPlan(COUNT, 5, **shards), on_images)
 
 
 def save_data(folder: Path) -> Path:
@@ -56,22 +58,22 @@ def count_rows(folder: Path) -> int:
     return sum(journal.read_bytes().count(b"\n") for journal in journals)
 
 
-def kill_in_the_middle(folder: Path, *arguments: Path) -> int:
-    """Make a pool in a process of its own, kill it after some rows; how many rows there are then."""
-    command = [sys.executable, __file__, folder, *arguments]
-    process = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE)
-    while count_rows(folder) < 2 * GROUP:
-        assert process.poll() is None, process.stderr.read().decode()
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    return count_rows(folder)
+def make_until_killed(folder: Path, data: Path, model: Path) -> None:
+    """Make a pool and die without warning after its second group."""
+
+    def die(finished: int) -> None:
+        if count_rows(folder) >= 2 * GROUP:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    make_part(folder, data, model, die)
 
 
 def test_killed_and_restarted_or_in_shards_it_is_the_same_pool(tmp_path: Path):
     model, data = save_model(tmp_path / "model"), save_data(tmp_path / "data")
-    finished = kill_in_the_middle(tmp_path / "killed", data, model)
-    assert 2 * GROUP <= finished < COUNT
+    command = [sys.executable, __file__, tmp_path / "killed", data, model]
+    killed = subprocess.run(list(map(str, command)), capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    assert count_rows(tmp_path / "killed") == 2 * GROUP
     assert not (tmp_path / "killed" / "manifest.csv").exists()
     make_part(tmp_path / "killed", data, model)
     make_part(tmp_path / "whole", data, model)
@@ -84,4 +86,4 @@ def test_killed_and_restarted_or_in_shards_it_is_the_same_pool(tmp_path: Path):
 
 
 if __name__ == "__main__":
-    make_part(*map(Path, sys.argv[1:]))
+    make_until_killed(*map(Path, sys.argv[1:]))

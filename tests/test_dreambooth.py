@@ -44,8 +44,9 @@ from defaug_utils.training.loop import StepDone
 BUCKETS = BucketSettings(area=16 * 48, smallest=8, largest=96, step=4)
 PLAN = LoraPlan(linear_rank=2, linear_alpha=1, conv_rank=1)
 SETTINGS = DreamBoothSettings(
-    epochs=3, repeats=2, batch_size=4, learning_rate=1e-2, save_every=2, seed=5, buckets=BUCKETS
-)
+    epochs=3, repeats=2, batch_size=4, learning_rate=1e-2, save_every=2, seed=5, buckets=BUCKETS,
+    gradient_checkpointing=False,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +99,7 @@ def images(data: Path, class_folder: Path) -> TrainingImages:
 
 def train(folder: Path, model_folder: Path, images: TrainingImages, **changed: object) -> DreamBoothRun:
     options = {
-        name: changed.pop(name) for name in ("on_step", "on_sample", "sample_every") if name in changed
+        name: changed.pop(name) for name in ("on_step", "on_sample", "sample_times") if name in changed
     }
     settings = DreamBoothSettings(**{**vars(SETTINGS), **changed})
     return train_dreambooth(load(model_folder), images, folder, settings, PLAN, **options)
@@ -127,12 +128,13 @@ def test_history_and_files(whole):
 
 
 def test_the_adapter_learns(tmp_path: Path, model_folder: Path, data: Path):
-    run = train(
-        tmp_path, model_folder, read_images(data, None, 1), epochs=60, batch_size=2, gamma=0.0,
-        learning_rate=3e-2, restarts=1, save_every=1000,
-    )  # fmt: skip
-    losses = run.history["loss"]
-    assert losses[-20:].mean() < losses[:20].mean()
+    """Beside a run that hardly moves: both draw the same noise at every step."""
+    means = {}
+    for rate in (1e-9, 5e-2):
+        changed = {"epochs": 12, "batch_size": 2, "gamma": 0.0, "learning_rate": rate, "restarts": 1}
+        run = train(tmp_path / str(rate), model_folder, read_images(data, None, 1), save_every=99, **changed)
+        means[rate] = run.history["loss"][-6:].mean()
+    assert means[5e-2] < 0.99 * means[1e-9]
 
 
 def assert_same_tensors(path: Path, other: Path) -> None:
@@ -146,7 +148,7 @@ class Stopped(Exception):
     """Stands for a kill."""
 
 
-@pytest.mark.parametrize("stopped_at", [1, 4, 5])
+@pytest.mark.parametrize("stopped_at", [1, 5])
 def test_a_stopped_run_goes_on_with_the_same_losses(tmp_path, model_folder, images, whole, stopped_at):
     def stop(done: StepDone) -> None:
         if done.step == stopped_at:
@@ -187,9 +189,16 @@ def test_pictures_between_steps_change_nothing(tmp_path, model_folder, images, w
         seen.append(finished)
         torch.randn(3)
 
-    run = train(tmp_path, model_folder, images, on_sample=sample, sample_every=4)
-    assert seen == [4, 8, 9]
+    run = train(tmp_path, model_folder, images, on_sample=sample, sample_times=3)
+    assert seen == [3, 6, 9]
     pd.testing.assert_frame_equal(run.history, whole[1].history, check_exact=True)
+
+
+def test_activations_computed_twice_train_the_same(tmp_path, model_folder, images, whole):
+    """Twice, and ready for pictures in between."""
+    changed = {"gradient_checkpointing": True, "on_sample": lambda _: None, "sample_times": 2}
+    run = train(tmp_path, model_folder, images, **changed)
+    pd.testing.assert_frame_equal(run.history, whole[1].history, rtol=1e-4)
 
 
 def test_a_finished_run_is_taken_as_it_is(tmp_path: Path, whole, model_folder, images):

@@ -96,7 +96,7 @@ def test_the_reference_counts_on_stable_diffusion():
     with torch.device("meta"):
         unet = UNet2DConditionModel(**STABLE_DIFFUSION_UNET)
         text_encoder = CLIPTextModel(CLIPTextConfig(**STABLE_DIFFUSION_TEXT))
-        linear_only = count_planned(unet, LoraPlan(conv_rank=0))
+        linear_only = count_planned(unet, text_encoder, LoraPlan(conv_rank=0)).unet
         counts = attach_lora(unet, text_encoder)
     assert (linear_only.linear, linear_only.conv_1x1, linear_only.conv_3x3) == (182, 46, 0)
     assert counts.unet == LoraCount(linear=182, conv_1x1=46, conv_3x3=50, parameters=18_394_112)
@@ -106,10 +106,10 @@ def test_the_reference_counts_on_stable_diffusion():
 
 @pytest.mark.parametrize("plan", [SMALL, LoraPlan(conv_rank=0)])
 def test_planned_layers_are_counted_as_attached_ones(networks, plan: LoraPlan):
-    planned = [count_planned(network, plan) for network in networks]
-    attach_lora(*networks, plan)
-    assert planned == [count_lora(network) for network in networks]
-    assert planned == [count_planned(network, plan) for network in networks]
+    planned = count_planned(*networks, plan)
+    assert planned == attach_lora(*networks, plan)
+    assert list(planned) == [count_lora(network) for network in networks]
+    assert planned == count_planned(*networks, plan)
 
 
 def test_a_fresh_adapter_leaves_the_outputs_and_trains_nothing_else(networks):

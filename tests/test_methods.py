@@ -30,13 +30,13 @@ from defaug_utils.diffusion.text2image import TextSettings, load_text2image
 from defaug_utils.masks.patches import read_defects
 from defaug_utils.masks.sources import open_masks
 from defaug_utils.masks.trimaps import TripleSet, TripleSettings, read_good_images
-from defaug_utils.methods.adabldm import BlendSettings, scale_stages
-from defaug_utils.methods.adabldm_pool import AdaBLDM
-from defaug_utils.methods.changes import CheckLimits
+from defaug_utils.methods.adabldm import AdaBLDM
+from defaug_utils.methods.blending import BlendSettings, scale_stages
 from defaug_utils.methods.cut_paste import CutPaste
 from defaug_utils.methods.ddpm import DDPM
 from defaug_utils.methods.diag import DIAG
 from defaug_utils.methods.memseg import MemSeg, MemSegSettings
+from defaug_utils.methods.painting import CheckLimits
 from defaug_utils.methods.textures import TextureCollection
 
 SIZE, PLAN = (16, 48), PoolPlan(5, seed=3)

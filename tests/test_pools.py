@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from drawing import Drawing
 from PIL import Image
 
+from defaug_utils.core.guards import hold_threads
 from defaug_utils.core.manifest import ManifestError, image_seed, read_manifest, write_manifest
 from defaug_utils.core.pools import (
     GeneratedImage,
@@ -21,8 +23,11 @@ from defaug_utils.core.pools import (
     PoolUnfinished,
     find_failed,
     list_failures,
+    list_versions,
     make_pool,
+    read_recipe,
     recipe_key,
+    remake,
 )
 
 COUNT = 11
@@ -380,3 +385,22 @@ def test_a_finished_pool_that_lost_an_image_says_which(tmp_path: Path):
     (folder / "images" / "000001.png").unlink()
     with pytest.raises(ManifestError, match=r"images/000001\.png' does not exist"):
         generate(folder, 3, make_batch, **SETTINGS)
+
+
+def test_a_pool_keeps_the_number_of_threads_it_was_begun_with(tmp_path: Path):
+    """Where PyTorch computes, other threads give other last bits, also after a restart or in a remake."""
+    seen = []
+
+    def count_threads(indices: Sequence[int], seeds: Sequence[int]) -> list[GeneratedImage]:
+        seen.append(torch.get_num_threads())
+        return make_batch(indices, seeds)
+
+    method = Drawing(count_threads, recipe={"versions": list_versions("torch")})
+    with hold_threads(3), suppress(PoolUnfinished):
+        make_pool(tmp_path, method, PoolPlan(2, shard=0, shards=2))
+    with hold_threads(1):
+        make_pool(tmp_path, method, PoolPlan(2))
+        remake(tmp_path, "images/000001.png", method)
+        assert torch.get_num_threads() == 1
+    assert seen == [3, 3, 3]
+    assert read_recipe(tmp_path)["threads"] == 3

@@ -5,9 +5,8 @@ from pathlib import Path
 import pytest
 from test_ddpm import PROMPTS, SETTINGS, data, model_folder  # noqa: F401 - fixtures
 
-from defaug_utils.core.images import read_image
 from defaug_utils.core.manifest import read_manifest
-from defaug_utils.diffusion.dreambooth import keep_sample, list_adapters, read_samples, train_dreambooth
+from defaug_utils.diffusion.dreambooth import keep_sample, read_samples, train_dreambooth
 from defaug_utils.diffusion.dreambooth_plan import DreamBoothSettings
 from defaug_utils.diffusion.lora import LoraPlan
 from defaug_utils.diffusion.text2image import TextJob, generate_images, load_text2image
@@ -16,7 +15,13 @@ from defaug_utils.methods.ddpm import merge_adapter
 
 BUCKETS = BucketSettings(area=16 * 48, smallest=8, largest=96, step=4)
 TRAINING = DreamBoothSettings(
-    epochs=4, repeats=2, batch_size=4, learning_rate=0.05, buckets=BUCKETS, save_every=1
+    epochs=4,
+    repeats=2,
+    batch_size=4,
+    learning_rate=0.05,
+    buckets=BUCKETS,
+    save_every=1,
+    gradient_checkpointing=False,
 )
 JOBS = [TextJob(PROMPTS[0].text, "", seed) for seed in (0, 1)]
 
@@ -37,31 +42,31 @@ def train(folder: Path, data: Path, model_folder: Path, stop_at: int = 0) -> Non
             raise StoppedError
         assert len(keep_sample(folder, step, model, JOBS, SETTINGS)) == len(JOBS)
 
-    train_dreambooth(model, images, folder, TRAINING, LoraPlan(2, 2, 2, 2), on_sample=keep, sample_every=2)
+    train_dreambooth(model, images, folder, TRAINING, LoraPlan(2, 2, 2, 2), on_sample=keep, sample_times=2)
 
 
 def test_kept_steps_are_the_same_after_a_stop(tmp_path: Path, data: Path, model_folder: Path):  # noqa: F811
     train(tmp_path / "whole", data, model_folder)
     with pytest.raises(StoppedError):
         train(tmp_path / "stopped", data, model_folder, stop_at=4)
-    assert list(list_adapters(tmp_path / "stopped")) == [2]
+    assert list(read_samples(tmp_path / "stopped")) == [2]
     train(tmp_path / "stopped", data, model_folder)
     whole = read_samples(tmp_path / "whole")
-    assert list(whole) == [2, 4] and all(len(images) == 2 for images in whole.values())
-    assert (whole[2][0] != whole[4][0]).any()
+    assert list(whole) == [2, 4] and all(len(sample.images_u8) == 2 for sample in whole.values())
+    assert (whole[2].images_u8[0] != whole[4].images_u8[0]).any()
 
 
 def test_a_kept_adapter_is_the_model_of_its_step(tmp_path: Path, data: Path, model_folder: Path):  # noqa: F811
     train(tmp_path, data, model_folder)
-    model, adapters = load_text2image(model_folder), list_adapters(tmp_path)
-    assert list(adapters) == [2, 4]
-    with merge_adapter(model, adapters[4], 1.0):
+    model, kept = load_text2image(model_folder), read_samples(tmp_path)
+    assert list(kept) == [2, 4]
+    with merge_adapter(model, kept[4].adapter, 1.0):
         merged = generate_images(model, JOBS, SETTINGS)
     with merge_adapter(model, tmp_path / "lora.safetensors", 1.0):
         final = generate_images(model, JOBS, SETTINGS)
-    kept = read_image(adapters[4].parent / "000.png").astype(int)
-    assert (merged[0] == final[0]).all() and abs(merged[0] - kept).max() <= 2
+    drawn = kept[4].images_u8[0].astype(int)
+    assert (merged[0] == final[0]).all() and abs(merged[0] - drawn).max() <= 2
 
 
 def test_nothing_kept_is_no_error(tmp_path: Path):
-    assert list_adapters(tmp_path) == {} and read_samples(tmp_path) == {}
+    assert read_samples(tmp_path) == {}

@@ -20,6 +20,7 @@ from IPython.display import Markdown, clear_output, display
 from tqdm.auto import tqdm
 
 from defaug_utils.core.pools import PoolUnfinished
+from defaug_utils.training.loop import StepDone
 
 WATERMARK_TYPE = "application/vnd.defaug.watermark+json"  # of the watermark's values in an executed notebook
 REPORTED_PACKAGES = (
@@ -77,8 +78,18 @@ def _remember_parameters() -> None:
     _remembered = {name: deepcopy(names[name]) for name in annotated if name in names}
 
 
+class Bar(tqdm):
+    """A progress bar that can follow a training."""
+
+    def follow(self, done: StepDone) -> None:
+        """Move to the step that is finished, and show its loss; for `on_step` of a training."""
+        self.total = done.steps
+        self.set_postfix(loss=f"{done.loss:.3f}", refresh=False)
+        self.update(done.step - self.n)
+
+
 @contextmanager
-def progress(total: int | None = None) -> Iterator[tqdm]:
+def progress(total: int | None = None) -> Iterator[Bar]:
     """Show a bar while a block runs: `with progress(count) as bar:`, then hand `bar.update` on as callback.
 
     At the block's end the bar goes, with all other output of its cell so far.
@@ -88,7 +99,7 @@ def progress(total: int | None = None) -> Iterator[tqdm]:
     """
     waits = ""
     try:
-        with tqdm(total=total, leave=False) as bar:
+        with Bar(total=total, leave=False) as bar:
             yield bar
     except PoolUnfinished as shard:
         waits = str(shard)

@@ -1,7 +1,8 @@
-"""Guards: settings that make sense, and folders that belong to the settings they were begun with."""
+"""Guards: settings that make sense, folders that belong to their settings, and a fixed number of threads."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from defaug_utils.core.files import write_json
@@ -14,6 +15,33 @@ def check_demands(what: str, demands: Mapping[str, bool], error: type[Exception]
     broken = [message for message, is_met in demands.items() if not is_met]
     if broken:
         raise error(f"{what}: {'; '.join(broken)}")
+
+
+def count_threads() -> int:
+    """Threads that PyTorch works with."""
+    import torch  # only here: what plans or draws runs without it
+
+    return torch.get_num_threads()
+
+
+@contextmanager
+def hold_threads(count: int | None = None) -> Iterator[None]:
+    """Let PyTorch, and Intel's MKL below it, work with exactly so many threads.
+
+    Threads share out a sum, and so decide its last bits. Until PyTorch is told a number, even the one it has,
+    MKL takes fewer where it sees fit: what a process did before would decide what it computes.
+
+    Args:
+        count: threads; None for as many as PyTorch has now.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def claim_folder(

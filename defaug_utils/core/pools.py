@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -14,7 +14,13 @@ import pandas as pd
 
 import defaug_utils
 from defaug_utils.core.files import append_line, lock_file, write_json, write_png
-from defaug_utils.core.guards import as_json, list_differences, refuse_other_settings
+from defaug_utils.core.guards import (
+    as_json,
+    count_threads,
+    hold_threads,
+    list_differences,
+    refuse_other_settings,
+)
 from defaug_utils.core.manifest import check_sources, image_seed, make_manifest, read_manifest, write_manifest
 from defaug_utils.core.sources import read_dataset
 
@@ -102,6 +108,10 @@ def make_pool(
     Groups are always made whole, with members that are finished already or lie beyond `count` (these are
     thrown away), so that an image has the same neighbours whatever was interrupted or cut into shards.
 
+    On one machine, a pool has the same bytes in any process, in shards and after restarts: where PyTorch
+    computes, the recipe keeps the number of threads that it was begun with. Pools begun with different
+    numbers, or made on another processor, may differ by a few grey levels here and there.
+
     Args:
         folder: where `manifest.csv`, `recipe.json`, `images/` and `masks/` go.
         method: what makes the images.
@@ -117,16 +127,18 @@ def make_pool(
         ManifestError: an image started from something else than a training image of the data set.
         FileNotFoundError: there is no data set.
     """
-    folder, recipe = Path(folder), describe_pool(method, plan.seed)
+    folder = Path(folder)
+    recipe = _add_threads(describe_pool(method, plan.seed), folder)
     dataset = None if method.data is None else read_dataset(method.data)
     key = _claim_pool(folder, recipe)
     writer = _PoolWriter(folder, method, dataset, key, on_images or (lambda finished: None))
-    pool = writer.make(plan)
-    while (missing := plan.passing - int((~find_failed(pool)).sum())) > 0:
-        larger = min(MAX_GROWTH * plan.count, len(pool) + missing)
-        if larger <= len(pool):
-            break
-        pool = writer.make(replace(plan, count=larger, shard=0, shards=1))
+    with _hold_threads_of(recipe):
+        pool = writer.make(plan)
+        while (missing := plan.passing - int((~find_failed(pool)).sum())) > 0:
+            larger = min(MAX_GROWTH * plan.count, len(pool) + missing)
+            if larger <= len(pool):
+                break
+            pool = writer.make(replace(plan, count=larger, shard=0, shards=1))
     return pool
 
 
@@ -164,24 +176,42 @@ def remake(folder: Path | str, image: str, method: Method) -> GeneratedImage:
     if image not in pool.index or not (Path(folder) / image).is_file():
         raise FileNotFoundError(f"{folder} has no image {image!r}: take one of its manifest")
     recipe = read_recipe(folder, pool.loc[image, "recipe"])
-    differing = list_differences(recipe, describe_pool(method, recipe.get("pool_seed")))
+    found = {name: value for name, value in recipe.items() if name != "threads"}  # these are kept below
+    differing = list_differences(found, describe_pool(method, recipe.get("pool_seed")))
     if differing:
         raise ValueError(
             f"{image} can't be made again: {'; '.join(differing)} differ from the pool's recipe: "
             "the same method, model, masks and data are needed"
         )
-    if "pool_seed" not in recipe:  # made one by one, each by a seed of its own
-        return method.make([0], [int(pool.loc[image, "seed"])])[0]
-    index = int(Path(image).stem)
-    first = index - index % method.group
-    indices = range(first, first + method.group)
-    return method.make(indices, [image_seed(recipe["pool_seed"], i) for i in indices])[index - first]
+    with _hold_threads_of(recipe):
+        if "pool_seed" not in recipe:  # made one by one, each by a seed of its own
+            return method.make([0], [int(pool.loc[image, "seed"])])[0]
+        index = int(Path(image).stem)
+        first = index - index % method.group
+        indices = range(first, first + method.group)
+        return method.make(indices, [image_seed(recipe["pool_seed"], i) for i in indices])[index - first]
 
 
 def describe_pool(method: Method, seed: int | None) -> dict:
     """A pool's recipe: what its images depend on, as it reads back from JSON; None where there is no seed."""
     own_seed = {} if seed is None else {"pool_seed": seed}
     return as_json({**method.describe(), "origin": method.origin, **own_seed})
+
+
+def _needs_torch(recipe: dict) -> bool:
+    return "torch" in recipe.get("versions", {})
+
+
+def _add_threads(recipe: dict, folder: Path) -> dict:
+    """The recipe with the number of threads that its pool was begun with, where PyTorch computes."""
+    if not _needs_torch(recipe):
+        return recipe
+    begun = read_recipe(folder) if (folder / "recipe.json").is_file() else {}
+    return recipe | {"threads": begun.get("threads") or count_threads()}
+
+
+def _hold_threads_of(recipe: dict) -> AbstractContextManager[None]:
+    return hold_threads(recipe.get("threads")) if _needs_torch(recipe) else nullcontext()
 
 
 def read_recipe(folder: Path | str, key: str = "") -> dict:

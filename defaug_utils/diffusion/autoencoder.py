@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import max_pool2d, mse_loss
 
 from defaug_utils.core.guards import check_demands
+from defaug_utils.core.images import fit_image
 
 Denoise = Callable[[Tensor, Tensor], Tensor]  # latents and time → what the network predicts
 
@@ -47,15 +48,16 @@ def decode_latents(vae: nn.Module, latents: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def autoencode_images(
-    vae: nn.Module, images_u8: Sequence[np.ndarray], batch_size: int = 4
+    vae: nn.Module, images_u8: Sequence[np.ndarray], size: tuple[int, int], batch_size: int = 4
 ) -> list[np.ndarray]:
-    """Images as they come back from the autoencoder: as soft as what the model can draw at best.
+    """Images (height, width, 3), uint8, as they come back from the autoencoder at a size (width, height).
 
-    All are (height, width, 3), uint8, of one size that suits the model.
+    They are as soft as what the model can draw at best.
     """
     device, returned = next(vae.parameters()).device, []
     for start in range(0, len(images_u8), batch_size):
-        floats = to_floats(images_u8[start : start + batch_size]).to(device)
+        fitted_u8 = [fit_image(image_u8, size) for image_u8 in images_u8[start : start + batch_size]]
+        floats = to_floats(fitted_u8).to(device)
         returned += to_u8(decode_latents(vae, encode_images(vae, floats)))
     return returned
 

@@ -4,7 +4,6 @@ Ruiz et al. 2023 (prior preservation), on the adapter of In&Out (Capogrosso et a
 """
 
 import json
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from importlib.util import find_spec
@@ -61,7 +60,6 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 LORA = "lora.safetensors"
-_STEP = re.compile(r"step-(\d+)")
 
 
 class DreamBoothRun(NamedTuple):
@@ -85,6 +83,13 @@ class DreamBoothRun(NamedTuple):
     buckets: pd.DataFrame
     adapted: LoraCounts
     notices: list[str]
+
+
+class KeptSample(NamedTuple):
+    """Adapter and sample pictures, (height, width, 3) and uint8, of a step of a fine-tuning."""
+
+    adapter: Path
+    images_u8: list[np.ndarray]
 
 
 class Denoiser(nn.Module):
@@ -131,7 +136,7 @@ def train_dreambooth(
     plan: LoraPlan,
     on_step: OnStep | None = None,
     on_sample: Callable[[int], None] | None = None,
-    sample_every: int = 0,
+    sample_times: int = 1,
 ) -> DreamBoothRun:
     """Fine-tune a model by an adapter, or go on where an earlier call with the same settings stopped.
 
@@ -146,7 +151,7 @@ def train_dreambooth(
         plan: ranks of the adapter.
         on_step: called after each step, see `run_steps`; its numbers are the step's row of the history.
         on_sample: called with the number of finished steps, the model ready to make pictures.
-        sample_every: steps between two calls of `on_sample`; 0 for none.
+        sample_times: how often, evenly over the training; the last time at its end.
 
     Raises:
         DreamBoothError: the folder holds a run of other settings, images, base model or rank (all differing
@@ -165,7 +170,7 @@ def train_dreambooth(
     def tell(done: StepDone) -> None:
         if on_step:
             on_step(done)
-        if on_sample and sample_every and (done.step % sample_every == 0 or done.step == count):
+        if on_sample and (done.step % -(-count // sample_times) == 0 or done.step == count):
             if accelerator.is_main_process:
                 _set_mode(model, settings, is_training=False)
                 on_sample(done.step)
@@ -295,10 +300,10 @@ def _set_mode(model: TextToImage, settings: DreamBoothSettings, is_training: boo
         part.train(is_training)
     if settings.gradient_checkpointing and is_training:
         unet.enable_gradient_checkpointing()
-        text_encoder.gradient_checkpointing_enable({"use_reentrant": False})
+        text_encoder.activation_checkpointing_enable({"use_reentrant": False})
     elif settings.gradient_checkpointing:
         unet.disable_gradient_checkpointing()
-        text_encoder.gradient_checkpointing_disable()
+        text_encoder.activation_checkpointing_disable()
 
 
 def _make_inputs(trainer: _Trainer, positions: Sequence[int], images: Sequence[int], number: int) -> _Inputs:
@@ -352,29 +357,18 @@ def keep_sample(
     For `on_sample` of `train_dreambooth`, so the adapter acts beside the model's weights in full (α = 1). A
     step that was kept before a run was interrupted is still there when it goes on.
     """
-    target = _steps_folder(folder) / f"step-{step:06d}"
+    target = Path(folder) / "steps" / f"step-{step:06d}"
     images = generate_images(model, jobs, settings)
     for place, image_u8 in enumerate(images):
         write_png(target / f"{place:03d}.png", image_u8)
-    save_lora(target / "lora.safetensors", model.pipeline.unet, model.pipeline.text_encoder)
+    save_lora(target / LORA, model.pipeline.unet, model.pipeline.text_encoder)
     return images
 
 
-def list_adapters(folder: Path | str) -> dict[int, Path]:
-    """Adapters that were kept, by the number of finished steps, in their order."""
-    return {
-        int(_STEP.fullmatch(path.parent.name)[1]): path
-        for path in sorted(_steps_folder(folder).glob("step-*/lora.safetensors"))
-    }
-
-
-def read_samples(folder: Path | str) -> dict[int, list[np.ndarray]]:
-    """Sample pictures that were kept, by the number of finished steps; each (height, width, 3), uint8."""
-    return {
-        step: [read_image(path) for path in sorted(adapter.parent.glob("*.png"))]
-        for step, adapter in list_adapters(folder).items()
-    }
-
-
-def _steps_folder(folder: Path | str) -> Path:
-    return Path(folder) / "steps"
+def read_samples(folder: Path | str) -> dict[int, KeptSample]:
+    """Adapters and pictures that `keep_sample` stored, by the number of finished steps, in their order."""
+    kept = {}
+    for adapter in sorted((Path(folder) / "steps").glob(f"step-*/{LORA}")):
+        pictures = [read_image(path) for path in sorted(adapter.parent.glob("*.png"))]
+        kept[int(adapter.parent.name.removeprefix("step-"))] = KeptSample(adapter, pictures)
+    return kept

@@ -155,10 +155,13 @@ def count_lora(network: nn.Module) -> LoraCount:
     return _count((_base(layer).weight, layer.r[ADAPTER]) for layer in adapted_layers(network).values())
 
 
-def count_planned(network: nn.Module, plan: LoraPlan) -> LoraCount:
-    """Count what an adapter of this plan would adapt, without adding it; as `count_lora` does afterwards."""
-    layers, planned = find_layers(network), plan_layers(network, plan)
-    return _count((_base(layers[path]).weight, layer.rank) for path, layer in planned.items())
+def count_planned(unet: nn.Module, text_encoder: nn.Module, plan: LoraPlan) -> LoraCounts:
+    """Count what `attach_lora` would adapt, without adding it."""
+    counts = []
+    for network in (unet, text_encoder):
+        layers, planned = find_layers(network), plan_layers(network, plan)
+        counts.append(_count((_base(layers[path]).weight, layer.rank) for path, layer in planned.items()))
+    return LoraCounts(*counts)
 
 
 def _count(adapted: Iterable[tuple[Tensor, int]]) -> LoraCount:

@@ -28,6 +28,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "count_copies",
             "find_copies",
             "measure_pools",
+            "open_copy_search",
         ],
         "recipes": ["RECIPES", "choose_recipe", "fit_epochs", "plan_epochs"],
     },

@@ -11,14 +11,17 @@ take the real images' features after the same way through its autoencoder.
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy.spatial.distance import cdist
+from torch import nn
 
 from defaug_utils.core.images import read_image
 from defaug_utils.core.manifest import read_manifest, rebase_manifest
 from defaug_utils.core.runs import pool_scenarios
+from defaug_utils.diffusion.autoencoder import autoencode_images
 from defaug_utils.evaluation.distances import (
     FeatureSummary,
     Spread,
@@ -30,7 +33,7 @@ from defaug_utils.evaluation.distances import (
 )
 from defaug_utils.protocol.mixing import find_leaking_scenarios, usable_rows
 from defaug_utils.protocol.run_folder import list_pools, read_data
-from defaug_utils.training.backbones import DIAG_LAYERS, FeatureNetwork
+from defaug_utils.training.backbones import DIAG_LAYERS, FeatureNetwork, average_features
 
 REAL, UNTOUCHED = "real positives, two parts", "real negatives, untouched"
 COPY_QUANTILE = 0.05  # a choice of this project, not of a paper
@@ -206,6 +209,56 @@ def find_copies(
     table = pd.DataFrame({"image": names[0], "nearest_real": [names[1][place] for place in nearest]})
     table = table.assign(distance=distances.min(axis=1), threshold=threshold)
     return table.assign(is_copy=table["distance"] <= threshold)
+
+
+class CopySearch(NamedTuple):
+    """Compares generated images with the real ones that their generator was shown.
+
+    Attributes:
+        network: see `average_features`.
+        layer: likewise.
+        shown: names of the real images.
+        features: theirs.
+        limit: distance up to which an image is a copy, see `copy_threshold`.
+    """
+
+    network: FeatureNetwork
+    layer: str
+    shown: list[str]
+    features: np.ndarray
+    limit: float
+
+    def find(self, images_u8: Sequence[np.ndarray], names: Sequence[str] | None = None) -> pd.DataFrame:
+        """See `find_copies`."""
+        generated = average_features(self.network, images_u8, self.layer)
+        return find_copies(generated, self.features, self.limit, names, self.shown)
+
+
+def open_copy_search(
+    network: FeatureNetwork,
+    layer: str,
+    folder: Path | str,
+    shown: Sequence[str],
+    others: Sequence[str],
+    vae: nn.Module,
+    size: tuple[int, int],
+) -> CopySearch:
+    """A search for copies of real images.
+
+    Args:
+        network: see `average_features`.
+        layer: likewise.
+        folder: of the real images.
+        shown: names of those that the generator was shown.
+        others: of more, which also say how alike real images are.
+        vae: the generator's autoencoder, which real images pass through, too.
+        size: (width, height) of generated images.
+    """
+    names = list(dict.fromkeys([*shown, *others]))
+    images_u8 = autoencode_images(vae, [read_image(Path(folder) / name) for name in names], size)
+    features = average_features(network, images_u8, layer)
+    count = len(set(shown))
+    return CopySearch(network, layer, names[:count], features[:count], copy_threshold(features))
 
 
 def count_copies(copies: pd.DataFrame, by: Sequence[str] = ("share", "epoch")) -> pd.DataFrame:

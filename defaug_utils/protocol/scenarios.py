@@ -149,15 +149,16 @@ class Review(NamedTuple):
     images: list[ImageDecision]
 
 
-def read_review(path: Path | str) -> Review:
-    """Read a stored review.
+def read_review(path: Path | str | None) -> Review:
+    """Read a stored review; None is one without decisions.
 
-    Args:
-        path: YAML with the lists `prompts` and `images`, see `PromptDecision` and `ImageDecision`.
+    It is YAML with the lists `prompts` and `images`, see `PromptDecision` and `ImageDecision`.
 
     Raises:
         ReviewError: it is missing or no such YAML; or lists every entry that makes no sense.
     """
+    if path is None:
+        return Review([], [])
     path = Path(path)
     if not path.is_file():
         raise ReviewError(f"no review at {path}: look at the pictures and store what you decide")
@@ -223,11 +224,7 @@ def write_review(review: Review, path: Path | str) -> None:
 
 
 def settle_prompts(board: Sequence[Prompt], review: Review) -> list[Prompt]:
-    """The prompts to generate with: accepted as they are, reworded, or not looked at; rejected ones go.
-
-    Args:
-        board: the prompts asked for.
-        review: decisions on some of them.
+    """The prompts of a board to generate with: accepted, reworded, or not looked at; rejected ones go.
 
     Raises:
         ReviewError: every prompt was rejected.

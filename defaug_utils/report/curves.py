@@ -1,4 +1,4 @@
-"""Curves: results over N_aug with every run visible, precision over recall, copies over epochs."""
+"""Curves: results over N_aug with every run visible, precision over recall, losses and copies."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
@@ -120,6 +120,27 @@ def _widen_limits(axes: Axes) -> None:
     half = max(0.15, (high - low) / 2)
     low = np.clip((low + high) / 2 - half, -0.02, 1.02 - 2 * half)
     axes.set_ylim(low, low + 2 * half)
+
+
+def plot_finetuning(history: pd.DataFrame) -> Figure:
+    """Losses of instances and regularisation images over steps, with their running means; the learning rate.
+
+    Args:
+        history: of `train_dreambooth`; a mean is over a tenth of its rows.
+    """
+    figure = NotebookFigure(figsize=(9, 3.2), layout="constrained")
+    losses, rates = figure.subplots(1, 2, width_ratios=(2, 1))
+    for place, name in enumerate(("instance", "class")):
+        values = history.set_index("step")[f"loss_{name}"].astype(float).dropna()
+        if len(values):
+            smooth = values.rolling(max(1, len(history) // 10), min_periods=1).mean()
+            losses.plot(values, color=f"C{place}", alpha=0.25)
+            losses.plot(smooth, color=f"C{place}", label=name)
+    losses.set(xlabel="step", ylabel="loss", ylim=(0, None))
+    losses.legend()
+    rates.plot(history.set_index("step")["learning_rate"])
+    rates.set(xlabel="step", ylabel="learning rate")
+    return figure
 
 
 def plot_memorisation(copies: pd.DataFrame) -> Figure:

@@ -101,6 +101,22 @@ def show_pool(
     return show_images(images, texts, masks if outlined else None, columns)
 
 
+def show_copies(copies: pd.DataFrame, folder: Path | str, data_folder: Path | str, count: int = 6) -> Figure:
+    """The generated images nearest to a real one, each before it, and whether it counts as a copy.
+
+    Args:
+        copies: of `find_copies`.
+        folder: of the generated images.
+        data_folder: of the real ones.
+        count: of pairs.
+    """
+    images, titles = [], []
+    for row in copies.nsmallest(count, "distance").itertuples():
+        images += [read_image(Path(folder) / row.image), read_image(Path(data_folder) / row.nearest_real)]
+        titles += ["copy" if row.is_copy else "new", "real"]
+    return show_images(images, titles, columns=2 * count)
+
+
 def _check_montage(
     images: Sequence[np.ndarray],
     titles: Sequence[str] | None,

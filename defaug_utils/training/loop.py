@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from defaug_utils.core.files import write_atomically, write_csv
-from defaug_utils.core.guards import as_json, check_demands, refuse_other_settings
+from defaug_utils.core.guards import as_json, check_demands, hold_threads, refuse_other_settings
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -176,6 +176,7 @@ def check_training(folder: Path | str, settings: Mapping, error: type[Exception]
     refuse_other_settings(folder, checkpoint.settings, settings, "a training", error)
 
 
+@hold_threads()
 def run_steps(
     training: Training, plan: StepPlan, folder: Path | str, settings: Mapping, on_step: OnStep | None = None
 ) -> StepRun:
