@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny_models import save_model
 
 from defaug_utils.core.files import write_png
 from defaug_utils.core.images import find_foreground, read_image, read_mask
@@ -52,9 +51,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trimap_model(tmp_path_factory: pytest.TempPathFactory) -> TrimapModel:
-    folder = tmp_path_factory.mktemp("models") / "text2image"
-    model = load_text2image(save_model(folder, unet_channels=4), clip_skip=1)
+def trimap_model(text_model_folder: Path) -> TrimapModel:
+    model = load_text2image(text_model_folder, clip_skip=1)
     return TrimapModel(model, make_controlnet(model))
 
 

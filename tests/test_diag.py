@@ -56,8 +56,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def inpainter(tmp_path_factory: pytest.TempPathFactory) -> Inpainter:
-    return load_inpainter(save_model(tmp_path_factory.mktemp("models") / "inpainting"))
+def inpainter(inpainting_folder: Path) -> Inpainter:
+    return load_inpainter(inpainting_folder)
 
 
 def read_all(folder: Path) -> dict[str, bytes]:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_models import save_model
 
 from defaug_utils.core import pools
 from defaug_utils.core.files import write_png
@@ -63,13 +62,13 @@ def save_data(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def inpainter(tmp_path_factory: pytest.TempPathFactory):
-    return load_inpainter(save_model(tmp_path_factory.mktemp("inpainting")))
+def inpainter(inpainting_folder: Path):
+    return load_inpainter(inpainting_folder)
 
 
 @pytest.fixture(scope="module")
-def text2image(tmp_path_factory: pytest.TempPathFactory):
-    return load_text2image(save_model(tmp_path_factory.mktemp("text2image"), 4), clip_skip=1)
+def text2image(text_model_folder: Path):
+    return load_text2image(text_model_folder, clip_skip=1)
 
 
 @pytest.fixture(scope="module")
