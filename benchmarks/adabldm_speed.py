@@ -40,8 +40,8 @@ from defaug_utils.diffusion.controlnet import (
 from defaug_utils.diffusion.loading import prepare_pipeline
 from defaug_utils.diffusion.text2image import TextToImage
 from defaug_utils.masks.trimaps import make_trimap
-from defaug_utils.methods.adabldm import BlendSettings, blend_latents, scale_stages
-from defaug_utils.methods.adabldm_batches import decode_adapted
+from defaug_utils.methods.adabldm import decode_adapted
+from defaug_utils.methods.blending import BlendSettings, blend_latents, scale_stages
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz,"
 PROMPT = "a hazelnut with a hole"

@@ -32,8 +32,12 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from defaug_utils.core.files import write_png
 from defaug_utils.methods.memseg import MemSegSettings, simulate_anomaly
-from defaug_utils.methods.procedural_textures import draw_procedural_texture
-from defaug_utils.methods.textures import TextureCollection, open_builtin_textures, open_texture_folder
+from defaug_utils.methods.textures import (
+    TextureCollection,
+    draw_procedural_texture,
+    open_builtin_textures,
+    open_texture_folder,
+)
 
 GRID = (8, 8)  # of the usual re-implementation, for both
 

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from defaug_utils.core.files import write_atomically
-from defaug_utils.methods.procedural_textures import TEXTURE_KINDS, TEXTURE_SIDE, draw_procedural_texture
+from defaug_utils.methods.textures import TEXTURE_KINDS, TEXTURE_SIDE, draw_procedural_texture
 from defaug_utils.training.backbones import (
     BACKBONES,
     HEAD_KEYS,

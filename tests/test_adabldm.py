@@ -8,7 +8,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from tiny_models import make_parts
 
 from defaug_utils.diffusion.autoencoder import cover_latent_cells, encode_images
-from defaug_utils.methods.adabldm import BlendSettings, blend_latents, scale_stages, watch_images
+from defaug_utils.methods.blending import BlendSettings, blend_latents, scale_stages, watch_images
 
 SIZE, STEPS, SEEDS = (16, 16), 10, (3, 4)
 PLAIN = BlendSettings(SIZE, STEPS, latent_editing=None, image_editing=None)

@@ -7,11 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny_models import save_model
 
 from defaug_utils.core.files import write_png
-from defaug_utils.core.foreground import find_foreground
-from defaug_utils.core.images import read_image, read_mask
+from defaug_utils.core.images import find_foreground, read_image, read_mask
 from defaug_utils.core.manifest import ManifestError, make_manifest, read_manifest, write_manifest
 from defaug_utils.core.pools import PoolPlan, make_pool, read_recipe, remake
 from defaug_utils.core.prompts import Prompt, make_prompts
@@ -22,11 +20,10 @@ from defaug_utils.diffusion.inpainting import InpaintJob
 from defaug_utils.diffusion.text2image import load_text2image
 from defaug_utils.masks.patches import cut_defect
 from defaug_utils.masks.sources import TurnedMasks, open_masks
-from defaug_utils.methods import adabldm_batches
-from defaug_utils.methods.adabldm import BlendSettings, scale_stages
-from defaug_utils.methods.adabldm_batches import blend_batch
-from defaug_utils.methods.adabldm_pool import AdaBLDM
-from defaug_utils.methods.changes import CheckLimits
+from defaug_utils.methods import adabldm
+from defaug_utils.methods.adabldm import AdaBLDM, blend_batch
+from defaug_utils.methods.blending import BlendSettings, scale_stages
+from defaug_utils.methods.painting import CheckLimits
 
 SETTINGS = BlendSettings((16, 32), 3, **scale_stages(3))
 WISH = {
@@ -54,9 +51,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trimap_model(tmp_path_factory: pytest.TempPathFactory) -> TrimapModel:
-    folder = tmp_path_factory.mktemp("models") / "text2image"
-    model = load_text2image(save_model(folder, unet_channels=4), clip_skip=1)
+def trimap_model(text_model_folder: Path) -> TrimapModel:
+    model = load_text2image(text_model_folder, clip_skip=1)
     return TrimapModel(model, make_controlnet(model))
 
 
@@ -180,7 +176,7 @@ def test_values_that_are_no_numbers_are_told_by_the_checks(tmp_path: Path, data,
     def break_latents(images: torch.Tensor, *_: object) -> torch.Tensor:
         return torch.full((len(images), 4, 16, 8), float("nan"))
 
-    monkeypatch.setattr(adabldm_batches, "blend_latents", break_latents)
+    monkeypatch.setattr(adabldm, "blend_latents", break_latents)
     pool = make(tmp_path, data, trimap_model)
     assert not pool["check_passed"].any() and pool["check_reason"].str.startswith("not a number").all()
     assert pool["adaptation_problem"].str.contains("is no number").all()
@@ -199,11 +195,11 @@ def test_the_same_image_alone_and_among_others(data: Path, trimap_model):
 
 
 def test_a_second_pool_of_the_same_seed_is_only_decoded(tmp_path, data, trimap_model, monkeypatch):
-    store = adabldm_batches.LatentStore()
+    store = adabldm.LatentStore()
     folders = {name: tmp_path / name for name in ("adapted", "plain", "fresh")}
     make(folders["fresh"], data, trimap_model, adaptation=None)
     adapted = make(folders["adapted"], data, trimap_model, store=store)
-    monkeypatch.setattr(adabldm_batches, "blend_latents", None)  # not to be called again
+    monkeypatch.setattr(adabldm, "blend_latents", None)  # not to be called again
     pool = make(folders["plain"], data, trimap_model, adaptation=None, store=store)
     assert set(pool["origin"]) == {"adabldm_plain"} and "adaptation_before" not in pool
     assert read_all(folders["plain"]) == read_all(folders["fresh"])
@@ -235,7 +231,7 @@ def test_turned_masks_bring_their_prompt_and_are_made_again(tmp_path, data, trim
 
 def test_other_jobs_are_not_found_in_a_store():
     image_u8, mask = np.zeros((8, 8, 3), np.uint8), np.eye(8, dtype=bool)
-    job, store = InpaintJob(image_u8, mask, "crack", "", 3), adabldm_batches.LatentStore()
+    job, store = InpaintJob(image_u8, mask, "crack", "", 3), adabldm.LatentStore()
     store.keep([job], torch.ones(1, 4, 1, 1))
     assert store.find([job]) is not None
     others = [{"seed": 4}, {"prompt": "hole"}, {"mask": ~mask}, {"image_u8": image_u8 + 1}]

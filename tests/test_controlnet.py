@@ -8,7 +8,6 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from diffusers import DDIMScheduler, StableDiffusionControlNetPipeline, StableDiffusionPipeline
-from tiny_models import save_model
 
 from defaug_utils.diffusion import controlnet as controlnets
 from defaug_utils.diffusion.controlnet import (
@@ -28,7 +27,7 @@ from defaug_utils.diffusion.loading import ModelError
 from defaug_utils.diffusion.text2image import TextToImage, load_text2image
 from defaug_utils.masks.patches import cut_defect
 from defaug_utils.masks.trimaps import GoodImage, TripleSet
-from defaug_utils.methods.adabldm import BlendSettings, blend_latents
+from defaug_utils.methods.blending import BlendSettings, blend_latents
 from defaug_utils.training.loop import StepDone, StepPlan
 
 SEEDS, STEPS = (3, 4), 4
@@ -37,13 +36,8 @@ SETTINGS = ControlNetSettings(batch_size=2, learning_rate=1e-3)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("models") / "text2image", unet_channels=4)
-
-
-@pytest.fixture(scope="module")
-def model(folder: Path) -> TextToImage:
-    return load_text2image(folder, clip_skip=1)
+def model(text_model_folder: Path) -> TextToImage:
+    return load_text2image(text_model_folder, clip_skip=1)
 
 
 @pytest.fixture(scope="module")

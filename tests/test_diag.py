@@ -22,9 +22,8 @@ from defaug_utils.diffusion.inpainting import (
 )
 from defaug_utils.masks.sources import open_masks
 from defaug_utils.methods import diag
-from defaug_utils.methods.changes import CheckLimits
 from defaug_utils.methods.diag import DIAG
-from defaug_utils.methods.painting import attempt_seed, paint_until_passed
+from defaug_utils.methods.painting import CheckLimits, attempt_seed, paint_until_passed
 
 COUNT, SIZE = 7, (16, 48)
 ANYTHING = CheckLimits(contrast=0, completeness=0)
@@ -57,8 +56,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def inpainter(tmp_path_factory: pytest.TempPathFactory) -> Inpainter:
-    return load_inpainter(save_model(tmp_path_factory.mktemp("models") / "inpainting"))
+def inpainter(inpainting_folder: Path) -> Inpainter:
+    return load_inpainter(inpainting_folder)
 
 
 def read_all(folder: Path) -> dict[str, bytes]:

@@ -17,8 +17,8 @@ from defaug_utils.core.pools import PoolPlan, PoolUnfinished, make_pool
 from defaug_utils.core.prompts import make_prompts
 from defaug_utils.diffusion.inpainting import InpaintSettings, load_inpainter
 from defaug_utils.masks.sources import open_masks
-from defaug_utils.methods.changes import CheckLimits
 from defaug_utils.methods.diag import DIAG
+from defaug_utils.methods.painting import CheckLimits
 
 COUNT, GROUP = 10, 3  # the last group is not full
 

@@ -61,21 +61,16 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("models") / "text", unet_channels=4)
-
-
-def load(model_folder: Path) -> TextToImage:
-    return load_text2image(model_folder, clip_skip=1)
+def load(text_model_folder: Path) -> TextToImage:
+    return load_text2image(text_model_folder, clip_skip=1)
 
 
 @pytest.fixture(scope="module")
-def class_folder(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Path:
+def class_folder(tmp_path_factory: pytest.TempPathFactory, text_model_folder: Path) -> Path:
     folder = tmp_path_factory.mktemp("pools") / "regularisation"
     settings = TextSettings((16, 48), steps=2, guidance=1.0)
     untuned = DDPM(
-        model=load(model_folder),
+        model=load(text_model_folder),
         prompts=[Prompt("background")],
         settings=settings,
         data=None,
@@ -97,19 +92,19 @@ def images(data: Path, class_folder: Path) -> TrainingImages:
     return read_images(data, class_folder)
 
 
-def train(folder: Path, model_folder: Path, images: TrainingImages, **changed: object) -> DreamBoothRun:
+def train(folder: Path, text_model_folder: Path, images: TrainingImages, **changed: object) -> DreamBoothRun:
     options = {
         name: changed.pop(name) for name in ("on_step", "on_sample", "sample_times") if name in changed
     }
     settings = DreamBoothSettings(**{**vars(SETTINGS), **changed})
-    return train_dreambooth(load(model_folder), images, folder, settings, PLAN, **options)
+    return train_dreambooth(load(text_model_folder), images, folder, settings, PLAN, **options)
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, model_folder: Path, images: TrainingImages) -> tuple:
+def whole(tmp_path_factory: pytest.TempPathFactory, text_model_folder: Path, images: TrainingImages) -> tuple:
     """An undisturbed run and its folder."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    return folder, train(folder, model_folder, images)
+    return folder, train(folder, text_model_folder, images)
 
 
 def test_history_and_files(whole):
@@ -127,12 +122,12 @@ def test_history_and_files(whole):
     assert rates[2] < rates[1] < rates[0]
 
 
-def test_the_adapter_learns(tmp_path: Path, model_folder: Path, data: Path):
+def test_the_adapter_learns(tmp_path: Path, text_model_folder: Path, data: Path):
     """Beside a run that hardly moves: both draw the same noise at every step."""
-    means = {}
+    means, one = {}, read_images(data, None, 1)
     for rate in (1e-9, 5e-2):
         changed = {"epochs": 12, "batch_size": 2, "gamma": 0.0, "learning_rate": rate, "restarts": 1}
-        run = train(tmp_path / str(rate), model_folder, read_images(data, None, 1), save_every=99, **changed)
+        run = train(tmp_path / str(rate), text_model_folder, one, save_every=99, **changed)
         means[rate] = run.history["loss"][-6:].mean()
     assert means[5e-2] < 0.99 * means[1e-9]
 
@@ -149,20 +144,20 @@ class Stopped(Exception):
 
 
 @pytest.mark.parametrize("stopped_at", [1, 5])
-def test_a_stopped_run_goes_on_with_the_same_losses(tmp_path, model_folder, images, whole, stopped_at):
+def test_a_stopped_run_goes_on_with_the_same_losses(tmp_path, text_model_folder, images, whole, stopped_at):
     def stop(done: StepDone) -> None:
         if done.step == stopped_at:
             raise Stopped
 
     with pytest.raises(Stopped):
-        train(tmp_path, model_folder, images, on_step=stop)
-    run = train(tmp_path, model_folder, images)
+        train(tmp_path, text_model_folder, images, on_step=stop)
+    run = train(tmp_path, text_model_folder, images)
     assert run.resumed_steps == stopped_at // 2 * 2
     pd.testing.assert_frame_equal(run.history, whole[1].history, check_exact=True)
     assert_same_tensors(run.lora, whole[1].lora)
 
 
-def test_stopped_while_writing_a_checkpoint(tmp_path, model_folder, images, whole, monkeypatch):
+def test_stopped_while_writing_a_checkpoint(tmp_path, text_model_folder, images, whole, monkeypatch):
     calls = []
 
     def write_half(tensors: dict, path: Path, metadata: dict) -> None:
@@ -176,35 +171,35 @@ def test_stopped_while_writing_a_checkpoint(tmp_path, model_folder, images, whol
     with monkeypatch.context() as patched:
         patched.setattr(loop, "save_file", write_half)
         with pytest.raises(Stopped):
-            train(tmp_path, model_folder, images)
-    run = train(tmp_path, model_folder, images)
+            train(tmp_path, text_model_folder, images)
+    run = train(tmp_path, text_model_folder, images)
     assert run.resumed_steps == 4, "the checkpoint before the one that broke"
     pd.testing.assert_frame_equal(run.history, whole[1].history, check_exact=True)
 
 
-def test_pictures_between_steps_change_nothing(tmp_path, model_folder, images, whole):
+def test_pictures_between_steps_change_nothing(tmp_path, text_model_folder, images, whole):
     seen = []
 
     def sample(finished: int) -> None:
         seen.append(finished)
         torch.randn(3)
 
-    run = train(tmp_path, model_folder, images, on_sample=sample, sample_times=3)
+    run = train(tmp_path, text_model_folder, images, on_sample=sample, sample_times=3)
     assert seen == [3, 6, 9]
     pd.testing.assert_frame_equal(run.history, whole[1].history, check_exact=True)
 
 
-def test_activations_computed_twice_train_the_same(tmp_path, model_folder, images, whole):
+def test_activations_computed_twice_train_the_same(tmp_path, text_model_folder, images, whole):
     """Twice, and ready for pictures in between."""
     changed = {"gradient_checkpointing": True, "on_sample": lambda _: None, "sample_times": 2}
-    run = train(tmp_path, model_folder, images, **changed)
+    run = train(tmp_path, text_model_folder, images, **changed)
     pd.testing.assert_frame_equal(run.history, whole[1].history, rtol=1e-4)
 
 
-def test_a_finished_run_is_taken_as_it_is(tmp_path: Path, whole, model_folder, images):
+def test_a_finished_run_is_taken_as_it_is(tmp_path: Path, whole, text_model_folder, images):
     folder, first = whole
     before = shutil.copy(first.lora, tmp_path / "before.safetensors")
-    again = train(folder, model_folder, images)
+    again = train(folder, text_model_folder, images)
     assert again.resumed_steps == len(again.history) == len(first.history)
     assert again.history.equals(first.history)
     assert_same_tensors(again.lora, before)
@@ -214,31 +209,31 @@ def test_a_finished_run_is_taken_as_it_is(tmp_path: Path, whole, model_folder, i
     ("changed", "named"),
     [({"learning_rate": 1e-3}, r"dreambooth\.learning_rate"), ({"seed": 6}, r"dreambooth\.seed")],
 )
-def test_a_checkpoint_of_other_settings_is_refused(whole, model_folder, images, changed, named):
+def test_a_checkpoint_of_other_settings_is_refused(whole, text_model_folder, images, changed, named):
     with pytest.raises(DreamBoothError, match=named):
-        train(whole[0], model_folder, images, **changed)
+        train(whole[0], text_model_folder, images, **changed)
 
 
 def test_a_checkpoint_of_another_rank_base_or_images_is_refused(
-    whole, model_folder, images, data, tmp_path: Path
+    whole, text_model_folder, images, data, tmp_path: Path
 ):
     with pytest.raises(DreamBoothError, match=r"lora\.\w*rank"):
-        train_dreambooth(load(model_folder), images, whole[0], SETTINGS, LoraPlan(3))
+        train_dreambooth(load(text_model_folder), images, whole[0], SETTINGS, LoraPlan(3))
     with pytest.raises(DreamBoothError, match=r"trained_on\.class_images"):
-        train(whole[0], model_folder, read_images(data, None))
+        train(whole[0], text_model_folder, read_images(data, None))
     other = save_model(tmp_path / "other", unet_channels=4, text_layers=2)
     with pytest.raises(DreamBoothError, match=r"other settings: base \("):
         train(whole[0], other, images)
 
 
-def test_a_damaged_checkpoint_is_told(tmp_path: Path, model_folder, images):
+def test_a_damaged_checkpoint_is_told(tmp_path: Path, text_model_folder, images):
     (tmp_path / "checkpoint.safetensors").write_bytes(b"damaged")
     with pytest.raises(DreamBoothError, match="can't be read"):
-        train(tmp_path, model_folder, images)
+        train(tmp_path, text_model_folder, images)
 
 
-def test_a_loss_that_is_no_number_names_its_step(tmp_path: Path, model_folder, images):
-    model = load(model_folder)
+def test_a_loss_that_is_no_number_names_its_step(tmp_path: Path, text_model_folder, images):
+    model = load(text_model_folder)
 
     def poison(done: StepDone) -> None:
         if done.step == 3:
@@ -250,8 +245,8 @@ def test_a_loss_that_is_no_number_names_its_step(tmp_path: Path, model_folder, i
     assert loop.read_checkpoint(tmp_path / "checkpoint.safetensors").history[-1]["step"] == 2
 
 
-def test_one_image_and_a_split_identifier_are_told(tmp_path: Path, model_folder, data):
-    run = train(tmp_path, model_folder, read_images(data, None, 1), epochs=1)
+def test_one_image_and_a_split_identifier_are_told(tmp_path: Path, text_model_folder, data):
+    run = train(tmp_path, text_model_folder, read_images(data, None, 1), epochs=1)
     told = "\n".join(run.notices)
     assert "one instance image" in told and "prior preservation is off" in told
     assert "splits the identifier 'skt' into 3 pieces (s, k, t</w>)" in told
@@ -291,9 +286,9 @@ def test_the_images_of_the_scenarios(data: Path):
         choose_training_rows(dataset, "no-shot", 0)
 
 
-def test_buckets_that_the_model_cannot_take(tmp_path: Path, model_folder, images):
+def test_buckets_that_the_model_cannot_take(tmp_path: Path, text_model_folder, images):
     with pytest.raises(DreamBoothError, match="bucket step 3 is no multiple of 4"):
-        train(tmp_path, model_folder, images, buckets=BucketSettings(768, 9, 96, 3))
+        train(tmp_path, text_model_folder, images, buckets=BucketSettings(768, 9, 96, 3))
 
 
 @pytest.mark.parametrize(
@@ -368,8 +363,8 @@ def test_the_plan_shows_each_image_as_often_as_asked():
     assert steps[:10] != steps[10:20]
 
 
-def test_latents_are_drawn_around_what_the_autoencoder_gives(model_folder, images):
-    model = load(model_folder)
+def test_latents_are_drawn_around_what_the_autoencoder_gives(text_model_folder, images):
+    model = load(text_model_folder)
     cached = cache_latents(model, images)
     assert len(cached) == 6
     mean, deviation = cached[0]

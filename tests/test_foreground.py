@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from defaug_utils.core.foreground import find_foreground
+from defaug_utils.core.images import find_foreground
 
 
 @pytest.fixture

@@ -26,19 +26,14 @@ SETTINGS = InpaintSettings((16, 48), steps=2, padding_mask_crop=None)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("models") / "inpainting")
-
-
-@pytest.fixture(scope="module")
-def inpainter(folder: Path) -> Inpainter:
-    return load_inpainter(folder)
+def inpainter(inpainting_folder: Path) -> Inpainter:
+    return load_inpainter(inpainting_folder)
 
 
 @pytest.fixture
-def broken(folder: Path, tmp_path: Path) -> Path:
+def broken(inpainting_folder: Path, tmp_path: Path) -> Path:
     """A copy of the model to spoil."""
-    return shutil.copytree(folder, tmp_path / "model")
+    return shutil.copytree(inpainting_folder, tmp_path / "model")
 
 
 def make_job(seed: int = 0, prompt: str = "white marks", shape: tuple[int, int] = (48, 16)) -> InpaintJob:
@@ -78,8 +73,8 @@ def test_an_image_knows_its_seed_and_not_its_neighbours(inpainter):
     assert not same(alone, other)
 
 
-def test_texts_are_encoded_once_and_matter(folder):
-    inpainter = load_inpainter(folder)
+def test_texts_are_encoded_once_and_matter(inpainting_folder):
+    inpainter = load_inpainter(inpainting_folder)
     encode, calls = inpainter.pipeline.encode_prompt, []
     inpainter.pipeline.encode_prompt = lambda *texts, **options: (
         calls.append(bool(options.get("prompt"))) or encode(*texts, **options)
@@ -112,8 +107,8 @@ def test_the_recipe_tells_models_apart_wherever_they_lie(inpainter, broken, tmp_
     json.dumps(inpainter.describe(), allow_nan=False)
 
 
-def test_the_fast_path_paints_the_same_and_says_that_it_was_taken(folder, inpainter):
-    fast = load_inpainter(folder, channels_last=True, compile_unet=True, slice_vae=True)
+def test_the_fast_path_paints_the_same_and_says_that_it_was_taken(inpainting_folder, inpainter):
+    fast = load_inpainter(inpainting_folder, channels_last=True, compile_unet=True, slice_vae=True)
     assert fast.pipeline.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
     assert fast.pipeline.vae.use_slicing and not inpainter.pipeline.vae.use_slicing
     jobs = [make_job(0), make_job(1)]
@@ -135,8 +130,8 @@ def record_calls(unet: torch.nn.Module, calls: list) -> object:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_paints_finite_pictures(folder, dtype):
-    half = load_inpainter(folder, dtype=dtype)
+def test_half_precision_paints_finite_pictures(inpainting_folder, dtype):
+    half = load_inpainter(inpainting_folder, dtype=dtype)
     (made,) = inpaint_batch(half, [make_job()], SETTINGS)
     assert made.is_finite
     assert half.describe()["dtype"] == str(dtype).removeprefix("torch.")

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_models import save_model
 
 from defaug_utils.core import pools
 from defaug_utils.core.files import write_png
@@ -30,13 +29,13 @@ from defaug_utils.diffusion.text2image import TextSettings, load_text2image
 from defaug_utils.masks.patches import read_defects
 from defaug_utils.masks.sources import open_masks
 from defaug_utils.masks.trimaps import TripleSet, TripleSettings, read_good_images
-from defaug_utils.methods.adabldm import BlendSettings, scale_stages
-from defaug_utils.methods.adabldm_pool import AdaBLDM
-from defaug_utils.methods.changes import CheckLimits
+from defaug_utils.methods.adabldm import AdaBLDM
+from defaug_utils.methods.blending import BlendSettings, scale_stages
 from defaug_utils.methods.cut_paste import CutPaste
 from defaug_utils.methods.ddpm import DDPM
 from defaug_utils.methods.diag import DIAG
 from defaug_utils.methods.memseg import MemSeg, MemSegSettings
+from defaug_utils.methods.painting import CheckLimits
 from defaug_utils.methods.textures import TextureCollection
 
 SIZE, PLAN = (16, 48), PoolPlan(5, seed=3)
@@ -63,13 +62,13 @@ def save_data(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def inpainter(tmp_path_factory: pytest.TempPathFactory):
-    return load_inpainter(save_model(tmp_path_factory.mktemp("inpainting")))
+def inpainter(inpainting_folder: Path):
+    return load_inpainter(inpainting_folder)
 
 
 @pytest.fixture(scope="module")
-def text2image(tmp_path_factory: pytest.TempPathFactory):
-    return load_text2image(save_model(tmp_path_factory.mktemp("text2image"), 4), clip_skip=1)
+def text2image(text_model_folder: Path):
+    return load_text2image(text_model_folder, clip_skip=1)
 
 
 @pytest.fixture(scope="module")

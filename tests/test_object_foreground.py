@@ -13,8 +13,8 @@ from defaug_utils.core.manifest import make_manifest, write_manifest
 from defaug_utils.core.pools import PoolPlan, make_pool
 from defaug_utils.masks.objects import (
     THRESHOLD,
+    FeatureReader,
     fit_object_finder,
-    make_feature_reader,
 )
 from defaug_utils.methods.memseg import MemSeg
 from defaug_utils.methods.textures import open_textures
@@ -99,14 +99,17 @@ def test_clusters_start_repeatably(seed):
 @pytest.mark.parametrize("weights", WEIGHTS)
 def test_with_the_backbones_of_the_book(weights):
     network = open_features("resnet10_quarter", str(weights))
-    reader = make_feature_reader(network)
+    reader = FeatureReader(network)
+    described, other = (FeatureReader(network, colour_weight=weight).describe() for weight in (4.0, 1.0))
+    assert described["backbone"] == network.backbone and len(described["fingerprint"]) == 16
+    assert reader.describe() == described != other
     image_u8, is_object = draw_part(30)
     assert reader(image_u8).shape == (24, 24, 16 + 32 + 3)
-    assert make_feature_reader(network, ("eighth",), 0)(image_u8).shape == (12, 12, 32)
+    assert FeatureReader(network, ("eighth",), 0)(image_u8).shape == (12, 12, 32)
     finder = fit_object_finder([draw_part(seed)[0] for seed in range(4)], reader)
     assert share_agreed(finder(image_u8), is_object) > 0.7
     with pytest.raises(ValueError, match="is negative"):
-        make_feature_reader(network, colour_weight=-1)
+        FeatureReader(network, colour_weight=-1)
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
@@ -118,7 +121,7 @@ def test_a_smooth_part_is_found_whole_not_its_rim(weights, part_grey, plate_grey
         noise = np.random.default_rng(seed).normal(0, 4, is_object.shape)
         grey = np.clip(np.where(is_object, part_grey, plate_grey) + noise, 0, 255).astype(np.uint8)
         images.append((grey[..., None].repeat(3, axis=2), is_object))
-    reader = make_feature_reader(open_features("resnet10_quarter", str(weights)))
+    reader = FeatureReader(open_features("resnet10_quarter", str(weights)))
     finder = fit_object_finder([image_u8 for image_u8, _ in images[:4]], reader)
     image_u8, is_object = images[4]
     assert share_agreed(finder(image_u8), is_object) > 0.9

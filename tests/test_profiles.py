@@ -15,7 +15,7 @@ from defaug_utils.diffusion.controlnet import PAPER_PLAN, ControlNetSettings
 from defaug_utils.diffusion.inpainting import InpaintSettings
 from defaug_utils.masks.trimaps import SCALE_RANGE, TRIPLES
 from defaug_utils.methods import diag
-from defaug_utils.methods.adabldm import BlendSettings
+from defaug_utils.methods.blending import BlendSettings
 
 ROOT = Path(__file__).parents[1]
 DECLARED = {

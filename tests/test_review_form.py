@@ -4,7 +4,7 @@ from pathlib import Path
 
 from defaug_utils.core.prompts import make_prompts
 from defaug_utils.protocol.scenarios import ImageDecision, PromptDecision, Review, read_review, write_review
-from defaug_utils.widgets.review_grid import make_review_form
+from defaug_utils.widgets.studio_panel import make_review_form
 
 PROMPTS = make_prompts(["skt background cracked", "skt background scratched"])
 

@@ -7,7 +7,6 @@ from threading import Thread
 
 import numpy as np
 import pytest
-from tiny_models import save_model
 
 from defaug_utils.core.files import write_png
 from defaug_utils.core.images import read_image, read_mask
@@ -24,8 +23,8 @@ NAMES = ["train/0.png", "train/1.png"]
 
 
 @pytest.fixture(scope="module")
-def inpainter(tmp_path_factory: pytest.TempPathFactory) -> Inpainter:
-    return load_inpainter(save_model(tmp_path_factory.mktemp("models") / "inpainting"))
+def inpainter(inpainting_folder: Path) -> Inpainter:
+    return load_inpainter(inpainting_folder)
 
 
 @pytest.fixture

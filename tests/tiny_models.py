@@ -1,5 +1,7 @@
 """Diffusion models of the real classes, with random weights and so small that a picture takes a blink."""
 
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -26,7 +28,13 @@ def make_tokenizer() -> CLIPTokenizer:
 
 
 def make_parts(unet_channels: int, text_layers: int = 1, prediction: str = "epsilon") -> dict:
-    """All parts of a latent diffusion model, always the same ones."""
+    """All parts of a latent diffusion model, always the same ones; copies, so that a test may change them."""
+    torch.manual_seed(0)
+    return deepcopy(_build_parts(unet_channels, text_layers, prediction))
+
+
+@cache
+def _build_parts(unet_channels: int, text_layers: int, prediction: str) -> dict:
     torch.manual_seed(0)
     blocks = ("DownEncoderBlock2D", "DownEncoderBlock2D")
     text = CLIPTextConfig(

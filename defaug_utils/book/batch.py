@@ -25,13 +25,12 @@ def execute_notebook(source: Path | str, target: Path | str, parameters: dict, t
 
     Args:
         source: the notebook to run, from the project's root.
-        target: where the executed notebook goes.
+        target: where the executed notebook goes; a failed one stays beside it as `<target>.failed.ipynb`.
         parameters: values for its parameters cell.
         threads: threads that the notebook's numerical libraries may use.
 
     Raises:
-        NotebookError: a cell failed; names the notebook, the cell's error and the partly executed
-            copy (`<target>.failed.ipynb`) to look at.
+        NotebookError: a cell failed, or the kernel did not start.
     """
     source, target = Path(source), Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -87,13 +86,7 @@ def stage_book(project: Path | str, executed: dict[str, Path | str], folder: Pat
 
 
 def build_book(folder: Path | str) -> Path:
-    """Build the staged book with warnings as errors.
-
-    Args:
-        folder: the staged sources.
-
-    Returns:
-        The book's first page.
+    """Build the staged book with warnings as errors, and return its first page.
 
     Raises:
         RuntimeError: Sphinx found an error or gave a warning; its words were printed.

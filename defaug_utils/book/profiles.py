@@ -2,10 +2,13 @@
 
 import ast
 import difflib
+from collections.abc import Iterable
 from pathlib import Path
 
 import yaml
 from papermill import inspect_notebook
+
+from defaug_utils.core.manifest import raise_problems
 
 
 class ProfileError(ValueError):
@@ -45,23 +48,18 @@ def read_profile(path: Path | str, notebook_folder: Path | str = "notebooks") ->
         notebook.stem: set(inspect_notebook(str(notebook)))
         for notebook in sorted(Path(notebook_folder).glob("[0-9][0-9]_*.ipynb"))
     }
-    shared = content.get("shared") or {}
-    problems = [
-        f"shared: unknown parameter {name!r}{_nearest(name, set().union(*declared.values()))}"
-        for name in shared
-        if not any(name in names for names in declared.values())
-    ]
+    known = {"shared": set().union(*declared.values())} | declared
+    problems = []
     for section, values in content.items():
-        if section == "shared":
+        if section not in known:
+            problems.append(f"unknown section {section!r}{_nearest(section, known)}")
             continue
-        if section not in declared:
-            problems.append(f"unknown section {section!r}{_nearest(section, [*declared, 'shared'])}")
-            continue
-        for name in values or {}:
-            if name not in declared[section]:
-                problems.append(f"{section}: unknown parameter {name!r}{_nearest(name, declared[section])}")
-    if problems:
-        raise ProfileError(f"profile {path}:\n" + "\n".join(f"  - {problem}" for problem in problems))
+        wrong = [name for name in values or {} if name not in known[section]]
+        problems += [
+            f"{section}: unknown parameter {name!r}{_nearest(name, known[section])}" for name in wrong
+        ]
+    raise_problems(f"profile {path}", problems, ProfileError)
+    shared = content.get("shared") or {}
     return {
         notebook: {name: value for name, value in shared.items() if name in names}
         | (content.get(notebook) or {})
@@ -70,16 +68,11 @@ def read_profile(path: Path | str, notebook_folder: Path | str = "notebooks") ->
 
 
 def read_defaults(notebook: str, notebook_folder: Path | str = "notebooks") -> dict:
-    """The values in a notebook's parameters cell, which hold where a profile says nothing.
-
-    Args:
-        notebook: its name, such as `06_in_and_out`.
-        notebook_folder: where the notebooks are.
-    """
+    """The values in a notebook's parameters cell, which hold where a profile says nothing."""
     declared = inspect_notebook(str(Path(notebook_folder) / f"{notebook}.ipynb"))
     return {name: ast.literal_eval(parameter["default"]) for name, parameter in declared.items()}
 
 
-def _nearest(name: str, known: object) -> str:
+def _nearest(name: str, known: Iterable[str]) -> str:
     matches = difflib.get_close_matches(str(name), [str(word) for word in known], n=1)
     return f" (did you mean {matches[0]!r}?)" if matches else ""

@@ -15,11 +15,7 @@ Tables = dict[str, pd.DataFrame]
 
 
 def write_part(folder: Path | str, part: str) -> str:
-    """One part of the page of stored results, as Markdown.
-
-    Args:
-        folder: as `stored_results.store_results` wrote it.
-        part: a name in `PARTS`.
+    """One part (of `PARTS`) of the page of results that `store_results` wrote, as Markdown.
 
     Raises:
         ValueError: there is no such part.

@@ -34,15 +34,14 @@ def store_results(run_folder: Path | str, shelf: Path | str, name: str, command:
     Args:
         run_folder: the run's folder, every notebook of it executed.
         shelf: folder of all stored results, such as `book/stored`.
-        name: of the folder in it to write to.
+        name: of the folder in it to write to, in small letters, digits, - and _.
         command: the one that made the run.
 
     Returns:
         The provenance: see `describe_run`.
 
     Raises:
-        StoreError: the name has other signs than small letters, digits, - and _, or the run has not
-            finished; says what is missing.
+        StoreError: the name is none, or the run has not finished; says what is missing.
         ResultsError: as `gather_results`.
     """
     run_folder, target = Path(run_folder), Path(shelf) / name

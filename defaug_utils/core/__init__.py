@@ -6,8 +6,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "files": ["write_csv", "write_json", "write_png"],
-        "foreground": ["find_foreground"],
-        "images": ["crop_box", "fit_image", "fit_mask", "read_image", "read_mask"],
+        "images": ["crop_box", "find_foreground", "fit_image", "fit_mask", "read_image", "read_mask"],
         "manifest": ["check_sources", "image_seed", "read_manifest", "write_manifest"],
         "origins": ["ORIGINS", "Origin", "list_arms"],
         "pools": [

@@ -35,15 +35,12 @@ def explain_full_disk(path: Path | str) -> Iterator[None]:
 def explain_read_only(
     folder: Path | str, lost: str, advice: str = "choose another folder, or allow writing and try again"
 ) -> Iterator[None]:
-    """Turn the system's refusals to write into one message that says what to do.
+    """Turn the system's refusals to write into one PermissionError that says what to do.
 
     Args:
         folder: that is written to.
         lost: what was not done, such as "the mask was not saved".
         advice: what to do.
-
-    Raises:
-        PermissionError: in place of any error that says so.
     """
     try:
         yield
@@ -55,16 +52,10 @@ def explain_read_only(
 
 @contextmanager
 def write_atomically(path: Path | str) -> Iterator[Path]:
-    """Give a temporary path beside `path`, renamed to it when the block ends well.
+    """Give a temporary path beside `path`, with the same suffix, renamed to it when the block ends well.
 
-    Args:
-        path: the file to write; its folder is made when missing.
-
-    Yields:
-        A path with the same suffix, in the same folder.
-
-    Raises:
-        OSError: the disk is full or the folder can't be written; `path` keeps its former content.
+    The folder is made when missing. Where the disk is full or the folder can't be written, `path` keeps its
+    former content, and an OSError says so.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.tmp{path.suffix}")
@@ -79,17 +70,13 @@ def write_atomically(path: Path | str) -> Iterator[Path]:
 
 @contextmanager
 def lock_file(path: Path | str, seconds: float = LOCK_SECONDS) -> Iterator[None]:
-    """Let one process at a time read, change and write a file; the others wait for their turn.
+    """Let one process at a time read, change and write a file, which need not exist yet; others wait.
 
     The lock is the system's, on a hidden file beside `path`, and ends with the process that holds it. Those
     who only read need none, since files are renamed into place.
 
-    Args:
-        path: the file to change; it need not exist yet.
-        seconds: how long to wait.
-
     Raises:
-        TimeoutError: another process has held the lock for all that time.
+        TimeoutError: another process has held the lock for so many seconds.
         OSError: the folder is missing or can't be written.
     """
     path = Path(path)

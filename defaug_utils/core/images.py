@@ -1,4 +1,4 @@
-"""Reading images and masks of any PNG flavour, and fitting them to a size without losing thin defects."""
+"""Reading images and masks of any PNG flavour, fitting them to a size, telling objects from backgrounds."""
 
 import hashlib
 from pathlib import Path
@@ -14,16 +14,10 @@ DECODING_ERRORS = (OSError, SyntaxError, ValueError, LookupError, EOFError, Imag
 
 
 def read_image(path: Path | str) -> np.ndarray:
-    """Read an image as RGB.
+    """Read an image as RGB, shape (height, width, 3), uint8.
 
     16 bits are brought to 8 (0 … 65535 onto 0 … 255), a palette is resolved, an alpha channel is
     dropped, grey is repeated over three channels, and a camera's orientation tag is obeyed.
-
-    Args:
-        path: an image file that Pillow reads.
-
-    Returns:
-        Shape (height, width, 3), uint8.
 
     Raises:
         ValueError: the file is missing, truncated, no image, or holds fractions instead of whole
@@ -98,16 +92,7 @@ def _to_u8(values: np.ndarray) -> np.ndarray:
 
 
 def fit_image(image_u8: np.ndarray, size: tuple[int, int], fit: str = "resize") -> np.ndarray:
-    """Bring an image to a size, by stretching it or by cutting the centre out at the right aspect first.
-
-    Args:
-        image_u8: shape (height, width, 3), uint8.
-        size: (width, height) in pixels.
-        fit: "resize" or "centre_crop".
-
-    Returns:
-        Shape (size[1], size[0], 3), uint8.
-    """
+    """Bring an image (height, width, 3), uint8, to a size (width, height), see `crop_box` for the fits."""
     box = crop_box(image_u8.shape[:2], size, fit)
     left, top, right, bottom = box
     cropped = Image.fromarray(image_u8[top:bottom, left:right])
@@ -115,15 +100,9 @@ def fit_image(image_u8: np.ndarray, size: tuple[int, int], fit: str = "resize") 
 
 
 def fit_mask(mask: np.ndarray, size: tuple[int, int], fit: str = "resize") -> np.ndarray:
-    """Bring a mask to a size: a pixel is positive when any source pixel that it covers is.
+    """Bring a mask (height, width), bool, to a size (width, height), see `crop_box` for the fits.
 
-    Args:
-        mask: shape (height, width), bool.
-        size: (width, height) in pixels.
-        fit: "resize" or "centre_crop".
-
-    Returns:
-        Shape (size[1], size[0]), bool.
+    A pixel is positive when any source pixel that it covers is.
     """
     left, top, right, bottom = crop_box(mask.shape, size, fit)
     counts = mask[top:bottom, left:right].astype(np.int32).cumsum(0).cumsum(1)
@@ -169,3 +148,36 @@ def crop_box(shape: tuple[int, ...], size: tuple[int, int], fit: str) -> tuple[i
 def hash_pixels(pixels: np.ndarray) -> str:
     """SHA-256 of an image's or a mask's shape and values."""
     return hashlib.sha256(f"{pixels.shape}\n".encode() + np.ascontiguousarray(pixels).tobytes()).hexdigest()
+
+
+FOREGROUNDS = ("whole", "auto", "bright", "dark")
+
+
+def find_foreground(image_u8: np.ndarray, foreground: str = "whole") -> np.ndarray:
+    """Tell the object from its background by Otsu's grey-level threshold.
+
+    Args:
+        image_u8: shape (height, width, 3), uint8.
+        foreground: "whole": everything is object (surfaces, textures); "bright" or "dark": the object is
+            the brighter or the darker part; "auto": the object is the part that fewer pixels of the
+            image's border belong to.
+
+    Returns:
+        Shape (height, width), bool, true on the object; nowhere true when all pixels are alike.
+
+    Raises:
+        ValueError: the word is none of `FOREGROUNDS`.
+    """
+    if foreground not in FOREGROUNDS:
+        raise ValueError(f"foreground {foreground!r} is none of {', '.join(FOREGROUNDS)}")
+    if foreground == "whole":
+        return np.ones(image_u8.shape[:2], bool)
+    grey = cv2.cvtColor(image_u8, cv2.COLOR_RGB2GRAY)
+    if grey.min() == grey.max():
+        return np.zeros(grey.shape, bool)
+    threshold, _ = cv2.threshold(grey, 0, 255, cv2.THRESH_BINARY | cv2.THRESH_OTSU)
+    is_bright = grey > threshold
+    if foreground == "auto":
+        border = np.concatenate([is_bright[0], is_bright[-1], is_bright[:, 0], is_bright[:, -1]])
+        foreground = "dark" if 2 * np.count_nonzero(border) > border.size else "bright"
+    return is_bright if foreground == "bright" else ~is_bright

@@ -47,15 +47,7 @@ def raise_problems(what: str, problems: list[str], error: type[Exception] = Mani
 
 
 def image_seed(pool_seed: int, index: int) -> int:
-    """Seed of image `index` of a pool: the same whatever the batch size, shard or restart.
-
-    Args:
-        pool_seed: seed of the whole pool, not negative.
-        index: position of the image in the pool, from 0.
-
-    Returns:
-        A whole number in [0, 2**63), that NumPy and PyTorch generators take.
-    """
+    """Seed of image `index` of a pool, in [0, 2**63): the same whatever the batch size, shard or restart."""
     state = np.random.SeedSequence([pool_seed, index]).generate_state(1, np.uint64)[0]
     return int(state >> np.uint64(1))
 
@@ -244,12 +236,9 @@ def rebase_manifest(manifest: pd.DataFrame, folder: Path | str, new_folder: Path
 def check_sources(pool: pd.DataFrame, dataset: pd.DataFrame) -> None:
     """Refuse a pool any of whose images started from something else than a training image.
 
-    Args:
-        pool: manifest of generated images; `SOURCE_COLUMNS` (where not empty) name data set rows.
-        dataset: manifest of the data set, with its `image` and `split` columns.
-
     Raises:
-        ManifestError: lists every generated image with a source that is unknown or not in the train split.
+        ManifestError: lists every image one of whose `SOURCE_COLUMNS` names a row of the data set that is
+            unknown or not in the train split.
     """
     split_of = dict(zip(dataset["image"], dataset["split"], strict=True))
     problems = []

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from defaug_utils.core.foreground import find_foreground
-from defaug_utils.core.images import read_image, read_mask
+from defaug_utils.core.images import find_foreground, read_image, read_mask
 from defaug_utils.core.manifest import ManifestError, raise_problems, read_manifest
 from defaug_utils.core.runs import SCENARIOS, MixingError
 
@@ -23,13 +22,7 @@ def read_dataset(data_folder: Path | str) -> pd.DataFrame:
 
 
 def list_sources(dataset: pd.DataFrame) -> pd.DataFrame:
-    """The only rows that anomalies may start from: real, without defect, of the train split.
-
-    Args:
-        dataset: manifest of the prepared data set.
-
-    Returns:
-        These rows in the order of their `image`, counted from 0.
+    """The only rows that anomalies may start from, sorted: real, without defect, of the train split.
 
     Raises:
         ManifestError: there is none.

@@ -161,10 +161,7 @@ def _draw_evenly(group: pd.DataFrame, count: int, rng: np.random.Generator) -> p
 
 
 def draw_few_shot(
-    dataset: pd.DataFrame,
-    count: int = FEW_SHOT_COUNT,
-    seed: int = 0,
-    chosen: Iterable[str] = (),
+    dataset: pd.DataFrame, count: int = FEW_SHOT_COUNT, seed: int = 0, chosen: Iterable[str] = ()
 ) -> pd.DataFrame:
     """Move `count` defective test images of every category and type to the train split, or a given list.
 

@@ -83,10 +83,12 @@ class ObjectFinder:
         return self.find_steps(image_u8).foreground
 
     def describe(self) -> dict:
-        """On what the result depends, besides the features, as JSON values."""
+        """On what the result depends, as JSON values."""
         numbers = np.concatenate([self.clusters.cluster_centers_.ravel(), self.line.coef_.ravel()])
         digest = hashlib.sha256(np.round(numbers, 6).tobytes()).hexdigest()[:16]
-        return {"method": "k-means and LDA", "border_share": round(self.border_share, 4), "sha256": digest}
+        features = getattr(self.read_features, "describe", dict)()
+        learned = {"border_share": round(self.border_share, 4), "sha256": digest}
+        return {"method": "k-means and LDA", "features": features, **learned}
 
 
 def _stretch_levels(values: np.ndarray) -> np.ndarray:
@@ -105,11 +107,11 @@ def open_object_finder(
 ) -> ObjectFinder:
     """Learn from good images of one category by a backbone's features.
 
-    Backbone, weights and device are those of `open_features`, the others those of `make_feature_reader` and
+    Backbone, weights and device are those of `open_features`, the others those of `FeatureReader` and
     `fit_object_finder`, with their errors.
     """
     network = open_features(backbone, weights, device)
-    return fit_object_finder(images_u8, make_feature_reader(network, colour_weight=colour_weight), seed)
+    return fit_object_finder(images_u8, FeatureReader(network, colour_weight=colour_weight), seed)
 
 
 def fit_object_finder(
@@ -119,7 +121,7 @@ def fit_object_finder(
 
     Args:
         images_u8: each of shape (height, width, 3), uint8; the first `MAX_FIT_IMAGES` are used, one will do.
-        read_features: see `make_feature_reader`.
+        read_features: see `FeatureReader`.
         seed: of the clusters' start.
 
     Raises:
@@ -149,38 +151,40 @@ def _mark_border(shape: tuple[int, int]) -> np.ndarray:
     return border
 
 
-def make_feature_reader(
-    network: FeatureNetwork,
-    layers: Sequence[str] = ("quarter", "eighth"),
-    colour_weight: float = COLOUR_WEIGHT,
-) -> ReadFeatures:
+@dataclass(frozen=True)
+class FeatureReader:
     """Features of a backbone and Lab colours as one function of an image (height, width, 3), uint8.
 
-    Args:
+    Attributes:
         network: from `open_features`.
         layers: names of its layers, the finest first; all are brought to that one's resolution.
         colour_weight: of the colours, the last three channels; 0 leaves them out, as AdaBLDM does.
-
-    Returns:
-        What gives features, shape (rows, columns, channels), float32.
-
-    Raises:
-        ValueError: the weight is negative.
     """
-    if colour_weight < 0:
-        raise ValueError(f"colour_weight {colour_weight} is negative: 0 leaves colours out")
 
-    def read_features(image_u8: np.ndarray) -> np.ndarray:
-        maps = network.read_maps(image_u8[None].copy(), layers)  # files are read read-only
-        arrays = [maps[layer][0].permute(1, 2, 0).cpu().numpy() for layer in layers]
+    network: FeatureNetwork
+    layers: Sequence[str] = ("quarter", "eighth")
+    colour_weight: float = COLOUR_WEIGHT
+
+    def __post_init__(self) -> None:
+        """Refuse a negative weight."""
+        if self.colour_weight < 0:
+            raise ValueError(f"colour_weight {self.colour_weight} is negative: 0 leaves colours out")
+
+    def __call__(self, image_u8: np.ndarray) -> np.ndarray:
+        """Shape (rows, columns, channels), float32."""
+        maps = self.network.read_maps(image_u8[None].copy(), self.layers)  # files are read read-only
+        arrays = [maps[layer][0].permute(1, 2, 0).cpu().numpy() for layer in self.layers]
         size = arrays[0].shape[1::-1]
         stretched = [_bring_to(array, size) for array in arrays]
-        if colour_weight:
+        if self.colour_weight:
             lab = cv2.cvtColor(image_u8, cv2.COLOR_RGB2LAB).astype(np.float32) / 255
-            stretched.append(colour_weight * cv2.resize(lab, size, interpolation=cv2.INTER_AREA))
+            stretched.append(self.colour_weight * cv2.resize(lab, size, interpolation=cv2.INTER_AREA))
         return np.concatenate(stretched, axis=2)
 
-    return read_features
+    def describe(self) -> dict:
+        """Backbone, fingerprint and settings."""
+        settings = {"layers": list(self.layers), "colour_weight": self.colour_weight}
+        return self.network.describe() | settings
 
 
 def _bring_to(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:

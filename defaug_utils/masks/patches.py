@@ -53,13 +53,10 @@ def read_defects(dataset: pd.DataFrame, data_folder: Path | str, size: tuple[int
             f"{data_folder}: none of {int(is_known.sum())} training positives has a mask: defects can't be "
             "cut out without one"
         )
-    defects, problems = [], []
+    folder, defects, problems = Path(data_folder), [], []
     for row in rows.itertuples():
         try:
-            image_u8, mask = (
-                read_image(Path(data_folder) / row.image),
-                read_mask(Path(data_folder) / row.mask),
-            )
+            image_u8, mask = read_image(folder / row.image), read_mask(folder / row.mask)
             if mask.shape != image_u8.shape[:2]:
                 raise ValueError(f"{row.mask}: mask {mask.shape} on an image {image_u8.shape[:2]}")
             pair = fit_image(image_u8, size), fit_mask(mask, size)
@@ -73,7 +70,7 @@ def read_defects(dataset: pd.DataFrame, data_folder: Path | str, size: tuple[int
 def cut_defect(
     image_u8: np.ndarray, mask: np.ndarray, category: str = "", defect_type: str = "", name: str = ""
 ) -> Defect:
-    """Cut the box of a mask out, with a small margin as far as the image reaches; an empty one is refused."""
+    """Cut the box of a mask (height, width) out of an image, with a small margin; an empty one is refused."""
     if not mask.any():
         raise ValueError(f"{name or 'the image'}: the mask is empty, there is no defect to cut out")
     box = find_box(mask, MARGIN)

@@ -211,9 +211,7 @@ def _corner_weights(length: int, cells: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def draw_perlin_noise(
-    size: tuple[int, int],
-    generator: np.random.Generator,
-    exponents: tuple[int, int] = LATTICE_EXPONENTS,
+    size: tuple[int, int], generator: np.random.Generator, exponents: tuple[int, int] = LATTICE_EXPONENTS
 ) -> np.ndarray:
     """Draw a lattice and its gradients, and evaluate the noise at a size (width, height)."""
     return evaluate_noise(draw_gradients(draw_lattice(generator, exponents), generator), size)

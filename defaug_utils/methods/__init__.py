@@ -5,15 +5,14 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "adabldm": ["BlendSettings", "watch_images"],
-        "adabldm_batches": ["LatentStore", "blend_batch", "blend_jobs", "find_everything"],
-        "adabldm_pool": ["AdaBLDM"],
-        "changes": ["CheckLimits", "find_change"],
+        "adabldm": ["AdaBLDM", "LatentStore", "blend_batch", "blend_jobs", "find_everything"],
+        "blending": ["BlendSettings", "watch_images"],
         "cut_paste": ["CutPaste"],
         "ddpm": ["DDPM", "merge_adapter"],
-        "decoder_comparison": ["compare_decoders", "hash_weights", "tabulate_errors"],
+        "decoder_comparison": ["compare_decoders", "tabulate_errors"],
         "diag": ["DIAG"],
         "memseg": ["MemSeg", "MemSegSettings", "blend_anomaly", "draw_structure", "draw_texture"],
+        "painting": ["CheckLimits", "find_change"],
         "textures": ["open_textures"],
     },
 )

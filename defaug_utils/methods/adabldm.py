@@ -1,196 +1,262 @@
-"""AdaBLDM's sampling: a defect grows freely, is fitted to the good part's latents, then to its pixels.
+"""AdaBLDM: defects blended into training negatives by trimap and prompt (Li et al. 2024, section 3).
 
-Li et al., "A Novel Approach to Industrial Defect Generation through Blended Latent Diffusion Model with
-Online Adaptation" (2024), section 3.
+Every image has a seed of its own, and the original is kept outside its mask.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from dataclasses import asdict, dataclass, field
+from typing import NamedTuple
 
+import numpy as np
+import pandas as pd
 import torch
-from torch import Tensor, nn
 
-from defaug_utils.diffusion.autoencoder import (
-    Denoise,
-    cover_latent_cells,
-    decode_latents,
-    draw_noise,
-    encode_images,
-    to_u8,
-)
-
-STEPS = 50  # of DDIM, eta 0 (AdaBLDM's code)
-GUIDANCE = 9.0  # AdaBLDM's code
-LATENT_EDITING = (26, 46)  # first step and one past the last (AdaBLDM's code)
-IMAGE_EDITING = (45, 50)  # first step and one past the last (AdaBLDM's code)
-DILATION = 5  # latent cells, side of the box (AdaBLDM's code)
-STAGES = ("free", "latent editing", "image editing")
-
-
-class Scheduler(Protocol):
-    """The part of diffusers' DDIMScheduler that is used."""
-
-    timesteps: Tensor
-    init_noise_sigma: float
-
-    def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:
-        """Choose the times of the steps."""
-
-    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Diffuse clean latents to a time ("q_sample")."""
-
-    def step(
-        self, model_output: Tensor, timestep: Tensor, sample: Tensor, *, return_dict: bool
-    ) -> tuple[Tensor, Tensor]:
-        """The latents of the next time, and the clean latents that are predicted."""
+from defaug_utils.core.images import hash_pixels
+from defaug_utils.core.manifest import ManifestError, raise_problems
+from defaug_utils.core.prompts import check_prompts
+from defaug_utils.core.sources import read_dataset
+from defaug_utils.diffusion.autoencoder import AdaptationSettings, adapt_decoder, decode_latents, to_floats
+from defaug_utils.diffusion.compositing import Box, choose_box, cover_cells, cut_out
+from defaug_utils.diffusion.controlnet import TrimapModel, make_ddim, make_denoiser
+from defaug_utils.diffusion.inpainting import InpaintedImage, InpaintJob, check_jobs, finish_image
+from defaug_utils.diffusion.text2image import check_size
+from defaug_utils.masks.objects import ObjectFinder
+from defaug_utils.masks.patches import move_inside
+from defaug_utils.masks.trimaps import FindForeground, make_trimap
+from defaug_utils.methods.blending import BlendSettings, BlendStep, blend_latents
+from defaug_utils.methods.painting import Painting
+from defaug_utils.training.memory import run_in_parts
 
 
-@dataclass(frozen=True)
-class BlendSettings:
-    """How a defect is blended into a good part; the defaults are AdaBLDM's.
+def find_everything(image_u8: np.ndarray) -> np.ndarray:
+    """The foreground of a texture: all of it is object."""
+    return np.ones(image_u8.shape[:2], bool)
+
+
+class Blend(NamedTuple):
+    """Jobs at the working size, and what they became before it is decoded.
 
     Attributes:
-        size: working size (width, height); images are stretched to it.
-        steps: of DDIM.
-        guidance: weight of the prompt against the negative one; 1 is none.
-        latent_editing: first step, and one past the last, before which latents outside the defect are
-            replaced by the good image's; None switches the stage off.
-        image_editing: first step, and one past the last, after which pixels outside the defect are replaced
-            by the good image's; None switches the stage off.
-        dilation: side of the box, in latent cells, by which the defect grows in latent editing; odd.
+        boxes: the part of each image that was worked on.
+        images: good ones, shape (batch, 3, height, width) in [-1, 1].
+        masks: shape (batch, 1, height, width), bool.
+        latents: clean ones, shape (batch, 4, height / cell, width / cell).
     """
 
-    size: tuple[int, int] = (256, 256)
-    steps: int = STEPS
-    guidance: float = GUIDANCE
-    latent_editing: tuple[int, int] | None = LATENT_EDITING
-    image_editing: tuple[int, int] | None = IMAGE_EDITING
-    dilation: int = DILATION
+    boxes: list[Box]
+    images: torch.Tensor
+    masks: torch.Tensor
+    latents: torch.Tensor
+
+
+class LatentStore:
+    """Latents of one model and its settings by their jobs, so that a second pool of them is only decoded.
+
+    The last bits depend on how many are blended at once, so the jobs of a call are looked up together.
+    """
+
+    def __init__(self) -> None:
+        """Begin empty."""
+        self._latents: dict[tuple, torch.Tensor] = {}
+
+    def find(self, jobs: Sequence[InpaintJob]) -> torch.Tensor | None:
+        """The latents of these jobs, if they were blended together; on the processor."""
+        return self._latents.get(self._name(jobs))
+
+    def keep(self, jobs: Sequence[InpaintJob], latents: torch.Tensor) -> None:
+        """Keep a copy: 4 numbers a latent cell, some 6 KB for an image of 128 × 384."""
+        self._latents[self._name(jobs)] = latents.cpu()
+
+    @staticmethod
+    def _name(jobs: Sequence[InpaintJob]) -> tuple:
+        return tuple((*job[2:], hash_pixels(job.image_u8), hash_pixels(job.mask)) for job in jobs)
+
+
+def blend_batch(
+    trimap_model: TrimapModel,
+    jobs: Sequence[InpaintJob],
+    settings: BlendSettings,
+    adaptation: AdaptationSettings | None,
+    find_foreground: FindForeground = find_everything,
+    on_step: Callable[[BlendStep], None] | None = None,
+    store: LatentStore | None = None,
+) -> list[InpaintedImage]:
+    """Blend all defects at once, when memory does not suffice in halves; decoders adapt image by image.
+
+    Args:
+        trimap_model: the model and its ControlNet.
+        jobs: good images, masks and prompts, and the seeds of their noise.
+        settings: steps and stages.
+        adaptation: of the decoder; None decodes by the model's own.
+        find_foreground: tells where the object is on an image at the working size.
+        on_step: see `blend_latents`.
+        store: of this model and these settings; jobs that it knows are only decoded.
+
+    Raises:
+        ValueError: a mask, a prompt or the working size does not suit, or an image shows no object.
+        MemoryError: not even one image fits.
+    """
+    model = trimap_model.model
+    check_size(model, settings.size)
+    check_jobs(jobs)
+    check_prompts(model, [job.prompt for job in jobs])
+
+    def finish(part: Sequence[InpaintJob]) -> list[InpaintedImage]:
+        blend = blend_jobs(trimap_model, part, settings, find_foreground, on_step, store)
+        decoded = decode_adapted(model.pipeline.vae, blend.latents, blend.images, blend.masks, adaptation)
+        covers = [cover_cells(mask[0].cpu().numpy(), model.cell) for mask in blend.masks]
+        return [
+            finish_image(job, box, pixels, int(cover.sum()) // model.cell**2, 0, further)
+            for job, box, cover, (pixels, further) in zip(part, blend.boxes, covers, decoded, strict=True)
+        ]
+
+    return run_in_parts(jobs, finish, model, settings.size)
+
+
+def blend_jobs(
+    trimap_model: TrimapModel,
+    jobs: Sequence[InpaintJob],
+    settings: BlendSettings,
+    find_foreground: FindForeground = find_everything,
+    on_step: Callable[[BlendStep], None] | None = None,
+    store: LatentStore | None = None,
+) -> Blend:
+    """Everything but the decoding; arguments as in `blend_batch`."""
+    model = trimap_model.model
+    boxes = [choose_box(job.mask, settings.size, None) for job in jobs]
+    cuts = [cut_out(job.image_u8, job.mask, box, settings.size) for job, box in zip(jobs, boxes, strict=True)]
+    trimaps = [make_trimap(mask, find_foreground(image_u8)) for image_u8, mask in cuts]
+    images = to_floats([image_u8 for image_u8, _ in cuts]).to(model.device)
+    masks = torch.from_numpy(np.stack([mask for _, mask in cuts]))[:, None].to(model.device)
+    prompts, negatives = ([getattr(job, name) for job in jobs] for name in ("prompt", "negative_prompt"))
+    known = store.find(jobs) if store is not None else None
+    if known is not None:
+        return Blend(boxes, images, masks, known.to(model.device))
+    latents = blend_latents(
+        images,
+        masks,
+        [job.seed for job in jobs],
+        make_denoiser(trimap_model, trimaps, prompts, negatives, settings.guidance),
+        model.pipeline.vae,
+        make_ddim(model),
+        settings,
+        on_step,
+    )
+    if store is not None:
+        store.keep(jobs, latents)
+    return Blend(boxes, images, masks, latents)
+
+
+def decode_adapted(
+    vae: torch.nn.Module,
+    latents: torch.Tensor,
+    images: torch.Tensor,
+    masks: torch.Tensor,
+    adaptation: AdaptationSettings | None,
+) -> list[tuple[np.ndarray, dict]]:
+    """Decode latents, each image by a decoder adapted to it alone; the autoencoder is left as it is.
+
+    Args:
+        vae: the autoencoder.
+        latents: see `Blend`, as images and masks.
+        adaptation: None decodes by the model's own decoder.
+
+    Returns:
+        For each image its pixels, shape (height, width, 3) in about [0, 1], and columns of its row.
+    """
+    if adaptation is None:
+        with torch.no_grad():
+            return [(_to_pixels(image), {}) for image in decode_latents(vae, latents)]
+    decoded = []
+    for number in range(len(latents)):
+        one = slice(number, number + 1)
+        adapted = adapt_decoder(vae, latents[one], images[one], masks[one], adaptation)
+        further = {
+            "adaptation_before": float(f"{adapted.losses[0]:.4g}"),
+            "adaptation_after": float(f"{adapted.losses[-1]:.4g}"),
+            "adaptation_steps": len(adapted.losses) - 1,
+            "adaptation_problem": adapted.problem,
+        }
+        if not np.isfinite([further["adaptation_before"], further["adaptation_after"]]).all():
+            further |= {"adaptation_before": None, "adaptation_after": None}
+        decoded.append((_to_pixels(adapted.image[0]), further))
+    return decoded
+
+
+def _to_pixels(image: torch.Tensor) -> np.ndarray:
+    return (image.detach().float() / 2 + 0.5).permute(1, 2, 0).cpu().numpy()
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class AdaBLDM(Painting):
+    """Blending by trimap and prompt; further attributes as in `Painting`.
+
+    With adaptation rows have the further columns `adaptation_before` and `adaptation_after` (losses),
+    `adaptation_steps` and `adaptation_problem` (why it was thrown away, and the model's own decoder's
+    image taken).
+
+    Attributes:
+        model: the model and its ControlNet.
+        settings: of the blending.
+        adaptation: of the decoder; without it the origin is "adabldm_plain".
+        find_object: tells where the object is, and masks are moved into it; None for textures.
+        store: of this model and these settings: what one pool blends, a second one of the same seed, with
+            or without adaptation, only decodes.
+    """
+
+    model: TrimapModel
+    settings: BlendSettings = field(default_factory=BlendSettings)
+    adaptation: AdaptationSettings | None = None
+    find_object: ObjectFinder | None = None
+    store: LatentStore | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        """Refuse values that make no sense, all in one message."""
-        latent, image = self.latent_editing, self.image_editing
-        demands = {
-            f"size {self.size} must be (width, height) of at least 8 × 8": min(self.size) >= 8,
-            f"steps {self.steps} must be 1 or more": self.steps >= 1,
-            f"guidance {self.guidance} must be in 1 … 100": 1 <= self.guidance <= 100,
-            f"dilation {self.dilation} must be odd and 1 or more": self.dilation >= 1 and self.dilation % 2,
-            f"image_editing {image} must neither begin nor end before latent_editing {latent}": (
-                not (latent and image) or (latent[0] <= image[0] and latent[1] <= image[1])
-            ),
+        """Refuse a size or texts that the model can't take."""
+        super().__post_init__()
+        check_size(self.model.model, self.settings.size)
+        check_prompts(self.model.model, self.texts)
+
+    @property
+    def origin(self) -> str:
+        """The row in the registry."""
+        return "adabldm" if self.adaptation else "adabldm_plain"
+
+    def describe(self) -> dict:
+        """Models, settings, and what `Painting` adds, with the images that the ControlNet learned from.
+
+        Raises:
+            ManifestError: lists every image that it learned from and that is not in the train split.
+        """
+        trained_on = self.model.training.get("trained_on", {})
+        check_training(trained_on, read_dataset(self.data))
+        return {
+            "model": self.model.describe(),
+            "settings": asdict(self.settings),
+            "adaptation": asdict(self.adaptation) if self.adaptation else None,
+            "foreground": self.find_object.describe() if self.find_object else "whole",
+            "learned_from": list(trained_on.get("defects", [])),
+            **super().describe(),
         }
-        for name, borders in (("latent_editing", latent), ("image_editing", image)):
-            demands[
-                f"{name} {borders} must be None or (first step, one past the last) in order, within "
-                f"0 … {self.steps}"
-            ] = borders is None or (len(borders) == 2 and 0 <= borders[0] < borders[1] <= self.steps)
-        broken = [message for message, is_met in demands.items() if not is_met]
-        if broken:
-            raise ValueError("blend settings: " + "; ".join(broken))
 
-    def edits_latents(self, index: int) -> bool:
-        """Whether latents are edited before step `index`."""
-        return self.latent_editing is not None and index in range(*self.latent_editing)
+    def paint(self, jobs: Sequence[InpaintJob]) -> list[InpaintedImage]:
+        """Blend all jobs at once."""
+        find_object = self.find_object or find_everything
+        return blend_batch(self.model, jobs, self.settings, self.adaptation, find_object, store=self.store)
 
-    def edits_images(self, index: int) -> bool:
-        """Whether the image is edited after step `index`."""
-        return self.image_editing is not None and index in range(*self.image_editing)
-
-    def name_stage(self, index: int) -> str:
-        """The word of `STAGES` for step `index`; where two overlap, the later stage's."""
-        return STAGES[2 if self.edits_images(index) else 1 if self.edits_latents(index) else 0]
+    def fit_mask(
+        self, image_u8: np.ndarray, mask: np.ndarray, generator: np.random.Generator
+    ) -> np.ndarray | None:
+        """Move a mask that leaves the image's object inside it."""
+        return move_inside(mask, self.find_object(image_u8), generator) if self.find_object else mask
 
 
-def scale_stages(steps: int) -> dict[str, tuple[int, int]]:
-    """AdaBLDM's stage borders for another number of steps, at the same shares of the way.
-
-    Args:
-        steps: of DDIM.
-
-    Returns:
-        Arguments of `BlendSettings`: `latent_editing` and `image_editing`, each of one step at least.
-    """
-    borders = {}
-    for name, paper in (("latent_editing", LATENT_EDITING), ("image_editing", IMAGE_EDITING)):
-        first, end = (round(border * steps / STEPS) for border in paper)
-        end = max(end, 1)
-        borders[name] = (min(first, end - 1), end)
-    return borders
-
-
-class BlendStep(NamedTuple):
-    """What can be watched: a step's number (from 0), its stage, and the clean latents that it predicts."""
-
-    index: int
-    stage: str
-    clean_latents: Tensor
-
-
-@torch.no_grad()
-def blend_latents(
-    images: Tensor,
-    masks: Tensor,
-    seeds: Sequence[int],
-    denoise: Denoise,
-    vae: nn.Module,
-    scheduler: Scheduler,
-    settings: BlendSettings,
-    on_step: Callable[[BlendStep], None] | None = None,
-) -> Tensor:
-    """Grow defects from noise and blend them into good images, in three stages (AdaBLDM, section 3.3).
-
-    After a step the latents are those of the next time, so it is there that an edited image is noised to;
-    after the last step it stays clean.
-
-    Args:
-        images: good ones at the working size, shape (batch, 3, height, width) in [-1, 1].
-        masks: shape (batch, 1, height, width), bool, true on the defect.
-        seeds: one an image: of its first noise, and of the noise of its edits.
-        denoise: the network: latents and time in, its prediction (guided) out.
-        vae: the autoencoder.
-        scheduler: DDIM; converts the network's prediction, of noise or velocity, to clean latents.
-        settings: steps and stages.
-        on_step: called after every step.
-
-    Returns:
-        Clean latents, shape (batch, 4, height / cell, width / cell).
-    """
-    good = encode_images(vae, images)
-    cells = cover_latent_cells(masks, images.shape[-1] // good.shape[-1], settings.dilation)
-    generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-    scheduler.set_timesteps(settings.steps, device=images.device)
-    latents = draw_noise(generators, good) * scheduler.init_noise_sigma
-    for index, time in enumerate(scheduler.timesteps):
-        if settings.edits_latents(index):
-            noised = scheduler.add_noise(good, draw_noise(generators, good), time.repeat(len(good)))
-            latents = torch.where(cells, latents, noised)
-        latents, clean = scheduler.step(denoise(latents, time), time, latents, return_dict=False)
-        if settings.edits_images(index):
-            clean = encode_images(vae, torch.where(masks, decode_latents(vae, clean), images))
-            latents = clean
-            if index + 1 < len(scheduler.timesteps):
-                following = scheduler.timesteps[index + 1].repeat(len(good))
-                latents = scheduler.add_noise(clean, draw_noise(generators, good), following)
-        if on_step:
-            on_step(BlendStep(index, settings.name_stage(index), clean))
-    return latents
-
-
-def watch_images(
-    vae: nn.Module, steps: Sequence[int], on_images: Callable[[int, str, list], None]
-) -> Callable[[BlendStep], None]:
-    """A callback for `blend_latents` that shows the images predicted at chosen steps.
-
-    Args:
-        vae: the autoencoder.
-        steps: whose predictions to decode.
-        on_images: called with a step's number, its stage and its images, (height, width, 3), uint8.
-    """
-
-    def watch(step: BlendStep) -> None:
-        if step.index in steps:
-            with torch.no_grad():
-                on_images(step.index, step.stage, to_u8(decode_latents(vae, step.clean_latents)))
-
-    return watch
+def check_training(trained_on: dict[str, list[str]], dataset: pd.DataFrame) -> None:
+    """Refuse a ControlNet that has seen test or validation images; see `AdaBLDM.describe`."""
+    split_of = dict(zip(dataset["image"], dataset["split"], strict=True))
+    problems = [
+        f"{name} is {split_of.get(name, 'unknown to the data set')}, only train images may be learned from"
+        for part in trained_on.values()
+        for name in part
+        if split_of.get(name) != "train"
+    ]
+    raise_problems("images that the ControlNet learned from", problems, ManifestError)

@@ -109,16 +109,7 @@ AUGMENTERS: dict[str, Augmenter] = {
 def augment(
     image_u8: np.ndarray, generator: np.random.Generator, count: int
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Apply some augmenters, drawn without replacement, one after the other.
-
-    Args:
-        image_u8: shape (height, width, 3), uint8.
-        generator: source of randomness.
-        count: how many of the ten.
-
-    Returns:
-        The changed image, same shape and dtype, and the names of the augmenters in their order.
-    """
+    """Apply `count` of the ten augmenters, drawn without replacement; gives the image and their names."""
     names = tuple(str(name) for name in generator.choice(list(AUGMENTERS), count, replace=False))
     for name in names:
         image_u8 = AUGMENTERS[name](image_u8, generator)

@@ -155,14 +155,11 @@ class NearestNegatives:
         return fit_image(image_u8, self.thumbnail).astype(np.float32)
 
     def estimate(self, image_u8: np.ndarray) -> tuple[np.ndarray, str]:
-        """Guess a mask.
-
-        Args:
-            image_u8: generated, shape (height, width, 3), uint8.
+        """Guess the mask of a generated image, and name the negative that was nearest.
 
         Returns:
-            Shape (height, width), bool, true where the smoothed difference exceeds Otsu's threshold; and the
-            name of the negative that was nearest. It is a guess: texture that differs counts as well.
+            Shape (height, width), bool, true where the smoothed difference exceeds Otsu's threshold: texture
+            that differs counts as well.
         """
         distances = np.square(self.features - self._shrink(image_u8)).mean(axis=(1, 2, 3))
         nearest = self.images[int(distances.argmin())]

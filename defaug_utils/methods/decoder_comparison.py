@@ -1,12 +1,10 @@
 """What decoder adaptation is worth: the same latents through the model's own decoder and the adapted ones."""
 
-import hashlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
 from torch import nn
 
 from defaug_utils.diffusion.autoencoder import (
@@ -16,7 +14,7 @@ from defaug_utils.diffusion.autoencoder import (
     measure_background,
     to_u8,
 )
-from defaug_utils.methods.adabldm_batches import Blend
+from defaug_utils.methods.adabldm import Blend
 
 
 class DecoderComparison(NamedTuple):
@@ -47,14 +45,7 @@ def compare_decoders(
     settings: AdaptationSettings | None = None,
     on_images: Callable[[int], None] | None = None,
 ) -> list[DecoderComparison]:
-    """Decode every image of a batch both ways, and measure what of the good part is lost outside the mask.
-
-    Args:
-        vae: the autoencoder; left as it is.
-        blend: from `blend_jobs`.
-        settings: of the adaptation; the paper's when None.
-        on_images: called with the number of images just finished.
-    """
+    """Decode every image of a batch both ways, and measure what of the good part is lost outside the mask."""
     comparisons = []
     for number in range(len(blend.latents)):
         latents, good, mask = (
@@ -74,15 +65,7 @@ def compare_decoders(
 
 
 def tabulate_errors(comparisons: Sequence[DecoderComparison]) -> pd.DataFrame:
-    """Errors before and after the adaptation, one row an image and place.
-
-    Args:
-        comparisons: from `compare_decoders`.
-
-    Returns:
-        The columns image (from 0), place ("outside the mask" or "at its border"), before and after, in grey
-        levels.
-    """
+    """Errors in grey levels: image (from 0), place ("outside the mask" or "at its border"), before, after."""
     rows = [
         (number, place, before, after)
         for number, compared in enumerate(comparisons)
@@ -91,12 +74,3 @@ def tabulate_errors(comparisons: Sequence[DecoderComparison]) -> pd.DataFrame:
         )
     ]
     return pd.DataFrame(rows, columns=["image", "place", "before", "after"])
-
-
-def hash_weights(module: nn.Module) -> str:
-    """SHA-256 over every bit of a module's weights and their names."""
-    digest = hashlib.sha256()
-    for name, weight in module.state_dict().items():
-        bits = weight.detach().cpu().contiguous().view(-1).view(torch.uint8)
-        digest.update(name.encode() + bits.numpy().tobytes())
-    return digest.hexdigest()

@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from defaug_utils.core.foreground import FOREGROUNDS, find_foreground
-from defaug_utils.core.images import read_image
+from defaug_utils.core.guards import check_demands
+from defaug_utils.core.images import FOREGROUNDS, find_foreground, read_image
 from defaug_utils.core.pools import GeneratedImage, list_versions
 from defaug_utils.core.sources import list_sources, read_dataset, survey_sources
 from defaug_utils.masks.objects import ObjectFinder
@@ -73,9 +73,7 @@ class MemSegSettings:
             f"foreground {self.foreground!r} must be one of {', '.join(FOREGROUNDS)}": self.foreground
             in FOREGROUNDS,
         }
-        broken = [message for message, is_met in demands.items() if not is_met]
-        if broken:
-            raise ValueError("MemSeg settings: " + "; ".join(broken))
+        check_demands("MemSeg settings", demands)
 
 
 class AnomalySource(NamedTuple):
@@ -102,15 +100,7 @@ class Anomaly(NamedTuple):
 
 
 def draw_mask(foreground: np.ndarray, generator: np.random.Generator, settings: MemSegSettings) -> np.ndarray:
-    """Draw a mask of turned, thresholded noise within the foreground; an empty one is drawn again.
-
-    Args:
-        foreground: shape (height, width), bool.
-        generator: source of randomness.
-        settings: lattice, rotation and threshold.
-
-    Returns:
-        Shape (height, width), bool, true on at least one pixel.
+    """Draw a mask of turned, thresholded noise within the foreground (bool); an empty one is drawn again.
 
     Raises:
         ValueError: the foreground is empty, or so small that no mask meets it.
@@ -150,18 +140,10 @@ def draw_structure(
 
 
 def shuffle_grid(image_u8: np.ndarray, grid: tuple[int, int], generator: np.random.Generator) -> np.ndarray:
-    """Cut an image into equal cells and lay them out in random order.
+    """Cut an image into equal cells (grid: rows and columns) and lay them out in random order.
 
     Where the sides are not divisible, the image is mirrored a little beyond its lower and right border
     first, and the result cut back to its size.
-
-    Args:
-        image_u8: shape (height, width, 3), uint8.
-        grid: rows and columns of cells.
-        generator: source of randomness.
-
-    Returns:
-        Same shape and dtype.
     """
     height, width = image_u8.shape[:2]
     rows, columns = grid
@@ -231,11 +213,7 @@ def simulate_anomaly(
         textures: from `open_textures`.
         generator: source of randomness; the same state gives the same anomaly.
         settings: the paper's when None.
-        find_object: tells where the object is, such as an `ObjectFinder`, in place of the settings' word;
-            None for the word.
-
-    Returns:
-        The image with its anomaly, the mask, the source and the opacity.
+        find_object: tells where the object is, in place of the settings' word; None for the word.
 
     Raises:
         ValueError: no mask can be drawn, see `draw_mask`.

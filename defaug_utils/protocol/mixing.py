@@ -221,11 +221,7 @@ def count_reviews(pools: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def count_rows(training_sets: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """One row a training set, one column a split and kind, such as `train negative` or `train memseg`.
-
-    Args:
-        training_sets: run name → what `compose_training_set` returned.
-    """
+    """One row a training set (by run name), one column a split and kind, such as `train memseg`."""
     counts = {}
     for name, rows in training_sets.items():
         kinds = rows["origin"].where(rows["origin"] != "real", rows["label"])

@@ -57,14 +57,7 @@ class Agreement(NamedTuple):
 def read_reviewers(
     folder: Path | str, reviewers: Sequence[str] | None = None
 ) -> dict[str, dict[str, ImageReview]]:
-    """Read reviewers' own files.
-
-    Args:
-        folder: of the pool.
-        reviewers: their names; everybody who has a file when not given.
-
-    Returns:
-        Name → image → decision, open ones included.
+    """Read reviewers' own files, of all who have one or of those named: name → image → decision.
 
     Raises:
         ReviewStoreError: a file is missing, or does not suit the pool.
@@ -84,11 +77,6 @@ def read_reviewers(
 def measure_agreement(folder: Path | str, first: str, second: str) -> Agreement:
     """Compare two reviewers by Cohen's κ (Cohen 1960), on the images that both accepted or rejected.
 
-    Args:
-        folder: of the pool.
-        first: a reviewer's name.
-        second: another one's.
-
     Raises:
         ReviewStoreError: a file is missing, or does not suit the pool.
     """
@@ -102,14 +90,7 @@ def measure_agreement(folder: Path | str, first: str, second: str) -> Agreement:
 
 
 def tabulate_agreement(folders: Sequence[Path | str]) -> pd.DataFrame:
-    """Agreement of every two reviewers of every pool, one row a pair.
-
-    Args:
-        folders: of the pools; those with fewer than two reviewers have no row.
-
-    Returns:
-        The columns `AGREEMENT_COLUMNS`: images judged by both and the four counts that these fall into,
-        the part with the same decision, κ, and why κ is missing where it is.
+    """Agreement of every two reviewers of every pool, one row a pair, with the columns `AGREEMENT_COLUMNS`.
 
     Raises:
         ReviewStoreError: a file does not suit its pool.
@@ -127,13 +108,7 @@ def tabulate_agreement(folders: Sequence[Path | str]) -> pd.DataFrame:
 def compare_decisions(
     pairs: Sequence[tuple[bool, bool]], first: str = "first", second: str = "second"
 ) -> Agreement:
-    """Agreement of two lists of decisions, see `measure_agreement`.
-
-    Args:
-        pairs: (first's, second's) decision, one an image.
-        first: name for the table's rows.
-        second: name for its columns.
-    """
+    """Agreement of two people by name, from the (first's, second's) decision on each image."""
     words = ["accepted", "rejected"]
     counts = [[0, 0], [0, 0]]
     if pairs:

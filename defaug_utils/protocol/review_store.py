@@ -54,10 +54,6 @@ class PoolReview:
     def __init__(self, folder: Path | str, reviewer: str = "") -> None:
         """Open a pool.
 
-        Args:
-            folder: where its `manifest.csv` is.
-            reviewer: letters, digits, `_` and `-`; see the module.
-
         Raises:
             FileNotFoundError: there is no pool.
             ManifestError: its manifest is broken.
@@ -201,11 +197,7 @@ class PoolReview:
 
 
 def review_file_name(reviewer: str) -> str:
-    """Name of a reviewer's own file.
-
-    Raises:
-        ReviewStoreError: the name has other characters than letters, digits, `_` and `-`.
-    """
+    """Name of a reviewer's own file; only letters, digits, `_` and `-` may be in it."""
     if not REVIEWER_NAME.fullmatch(reviewer):
         raise ReviewStoreError(f"reviewer {reviewer!r}: use 1 to 40 letters, digits, _ or -")
     return f"review-{reviewer}.csv"
@@ -234,11 +226,7 @@ def manifest_decisions(pool: pd.DataFrame) -> dict[str, ImageReview]:
 
 
 def read_reviewer_file(path: Path, pool: pd.DataFrame) -> dict[str, ImageReview]:
-    """Read a reviewer's own file; nothing is decided while there is none.
-
-    Args:
-        path: `review-<name>.csv`.
-        pool: the manifest that it must be about.
+    """Read a reviewer's own file, if there is one, on a pool's manifest.
 
     Raises:
         ReviewStoreError: it is no such table, or lists every line that does not suit the pool.

@@ -152,8 +152,7 @@ class Review(NamedTuple):
 def read_review(path: Path | str | None) -> Review:
     """Read a stored review; None is one without decisions.
 
-    Args:
-        path: YAML with the lists `prompts` and `images`, see `PromptDecision` and `ImageDecision`.
+    It is YAML with the lists `prompts` and `images`, see `PromptDecision` and `ImageDecision`.
 
     Raises:
         ReviewError: it is missing or no such YAML; or lists every entry that makes no sense.
@@ -225,11 +224,7 @@ def write_review(review: Review, path: Path | str) -> None:
 
 
 def settle_prompts(board: Sequence[Prompt], review: Review) -> list[Prompt]:
-    """The prompts to generate with: accepted as they are, reworded, or not looked at; rejected ones go.
-
-    Args:
-        board: the prompts asked for.
-        review: decisions on some of them.
+    """The prompts of a board to generate with: accepted, reworded, or not looked at; rejected ones go.
 
     Raises:
         ReviewError: every prompt was rejected.

@@ -147,8 +147,7 @@ def plot_memorisation(copies: pd.DataFrame) -> Figure:
     """Distance to the nearest real image, and share of copies, over epochs; one colour a merge weight.
 
     Args:
-        copies: tables of `memorisation.find_copies` put together, with the columns share (merge weight α) and
-            epoch.
+        copies: tables of `find_copies` put together, with the columns share (merge weight α) and epoch.
 
     Returns:
         The figure. Left: small dots are images, large markers their median; on and below the dashed line of

@@ -22,10 +22,9 @@ def published_results() -> pd.DataFrame:
     """The papers' own numbers, all measured on KSDD2 (`papers.csv`).
 
     Returns:
-        One row for each printed value: scenario, arm, n_aug, source, table, ap, ap_std, precision,
-        precision_std, recall, recall_std (NaN where the paper prints none), leak (as `gather_results` has
-        it, by what the paper's code does) and detector, which is "ResNet-50" or the name of another kind
-        of detector.
+        One row for each printed value: scenario, arm, n_aug, source, table, ap, precision and recall with
+        their `_std` (NaN where the paper prints none), leak (by what the paper's code does) and detector,
+        which is "ResNet-50" or the name of another kind of detector.
     """
     with files("defaug_utils.report").joinpath("papers.csv").open(encoding="utf-8") as stored:
         table = pd.read_csv(stored, dtype={"table": "Int64", "mask_source": str})
@@ -65,10 +64,7 @@ def rebuild_table(
         published: as `published_results` returns it.
         source: "In&Out" or "DIAG".
         table: its number in the paper.
-        ours: what ours was measured on and with, such as "procedural surfaces, resnet50".
-
-    Returns:
-        Text cells; the index has the levels method and N_aug, the columns whose and what.
+        ours: what ours was measured on and with, as `name_setup` tells.
 
     Raises:
         ValueError: the paper has no such table among its stored numbers.
@@ -90,23 +86,14 @@ def rebuild_table(
 
 
 class Claim(NamedTuple):
-    """One claim of a paper: an arm is above others in a metric.
-
-    Attributes:
-        text: in words.
-        metric: column of the runs.
-        printed: column of the papers' numbers.
-        arm: the one that is claimed to be higher.
-        others: the ones that it is compared with.
-        scenarios: where it is claimed.
-    """
+    """One claim of a paper: an arm is above others in a metric."""
 
     text: str
-    metric: str
-    printed: str
-    arm: str
-    others: tuple[str, ...]
-    scenarios: tuple[str, ...]
+    metric: str  # column of the runs
+    printed: str  # column of the papers' numbers
+    arm: str  # the one that is claimed to be higher
+    others: tuple[str, ...]  # the ones that it is compared with
+    scenarios: tuple[str, ...]  # where it is claimed
 
 
 IN_AND_OUT_CLAIMS = (  # Capogrosso et al. 2024, on KSDD2
@@ -118,9 +105,6 @@ IN_AND_OUT_CLAIMS = (  # Capogrosso et al. 2024, on KSDD2
 
 def judge_claims(runs: pd.DataFrame) -> pd.DataFrame:
     """Judge every claim of In&Out by the differences within seeds, see `sentences.RULE`.
-
-    Args:
-        runs: as `results.gather_results` returns it.
 
     Returns:
         One row for each claim, scenario and arm compared with: claim, scenario, arm, other, metric, n

@@ -50,19 +50,21 @@ def show_images(
         columns: images in a row; fewer images keep this size and make a narrower figure.
         width: of a full row, inches.
 
-    Returns:
-        The figure.
-
     Raises:
         ValueError: no images, lists of other lengths, or a mask of another size than its image.
     """
-    _check_montage(images, titles, masks, columns)
+    if len(images) == 0 or columns < 1:
+        raise ValueError(f"{len(images)} images in {columns} columns: at least one of each is needed")
+    for name, values in (("titles", titles), ("masks", masks)):
+        if values is not None and len(values) != len(images):
+            raise ValueError(f"{len(values)} {name} for {len(images)} images: give one an image")
     cell = width / columns
     used = min(columns, len(images))
     font = max(10.0, 1.2 * used * cell)
     texts = _wrap_titles([""] * len(images) if titles is None else titles, cell, font)
     starts = range(0, len(images), used)
-    picture_heights = [_row_height(images[start : start + used], cell - GAP) for start in starts]
+    ratios = [image.shape[0] / image.shape[1] for image in images]
+    picture_heights = [max(ratios[start : start + used]) * (cell - GAP) for start in starts]
     lines = [max((t.count("\n") + 1 for t in texts[s : s + used] if t), default=0) for s in starts]
     title_heights = [(count * LINE_HEIGHT * font + TITLE_PAD + 1) / 72 if count else GAP for count in lines]
     total = sum(picture_heights) + sum(title_heights)
@@ -117,19 +119,6 @@ def show_copies(copies: pd.DataFrame, folder: Path | str, data_folder: Path | st
     return show_images(images, titles, columns=2 * count)
 
 
-def _check_montage(
-    images: Sequence[np.ndarray],
-    titles: Sequence[str] | None,
-    masks: Sequence[np.ndarray | None] | None,
-    columns: int,
-) -> None:
-    if len(images) == 0 or columns < 1:
-        raise ValueError(f"{len(images)} images in {columns} columns: at least one of each is needed")
-    for name, values in (("titles", titles), ("masks", masks)):
-        if values is not None and len(values) != len(images):
-            raise ValueError(f"{len(values)} {name} for {len(images)} images: give one an image")
-
-
 def _wrap_titles(titles: Sequence[str], cell: float, font: float) -> list[str]:
     """Break titles at the letter that would leave the cell: a letter is about 0.62 font sizes wide."""
     letters = max(4, int(cell * 72 / (0.62 * font)))
@@ -147,21 +136,8 @@ def _wrap(line: str, letters: int) -> str:
     return "\n".join(text.strip() for text in lines)
 
 
-def _row_height(images: Sequence[np.ndarray], width: float) -> float:
-    return max(image.shape[0] / image.shape[1] for image in images) * width
-
-
 def draw_image(axes: Axes, image: np.ndarray, mask: np.ndarray | None = None) -> None:
-    """Draw one image without ticks, and its mask's outline along the edges of the pixels.
-
-    Args:
-        axes: where to draw.
-        image: as in `show_images`.
-        mask: shape (height, width), bool.
-
-    Raises:
-        ValueError: the mask has another size than the image.
-    """
+    """Draw one image without ticks, and its mask's outline along the edges of the pixels."""
     if mask is not None and mask.shape != image.shape[:2]:
         raise ValueError(f"mask of shape {mask.shape} on an image of shape {image.shape[:2]}")
     limits = {}
@@ -179,9 +155,6 @@ def draw_image(axes: Axes, image: np.ndarray, mask: np.ndarray | None = None) ->
 def outline_mask(mask: np.ndarray) -> np.ndarray:
     """Edges between a mask's pixels and the pixels around it.
 
-    Args:
-        mask: shape (height, width), bool.
-
     Returns:
         Line segments, shape (edges, 2, 2): start and end as (x, y), where pixel (row, column) has
         its centre at (x = column, y = row), as in `imshow`.
@@ -195,14 +168,7 @@ def outline_mask(mask: np.ndarray) -> np.ndarray:
 
 
 def choose_window(mask: np.ndarray) -> tuple[slice, slice]:
-    """The square part of a picture around its mask, as wide as the shorter side, to be seen close up.
-
-    Args:
-        mask: shape (height, width), bool, with at least one pixel on.
-
-    Returns:
-        Rows and columns, for indexing images and masks.
-    """
+    """Rows and columns of the square around a mask (not empty), as wide as the picture's shorter side."""
     side = min(mask.shape)
     middles = [np.flatnonzero(mask.any(axis=1 - axis))[[0, -1]].mean() for axis in (0, 1)]
     starts = [
@@ -226,9 +192,6 @@ def show_score_maps(
         masks: one a picture, shape (height, width), bool; all false without defect.
         score_maps: detector's name → one map a picture, shape (height, width), logits. Black is
             probability 0, white 1.
-
-    Returns:
-        The figure.
 
     Raises:
         ValueError: a list has another length than the pictures, or a map another size than its picture.
@@ -262,9 +225,6 @@ def choose_shown(test: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
         test: rows of a manifest or of masked samples.
         count: how many positives; all when there are fewer.
         seed: decides the draw.
-
-    Returns:
-        The rows, with the index that they had.
     """
     shuffled = test[test["label"] == "positive"].sample(frac=1, random_state=seed)
     turns = shuffled.groupby("defect_type").cumcount().sort_values(kind="stable")

@@ -44,15 +44,12 @@ def label_arm(arm: str) -> str:
 
 
 def gather_results(run_folder: Path | str) -> pd.DataFrame:
-    """Read the metrics of every finished run of the classifier.
-
-    Args:
-        run_folder: the run's folder; metrics are in `classifier/<run name>/metrics.json`.
+    """Read the metrics of every finished run of the classifier (`classifier/<run name>/metrics.json`).
 
     Returns:
         One row a run, ordered by scenario, arm, N_aug and seed, which come first as columns; then every
-        number, word or truth value that its metrics hold; among these `leak`, see `leaks.find_leaks`, for
-        runs whose metrics lack it computed from their training set.
+        number, word or truth value that its metrics hold. `leak` (see `find_leaks`) is computed from the
+        training set where the metrics lack it.
 
     Raises:
         FileNotFoundError: no run has finished.
@@ -75,9 +72,6 @@ def read_pixel_runs(folder: Path | str, leaks: Mapping[str, str] | None = None) 
         folder: holds a folder for each run, called by `run_name`, with its `pixel_metrics.json`.
         leaks: name of a run → what it leaks (`find_leaks`): no other run is read, and the table has the
             column leak.
-
-    Returns:
-        The columns scenario, arm, n_aug and seed, and the numbers of `measure_pixels`.
 
     Raises:
         FileNotFoundError: there is no run.
@@ -203,9 +197,6 @@ def _finish(table: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
 def paired_differences(runs: pd.DataFrame, baseline: str, metric: str = "ap") -> pd.DataFrame:
     """What every arm gains over a baseline arm, run by run with the same seed.
 
-    A seed fixes the drawn real positives and the classifier's start, so the difference within a seed
-    is freer of chance than that of two means.
-
     Args:
         runs: as `gather_results` returns it.
         baseline: "none" (compared with every N_aug) or another arm (compared at the same N_aug).
@@ -238,11 +229,9 @@ def compare_spreads(runs: pd.DataFrame) -> pd.DataFrame:
         One row for each scenario, arm and N_aug: n, ap_std (over seeds) and half_width, the mean half
         width of the runs' bootstrap intervals of AP.
     """
-    wide = runs.assign(half_width=(runs["ap_high"] - runs["ap_low"]) / 2)
-    grouped = wide.groupby(GROUP, sort=False)
-    return _finish(
-        grouped.agg(n=("ap", "size"), ap_std=("ap", "std"), half_width=("half_width", "mean")), runs
-    )
+    groups = runs.assign(half_width=(runs["ap_high"] - runs["ap_low"]) / 2).groupby(GROUP, sort=False)
+    table = groups.agg(n=("ap", "size"), ap_std=("ap", "std"), half_width=("half_width", "mean"))
+    return _finish(table, runs)
 
 
 def measure_optimism(runs: pd.DataFrame) -> pd.Series:

@@ -39,12 +39,7 @@ def describe_runs(runs: pd.DataFrame) -> str:
 
 
 def describe_unfinished(unfinished: Sequence[str], missing: pd.DataFrame) -> str:
-    """Name the runs that are still to come and, by scenario, the papers' arms without a finished run.
-
-    Args:
-        unfinished: as `list_unfinished` returns it.
-        missing: as `list_missing_arms` returns it.
-    """
+    """Name the runs that are still to come (`list_unfinished`) and the papers' arms without one."""
     runs = ", ".join(f"`{name}`" for name in unfinished[:MAX_LISTED])
     more = f" and {len(unfinished) - MAX_LISTED} more" if len(unfinished) > MAX_LISTED else ""
     text = f"Not finished yet: {runs}{more}." if unfinished else "Every planned run has finished."
@@ -56,11 +51,7 @@ def describe_unfinished(unfinished: Sequence[str], missing: pd.DataFrame) -> str
 
 
 def describe_leaks(runs: pd.DataFrame) -> str:
-    """Name the arms whose runs knew real defects that their scenario may not know.
-
-    Args:
-        runs: as `gather_results` returns it.
-    """
+    """Name the arms whose runs knew real defects that their scenario may not know."""
     marked = runs[runs["leak"].map(is_marked)]
     parts = [
         f"{mark_label(label_arm(arm), leak)} in {scenario} ({_count(len(rows), 'run')}, masks: {leak})"
@@ -78,12 +69,7 @@ def describe_leaks(runs: pd.DataFrame) -> str:
 
 
 def describe_differences(*tables: pd.DataFrame, name: str = "AP") -> str:
-    """Say in how many comparisons the seeds agree, and in how many they would by chance, as paragraphs.
-
-    Args:
-        tables: as `paired_differences` returns them, each with one baseline.
-        name: of the metric.
-    """
+    """Say of `paired_differences`, a paragraph a baseline, how often seeds agree and would by chance."""
     paragraphs = [_describe_baseline(table, name) for table in tables if not table.empty]
     nothing = "No two arms share a scenario and a seed yet: there is no difference to show."
     return "\n\n".join(paragraphs) or nothing
@@ -126,11 +112,7 @@ def describe_optimism(runs: pd.DataFrame) -> str:
 
 
 def describe_quality(quality: pd.DataFrame) -> str:
-    """Say whether the distance sees defects at all: which pools lie farther than untouched negatives.
-
-    Args:
-        quality: as `measure_pools` returns it; its last layer is read.
-    """
+    """Say, by the last layer of `measure_pools`, whether the distance sees defects at all."""
     last = quality.iloc[-1]
     rows = quality[quality["layer"] == last["layer"]].set_index("set")["fd_equal"]
     pools = rows.drop(index=[REAL, UNTOUCHED], errors="ignore").dropna()
@@ -151,11 +133,7 @@ def describe_quality(quality: pd.DataFrame) -> str:
 
 
 def describe_claims(claims: pd.DataFrame) -> str:
-    """Say plainly, with the numbers, which claims hold: the rule, then a Markdown list.
-
-    Args:
-        claims: as `judge_claims` returns it.
-    """
+    """Say plainly, with the numbers of `judge_claims`, which claims hold: the rule, then a Markdown list."""
     lines = []
     for (claim, scenario), rows in claims.groupby(["claim", "scenario"], sort=False):
         parts = "; ".join(_describe_comparison(row) for _, row in rows.iterrows())

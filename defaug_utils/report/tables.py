@@ -48,10 +48,7 @@ def format_digits(mean: float, deviation: float = math.nan) -> str:
 def name_setup(runs: pd.DataFrame, run_folder: Path | str, data_name: str = "") -> str:
     """What runs were measured on and with, such as "procedural surfaces, resnet50".
 
-    Args:
-        runs: as `gather_results` returns it.
-        run_folder: where they are; its folder `surfaces` tells that the data set was drawn.
-        data_name: what to call the data set; if empty, told by the folder.
+    Without a name for the data, the run's folder `surfaces` tells that it was drawn.
     """
     own = "procedural surfaces" if (Path(run_folder) / "surfaces").is_dir() else "own data set"
     backbone = [str(runs["backbone"].iloc[0])] if "backbone" in runs else []
@@ -94,9 +91,6 @@ def compare_protocols(rows: pd.DataFrame) -> pd.DataFrame:
 
     Args:
         rows: of `summarise_results`, of one scenario.
-
-    Returns:
-        Text cells; the index has the levels method and N_aug, the columns protocol and metric.
     """
     protocols = {"papers' threshold (test)": PAPER_PROTOCOL, "validation threshold": VALIDATION_PROTOCOL}
     parts = {heading: layout_results(rows, columns) for heading, columns in protocols.items()}
@@ -118,15 +112,7 @@ def layout_spreads(spreads: pd.DataFrame) -> pd.DataFrame:
 
 
 def layout_quality(quality: pd.DataFrame) -> pd.DataFrame:
-    """Lay the quality of pools out: rows are sets of images, columns layers and measures.
-
-    Args:
-        quality: as `measure_pools` returns it.
-
-    Returns:
-        Text cells; the index has the levels set, masks and n; the columns layer and measure. The name of a
-        pool whose masks leak into a scenario is marked.
-    """
+    """Lay `measure_pools` out: rows are sets of images, columns layers and measures; a leak is marked."""
     parts = {}
     for layer, rows in quality.groupby("layer", sort=False):
         first = rows.iloc[0]

@@ -5,6 +5,7 @@ Inception's first and second max-pooling, at a quarter and an eighth of the inpu
 channels.
 """
 
+import hashlib
 import importlib
 import logging
 import re
@@ -198,6 +199,15 @@ def normalise_images(images_u8: Tensor, normalisation: str = "imagenet") -> Tens
     return ((images_u8.float() / 255 - mean) / deviation).permute(0, 3, 1, 2)
 
 
+def hash_weights(module: nn.Module) -> str:
+    """SHA-256 over every bit of a module's weights and their names."""
+    digest = hashlib.sha256()
+    for name, weight in module.state_dict().items():
+        bits = weight.detach().cpu().contiguous().view(-1).view(torch.uint8)
+        digest.update(name.encode() + bits.numpy().tobytes())
+    return digest.hexdigest()
+
+
 @dataclass(frozen=True)
 class FeatureNetwork:
     """The first parts of a pretrained network, to be looked into.
@@ -213,6 +223,10 @@ class FeatureNetwork:
     parts: Mapping[str, nn.Module]
     normalisation: str = "imagenet"
     side: int = 0
+
+    def describe(self) -> dict:
+        """Name and fingerprint, for recipes."""
+        return {"backbone": self.backbone, "fingerprint": hash_weights(nn.ModuleDict(self.parts))[:16]}
 
     def name_distance(self, kind: str) -> str:
         """The honest name of a Fréchet ("FD") or kernel distance ("KD") over these features: "FD-resnet50".

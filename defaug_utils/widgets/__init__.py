@@ -6,8 +6,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "mask_drawing": ["MaskCanvas", "MaskDrawer"],
-        "review_grid": ["ReviewGrid", "make_review_form"],
+        "review_grid": ["ReviewGrid"],
         "studio": ["Studio"],
-        "studio_panel": ["StudioPanel"],
+        "studio_panel": ["StudioPanel", "make_review_form"],
     },
 )

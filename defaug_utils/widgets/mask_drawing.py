@@ -32,14 +32,7 @@ def pack_mask(mask: np.ndarray, image_number: int) -> bytes:
 
 
 def unpack_mask(packed: bytes, size: tuple[int, int]) -> tuple[np.ndarray, int]:
-    """Read a packed mask.
-
-    Args:
-        packed: from `pack_mask` or the browser.
-        size: (width, height) of the image.
-
-    Returns:
-        The mask, shape (height, width), bool, and the number of its image.
+    """Read a packed mask of an image of (width, height) pixels: the mask, bool, and the image's number.
 
     Raises:
         ValueError: it has not as many bytes as this size takes.
@@ -55,15 +48,12 @@ def unpack_mask(packed: bytes, size: tuple[int, int]) -> tuple[np.ndarray, int]:
 
 
 def check_drawn(mask: np.ndarray, size: tuple[int, int], name: str = "mask") -> np.ndarray:
-    """Bring a mask to exact 0 / 255.
+    """Bring a mask to exact 0 / 255: a copy, uint8, that can't be written to.
 
     Args:
         mask: shape (height, width), bool, or uint8 with 0 and 255 (or 0 and 1) only.
         size: (width, height) that it must have.
         name: what to call it in an error.
-
-    Returns:
-        A copy, uint8, 0 or 255, that can't be written to.
 
     Raises:
         ValueError: another size, type or value; a mask is never stretched or thresholded in silence.
@@ -106,13 +96,7 @@ class MaskCanvas(anywidget.AnyWidget):
     def __init__(
         self, image_u8: np.ndarray, mask: np.ndarray | None = None, name: str = "", **traits: Any
     ) -> None:
-        """Show an image.
-
-        Args:
-            image_u8: shape (height, width, 3), uint8.
-            mask: to go on from; nothing is drawn when not given.
-            name: what the image is called.
-            traits: such as `canvas_height`, `layout`.
+        """Show an image, shape (height, width, 3), uint8, with a mask to go on from.
 
         Raises:
             ValueError: no such image, or a mask that is not this image's.

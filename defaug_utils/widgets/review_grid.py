@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import anywidget
-import ipywidgets
 import numpy as np
 import pandas as pd
 import traitlets
@@ -19,18 +18,7 @@ from scipy.ndimage import binary_dilation
 
 from defaug_utils.core.images import fit_image, fit_mask, read_image, read_mask
 from defaug_utils.core.pools import find_failed
-from defaug_utils.core.prompts import Prompt
 from defaug_utils.protocol.review_store import PoolReview
-from defaug_utils.protocol.scenarios import (
-    DECISIONS as PROMPT_DECISIONS,
-)
-from defaug_utils.protocol.scenarios import (
-    PromptDecision,
-    Review,
-    ReviewError,
-    read_review,
-    write_review,
-)
 from defaug_utils.widgets.parts import STATIC, encode_image, read_script
 
 OUTLINE_RGBA = (255, 140, 0, 255)  # the orange of the book's other pictures
@@ -50,8 +38,7 @@ def draw_thumbnail(
 
     Args:
         folder: of the manifest.
-        image: path in it.
-        mask: path in it, empty where there is none.
+        image, mask: paths in it; the mask's is empty where there is none.
         longest: pixels that the long side has at most; nothing is enlarged.
         line: width of the outline, pixels.
 
@@ -153,12 +140,7 @@ class ReviewGrid(anywidget.AnyWidget):
         self.observe(lambda change: self._show_page(), "page")
 
     def decide(self, key: str, accepted: bool | None) -> None:
-        """Accept, reject or reopen an image; a failure is told in `message`.
-
-        Args:
-            key: of a card, such as "0:images/000003.png" for the first pool.
-            accepted: the decision.
-        """
+        """Accept, reject or reopen a card by its key ("0:images/000003.png"); `message` tells failures."""
         review, image = self._find(key)
         if self._try(key, lambda: review.decide(image, accepted)):
             self._say(f"{image} is {WORD_OF[accepted]}: stored in {review.path.name}")
@@ -200,11 +182,9 @@ class ReviewGrid(anywidget.AnyWidget):
             review.fold()
 
     def show(self, request: str = "", **state: str | int) -> None:
-        """Set filters and page at once.
+        """Set filters and page at once, such as `decision="open", page=0`.
 
-        Args:
-            request: given back in `shown` together with the page, so that the browser knows which it has.
-            state: such as `decision="open", page=0`.
+        `request` is given back in `shown` together with the page, so that the browser knows which it has.
         """
         with self.hold_sync():
             with self.hold_trait_notifications():
@@ -306,45 +286,3 @@ class ReviewGrid(anywidget.AnyWidget):
         with self.hold_sync():
             self.counts = {word: sum(r.counts[kind] for r in self.reviews) for kind, word in WORD_OF.items()}
             self.cards = [self._describe(key) for key in shown]
-
-
-def make_review_form(prompts: Sequence[Prompt], path: Path | str) -> ipywidgets.VBox:
-    """One line a prompt with decision, other words and a reason, and a button that stores them all.
-
-    Args:
-        prompts: the board that was looked at.
-        path: file of the review. Decisions in it are shown, and decisions on pictures are kept.
-
-    Returns:
-        The form; its last line tells what happened.
-    """
-    path = Path(path)
-    review = read_review(path) if path.is_file() else Review([], [])
-    former = {entry.prompt: entry for entry in review.prompts}
-    lines = [_make_line(former.get(prompt.text, PromptDecision(prompt.text, "accept"))) for prompt in prompts]
-    button, told = ipywidgets.Button(description="Store"), ipywidgets.Label("Not stored yet.")
-
-    def store(_: object) -> None:
-        decided = [
-            PromptDecision(prompt.text, *(field.value for field in line.children[1:]))
-            for prompt, line in zip(prompts, lines, strict=True)
-        ]
-        try:
-            write_review(Review(decided, review.images), path)
-            told.value = f"Stored in {path}: run the cells below."
-        except ReviewError as error:
-            told.value = f"Not stored: {error}"
-
-    button.on_click(store)
-    return ipywidgets.VBox([*lines, button, told])
-
-
-def _make_line(entry: PromptDecision) -> ipywidgets.HBox:
-    return ipywidgets.HBox(
-        [
-            ipywidgets.Label(entry.prompt, layout={"width": "16em"}),
-            ipywidgets.Dropdown(options=PROMPT_DECISIONS, value=entry.decision, layout={"width": "7em"}),
-            ipywidgets.Text(entry.reworded, placeholder="in other words"),
-            ipywidgets.Text(entry.note, placeholder="why"),
-        ]
-    )

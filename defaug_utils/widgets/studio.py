@@ -31,8 +31,7 @@ from defaug_utils.diffusion.inpainting import (
     inpaint_batch,
 )
 from defaug_utils.masks.drawn import mask_file_name
-from defaug_utils.methods.changes import CheckLimits, check_image
-from defaug_utils.methods.painting import LIBRARIES
+from defaug_utils.methods.painting import LIBRARIES, CheckLimits, check_image
 
 IDENTITY = ("recipe", "source_image", "prompt", "negative_prompt", "seed", "mask_sha256")
 ASKED = ("guidance", "strength", "steps")  # the settings that a request brings
@@ -169,13 +168,7 @@ class Studio:
         settings: InpaintSettings,
         limits: CheckLimits | None = None,
     ) -> None:
-        """Look up what may be painted on.
-
-        Raises:
-            FileNotFoundError: there is no prepared data set.
-            ManifestError: it has no training negative.
-            ValueError: the working size does not suit the model.
-        """
+        """Look up what may be painted on; refuses a size that the model can't take."""
         settings.check_size(inpainter.cell)
         self.folder, self.data_folder, self.inpainter = Path(folder), Path(data_folder), inpainter
         self.settings, self.limits = settings, limits or CheckLimits()
@@ -210,18 +203,10 @@ class Studio:
     def paint(
         self, request: StudioRequest, count: int = 1, on_step: Callable[[], None] | None = None
     ) -> Iterator[StudioImage]:
-        """Paint some pictures, each handed over as soon as it is finished.
+        """Paint pictures of the seeds `seed`, `seed` + 1, …; each is handed over when finished, not kept yet.
 
-        Args:
-            request: what to paint.
-            count: pictures, of the seeds `seed`, `seed` + 1, …
-            on_step: called after every denoising step; what it raises stops the painting.
-
-        Yields:
-            The pictures, not kept yet.
-
-        Raises:
-            ValueError: see `check_request`.
+        `on_step` is called after every denoising step; what it raises stops the painting. Raises what
+        `check_request` raises.
         """
         before_u8 = self.check_request(request).image_u8
         for seed in range(request.seed, request.seed + count):
@@ -280,11 +265,7 @@ class Studio:
         return row
 
     def read_kept(self) -> pd.DataFrame:
-        """The manifest of all decided pictures, empty while there is none.
-
-        Raises:
-            ManifestError: it is broken.
-        """
+        """The manifest of all decided pictures, empty while there is none."""
         path = self.folder / "manifest.csv"
         kept = read_manifest(path) if path.is_file() else make_manifest([])
         if "negative_prompt" in kept:
@@ -297,14 +278,7 @@ class Studio:
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
     def load(self, row: dict) -> StudioImage:
-        """A kept picture with what it was made from, as `paint` gave it.
-
-        Args:
-            row: of `read_kept`.
-
-        Raises:
-            ValueError: one of its files, or its recipe, has vanished.
-        """
+        """A kept picture with what it was made from; a ValueError says which of its files has vanished."""
         asked = {name: self._read_recipe(row)["settings"][name] for name in ASKED}
         request = StudioRequest(
             row["source_image"],
@@ -326,11 +300,7 @@ class Studio:
     def remake(self, row: dict) -> np.ndarray:
         """Make a kept picture again from its row, its recipe and its stored mask.
 
-        Args:
-            row: of `read_kept`.
-
-        Returns:
-            Shape (height, width, 3), uint8; on the same machine with the same libraries the same bytes.
+        On the same machine with the same libraries it has the same bytes.
 
         Raises:
             ValueError: model, settings, negative or mask are not those that it was made with.

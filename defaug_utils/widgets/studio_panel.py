@@ -1,6 +1,6 @@
-"""The DIAG studio in the notebook: draw, ask, look, decide."""
+"""What an expert decides in the notebook: in the DIAG studio (draw, ask, look), and in a form on prompts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from threading import Event, Thread
 
@@ -9,6 +9,14 @@ import numpy as np
 from skimage.segmentation import find_boundaries
 
 from defaug_utils.core.prompts import Prompt
+from defaug_utils.protocol.scenarios import (
+    DECISIONS,
+    PromptDecision,
+    Review,
+    ReviewError,
+    read_review,
+    write_review,
+)
 from defaug_utils.widgets.mask_drawing import MaskDrawer
 from defaug_utils.widgets.parts import BAD, GOOD, colour_text, encode_image, make_button
 from defaug_utils.widgets.studio import Studio, StudioImage, StudioRequest
@@ -37,13 +45,7 @@ class StudioCard(ipywidgets.VBox):
         decide: Callable[["StudioCard", bool], None],
         reuse: Callable[[StudioImage], None],
     ) -> None:
-        """Show a picture.
-
-        Args:
-            image: what to show.
-            decide: called with this card and whether it is accepted.
-            reuse: called with the picture whose image, mask, texts and settings are wanted again.
-        """
+        """Show a picture; buttons call `decide` with this card and the decision, `reuse` with the picture."""
         before = image.before_u8.copy()
         before[find_boundaries(image.request.mask, mode="outer")] = OUTLINE
         self.caption, self.note = ipywidgets.HTML(), ipywidgets.Text(placeholder="note (why)")
@@ -96,16 +98,9 @@ class StudioPanel(ipywidgets.VBox):
     def __init__(
         self, studio: Studio, masks_folder: Path | str, prompt: Prompt | None = None, seed: int = 0
     ) -> None:
-        """Show the form, and the pictures kept last.
+        """Show the form with prompt and seed to begin with, and the pictures kept last.
 
-        Args:
-            studio: what paints and keeps.
-            masks_folder: where the drawn masks are stored, see `save_drawn`.
-            prompt: texts to begin with.
-            seed: to begin with.
-
-        Raises:
-            ValueError: see `MaskDrawer`.
+        Drawn masks are stored in `masks_folder`, see `save_drawn`. Raises what `MaskDrawer` raises.
         """
         self.studio, self.worker = studio, None
         self._stop = Event()
@@ -290,11 +285,7 @@ class StudioPanel(ipywidgets.VBox):
 
 
 def show_pixels(image_u8: np.ndarray) -> ipywidgets.Image:
-    """A picture no larger than a card has room for.
-
-    Args:
-        image_u8: shape (height, width, 3), uint8.
-    """
+    """A picture, shape (height, width, 3), uint8, no larger than a card has room for."""
     height, width = image_u8.shape[:2]
     scale = min(CARD_SIZE[0] / width, CARD_SIZE[1] / height)
     shown = ipywidgets.Image(value=encode_image(image_u8), format="png")
@@ -302,3 +293,45 @@ def show_pixels(image_u8: np.ndarray) -> ipywidgets.Image:
         width=f"{round(width * scale)}px", height=f"{round(height * scale)}px", margin="2px"
     )
     return shown
+
+
+def make_review_form(prompts: Sequence[Prompt], path: Path | str) -> ipywidgets.VBox:
+    """One line a prompt with decision, other words and a reason, and a button that stores them all.
+
+    Args:
+        prompts: the board that was looked at.
+        path: file of the review. Decisions in it are shown, and decisions on pictures are kept.
+
+    Returns:
+        The form; its last line tells what happened.
+    """
+    path = Path(path)
+    review = read_review(path) if path.is_file() else Review([], [])
+    former = {entry.prompt: entry for entry in review.prompts}
+    lines = [_make_line(former.get(prompt.text, PromptDecision(prompt.text, "accept"))) for prompt in prompts]
+    button, told = ipywidgets.Button(description="Store"), ipywidgets.Label("Not stored yet.")
+
+    def store(_: object) -> None:
+        decided = [
+            PromptDecision(prompt.text, *(field.value for field in line.children[1:]))
+            for prompt, line in zip(prompts, lines, strict=True)
+        ]
+        try:
+            write_review(Review(decided, review.images), path)
+            told.value = f"Stored in {path}: run the cells below."
+        except ReviewError as error:
+            told.value = f"Not stored: {error}"
+
+    button.on_click(store)
+    return ipywidgets.VBox([*lines, button, told])
+
+
+def _make_line(entry: PromptDecision) -> ipywidgets.HBox:
+    return ipywidgets.HBox(
+        [
+            ipywidgets.Label(entry.prompt, layout={"width": "16em"}),
+            ipywidgets.Dropdown(options=DECISIONS, value=entry.decision, layout={"width": "7em"}),
+            ipywidgets.Text(entry.reworded, placeholder="in other words"),
+            ipywidgets.Text(entry.note, placeholder="why"),
+        ]
+    )

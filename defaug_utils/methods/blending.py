@@ -1,0 +1,195 @@
+"""AdaBLDM's sampling: a defect grows freely, is fitted to the good part's latents, then to its pixels.
+
+Li et al., "A Novel Approach to Industrial Defect Generation through Blended Latent Diffusion Model with
+Online Adaptation" (2024), section 3.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from defaug_utils.core.guards import check_demands
+from defaug_utils.diffusion.autoencoder import (
+    Denoise,
+    cover_latent_cells,
+    decode_latents,
+    draw_noise,
+    encode_images,
+    to_u8,
+)
+
+STEPS = 50  # of DDIM, eta 0 (AdaBLDM's code)
+GUIDANCE = 9.0  # AdaBLDM's code
+LATENT_EDITING = (26, 46)  # first step and one past the last (AdaBLDM's code)
+IMAGE_EDITING = (45, 50)  # first step and one past the last (AdaBLDM's code)
+DILATION = 5  # latent cells, side of the box (AdaBLDM's code)
+STAGES = ("free", "latent editing", "image editing")
+
+
+class Scheduler(Protocol):
+    """The part of diffusers' DDIMScheduler that is used."""
+
+    timesteps: Tensor
+    init_noise_sigma: float
+
+    def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:
+        """Choose the times of the steps."""
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Diffuse clean latents to a time ("q_sample")."""
+
+    def step(
+        self, model_output: Tensor, timestep: Tensor, sample: Tensor, *, return_dict: bool
+    ) -> tuple[Tensor, Tensor]:
+        """The latents of the next time, and the clean latents that are predicted."""
+
+
+@dataclass(frozen=True)
+class BlendSettings:
+    """How a defect is blended into a good part; the defaults are AdaBLDM's.
+
+    Attributes:
+        size: working size (width, height); images are stretched to it.
+        steps: of DDIM.
+        guidance: weight of the prompt against the negative one; 1 is none.
+        latent_editing: first step, and one past the last, before which latents outside the defect are
+            replaced by the good image's; None switches the stage off.
+        image_editing: first step, and one past the last, after which pixels outside the defect are replaced
+            by the good image's; None switches the stage off.
+        dilation: side of the box, in latent cells, by which the defect grows in latent editing; odd.
+    """
+
+    size: tuple[int, int] = (256, 256)
+    steps: int = STEPS
+    guidance: float = GUIDANCE
+    latent_editing: tuple[int, int] | None = LATENT_EDITING
+    image_editing: tuple[int, int] | None = IMAGE_EDITING
+    dilation: int = DILATION
+
+    def __post_init__(self) -> None:
+        """Refuse values that make no sense, all in one message."""
+        latent, image = self.latent_editing, self.image_editing
+        demands = {
+            f"size {self.size} must be (width, height) of at least 8 × 8": min(self.size) >= 8,
+            f"steps {self.steps} must be 1 or more": self.steps >= 1,
+            f"guidance {self.guidance} must be in 1 … 100": 1 <= self.guidance <= 100,
+            f"dilation {self.dilation} must be odd and 1 or more": self.dilation >= 1 and self.dilation % 2,
+            f"image_editing {image} must neither begin nor end before latent_editing {latent}": (
+                not (latent and image) or (latent[0] <= image[0] and latent[1] <= image[1])
+            ),
+        }
+        for name, borders in (("latent_editing", latent), ("image_editing", image)):
+            demands[
+                f"{name} {borders} must be None or (first step, one past the last) in order, within "
+                f"0 … {self.steps}"
+            ] = borders is None or (len(borders) == 2 and 0 <= borders[0] < borders[1] <= self.steps)
+        check_demands("blend settings", demands)
+
+    def edits_latents(self, index: int) -> bool:
+        """Whether latents are edited before step `index`."""
+        return self.latent_editing is not None and index in range(*self.latent_editing)
+
+    def edits_images(self, index: int) -> bool:
+        """Whether the image is edited after step `index`."""
+        return self.image_editing is not None and index in range(*self.image_editing)
+
+    def name_stage(self, index: int) -> str:
+        """The word of `STAGES` for step `index`; where two overlap, the later stage's."""
+        return STAGES[2 if self.edits_images(index) else 1 if self.edits_latents(index) else 0]
+
+
+def scale_stages(steps: int) -> dict[str, tuple[int, int]]:
+    """AdaBLDM's stage borders for another number of steps, at the same shares of the way.
+
+    Args:
+        steps: of DDIM.
+
+    Returns:
+        Arguments of `BlendSettings`: `latent_editing` and `image_editing`, each of one step at least.
+    """
+    borders = {}
+    for name, paper in (("latent_editing", LATENT_EDITING), ("image_editing", IMAGE_EDITING)):
+        first, end = (round(border * steps / STEPS) for border in paper)
+        end = max(end, 1)
+        borders[name] = (min(first, end - 1), end)
+    return borders
+
+
+class BlendStep(NamedTuple):
+    """What can be watched: a step's number (from 0), its stage, and the clean latents that it predicts."""
+
+    index: int
+    stage: str
+    clean_latents: Tensor
+
+
+@torch.no_grad()
+def blend_latents(
+    images: Tensor,
+    masks: Tensor,
+    seeds: Sequence[int],
+    denoise: Denoise,
+    vae: nn.Module,
+    scheduler: Scheduler,
+    settings: BlendSettings,
+    on_step: Callable[[BlendStep], None] | None = None,
+) -> Tensor:
+    """Grow defects from noise and blend them into good images, in three stages (AdaBLDM, section 3.3).
+
+    After a step the latents are those of the next time, so it is there that an edited image is noised to;
+    after the last step it stays clean.
+
+    Args:
+        images: good ones at the working size, shape (batch, 3, height, width) in [-1, 1].
+        masks: shape (batch, 1, height, width), bool, true on the defect.
+        seeds: one an image: of its first noise, and of the noise of its edits.
+        denoise: the network: latents and time in, its prediction (guided) out.
+        vae: the autoencoder.
+        scheduler: DDIM; converts the network's prediction, of noise or velocity, to clean latents.
+        settings: steps and stages.
+        on_step: called after every step.
+
+    Returns:
+        Clean latents, shape (batch, 4, height / cell, width / cell).
+    """
+    good = encode_images(vae, images)
+    cells = cover_latent_cells(masks, images.shape[-1] // good.shape[-1], settings.dilation)
+    generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+    scheduler.set_timesteps(settings.steps, device=images.device)
+    latents = draw_noise(generators, good) * scheduler.init_noise_sigma
+    for index, time in enumerate(scheduler.timesteps):
+        if settings.edits_latents(index):
+            noised = scheduler.add_noise(good, draw_noise(generators, good), time.repeat(len(good)))
+            latents = torch.where(cells, latents, noised)
+        latents, clean = scheduler.step(denoise(latents, time), time, latents, return_dict=False)
+        if settings.edits_images(index):
+            clean = encode_images(vae, torch.where(masks, decode_latents(vae, clean), images))
+            latents = clean
+            if index + 1 < len(scheduler.timesteps):
+                following = scheduler.timesteps[index + 1].repeat(len(good))
+                latents = scheduler.add_noise(clean, draw_noise(generators, good), following)
+        if on_step:
+            on_step(BlendStep(index, settings.name_stage(index), clean))
+    return latents
+
+
+def watch_images(
+    vae: nn.Module, steps: Sequence[int], on_images: Callable[[int, str, list], None]
+) -> Callable[[BlendStep], None]:
+    """A callback for `blend_latents` that shows the images predicted at chosen steps.
+
+    Args:
+        vae: the autoencoder.
+        steps: whose predictions to decode.
+        on_images: called with a step's number, its stage and its images, (height, width, 3), uint8.
+    """
+
+    def watch(step: BlendStep) -> None:
+        if step.index in steps:
+            with torch.no_grad():
+                on_images(step.index, step.stage, to_u8(decode_latents(vae, step.clean_latents)))
+
+    return watch
