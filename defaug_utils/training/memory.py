@@ -5,6 +5,8 @@ from typing import Protocol, TypeVar
 
 import torch
 
+from defaug_utils.core.guards import hold_threads
+
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
@@ -16,6 +18,7 @@ class LimitedModel(Protocol):
     device: str
 
 
+@hold_threads()
 def run_in_parts(
     jobs: Sequence[Job],
     make: Callable[[Sequence[Job]], Sequence[Result]],
@@ -24,6 +27,8 @@ def run_in_parts(
     on_images: Callable[[int], None] | None = None,
 ) -> list[Result]:
     """Do all jobs at once; when memory does not suffice, in halves, and remember what fitted.
+
+    MKL is held to PyTorch's number of threads, so that no image hangs on what the process did before.
 
     Args:
         jobs: what to do.
