@@ -63,13 +63,7 @@ def autoencode_images(
 
 
 def cover_latent_cells(masks: Tensor, cell: int, dilation: int = 1) -> Tensor:
-    """The latent cells that masks touch, grown by a box.
-
-    Args:
-        masks: shape (batch, 1, height, width), bool, true on the defect.
-        cell: pixels along either side of a latent cell.
-        dilation: side of the box in cells, odd; 1 grows nothing.
-    """
+    """The latent cells that masks (batch, 1, height, width) touch, grown by a box of an odd `dilation`."""
     touched = max_pool2d(masks.float(), cell)
     return max_pool2d(touched, dilation, stride=1, padding=dilation // 2) > 0
 
@@ -267,13 +261,9 @@ def find_divergence(losses: list[float]) -> str:
 
 
 def measure_background(image: Tensor, good: Tensor, mask: Tensor, width: int = 3) -> BackgroundError:
-    """How far an image, before the original is put back, is from the good one outside the mask.
+    """How far an image, before the original is put back, is from the good one outside the mask (bool).
 
-    Args:
-        image: shape (1, 3, height, width) in [-1, 1].
-        good: same shape.
-        mask: shape (1, 1, height, width), bool, true on the defect.
-        width: of the border, pixels outside the mask; a seam shows there.
+    Images are (1, 3, height, width) in [-1, 1]; a seam shows in the border of `width` pixels around the mask.
     """
     difference = (image.clamp(-1, 1) - good).abs().mean(dim=1, keepdim=True) * 127.5
     grown = max_pool2d(mask.float(), 2 * width + 1, stride=1, padding=width) > 0

@@ -126,11 +126,7 @@ def load_trimap_model(
 def load_controlnet(
     folder: Path | str, model: TextToImage, dtype: torch.dtype = torch.float32
 ) -> "ControlNetModel":
-    """Read a ControlNet from a folder of diffusers' layout; see `load_trimap_model`.
-
-    Raises:
-        ModelError: there is none, its weights are pickled, or it does not fit the model.
-    """
+    """Read a ControlNet in safetensors that fits the model; see `load_trimap_model` for what is refused."""
     from diffusers import ControlNetModel
 
     folder = Path(folder)
@@ -208,18 +204,10 @@ def predict(
     empty: Tensor,
     texts: Sequence[Tensor],
 ) -> list[Tensor]:
-    """What the U-Net predicts under the ControlNet's guidance, for one or more texts an image.
+    """What the U-Net predicts for noisy latents under the ControlNet's guidance, one answer for each text.
 
-    The ControlNet reads the empty prompt, so its one answer serves all texts.
-
-    Args:
-        model: the frozen one.
-        controlnet: on the same device.
-        latents: noisy, shape (batch, 4, height / cell, width / cell).
-        times: of the noise, one for all or one an image.
-        conditioning: from `to_conditioning`.
-        empty: the empty prompt's embedding, shape (batch, tokens, width).
-        texts: embeddings of the same shape; each gets a prediction of the latents' shape.
+    The ControlNet reads the empty prompt, so its one answer serves all texts. There is one time for all
+    latents or one an image; `conditioning` comes from `to_conditioning`, the texts from `embed_prompts`.
     """
     down, middle = controlnet(latents, times, empty, conditioning, return_dict=False)
     copies, dtype = len(texts), model.pipeline.unet.dtype
@@ -244,9 +232,6 @@ def make_denoiser(
     """The network as `blend_latents` asks for it: latents and time in, guided prediction out.
 
     Trimaps (height, width), uint8, and prompts come one an image; at guidance 1 only the prompt is asked.
-
-    Raises:
-        ValueError: a prompt is too long.
     """
     model, controlnet = trimap_model.model, trimap_model.controlnet
     conditioning = to_conditioning(trimaps_u8).to(model.device, controlnet.dtype)
@@ -290,13 +275,7 @@ class ControlNetSettings:
 
 @dataclass
 class ControlNetRun:
-    """A finished training.
-
-    Attributes:
-        controlnet: in evaluation mode.
-        history: one row a checkpoint: step, loss (mean since the last one), seconds.
-        resumed_steps: how many an earlier run had done.
-    """
+    """A finished training: the network, ready to be used, and the history as `run_steps` gives it."""
 
     controlnet: nn.Module
     history: pd.DataFrame
@@ -368,15 +347,7 @@ def train_controlnet(
 def measure_loss(
     model: TextToImage, controlnet: nn.Module, scheduler: Any, triples: list[Triple], seeds: list[int]
 ) -> Tensor:
-    """Mean squared error of what the U-Net predicts, noise or velocity, on noised triples.
-
-    Args:
-        model: the frozen one.
-        controlnet: the trained one.
-        scheduler: the model's noise schedule.
-        triples: the batch.
-        seeds: one a triple, of its time and noise.
-    """
+    """Mean squared error of the predicted noise or velocity; a seed a triple draws its time and noise."""
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     count = scheduler.config.num_train_timesteps
     with torch.no_grad():

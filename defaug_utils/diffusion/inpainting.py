@@ -305,8 +305,8 @@ def finish_image(
 
     Args:
         job: what was asked for.
-        box: the part that was worked on.
-        pixels: shape (height, width, 3) at the working size, in [0, 1].
+        box: the part that was worked on, whose `pixels` (height, width, 3) are in [0, 1].
+        pixels: at the working size.
         cells: of the latent grid that the mask touched.
         feather: see `composite`.
         further: columns that the method adds to the image's row.
