@@ -80,10 +80,7 @@ class HandDrawn:
     """The `Method` of one request: DIAG where a hand drew, one picture a seed.
 
     Attributes:
-        studio: model, data and what all requests have in common.
-        request: what to paint.
         on_step: called after every denoising step; what it raises stops the painting.
-        versions: of the libraries.
     """
 
     origin: ClassVar[str] = "diag"
@@ -122,14 +119,8 @@ class HandDrawn:
 
     def _paint(self, job: InpaintJob) -> GeneratedImage:
         (painted,) = inpaint_batch(self.studio.inpainter, [job], self.settings, on_step=self.on_step)
-        check = check_image(
-            job.image_u8,
-            painted.painted_u8,
-            painted.image_u8,
-            job.mask,
-            self.studio.limits,
-            painted.is_finite,
-        )
+        pictures = job.image_u8, painted.painted_u8, painted.image_u8
+        check = check_image(*pictures, job.mask, self.studio.limits, painted.is_finite)
         row = {
             "category": self.studio.categories[self.request.source_image],
             "source_image": self.request.source_image,
@@ -147,9 +138,8 @@ class HandDrawn:
 class Studio:
     """Paints one request after the other, and stores each decided picture with all that it was made from.
 
-    The folder is a pool like any other: `manifest.csv`, `images/` and `masks/`, and `recipe.json` with one
-    recipe for each choice of settings. Pictures are painted one by one, so that a stop, the number asked for
-    and their order change none of them.
+    The folder is a pool whose `recipe.json` has one recipe for each choice of settings. Pictures are painted
+    one by one, so that a stop, the number asked for and their order change none of them.
 
     Attributes:
         folder: where decided pictures go.
@@ -168,7 +158,7 @@ class Studio:
         settings: InpaintSettings,
         limits: CheckLimits | None = None,
     ) -> None:
-        """Look up what may be painted on; refuses a size that the model can't take."""
+        """Look up what may be painted on; a ValueError refuses a size that the model can't take."""
         settings.check_size(inpainter.cell)
         self.folder, self.data_folder, self.inpainter = Path(folder), Path(data_folder), inpainter
         self.settings, self.limits = settings, limits or CheckLimits()
@@ -176,13 +166,7 @@ class Studio:
         self.categories = dict(zip(sources["image"], sources["category"], strict=True))
 
     def check_request(self, request: StudioRequest) -> InpaintJob:
-        """The first job of a request.
-
-        Raises:
-            ManifestError: the image is none of the training negatives.
-            ValueError: the image has vanished, the mask is empty, full or of another size, a text is empty
-                or too long, or a setting makes no sense; one message says which.
-        """
+        """The first job of a request; a ValueError tells what in the request makes no sense."""
         if request.source_image not in self.categories:
             raise ManifestError(f"{request.source_image} is no training negative: only those are painted on")
         if not request.mask.any():
@@ -205,8 +189,15 @@ class Studio:
     ) -> Iterator[StudioImage]:
         """Paint pictures of the seeds `seed`, `seed` + 1, …; each is handed over when finished, not kept yet.
 
-        `on_step` is called after every denoising step; what it raises stops the painting. Raises what
-        `check_request` raises.
+        Args:
+            request: what to paint.
+            count: number of pictures.
+            on_step: called after every denoising step; what it raises stops the painting.
+
+        Raises:
+            ManifestError: the image is none of the training negatives.
+            ValueError: the image has vanished, the mask is empty, full or of another size, a text is empty
+                or too long, or a setting makes no sense; the message says which.
         """
         before_u8 = self.check_request(request).image_u8
         for seed in range(request.seed, request.seed + count):
@@ -217,15 +208,10 @@ class Studio:
             yield StudioImage(method.request, before_u8, made.image_u8, row)
 
     def decide(self, image: StudioImage, accepted: bool, note: str = "") -> StudioImage:
-        """Store a picture with the expert's decision; a second decision on it replaces the first.
+        """Store a picture from `paint` or `load` with a decision and why; a second one replaces the first.
 
-        Picture and mask are written before the row that names them, each whole or not at all, under the lock
-        that reviews take, too: several windows or kernels on one folder keep the decisions of all.
-
-        Args:
-            image: from `paint` or `load`.
-            accepted: whether it may be trained with.
-            note: why.
+        Picture and mask are written before the row that names them, under the lock that reviews take, too:
+        several windows or kernels on one folder keep the decisions of all.
 
         Returns:
             The picture as it is kept now.
@@ -253,7 +239,7 @@ class Studio:
         return image._replace(row=row)
 
     def _write_files(self, image: StudioImage, kept: pd.DataFrame) -> dict:
-        """Write a picture, its mask and its recipe; gives the row's two paths."""
+        """Write a picture, its mask and its recipe; returns the row's two paths."""
         index = max((int(Path(name).stem) + 1 for name in kept["image"]), default=0)
         row = {"image": f"images/{index:06d}.png", "mask": f"masks/{index:06d}.png"}
         write_png(self.folder / row["image"], image.after_u8)
@@ -298,19 +284,14 @@ class Studio:
         return recipe
 
     def remake(self, row: dict) -> np.ndarray:
-        """Make a kept picture again from its row, its recipe and its stored mask.
-
-        On the same machine with the same libraries it has the same bytes.
+        """Make a kept picture again, shape (height, width, 3), uint8; on the same machine, to the same byte.
 
         Raises:
             ValueError: model, settings, negative or mask are not those that it was made with.
         """
         image = self.load(row)
-        found = {
-            "negative": hash_pixels(image.before_u8) == row["source_sha256"],
-            "mask": hash_pixels(image.request.mask) == row["mask_sha256"],
-        }
-        differing = [name for name, is_same in found.items() if not is_same]
+        found = {"negative": (image.before_u8, "source_sha256"), "mask": (image.request.mask, "mask_sha256")}
+        differing = [name for name, (now, key) in found.items() if hash_pixels(now) != row[key]]
         if differing:
             raise ValueError(
                 f"{row['image']}: its {' and '.join(differing)} differ from those that it was made with: it "
@@ -322,7 +303,5 @@ class Studio:
 
 def _find_same(kept: pd.DataFrame, row: dict) -> pd.Series:
     """Which rows stand for the same picture: made from the same things by the same recipe."""
-    is_same = pd.Series(True, index=kept.index)
-    for column in IDENTITY:
-        is_same &= kept[column].astype(str) == str(row[column]) if column in kept else False
-    return is_same
+    wanted = pd.Series({column: str(row[column]) for column in IDENTITY})
+    return (kept.reindex(columns=IDENTITY).astype(str) == wanted).all(axis=1)
