@@ -1,10 +1,8 @@
 """A drawing program for masks in the notebook, and the tool that steps through training negatives with it.
 
-The canvas is a widget of our own on anywidget, plain JavaScript without a build step: that runs in
-JupyterLab 4, Notebook 7, VS Code and Colab from the installed package alone. ipycanvas asks the kernel about
-every mouse move, and ready-made painting widgets give smoothed strokes at the size of the screen, where a
-mask must be exact at the size of the image; here the browser rasterises by a rule of whole numbers (written
-down at the top of `static/mask_canvas.js`), and the kernel is told when a stroke ends.
+The canvas is our own: ready-made painting widgets give smoothed strokes at the size of the screen, and a mask
+must be exact at the size of the image. The browser rasterises by the rule of whole numbers at the top of
+`static/mask_canvas.js` and tells the kernel when a stroke ends. anywidget needs no build step.
 """
 
 import struct
@@ -32,11 +30,7 @@ def pack_mask(mask: np.ndarray, image_number: int) -> bytes:
 
 
 def unpack_mask(packed: bytes, size: tuple[int, int]) -> tuple[np.ndarray, int]:
-    """Read a packed mask of an image of (width, height) pixels: the mask, bool, and the image's number.
-
-    Raises:
-        ValueError: it has not as many bytes as this size takes.
-    """
+    """The mask, bool, of an image of (width, height) pixels, and the image's number."""
     width, height = size
     expected = HEADER.size + -(-width * height // 8)
     if len(packed) != expected:
@@ -48,15 +42,12 @@ def unpack_mask(packed: bytes, size: tuple[int, int]) -> tuple[np.ndarray, int]:
 
 
 def check_drawn(mask: np.ndarray, size: tuple[int, int], name: str = "mask") -> np.ndarray:
-    """Bring a mask to exact 0 / 255: a copy, uint8, that can't be written to.
+    """A read-only copy of a mask, uint8, exactly 0 or 255.
 
     Args:
         mask: shape (height, width), bool, or uint8 with 0 and 255 (or 0 and 1) only.
-        size: (width, height) that it must have.
+        size: (width, height) that it must have; a ValueError refuses another one, or another type or value.
         name: what to call it in an error.
-
-    Raises:
-        ValueError: another size, type or value; a mask is never stretched or thresholded in silence.
     """
     mask = np.asarray(mask)
     if mask.shape != (size[1], size[0]):
@@ -114,17 +105,13 @@ class MaskCanvas(anywidget.AnyWidget):
         return self.value > 0
 
     def set_image(self, image_u8: np.ndarray, mask: np.ndarray | None = None, name: str = "") -> None:
-        """Show another image; what was drawn on the one before is in nobody's way.
-
-        Raises:
-            ValueError: no such image, or a mask that is not this image's; the old one stays.
-        """
+        """Show another image; where it or its mask is refused with a ValueError, the old one stays."""
         described = self._describe_image(image_u8, mask, name, self.image_number + 1)
+        value = described.pop("value")
         with self.hold_sync():
             for trait, content in described.items():
-                if trait != "value":
-                    self.set_trait(trait, content)
-            self.value = described["value"]
+                self.set_trait(trait, content)
+            self.value = value  # last: it is checked by the new size
 
     @staticmethod
     def _describe_image(image_u8: np.ndarray, mask: np.ndarray | None, name: str, number: int) -> dict:
@@ -194,7 +181,6 @@ class MaskDrawer(ipywidgets.VBox):
         if foreign or not self.names:
             raise ManifestError(f"no training negatives to draw on: {', '.join(foreign) or 'no names given'}")
         self.data_folder, self.folder, self.index = Path(data_folder), Path(folder), 0
-        self._saved: np.ndarray | None = None
         self.canvas = MaskCanvas(*self._read(0))
         self._saved = self.canvas.mask
         self._make_controls()
@@ -207,25 +193,21 @@ class MaskDrawer(ipywidgets.VBox):
         return read_image(self.data_folder / name), load_drawn(self.folder, name), name
 
     def _make_controls(self) -> None:
-        narrow = ipywidgets.Layout(width="210px")
-        self.chooser = ipywidgets.Dropdown(options=self.names, index=0, layout=narrow)
+        self.chooser = ipywidgets.Dropdown(options=self.names, index=0, layout={"width": "210px"})
         self.chooser.tooltip = "The image to draw on"
         self.chooser.observe(lambda change: self.show_image(change["new"]), "index")
         self.previous_button = make_button("◀ Previous", "The image before", lambda: self.step(-1))
         self.next_button = make_button("Next ▶", "The next image", lambda: self.step(1))
         self.save_button = make_button("Save mask", "Store this mask as PNG", self.save, "primary")
         self.delete_button = make_button("Delete mask", "Remove this image's stored mask", self.ask_to_delete)
-        self.message = ipywidgets.HTML()
         moves = [self.previous_button, self.chooser, self.next_button]
-        row = ipywidgets.Layout(flex_flow="row wrap")
-        self.controls = ipywidgets.HBox([*moves, self.save_button, self.delete_button], layout=row)
-        self.question_text = ipywidgets.HTML()
+        controls = [*moves, self.save_button, self.delete_button]
+        self.controls = ipywidgets.HBox(controls, layout={"flex_flow": "row wrap"})
+        self.message, self.question_text = ipywidgets.HTML(), ipywidgets.HTML()
         self.confirm_button = make_button("Delete it", "Remove the file", self.delete, "danger")
         self.keep_button = make_button("Keep it", "Leave the file as it is", self._show_state)
         answers = [self.question_text, self.confirm_button, self.keep_button]
-        self.question = ipywidgets.HBox(
-            answers, layout=ipywidgets.Layout(display="none", align_items="center")
-        )
+        self.question = ipywidgets.HBox(answers, layout={"display": "none", "align_items": "center"})
 
     @property
     def has_unsaved_strokes(self) -> bool:
@@ -240,13 +222,12 @@ class MaskDrawer(ipywidgets.VBox):
         """Show an image with its stored mask; unsaved strokes are saved first, an error is told."""
         if index == self.index:
             return
-        if self.has_unsaved_strokes and self.canvas.mask.any() and not self.save():
+        left, is_cleared = self.names[self.index], self.has_unsaved_strokes and not self.canvas.mask.any()
+        if self.has_unsaved_strokes and not is_cleared and not self.save():
             self.chooser.index = self.index
             return
-        left = self.names[self.index] if self.has_unsaved_strokes and not self.canvas.mask.any() else ""
         try:
-            image_u8, mask, name = self._read(index)
-            self.canvas.set_image(image_u8, mask, name)
+            self.canvas.set_image(*self._read(index))
         except ValueError as error:
             self.chooser.index = self.index
             self.say(str(error), BAD)
@@ -254,7 +235,7 @@ class MaskDrawer(ipywidgets.VBox):
         self.chooser.index = self.index = index
         self._saved = self.canvas.mask
         self._show_state()
-        if left:
+        if is_cleared:
             self.say(f"{left}: its mask was cleared here, not deleted; the stored one is kept", BAD)
 
     def save(self) -> bool:

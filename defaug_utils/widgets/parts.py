@@ -15,22 +15,12 @@ STATIC = Path(__file__).parent / "static"
 
 
 def read_script(name: str) -> str:
-    """A widget's JavaScript as one module: `shared.js`, then its own file.
-
-    Args:
-        name: of its file in `static`, such as "mask_canvas.js".
-    """
+    """A widget's JavaScript as one module: `shared.js`, then its own file in `static`."""
     return "\n".join((STATIC / part).read_text(encoding="utf-8") for part in ("shared.js", name))
 
 
 def encode_image(pixels_u8: np.ndarray, kind: str = "PNG", **options: Any) -> bytes:
-    """The bytes of an image file.
-
-    Args:
-        pixels_u8: shape (height, width, 3), or 4 with transparency, uint8.
-        kind: "PNG" or "JPEG".
-        options: of Pillow's writer, such as `quality`.
-    """
+    """The bytes of an image file; pixels of shape (height, width, 3 or 4), `options` of Pillow's writer."""
     stream = io.BytesIO()
     Image.fromarray(pixels_u8).save(stream, kind, **options)
     return stream.getvalue()
@@ -38,7 +28,7 @@ def encode_image(pixels_u8: np.ndarray, kind: str = "PNG", **options: Any) -> by
 
 def make_button(text: str, hint: str, act: Callable[[], object], style: str = "") -> ipywidgets.Button:
     """A button that calls a function without arguments."""
-    wide = ipywidgets.Layout(width="auto")  # as wide as its text, which is never cut
+    wide = {"width": "auto"}  # as wide as its text, which is never cut
     made = ipywidgets.Button(description=text, tooltip=hint, button_style=style, layout=wide)
     made.on_click(lambda _: act())
     return made

@@ -1,6 +1,6 @@
 """What an expert decides in the notebook: in the DIAG studio (draw, ask, look), and in a form on prompts."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from threading import Event, Thread
 
@@ -9,14 +9,7 @@ import numpy as np
 from skimage.segmentation import find_boundaries
 
 from defaug_utils.core.prompts import Prompt
-from defaug_utils.protocol.scenarios import (
-    DECISIONS,
-    PromptDecision,
-    Review,
-    ReviewError,
-    read_review,
-    write_review,
-)
+from defaug_utils.protocol import scenarios
 from defaug_utils.widgets.mask_drawing import MaskDrawer
 from defaug_utils.widgets.parts import BAD, GOOD, colour_text, encode_image, make_button
 from defaug_utils.widgets.studio import Studio, StudioImage, StudioRequest
@@ -25,7 +18,12 @@ MAX_CARDS = 24  # pictures shown at once; what is decided stays in the pool
 CARD_SIZE = (330, 300)  # most that each of a card's two pictures takes, CSS pixels
 FEW_CELLS = 10  # of the latent grid; a smaller mask gives the model no room to paint in
 OUTLINE = (255, 0, 200)
-BORDERS = {None: "1px solid #bbb", True: f"3px solid {GOOD}", False: f"3px solid {BAD}"}
+LOOKS = {  # of a card by its decision: words, their colour, border
+    None: ("not decided: not kept yet", "inherit", "1px solid #bbb"),
+    True: ("accepted", GOOD, f"3px solid {GOOD}"),
+    False: ("rejected", BAD, f"3px solid {BAD}"),
+}
+WRAPPED = {"flex_flow": "row wrap"}  # a layout
 
 
 class Stopped(Exception):
@@ -39,25 +37,19 @@ class StudioCard(ipywidgets.VBox):
         image: as it is kept now, or not yet.
     """
 
-    def __init__(
-        self,
-        image: StudioImage,
-        decide: Callable[["StudioCard", bool], None],
-        reuse: Callable[[StudioImage], None],
-    ) -> None:
-        """Show a picture; buttons call `decide` with this card and the decision, `reuse` with the picture."""
+    def __init__(self, image: StudioImage, panel: "StudioPanel") -> None:
+        """Show a picture; the buttons call the panel's `decide` and `reuse`."""
         before = image.before_u8.copy()
         before[find_boundaries(image.request.mask, mode="outer")] = OUTLINE
-        self.caption, self.note = ipywidgets.HTML(), ipywidgets.Text(placeholder="note (why)")
-        self.note.layout.width = "auto"
-        self.accept_button = make_button("Accept", "Keep it for training", lambda: decide(self, True))
-        self.reject_button = make_button("Reject", "Keep it as rejected", lambda: decide(self, False))
-        self.reuse_button = make_button(
-            "Again", "Bring back image, mask, prompt and settings", lambda: reuse(self.image)
-        )
+        self.caption = ipywidgets.HTML()
+        self.note = ipywidgets.Text(placeholder="note (why)", layout={"width": "auto"})
+        self.accept_button = make_button("Accept", "Keep it for training", lambda: panel.decide(self, True))
+        self.reject_button = make_button("Reject", "Keep it as rejected", lambda: panel.decide(self, False))
+        hint = "Bring back image, mask, prompt and settings"
+        self.reuse_button = make_button("Again", hint, lambda: panel.reuse(self.image))
         buttons = [self.accept_button, self.reject_button, self.reuse_button]
-        pair = ipywidgets.HBox([show_pixels(before), show_pixels(image.after_u8)])
-        pair.layout.flex_flow = "row wrap"  # wide pictures stand one above the other
+        pictures = [show_pixels(before), show_pixels(image.after_u8)]
+        pair = ipywidgets.HBox(pictures, layout=WRAPPED)  # wide pictures stand one above the other
         super().__init__([pair, self.caption, self.note, ipywidgets.HBox(buttons)])
         self.add_class("studio-card")
         self.layout = ipywidgets.Layout(width="max-content", max_width="360px", padding="6px", margin="4px")
@@ -67,19 +59,15 @@ class StudioCard(ipywidgets.VBox):
         """Show how the picture stands now."""
         self.image = image
         accepted = image.row.get("accepted")
-        accepted = None if accepted not in (True, False) else bool(accepted)
-        words = {None: "not decided: not kept yet", True: "accepted", False: "rejected"}[accepted]
-        colour = {None: "inherit", True: GOOD, False: BAD}[accepted]
+        words, colour, self.layout.border = LOOKS[bool(accepted) if accepted in (True, False) else None]
         told = f"seed {image.request.seed}"
         if not image.row["check_passed"]:
             told += f" · check: {image.row['check_reason']}"
         if image.row["latent_cells"] < FEW_CELLS:
             told += f" · only {image.row['latent_cells']} cells: draw larger"
-        self.caption.value = (
-            f"{colour_text(image.request.prompt)}{colour_text(told)}{colour_text(words, colour)}"
-        )
+        lines = [colour_text(image.request.prompt), colour_text(told), colour_text(words, colour)]
+        self.caption.value = "".join(lines)
         self.note.value = str(image.row.get("reviewer_note") or "")
-        self.layout.border = BORDERS[accepted]
 
 
 class StudioPanel(ipywidgets.VBox):
@@ -98,18 +86,21 @@ class StudioPanel(ipywidgets.VBox):
     def __init__(
         self, studio: Studio, masks_folder: Path | str, prompt: Prompt | None = None, seed: int = 0
     ) -> None:
-        """Show the form with prompt and seed to begin with, and the pictures kept last.
+        """Show the form and the pictures kept last; raises what `MaskDrawer` raises.
 
-        Drawn masks are stored in `masks_folder`, see `save_drawn`. Raises what `MaskDrawer` raises.
+        Args:
+            studio: its requests are painted.
+            masks_folder: where drawn masks are stored, see `save_drawn`.
+            prompt, seed: of the form to begin with.
         """
         self.studio, self.worker = studio, None
         self._stop = Event()
         self.drawer = MaskDrawer(studio.data_folder, masks_folder)
         self.drawer.canvas.canvas_height = 420
         self._make_form(prompt or Prompt("scratched"), seed)
-        self.cards_box = ipywidgets.HBox(layout=ipywidgets.Layout(flex_flow="row wrap"))
+        self.cards_box = ipywidgets.HBox(layout=WRAPPED)
         self.summary = ipywidgets.HTML()
-        top = ipywidgets.HBox([self.drawer, self.form], layout=ipywidgets.Layout(flex_flow="row wrap"))
+        top = ipywidgets.HBox([self.drawer, self.form], layout=WRAPPED)
         self.drawer.layout = ipywidgets.Layout(flex="3 1 480px", min_width="300px")
         self.form.layout = ipywidgets.Layout(flex="1 1 300px", min_width="280px", padding="0 0 0 8px")
         super().__init__([top, self.summary, self.cards_box])
@@ -117,39 +108,34 @@ class StudioPanel(ipywidgets.VBox):
         self._show_kept()
 
     def _make_form(self, prompt: Prompt, seed: int) -> None:
-        settings = self.studio.settings
-        wide = {"layout": ipywidgets.Layout(width="auto"), "style": {"description_width": "70px"}}
-        self.prompt = ipywidgets.Textarea(prompt.text, description="Prompt", rows=2, **wide)
-        self.negative_prompt = ipywidgets.Text(prompt.negative, description="Not", **wide)
+        asked = self.studio.settings
+        self.prompt = ipywidgets.Textarea(prompt.text, description="Prompt", rows=2)
+        self.negative_prompt = ipywidgets.Text(prompt.negative, description="Not")
+        most = max(10, 2 * asked.guidance)
         self.guidance = ipywidgets.FloatSlider(
-            settings.guidance,
-            min=1,
-            max=max(10, 2 * settings.guidance),
-            step=0.5,
-            description="Guidance",
-            **wide,
+            asked.guidance, min=1, max=most, step=0.5, description="Guidance"
         )
         self.strength = ipywidgets.FloatSlider(
-            settings.strength, min=0.05, max=1, step=0.01, description="Strength", **wide
+            asked.strength, min=0.05, max=1, step=0.01, description="Strength"
         )
-        most = max(50, 2 * settings.steps)
-        self.steps = ipywidgets.IntSlider(settings.steps, min=2, max=most, description="Steps", **wide)
-        self.seed = ipywidgets.BoundedIntText(seed, min=0, max=2**31, description="Seed", **wide)
-        self.count = ipywidgets.BoundedIntText(2, min=1, max=MAX_CARDS, description="Images", **wide)
-        self.generate_button = make_button(
-            "Generate", "Paint with this mask, prompt and seed", self.generate, "primary"
-        )
-        self.other_button = make_button(
-            "Other seeds", "The same once more with the next seeds", self.generate_others
-        )
+        most = max(50, 2 * asked.steps)
+        self.steps = ipywidgets.IntSlider(asked.steps, min=2, max=most, description="Steps")
+        self.seed = ipywidgets.BoundedIntText(seed, min=0, max=2**31, description="Seed")
+        self.count = ipywidgets.BoundedIntText(2, min=1, max=MAX_CARDS, description="Images")
+        numbers = [self.guidance, self.strength, self.steps, self.seed, self.count]
+        fields = [self.prompt, self.negative_prompt, *numbers]
+        for field in fields:
+            field.layout.width, field.style.description_width = "auto", "70px"
+        hint = "Paint with this mask, prompt and seed"
+        self.generate_button = make_button("Generate", hint, self.generate, "primary")
+        hint = "The same once more with the next seeds"
+        self.other_button = make_button("Other seeds", hint, self.generate_others)
         self.stop_button = make_button("Stop", "End at the next step", self.stop, "warning")
         self.stop_button.disabled = True
-        self.progress = ipywidgets.IntProgress(layout=ipywidgets.Layout(width="auto"))
+        buttons = ipywidgets.HBox([self.generate_button, self.other_button, self.stop_button])
+        self.progress = ipywidgets.IntProgress(layout={"width": "auto"})
         self.message = ipywidgets.HTML(colour_text("Draw on the image, then press Generate."))
-        buttons = [self.generate_button, self.other_button, self.stop_button]
-        texts = [self.prompt, self.negative_prompt]
-        numbers = [self.guidance, self.strength, self.steps, self.seed, self.count]
-        self.form = ipywidgets.VBox([*texts, *numbers, ipywidgets.HBox(buttons), self.progress, self.message])
+        self.form = ipywidgets.VBox([*fields, buttons, self.progress, self.message])
 
     def read_form(self) -> StudioRequest:
         """What the form and the canvas ask for."""
@@ -229,8 +215,7 @@ class StudioPanel(ipywidgets.VBox):
             raise Stopped
 
     def _add_card(self, image: StudioImage) -> None:
-        card = StudioCard(image, self.decide, self.reuse)
-        self.cards_box.children = (card, *self.cards_box.children)[:MAX_CARDS]
+        self.cards_box.children = (StudioCard(image, self), *self.cards)[:MAX_CARDS]
 
     @property
     def cards(self) -> tuple[StudioCard, ...]:
@@ -288,49 +273,42 @@ def show_pixels(image_u8: np.ndarray) -> ipywidgets.Image:
     """A picture, shape (height, width, 3), uint8, no larger than a card has room for."""
     height, width = image_u8.shape[:2]
     scale = min(CARD_SIZE[0] / width, CARD_SIZE[1] / height)
-    shown = ipywidgets.Image(value=encode_image(image_u8), format="png")
-    shown.layout = ipywidgets.Layout(
-        width=f"{round(width * scale)}px", height=f"{round(height * scale)}px", margin="2px"
-    )
-    return shown
+    size = {"width": f"{round(width * scale)}px", "height": f"{round(height * scale)}px", "margin": "2px"}
+    return ipywidgets.Image(value=encode_image(image_u8), format="png", layout=size)
 
 
 def make_review_form(prompts: Sequence[Prompt], path: Path | str) -> ipywidgets.VBox:
-    """One line a prompt with decision, other words and a reason, and a button that stores them all.
+    """A form with one line a prompt (decision, other words, a reason), and a button that stores them all.
 
-    Args:
-        prompts: the board that was looked at.
-        path: file of the review. Decisions in it are shown, and decisions on pictures are kept.
-
-    Returns:
-        The form; its last line tells what happened.
+    Decisions that the file of the review has already are shown; those on pictures are kept.
     """
     path = Path(path)
-    review = read_review(path) if path.is_file() else Review([], [])
-    former = {entry.prompt: entry for entry in review.prompts}
-    lines = [_make_line(former.get(prompt.text, PromptDecision(prompt.text, "accept"))) for prompt in prompts]
+    review = scenarios.read_review(path) if path.is_file() else scenarios.Review([], [])
+    entries = {prompt.text: scenarios.PromptDecision(prompt.text, "accept") for prompt in prompts}
+    entries |= {entry.prompt: entry for entry in review.prompts}
+    lines = [_make_line(entries[prompt.text]) for prompt in prompts]
     button, told = ipywidgets.Button(description="Store"), ipywidgets.Label("Not stored yet.")
 
     def store(_: object) -> None:
         decided = [
-            PromptDecision(prompt.text, *(field.value for field in line.children[1:]))
+            scenarios.PromptDecision(prompt.text, *(field.value for field in line.children[1:]))
             for prompt, line in zip(prompts, lines, strict=True)
         ]
         try:
-            write_review(Review(decided, review.images), path)
+            scenarios.write_review(scenarios.Review(decided, review.images), path)
             told.value = f"Stored in {path}: run the cells below."
-        except ReviewError as error:
+        except scenarios.ReviewError as error:
             told.value = f"Not stored: {error}"
 
     button.on_click(store)
     return ipywidgets.VBox([*lines, button, told])
 
 
-def _make_line(entry: PromptDecision) -> ipywidgets.HBox:
+def _make_line(entry: scenarios.PromptDecision) -> ipywidgets.HBox:
     return ipywidgets.HBox(
         [
             ipywidgets.Label(entry.prompt, layout={"width": "16em"}),
-            ipywidgets.Dropdown(options=DECISIONS, value=entry.decision, layout={"width": "7em"}),
+            ipywidgets.Dropdown(options=scenarios.DECISIONS, value=entry.decision, layout={"width": "7em"}),
             ipywidgets.Text(entry.reworded, placeholder="in other words"),
             ipywidgets.Text(entry.note, placeholder="why"),
         ]
