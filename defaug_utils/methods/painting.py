@@ -264,11 +264,11 @@ def paint_until_passed(method: Painting, jobs: Sequence[InpaintJob]) -> list[Pai
     best: dict[int, PaintResult] = {}
     failed = list(range(len(jobs)))
     for attempt in range(method.max_attempts):
+        if not failed:
+            break
         asked = [jobs[number]._replace(seed=attempt_seed(jobs[number].seed, attempt)) for number in failed]
         for number, job, painted in zip(failed, asked, method.paint(asked), strict=True):
             result = PaintResult(painted, check_image(job, painted, method.limits), attempt)
             best[number] = max(best.get(number, result), result, key=lambda one: one.rank)
         failed = [number for number in failed if not best[number].check.passed]
-        if not failed:
-            break
     return [best[number] for number in range(len(jobs))]
