@@ -13,7 +13,7 @@ import pandas as pd
 from scipy.stats import bootstrap, rankdata
 from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_auc_score
 
-from defaug_utils.core.manifest import raise_problems
+from defaug_utils.core.guards import raise_problems
 
 # One part in ten is defective in KSDD2: 2 % false alarms are then one for every four defects found.
 MAX_FALSE_POSITIVE_RATE = 0.02
