@@ -19,7 +19,8 @@ from defaug_utils.diffusion.controlnet import TrimapModel, make_controlnet
 from defaug_utils.diffusion.inpainting import InpaintJob
 from defaug_utils.diffusion.text2image import load_text2image
 from defaug_utils.masks.patches import cut_defect
-from defaug_utils.masks.sources import TurnedMasks, open_masks
+from defaug_utils.masks.sources import open_masks
+from defaug_utils.masks.trimaps import TurnedMasks
 from defaug_utils.methods import adabldm
 from defaug_utils.methods.adabldm import AdaBLDM, blend_batch
 from defaug_utils.methods.blending import BlendSettings, scale_stages

@@ -23,12 +23,12 @@ from defaug_utils.core.runs import (
     MixingError,
     Run,
     arm_shares,
+    choose_positives,
     parse_run_name,
     planned_runs,
     pool_name,
     run_name,
 )
-from defaug_utils.core.sources import choose_positives
 from defaug_utils.protocol.mixing import (
     Mix,
     compose_training_set,

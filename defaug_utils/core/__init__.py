@@ -14,7 +14,10 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             *("make_pool", "make_pools", "read_recipe", "remake"),
         ],
         "prompts": ["choose_prompt", "make_prompts"],
-        "runs": ["SCENARIOS", "arm_shares", "parse_run_name", "planned_runs", "pool_name", "run_name"],
-        "sources": ["check_pool", "choose_positives", "list_sources", "read_dataset"],
+        "runs": [
+            *("SCENARIOS", "arm_shares", "choose_positives", "parse_run_name"),
+            *("planned_runs", "pool_name", "run_name"),
+        ],
+        "sources": ["check_pool", "list_sources", "read_dataset"],
     },
 )

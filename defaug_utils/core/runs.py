@@ -1,12 +1,16 @@
-"""The runs of the protocol: scenarios, arms, and how a run is called."""
+"""The runs of the protocol: scenarios and the positives that they know, arms, and how a run is called."""
 
+import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+import pandas as pd
+
 from defaug_utils.core.manifest import raise_problems
 from defaug_utils.core.origins import IN_AND_OUT, ORIGINS, list_arms
 
+DATA_FOLDER = "data"
 SCENARIOS = ("zero-shot", "few-shot", "full-shot")
 _RUN_NAME = re.compile(r"([a-z]+-shot)-([a-z0-9_]+)-(0|[1-9][0-9]*)-seed(0|[1-9][0-9]*)")
 
@@ -170,3 +174,39 @@ def arm_shares(arm: str, share: float = 0.5, extra_arms: Arms | None = None) -> 
         problems.append(f"the shares add up to {sum(shares.values())}, expected 1")
     raise_problems(f"arm {arm}", problems, MixingError)
     return {origin: part for origin, part in shares.items() if part > 0}
+
+
+def shuffle_rows(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """An order that depends on the seed and the images' names only, so that draws are nested.
+
+    A rejected image is replaced by the next one and all others stay; the rows' own order plays no part.
+    """
+    keys = [hashlib.sha256(f"{seed} {data_key(image)}".encode()).hexdigest() for image in rows["image"]]
+    return rows.iloc[sorted(range(len(keys)), key=keys.__getitem__)]
+
+
+def data_key(image: str) -> str:
+    """Name of an image as `data/manifest.csv` and `source_image` have it."""
+    return image.removeprefix(f"{DATA_FOLDER}/")
+
+
+def choose_positives(
+    data_manifest: pd.DataFrame, scenario: str, seed: int, few_shot_count: int = 5
+) -> pd.DataFrame:
+    """The real training positives that a scenario knows: none, `few_shot_count` drawn by seed, or all.
+
+    A generator that is fine-tuned for few-shot takes the same ones by the same call.
+
+    Raises:
+        MixingError: the scenario is unknown, or there are fewer positives than asked for.
+    """
+    positives = data_manifest[(data_manifest["split"] == "train") & (data_manifest["label"] == "positive")]
+    if scenario not in SCENARIOS:
+        raise MixingError(f"scenario {scenario!r} is none of {', '.join(SCENARIOS)}")
+    if scenario == "few-shot" and not 1 <= few_shot_count <= len(positives):
+        raise MixingError(
+            f"few_shot_count is {few_shot_count}, expected 1 … {len(positives)}: "
+            f"the train split has {len(positives)} positives (zero-shot is the scenario without any)"
+        )
+    known = {"zero-shot": 0, "few-shot": few_shot_count, "full-shot": len(positives)}[scenario]
+    return shuffle_rows(positives, seed).iloc[:known]

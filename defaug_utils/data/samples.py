@@ -22,27 +22,17 @@ class Samples(NamedTuple):
         images_u8: shape (images, height, width, 3), uint8, on the processor.
         labels: shape (images,), float32, 1 for positive.
         table: the manifest's rows, in the same order.
+        masks: of `load_masked_samples` only: shape (images, height, width), bool, true on the defect.
     """
 
     images_u8: Tensor
     labels: Tensor
     table: pd.DataFrame
+    masks: Tensor | None = None
 
     def indices(self, split: str) -> np.ndarray:
         """Positions of a split's images."""
         return np.flatnonzero(self.table["split"] == split)
-
-
-class MaskedSamples(NamedTuple):
-    """Images and masks of a training set's manifest, row by row.
-
-    Attributes:
-        samples: the images with their labels and rows.
-        masks: shape (images, height, width), bool, true on the defect; all false for negatives.
-    """
-
-    samples: Samples
-    masks: Tensor
 
 
 def load_samples(
@@ -125,7 +115,7 @@ def _common_size(manifest: pd.DataFrame, folder: Path) -> tuple[int, int]:
 
 def load_masked_samples(
     manifest: pd.DataFrame, folder: Path | str, input_size: tuple[int, int] = (0, 0)
-) -> MaskedSamples:
+) -> Samples:
     """Decode every image and mask of a manifest into memory, at one size; arguments as of `load_samples`.
 
     A mask pixel is positive when any source pixel that it covers is. Rows of val are kept, though no
@@ -156,22 +146,18 @@ def load_masked_samples(
             problems.append(f"{Path(folder) / name}: the mask is empty, but its image is positive")
         masks[index] = fit_mask(mask, size)
     raise_problems(f"masks in {folder}", problems)
-    return MaskedSamples(samples, torch.from_numpy(masks))
+    return samples._replace(masks=torch.from_numpy(masks))
 
 
 def hash_samples(samples: Samples, split: str) -> str:
-    """First 16 hex digits of the SHA-256 over a split's pixels and labels, in order."""
-    indices = torch.from_numpy(samples.indices(split))
+    """First 16 hex digits of the SHA-256 over a split's pixels, labels and masks, in order."""
+    indices = samples.indices(split)
     digest = hashlib.sha256(str(tuple(samples.images_u8.shape[1:])).encode())
     digest.update(samples.labels[indices].numpy().tobytes())
     for index in indices:
         digest.update(samples.images_u8[index].numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def hash_masked_samples(masked: MaskedSamples, split: str) -> str:
-    """First 16 hex digits of the SHA-256 over a split's pixels, labels and masks, in order."""
-    digest = hashlib.sha256(hash_samples(masked.samples, split).encode())
-    for index in masked.samples.indices(split):
-        digest.update(np.packbits(masked.masks[index].numpy()).tobytes())
+    if samples.masks is not None:
+        digest = hashlib.sha256(digest.hexdigest()[:16].encode())
+        for index in indices:
+            digest.update(np.packbits(samples.masks[index].numpy()).tobytes())
     return digest.hexdigest()[:16]
