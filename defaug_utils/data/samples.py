@@ -10,8 +10,9 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from defaug_utils.core.guards import raise_problems
 from defaug_utils.core.images import fit_image, fit_mask, read_image, read_mask
-from defaug_utils.core.manifest import LABELS, SPLITS, ManifestError, raise_problems
+from defaug_utils.core.manifest import LABELS, SPLITS, ManifestError
 from defaug_utils.data.datasets import map_in_threads
 
 
@@ -69,7 +70,7 @@ def load_samples(
         return ""
 
     problems = list(filter(None, map_in_threads(load, range(len(manifest)))))
-    raise_problems(f"training set in {folder}", problems)
+    raise_problems(f"training set in {folder}", problems, ManifestError)
     labels = torch.tensor((manifest["label"] == "positive").to_numpy(np.float32))
     return Samples(torch.from_numpy(images_u8), labels, manifest.reset_index(drop=True))
 
@@ -84,7 +85,7 @@ def check_classes(manifest: pd.DataFrame, needs_validation: bool = True) -> None
         for label in labels
         if counts.loc[split, label] == 0
     ]
-    raise_problems("a detector can't be trained and judged on this training set", problems)
+    raise_problems("a detector can't be trained and judged on this training set", problems, ManifestError)
 
 
 def count_samples(manifest: pd.DataFrame) -> pd.DataFrame:
@@ -132,6 +133,7 @@ def load_masked_samples(
             f"{row.image}: is positive ({row.origin}, {row.split}) and has no mask"
             for row in manifest[is_positive & (manifest["mask"] == "")].itertuples()
         ],
+        ManifestError,
     )
     samples = load_samples(manifest, folder, input_size, needs_validation=False)
     size = (samples.images_u8.shape[2], samples.images_u8.shape[1])
@@ -145,7 +147,7 @@ def load_masked_samples(
         if not mask.any():
             problems.append(f"{Path(folder) / name}: the mask is empty, but its image is positive")
         masks[index] = fit_mask(mask, size)
-    raise_problems(f"masks in {folder}", problems)
+    raise_problems(f"masks in {folder}", problems, ManifestError)
     return samples._replace(masks=torch.from_numpy(masks))
 
 

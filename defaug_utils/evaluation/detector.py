@@ -17,9 +17,10 @@ from torch.nn.functional import binary_cross_entropy_with_logits, interpolate
 from transformers import ResNetModel
 
 from defaug_utils.core.files import write_csv, write_json, write_png
+from defaug_utils.core.guards import raise_problems
 from defaug_utils.core.images import fit_mask, read_mask
-from defaug_utils.core.manifest import raise_problems
-from defaug_utils.core.runs import Run, parse_run_name
+from defaug_utils.core.manifest import ManifestError
+from defaug_utils.core.origins import Run, parse_run_name
 from defaug_utils.data.samples import Samples, load_masked_samples
 from defaug_utils.evaluation.pixel_metrics import measure_pixels
 from defaug_utils.evaluation.recipes import (
@@ -248,7 +249,7 @@ def measure_score_maps(run_folder: Path | str, folder: Path | str) -> dict[str, 
     files = [run_folder / name for name in table["score_map"]]
     files += [folder / name for name in table["mask"] if name]
     missing = [f"{path}: does not exist" for path in files if not path.is_file()]
-    raise_problems(f"score maps of {run_folder}", missing)
+    raise_problems(f"score maps of {run_folder}", missing, ManifestError)
 
     def read_pair(row: tuple) -> tuple[np.ndarray, np.ndarray]:
         score_map = read_score_map(run_folder / row.score_map)

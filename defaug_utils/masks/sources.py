@@ -9,8 +9,9 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from PIL import Image
 
+from defaug_utils.core.guards import raise_problems
 from defaug_utils.core.images import fit_mask, read_mask
-from defaug_utils.core.manifest import raise_problems, read_manifest
+from defaug_utils.core.manifest import read_manifest
 from defaug_utils.masks.shapes import SHAPES, ShapePriors, draw_shape
 
 MASK_SOURCES = ("drawn", "procedural", "train_positives")

@@ -13,8 +13,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from defaug_utils.core.guards import raise_problems
 from defaug_utils.core.images import fit_image, read_image
-from defaug_utils.core.manifest import ManifestError, image_seed, raise_problems
+from defaug_utils.core.manifest import ManifestError, image_seed
 from defaug_utils.masks.patches import Defect, draw_turned, paste_defect, place_mask
 from defaug_utils.masks.sources import FEW_SHOT, MaskDraw, hash_masks
 
@@ -155,7 +156,7 @@ def read_good_images(
         if not foreground.any():
             problems.append(f"{row.image}: no object is found on it; textures need no foreground")
         goods.append(GoodImage(image_u8, foreground, row.category, row.image))
-    raise_problems(f"good images in {data_folder}", problems)
+    raise_problems(f"good images in {data_folder}", problems, ManifestError)
     return goods
 
 

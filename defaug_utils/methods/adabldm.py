@@ -11,8 +11,9 @@ import numpy as np
 import pandas as pd
 import torch
 
+from defaug_utils.core.guards import raise_problems
 from defaug_utils.core.images import hash_pixels
-from defaug_utils.core.manifest import ManifestError, raise_problems
+from defaug_utils.core.manifest import ManifestError
 from defaug_utils.core.prompts import check_prompts
 from defaug_utils.core.sources import read_dataset
 from defaug_utils.diffusion.autoencoder import AdaptationSettings, adapt_decoder, decode_latents, to_floats
