@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from defaug_utils.core.runs import Run
+from defaug_utils.core.origins import Run
 from defaug_utils.data.datasets import draw_validation, load_dataset
 from defaug_utils.data.samples import load_samples
 from defaug_utils.data.surfaces import write_surfaces

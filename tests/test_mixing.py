@@ -17,18 +17,19 @@ from defaug_utils.core.manifest import (
     validate_manifest,
     write_manifest,
 )
-from defaug_utils.core.origins import ORIGINS, list_arms
-from defaug_utils.core.runs import (
+from defaug_utils.core.origins import (
+    ORIGINS,
     SCENARIOS,
     MixingError,
     Run,
     arm_shares,
-    choose_positives,
+    list_arms,
     parse_run_name,
     planned_runs,
     pool_name,
     run_name,
 )
+from defaug_utils.core.sources import choose_positives
 from defaug_utils.protocol.mixing import (
     Mix,
     compose_training_set,

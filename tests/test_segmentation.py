@@ -12,7 +12,8 @@ import torch
 from defaug_utils.core.files import write_csv, write_json, write_png
 from defaug_utils.core.images import fit_mask, read_mask
 from defaug_utils.core.manifest import ManifestError, make_manifest, write_manifest
-from defaug_utils.core.runs import MixingError, Run, choose_positives, parse_run_name
+from defaug_utils.core.origins import MixingError, Run, parse_run_name
+from defaug_utils.core.sources import choose_positives
 from defaug_utils.data.samples import hash_samples, load_masked_samples
 from defaug_utils.evaluation.detector import (
     DEFECT_PRIOR,

@@ -1,4 +1,4 @@
-"""The negatives that generated images may start from, and the check of a finished pool against them."""
+"""What a run knows: the negatives that generated images may start from, the positives of a scenario."""
 
 import hashlib
 from functools import lru_cache
@@ -6,8 +6,12 @@ from pathlib import Path
 
 import pandas as pd
 
+from defaug_utils.core.guards import raise_problems
 from defaug_utils.core.images import find_foreground, read_image, read_mask
-from defaug_utils.core.manifest import ManifestError, raise_problems, read_manifest
+from defaug_utils.core.manifest import ManifestError, read_manifest
+from defaug_utils.core.origins import SCENARIOS, MixingError
+
+DATA_FOLDER = "data"
 
 
 def read_dataset(data_folder: Path | str) -> pd.DataFrame:
@@ -60,7 +64,7 @@ def survey_sources(sources: pd.DataFrame, data_folder: Path | str, foreground: s
             problems.append(f"{name}: foreground {foreground!r} finds no object; use 'whole' for surfaces")
         digest.update(f"{name}\n{size}\n".encode() + sha256)
         sizes.add(size)
-    raise_problems(f"training negatives in {data_folder}", problems)
+    raise_problems(f"training negatives in {data_folder}", problems, ManifestError)
     return {"count": len(sources), "sizes": sorted(sizes), "sha256": digest.hexdigest()}
 
 
@@ -81,6 +85,42 @@ def _survey_file(path: Path, state: tuple[int, ...], foreground: str) -> tuple[s
     has_object = bool(find_foreground(image_u8, foreground).any())
     size = f"{image_u8.shape[1]} × {image_u8.shape[0]}"
     return size, hashlib.sha256(image_u8).digest(), has_object
+
+
+def shuffle_rows(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """An order that depends on the seed and the images' names only, so that draws are nested.
+
+    A rejected image is replaced by the next one and all others stay; the rows' own order plays no part.
+    """
+    keys = [hashlib.sha256(f"{seed} {data_key(image)}".encode()).hexdigest() for image in rows["image"]]
+    return rows.iloc[sorted(range(len(keys)), key=keys.__getitem__)]
+
+
+def data_key(image: str) -> str:
+    """Name of an image as `data/manifest.csv` and `source_image` have it."""
+    return image.removeprefix(f"{DATA_FOLDER}/")
+
+
+def choose_positives(
+    data_manifest: pd.DataFrame, scenario: str, seed: int, few_shot_count: int = 5
+) -> pd.DataFrame:
+    """The real training positives that a scenario knows: none, `few_shot_count` drawn by seed, or all.
+
+    A generator that is fine-tuned for few-shot takes the same ones by the same call.
+
+    Raises:
+        MixingError: the scenario is unknown, or there are fewer positives than asked for.
+    """
+    positives = data_manifest[(data_manifest["split"] == "train") & (data_manifest["label"] == "positive")]
+    if scenario not in SCENARIOS:
+        raise MixingError(f"scenario {scenario!r} is none of {', '.join(SCENARIOS)}")
+    if scenario == "few-shot" and not 1 <= few_shot_count <= len(positives):
+        raise MixingError(
+            f"few_shot_count is {few_shot_count}, expected 1 … {len(positives)}: "
+            f"the train split has {len(positives)} positives (zero-shot is the scenario without any)"
+        )
+    known = {"zero-shot": 0, "few-shot": few_shot_count, "full-shot": len(positives)}[scenario]
+    return shuffle_rows(positives, seed).iloc[:known]
 
 
 def check_pool(folder: Path | str, pool: pd.DataFrame, data_folder: Path | str, looked: int = 20) -> None:
@@ -104,7 +144,7 @@ def check_pool(folder: Path | str, pool: pd.DataFrame, data_folder: Path | str, 
             problems.append(f"{row['image']}: its source {row['source_image']} is no training negative")
         elif row["source_image"] and row["mask"] and place < looked:
             problems += _compare_outside(Path(folder), row, Path(data_folder))
-    raise_problems(f"pool {folder}", problems)
+    raise_problems(f"pool {folder}", problems, ManifestError)
 
 
 def _compare_outside(folder: Path, row: dict, data_folder: Path) -> list[str]:

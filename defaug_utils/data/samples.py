@@ -1,4 +1,4 @@
-"""A training set in memory: every image, and for detectors of pixels every mask, decoded once."""
+"""A training set in memory: every image, and where asked for every mask, decoded once."""
 
 import hashlib
 from pathlib import Path
@@ -10,8 +10,9 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from defaug_utils.core.guards import raise_problems
 from defaug_utils.core.images import fit_image, fit_mask, read_image, read_mask
-from defaug_utils.core.manifest import LABELS, SPLITS, ManifestError, raise_problems
+from defaug_utils.core.manifest import LABELS, SPLITS, ManifestError
 from defaug_utils.data.datasets import map_in_threads
 
 
@@ -19,9 +20,9 @@ class Samples(NamedTuple):
     """All images of a training set's manifest, row by row.
 
     Attributes:
-        images_u8: shape (images, height, width, 3), uint8, on the processor.
+        images_u8: shape (images, height, width, 3), uint8.
         labels: shape (images,), float32, 1 for positive.
-        table: the manifest's rows, in the same order.
+        table: the manifest's rows.
         masks: of `load_masked_samples` only: shape (images, height, width), bool, true on the defect.
     """
 
@@ -46,8 +47,7 @@ def load_samples(
     Args:
         manifest: rows of the splits train, val and test.
         folder: what the manifest's paths are relative to.
-        input_size: (width, height) of the classifier's input; (0, 0) for that of the stored real
-            images. Images of another size are resized.
+        input_size: (width, height) to which images are resized; (0, 0) for that of the stored real ones.
         needs_validation: demand negatives in the split val, which choose a classifier's threshold.
 
     Raises:
@@ -69,7 +69,7 @@ def load_samples(
         return ""
 
     problems = list(filter(None, map_in_threads(load, range(len(manifest)))))
-    raise_problems(f"training set in {folder}", problems)
+    raise_problems(f"training set in {folder}", problems, ManifestError)
     labels = torch.tensor((manifest["label"] == "positive").to_numpy(np.float32))
     return Samples(torch.from_numpy(images_u8), labels, manifest.reset_index(drop=True))
 
@@ -84,7 +84,7 @@ def check_classes(manifest: pd.DataFrame, needs_validation: bool = True) -> None
         for label in labels
         if counts.loc[split, label] == 0
     ]
-    raise_problems("a detector can't be trained and judged on this training set", problems)
+    raise_problems("a detector can't be trained and judged on this training set", problems, ManifestError)
 
 
 def count_samples(manifest: pd.DataFrame) -> pd.DataFrame:
@@ -116,23 +116,19 @@ def _common_size(manifest: pd.DataFrame, folder: Path) -> tuple[int, int]:
 def load_masked_samples(
     manifest: pd.DataFrame, folder: Path | str, input_size: tuple[int, int] = (0, 0)
 ) -> Samples:
-    """Decode every image and mask of a manifest into memory, at one size; arguments as of `load_samples`.
-
-    A mask pixel is positive when any source pixel that it covers is. Rows of val are kept, though no
-    threshold is chosen.
+    """Decode images and masks; arguments as of `load_samples`, but no validation part is demanded.
 
     Raises:
         ManifestError: lists every positive without mask, or every mask that can't be read or is empty; or
             see `load_samples`.
     """
     is_positive = manifest["label"] == "positive"
-    raise_problems(
-        "a detector of pixels learns from masks: leave these positives out, or take a pool with masks",
-        [
-            f"{row.image}: is positive ({row.origin}, {row.split}) and has no mask"
-            for row in manifest[is_positive & (manifest["mask"] == "")].itertuples()
-        ],
-    )
+    unmasked = [
+        f"{row.image}: is positive ({row.origin}, {row.split}) and has no mask"
+        for row in manifest[is_positive & (manifest["mask"] == "")].itertuples()
+    ]
+    advice = "leave these positives out, or take a pool with masks"
+    raise_problems(f"a detector of pixels learns from masks: {advice}", unmasked, ManifestError)
     samples = load_samples(manifest, folder, input_size, needs_validation=False)
     size = (samples.images_u8.shape[2], samples.images_u8.shape[1])
     masks, problems = np.zeros(samples.images_u8.shape[:3], bool), []
@@ -145,7 +141,7 @@ def load_masked_samples(
         if not mask.any():
             problems.append(f"{Path(folder) / name}: the mask is empty, but its image is positive")
         masks[index] = fit_mask(mask, size)
-    raise_problems(f"masks in {folder}", problems)
+    raise_problems(f"masks in {folder}", problems, ManifestError)
     return samples._replace(masks=torch.from_numpy(masks))
 
 

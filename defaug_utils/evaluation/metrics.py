@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import bootstrap, rankdata
 
-from defaug_utils.core.manifest import raise_problems
+from defaug_utils.core.guards import raise_problems
 
 # One part in ten is defective in KSDD2: 2 % false alarms are then one for every four defects found.
 MAX_FALSE_POSITIVE_RATE = 0.02
