@@ -96,12 +96,10 @@ def _find_problem(name: str, scenario: str, value: object) -> str:
 def choose_instances(
     dataset: pd.DataFrame, scenario: str, plan: ScenarioPlan, pool_of_seed: int, seed: int = 0
 ) -> pd.DataFrame:
-    """The rows that a scenario's generator is fine-tuned on.
+    """The rows of the data set that a scenario's generator is fine-tuned on.
 
     Args:
-        dataset: manifest of the prepared data set.
-        scenario: word of `SCENARIOS`.
-        plan: of that scenario.
+        dataset, scenario, plan: the prepared data set's manifest, the scenario's word and its line.
         pool_of_seed: seed of the training sets that the pool is for; draws the positives of few-shot.
         seed: draws the negatives of zero-shot, which are the same for all training sets.
 
