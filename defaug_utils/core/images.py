@@ -147,9 +147,8 @@ def find_foreground(image_u8: np.ndarray, foreground: str = "whole") -> np.ndarr
 
     Args:
         image_u8: shape (height, width, 3), uint8.
-        foreground: "whole": everything is object (surfaces, textures); "bright" or "dark": the object is
-            the brighter or the darker part; "auto": the object is the part that fewer pixels of the
-            image's border belong to.
+        foreground: what the object is: "whole" everything (surfaces, textures), "bright" or "dark" the
+            brighter or darker part, "auto" the part that fewer pixels of the image's border belong to.
 
     Returns:
         Shape (height, width), bool, true on the object; nowhere true when all pixels are alike.

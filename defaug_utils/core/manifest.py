@@ -139,7 +139,7 @@ def fold_decisions(path: Path | str) -> pd.DataFrame:
     """Read a pool's manifest, and take the decisions of the log beside it in, under the lock of the caller.
 
     Who changes decisions in the manifest itself does this first, or the log would win over the change.
-    Decisions on images that the manifest has not stay in the log. Raises what `read_manifest` raises.
+    Decisions on other images stay in the log.
     """
     path = Path(path)
     log = DecisionLog(path.with_name(DECISIONS_FILE))

@@ -108,12 +108,10 @@ def make_pool(
 ) -> pd.DataFrame:
     """Make a pool of positives, going on where an earlier run of the same recipe stopped.
 
-    Groups are always made whole, with members that are finished already or lie beyond `count` (these are
-    thrown away), so that an image has the same neighbours whatever was interrupted or cut into shards.
-
-    On one machine, a pool has the same bytes in any process, in shards and after restarts: where PyTorch
-    computes, the recipe keeps the number of threads that it was begun with. Pools begun with different
-    numbers, or made on another processor, may differ by a few grey levels here and there.
+    On one machine, a pool has the same bytes in any process, in shards and after restarts. So groups are
+    always made whole (members beyond `count` are thrown away), and where PyTorch computes, the recipe keeps
+    the number of threads that it was begun with. Pools begun with different numbers, or made on another
+    processor, may differ by a few grey levels here and there.
 
     Args:
         folder: where `manifest.csv`, `recipe.json`, `images/` and `masks/` go.
@@ -130,11 +128,10 @@ def make_pool(
         ManifestError: an image started from something else than a training image of the data set.
         FileNotFoundError: there is no data set.
     """
-    folder = Path(folder)
-    recipe = _add_threads(describe_pool(method, plan.seed), folder)
+    folder, recipe = Path(folder), describe_pool(method, plan.seed)
     dataset = None if method.data is None else read_dataset(method.data)
-    key = _claim_pool(folder, recipe)
-    writer = _PoolWriter(folder, method, dataset, key, on_images or (lambda finished: None))
+    recipe = _claim_pool(folder, recipe)
+    writer = _PoolWriter(folder, method, dataset, recipe_key(recipe), on_images or (lambda finished: None))
     with _hold_threads_of(recipe):
         pool = writer.make(plan)
         while (missing := plan.passing - int((~find_failed(pool)).sum())) > 0:
@@ -201,12 +198,17 @@ def _hold_threads_of(recipe: dict) -> AbstractContextManager[None]:
     return hold_threads(recipe.get("threads")) if _needs_torch(recipe) else nullcontext()
 
 
-def _add_threads(recipe: dict, folder: Path) -> dict:
-    """The recipe with the number of threads that its pool was begun with, where PyTorch computes."""
-    if not _needs_torch(recipe):
-        return recipe
-    begun = read_recipe(folder) if (folder / "recipe.json").is_file() else {}
-    return recipe | {"threads": begun.get("threads") or count_threads()}
+def _claim_pool(folder: Path, recipe: dict) -> dict:
+    """The recipe with the threads that its pool was begun with, where PyTorch computes; stored when new."""
+    stored = folder / "recipe.json"
+    begun = read_recipe(folder) if stored.is_file() else {}
+    if _needs_torch(recipe):
+        recipe = recipe | {"threads": begun.get("threads") or count_threads()}
+    if begun:
+        refuse_other_settings(folder, begun, recipe, "a pool")
+    else:
+        write_json(stored, {recipe_key(recipe): recipe})
+    return recipe
 
 
 def read_recipe(folder: Path | str, key: str = "") -> dict:
@@ -239,15 +241,6 @@ def list_failures(pool: pd.DataFrame) -> pd.DataFrame:
     """The images of a pool that passed no attempt, with what was asked for and the reasons."""
     columns = ["image", "prompt", "mask_name", "attempt", "check_reason"]
     return pool.loc[find_failed(pool), [column for column in columns if column in pool]]
-
-
-def _claim_pool(folder: Path, recipe: dict) -> str:
-    key, stored = recipe_key(recipe), folder / "recipe.json"
-    if stored.is_file():
-        refuse_other_settings(folder, read_recipe(folder), recipe, "a pool")
-    else:
-        write_json(stored, {key: recipe})
-    return key
 
 
 @dataclass(frozen=True)

@@ -39,20 +39,13 @@ def list_sources(dataset: pd.DataFrame) -> pd.DataFrame:
 
 
 def survey_sources(sources: pd.DataFrame, data_folder: Path | str, foreground: str = "whole") -> dict:
-    """Read every source once, to find broken ones now and to tell this data from other.
-
-    What a file holds is remembered until the file changes, so that asking again costs next to nothing.
-
-    Args:
-        sources: rows of the data set, see `list_sources`.
-        data_folder: folder of its manifest.
-        foreground: as `find_foreground`; an image without any object is a problem.
+    """Read every source (see `list_sources`), once until its file changes: for recipes, and to find bad ones.
 
     Returns:
         The number of images, their sizes (as "128 × 384", width × height) and a hash of names and pixels.
 
     Raises:
-        ManifestError: lists every image that can't be read or shows no object.
+        ManifestError: lists every image that can't be read or shows no object, see `find_foreground`.
     """
     digest, sizes, problems = hashlib.sha256(), set(), []
     for name in sources["image"]:

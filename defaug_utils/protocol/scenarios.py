@@ -117,14 +117,7 @@ class ReviewError(ValueError):
 
 
 class PromptDecision(NamedTuple):
-    """What the expert said about a prompt after a look at its pictures.
-
-    Attributes:
-        prompt: the text looked at.
-        decision: "accept", "reject" or "reword".
-        reworded: the text to use instead, for "reword".
-        note: why.
-    """
+    """What the expert said about a prompt, and why: "accept", "reject", or "reword" with the text instead."""
 
     prompt: str
     decision: str
@@ -151,7 +144,7 @@ class Review(NamedTuple):
 def read_review(path: Path | str | None) -> Review:
     """Read a stored review; None is one without decisions.
 
-    It is YAML with the lists `prompts` and `images`, see `PromptDecision` and `ImageDecision`.
+    It is YAML with the lists `prompts` (of `PromptDecision`) and `images` (of `ImageDecision`).
 
     Raises:
         ReviewError: it is missing or no such YAML; or lists every entry that makes no sense.
@@ -241,10 +234,9 @@ def settle_prompts(board: Sequence[Prompt], review: Review) -> list[Prompt]:
 
 
 def record_review(folder: Path | str, review: Review) -> pd.DataFrame:
-    """Write a review into a pool's manifest, and return that.
+    """Write a review into a pool's manifest, and return that; pictures that nobody looked at stay open.
 
-    A picture's own decision fills `accepted`. What was decided on its prompt goes to `reviewer_note` and
-    accepts nothing: pictures that nobody looked at stay unreviewed.
+    A picture's own decision fills `accepted`; what was decided on its prompt goes to `reviewer_note` only.
 
     Raises:
         ReviewError: lists every picture that the review is about and the pool does not hold.
