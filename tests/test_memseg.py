@@ -218,7 +218,7 @@ def test_an_empty_or_unreachable_foreground_ends_with_a_message():
 
 
 def test_all_wrong_settings_are_told_at_once():
-    with pytest.raises(ValueError, match=r"texture_share 2.*grid.*foreground 'object'"):
+    with pytest.raises(ValueError, match=r"(?s)texture_share 2.*grid.*foreground 'object'"):
         MemSegSettings(texture_share=2, grid=(0, 4), foreground="object")
 
 
