@@ -91,7 +91,7 @@ class PoolPlan:
         limit = MAX_GROWTH * self.count
         demands = {
             "count must be at least 1": self.count >= 1,
-            "seed must not be negative": self.seed >= 0,
+            "seed must be at least 0": self.seed >= 0,
             f"shard must be in 0 … {self.shards - 1}": 0 <= self.shard < self.shards,
             f"passing must be in 0 … {limit}, twice the count": 0 <= self.passing <= limit,
         }
