@@ -31,14 +31,13 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from defaug_utils.diffusion.autoencoder import AdaptationSettings, adapt_decoder, to_floats
 from defaug_utils.diffusion.controlnet import (
     TrimapModel,
-    embed_prompts,
     make_controlnet,
     make_ddim,
     make_denoiser,
     to_conditioning,
 )
 from defaug_utils.diffusion.loading import prepare_pipeline
-from defaug_utils.diffusion.text2image import TextToImage
+from defaug_utils.diffusion.text2image import TextToImage, embed_prompts
 from defaug_utils.masks.trimaps import make_trimap
 from defaug_utils.methods.adabldm import decode_adapted
 from defaug_utils.methods.blending import BlendSettings, blend_latents, scale_stages

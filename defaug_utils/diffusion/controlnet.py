@@ -21,9 +21,9 @@ from torch.nn.functional import mse_loss
 from defaug_utils.core.files import write_json
 from defaug_utils.core.guards import check_demands
 from defaug_utils.core.manifest import image_seed
-from defaug_utils.diffusion.autoencoder import Denoise, encode_images, to_floats
+from defaug_utils.diffusion.autoencoder import Denoise, draw_noise, encode_images, to_floats
 from defaug_utils.diffusion.loading import CONVERT, PICKLES, ModelError, fingerprint, quiet_libraries
-from defaug_utils.diffusion.text2image import TextToImage, embed_tokens, tokenise_prompts
+from defaug_utils.diffusion.text2image import TextToImage, embed_prompts
 from defaug_utils.masks.trimaps import TRIPLES, Triple, TripleSet
 from defaug_utils.training.loop import OnStep, StepDone, StepPlan, Training, open_accelerator, run_steps
 
@@ -165,15 +165,6 @@ def make_ddim(model: TextToImage) -> "DDIMScheduler":
     from diffusers import DDIMScheduler
 
     return DDIMScheduler.from_config(model.pipeline.scheduler.config, clip_sample=False)
-
-
-@torch.no_grad()
-def embed_prompts(model: TextToImage, prompts: Sequence[str]) -> Tensor:
-    """What the U-Net reads of texts, each encoded once; shape (batch, tokens, width)."""
-    texts = list(dict.fromkeys(prompts))
-    tokens = tokenise_prompts(model, texts).to(model.device)
-    embeddings = embed_tokens(model.pipeline.text_encoder, tokens, model.clip_skip)
-    return torch.stack([embeddings[texts.index(prompt)] for prompt in prompts])
 
 
 def to_conditioning(trimaps_u8: Sequence[np.ndarray]) -> Tensor:
@@ -353,7 +344,7 @@ def measure_loss(
     with torch.no_grad():
         images = to_floats([triple.image_u8 for triple in triples]).to(model.device)
         clean = encode_images(model.pipeline.vae, images)
-        noise = torch.cat([torch.randn((1, *clean.shape[1:]), generator=one) for one in generators]).to(clean)
+        noise = draw_noise(generators, clean)
         times = torch.cat([torch.randint(count, (1,), generator=one) for one in generators]).to(model.device)
         is_velocity = scheduler.config.prediction_type == "v_prediction"
         target = scheduler.get_velocity(clean, noise, times) if is_velocity else noise

@@ -19,6 +19,7 @@ from transformers import get_scheduler
 from defaug_utils.core.files import write_png
 from defaug_utils.core.images import read_image
 from defaug_utils.core.manifest import image_seed
+from defaug_utils.diffusion import text2image, training_images
 from defaug_utils.diffusion.dreambooth_plan import (
     DreamBoothError,
     DreamBoothSettings,
@@ -29,32 +30,9 @@ from defaug_utils.diffusion.dreambooth_plan import (
 )
 from defaug_utils.diffusion.lora import LoraCounts, LoraPlan, attach_lora, lora_parameters
 from defaug_utils.diffusion.lora_files import save_lora
-from defaug_utils.diffusion.text2image import (
-    TextJob,
-    TextSettings,
-    TextToImage,
-    embed_tokens,
-    generate_images,
-    make_noise_schedule,
-    tokenise_prompts,
-)
-from defaug_utils.diffusion.training_images import (
-    TrainingImages,
-    cache_latents,
-    check_bucket_step,
-    count_buckets,
-    tell_fit,
-)
-from defaug_utils.training.loop import (
-    OnStep,
-    StepDone,
-    StepLoss,
-    StepPlan,
-    Training,
-    check_training,
-    open_accelerator,
-    run_steps,
-)
+from defaug_utils.diffusion.text2image import TextJob, TextSettings, TextToImage
+from defaug_utils.diffusion.training_images import TrainingImages
+from defaug_utils.training import loop
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -101,7 +79,8 @@ class Denoiser(nn.Module):
 
     def forward(self, noisy: Tensor, times: Tensor, tokens: Tensor) -> Tensor:
         """What the U-Net predicts for noisy latents (batch channels height width)."""
-        return self.unet(noisy, times, embed_tokens(self.text_encoder, tokens, self.clip_skip)).sample
+        embedded = text2image.embed_tokens(self.text_encoder, tokens, self.clip_skip)
+        return self.unet(noisy, times, embedded).sample
 
 
 class _Inputs(NamedTuple):
@@ -134,7 +113,7 @@ def train_dreambooth(
     folder: Path | str,
     settings: DreamBoothSettings,
     plan: LoraPlan,
-    on_step: OnStep | None = None,
+    on_step: loop.OnStep | None = None,
     on_sample: Callable[[int], None] | None = None,
     sample_times: int = 1,
 ) -> DreamBoothRun:
@@ -159,15 +138,21 @@ def train_dreambooth(
         FloatingPointError: a loss or gradient is not finite; names the step and keeps the last checkpoint.
     """
     folder = Path(folder)
-    check_bucket_step(settings.buckets, model)
+    training_images.check_bucket_step(settings.buckets, model)
     settings, notices = settle_settings(settings, model.device)
     notices += tell_identifier(model.pipeline.tokenizer, settings.identifier)
-    notices += tell_images(images, settings) + tell_fit(images.buckets)
-    described = describe_training(model, images, settings, plan)
-    check_training(folder, described, DreamBoothError)
+    notices += tell_images(images, settings) + training_images.tell_fit(images.buckets)
+    described = {
+        "base": model.describe()["fingerprint"],
+        "clip_skip": model.clip_skip,
+        "dreambooth": asdict(settings),
+        "lora": asdict(plan),
+        "trained_on": images.describe(),
+    }
+    loop.check_training(folder, described, DreamBoothError)
     training, adapted, count = _prepare(model, images, settings, plan)
 
-    def tell(done: StepDone) -> None:
+    def tell(done: loop.StepDone) -> None:
         if on_step:
             on_step(done)
         if on_sample and (done.step % -(-count // sample_times) == 0 or done.step == count):
@@ -179,30 +164,17 @@ def train_dreambooth(
 
     accelerator = training.accelerator
     _set_mode(model, settings, is_training=True)
-    step_plan = StepPlan(count, settings.save_every, settings.precision, row="step")
-    run = run_steps(training, step_plan, folder, described, tell)
+    step_plan = loop.StepPlan(count, settings.save_every, settings.precision, row="step")
+    run = loop.run_steps(training, step_plan, folder, described, tell)
     _set_mode(model, settings, is_training=False)
     if accelerator.is_main_process:
         metadata = {"training": json.dumps(described, sort_keys=True)}
         save_lora(folder / LORA, model.pipeline.unet, model.pipeline.text_encoder, metadata)
     accelerator.wait_for_everyone()
-    buckets = count_buckets(images.buckets)
+    buckets = training_images.count_buckets(images.buckets)
     return DreamBoothRun(
         folder / LORA, run.history, run.seconds, run.resumed_steps, buckets, adapted, notices
     )
-
-
-def describe_training(
-    model: TextToImage, images: TrainingImages, settings: DreamBoothSettings, plan: LoraPlan
-) -> dict:
-    """Everything that the trained adapter depends on, as JSON values."""
-    return {
-        "base": model.describe()["fingerprint"],
-        "clip_skip": model.clip_skip,
-        "dreambooth": asdict(settings),
-        "lora": asdict(plan),
-        "trained_on": images.describe(),
-    }
 
 
 def settle_settings(settings: DreamBoothSettings, device: str) -> tuple[DreamBoothSettings, list[str]]:
@@ -219,10 +191,10 @@ def settle_settings(settings: DreamBoothSettings, device: str) -> tuple[DreamBoo
 
 def tell_images(images: TrainingImages, settings: DreamBoothSettings) -> list[str]:
     """What a user must know about how many images there are."""
-    notices, count = [], images.count(is_class=False)
-    if count == 1:
+    notices = []
+    if len(images.sizes(is_class=False)) == 1:
         notices.append("there is one instance image: the adapter will learn it by heart")
-    if not images.count(is_class=True):
+    if not images.sizes(is_class=True):
         notices.append(
             f"prior preservation is off (prior_weight {settings.prior_weight}, no regularisation image): the "
             "class word drifts towards the instance images"
@@ -232,11 +204,11 @@ def tell_images(images: TrainingImages, settings: DreamBoothSettings) -> list[st
 
 def _prepare(
     model: TextToImage, images: TrainingImages, settings: DreamBoothSettings, plan: LoraPlan
-) -> tuple[Training, LoraCounts, int]:
+) -> tuple[loop.Training, LoraCounts, int]:
     """Cache latents and attach the adapter; what is trained, the adapter's size and the number of steps."""
     pipeline = model.pipeline
-    latents = cache_latents(model, images)
-    tokens = tokenise_prompts(model, [settings.instance_prompt, settings.class_prompt])
+    latents = training_images.cache_latents(model, images)
+    tokens = text2image.tokenise_prompts(model, [settings.instance_prompt, settings.class_prompt])
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
         adapted = attach_lora(pipeline.unet, pipeline.text_encoder, plan)
@@ -244,12 +216,12 @@ def _prepare(
     for parameter in parameters.values():
         parameter.data = parameter.data.float()
     steps = plan_steps(images.sizes(is_class=False), images.sizes(is_class=True), settings)
-    schedule = make_noise_schedule(model)
+    schedule = text2image.make_noise_schedule(model)
     weights = weigh_noise_levels(schedule.alphas_cumprod, settings.gamma, model.prediction)
-    accelerator = open_accelerator(settings.precision, model.device)
+    accelerator = loop.open_accelerator(settings.precision, model.device)
     is_class = torch.tensor(images.items["is_class"].to_numpy())
     trainer = _Trainer(accelerator, settings, steps, latents, is_class, tokens, weights, schedule)
-    training = Training(
+    training = loop.Training(
         Denoiser(pipeline.unet, pipeline.text_encoder, model.clip_skip),
         _make_optimiser(parameters, settings),
         lambda denoiser, number: _compute_loss(trainer, denoiser, number),
@@ -327,7 +299,7 @@ def _make_inputs(trainer: _Trainer, positions: Sequence[int], images: Sequence[i
     return _Inputs(*(part.to(trainer.accelerator.device) for part in inputs))
 
 
-def _compute_loss(trainer: _Trainer, denoiser: nn.Module, number: int) -> StepLoss:
+def _compute_loss(trainer: _Trainer, denoiser: nn.Module, number: int) -> loop.StepLoss:
     """One step on this process's share of the batch."""
     accelerator, step = trainer.accelerator, trainer.steps[number]
     count, processes = len(step.images), accelerator.num_processes
@@ -346,7 +318,7 @@ def _compute_loss(trainer: _Trainer, denoiser: nn.Module, number: int) -> StepLo
         "loss_instance": (total - of_class) / (count - class_count) if count > class_count else None,
         "loss_class": of_class / class_count if class_count else None,
     }
-    return StepLoss(errors.sum() / count * processes, numbers)
+    return loop.StepLoss(errors.sum() / count * processes, numbers)
 
 
 def keep_sample(
@@ -358,7 +330,7 @@ def keep_sample(
     step that was kept before a run was interrupted is still there when it goes on.
     """
     target = Path(folder) / "steps" / f"step-{step:06d}"
-    images = generate_images(model, jobs, settings)
+    images = text2image.generate_images(model, jobs, settings)
     for place, image_u8 in enumerate(images):
         write_png(target / f"{place:03d}.png", image_u8)
     save_lora(target / LORA, model.pipeline.unet, model.pipeline.text_encoder)

@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from defaug_utils.core.guards import check_demands
 from defaug_utils.diffusion.training_images import BucketSettings, DreamBoothError
+from defaug_utils.training.loop import PRECISIONS
 
 OPTIMISERS = ("adamw", "adamw8bit")
-PRECISIONS = ("no", "fp16", "bf16")
 
 
 @dataclass(frozen=True)
@@ -62,36 +63,30 @@ class DreamBoothSettings:
 
     def __post_init__(self) -> None:
         """Refuse values that make no sense, all in one message."""
-        problems = _find_prompt_problems(self)
+        word = self.identifier.strip()
+        demands = {
+            "the identifier is empty: choose a rare word such as 'skt'": bool(word),
+            f"the instance prompt {self.instance_prompt!r} has no identifier {word!r}: without one the "
+            "fine-tuning changes what the class word means": not word or word in self.instance_prompt.split(),
+            f"the class prompt {self.class_prompt!r} must not hold {word!r}": (
+                word not in self.class_prompt.split()
+            ),
+            "the class prompt is empty: name the kind of thing, such as 'background'": (
+                bool(self.class_prompt.strip())
+            ),
+        }
         for name in ("epochs", "repeats", "batch_size", "restarts", "save_every"):
-            if getattr(self, name) < 1:
-                problems.append(f"{name} {getattr(self, name)} must be 1 or more")
+            value = getattr(self, name)
+            demands[f"{name} {value} must be 1 or more"] = value >= 1
         for name in ("warmup_steps", "gamma", "prior_weight", "weight_decay", "max_gradient_norm", "seed"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                problems.append(f"{name} {getattr(self, name)} must be 0 or more")
-        if not 0 < self.learning_rate < float("inf"):
-            problems.append(f"learning_rate {self.learning_rate} must be above 0")
+            value = getattr(self, name)
+            demands[f"{name} {value} must be 0 or more"] = 0 <= value < float("inf")
+        rate = self.learning_rate
+        demands[f"learning_rate {rate} must be above 0"] = 0 < rate < float("inf")
         for name, words in (("optimiser", OPTIMISERS), ("precision", PRECISIONS)):
-            if getattr(self, name) not in words:
-                problems.append(f"{name} {getattr(self, name)!r} is none of {', '.join(words)}")
-        if problems:
-            raise DreamBoothError("DreamBooth settings: " + "; ".join(problems))
-
-
-def _find_prompt_problems(settings: DreamBoothSettings) -> list[str]:
-    identifier, problems = settings.identifier.strip(), []
-    if not identifier:
-        return ["the identifier is empty: choose a rare word such as 'skt'"]
-    if identifier not in settings.instance_prompt.split():
-        problems.append(
-            f"the instance prompt {settings.instance_prompt!r} has no identifier {identifier!r}: without "
-            "one the fine-tuning changes what the class word means"
-        )
-    if identifier in settings.class_prompt.split():
-        problems.append(f"the class prompt {settings.class_prompt!r} must not hold {identifier!r}")
-    if not settings.class_prompt.strip():
-        problems.append("the class prompt is empty: name the kind of thing, such as 'background'")
-    return problems
+            value = getattr(self, name)
+            demands[f"{name} {value!r} is none of {', '.join(words)}"] = value in words
+        check_demands("DreamBooth settings", demands, DreamBoothError)
 
 
 def tell_identifier(tokenizer: Any, identifier: str) -> list[str]:
@@ -158,8 +153,6 @@ def weigh_noise_levels(alphas_cumprod: Tensor, gamma: float, prediction: str) ->
         gamma: γ; 0 weights all alike.
         prediction: "epsilon" or "v_prediction".
     """
-    if prediction not in ("epsilon", "v_prediction"):
-        raise ValueError(f"prediction {prediction!r} is neither epsilon nor v_prediction")
     if gamma == 0:
         return torch.ones(len(alphas_cumprod))
     alphas = alphas_cumprod.double()

@@ -12,17 +12,20 @@ import torch
 
 from defaug_utils.core.guards import check_demands
 from defaug_utils.core.prompts import check_prompts
+from defaug_utils.diffusion import loading
 from defaug_utils.diffusion.compositing import Box, choose_box, composite, cover_cells, cut_out, paste_back
-from defaug_utils.diffusion.loading import (
-    ModelError,
-    describe_pipeline,
-    load_pipeline,
-    prepare_pipeline,
-)
 from defaug_utils.training.memory import run_in_parts
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
+
+
+EMBEDDINGS = (  # of a text; the pooled ones for two text encoders only
+    "prompt_embeds",
+    "negative_prompt_embeds",
+    "pooled_prompt_embeds",
+    "negative_pooled_prompt_embeds",
+)
 
 
 @dataclass(frozen=True)
@@ -70,48 +73,24 @@ class InpaintSettings:
         }
         check_demands("inpainting settings", demands)
 
-    def check_size(self, cell: int) -> None:
-        """Refuse a size that latent cells don't divide, naming the nearest one that they do."""
-        if any(side % cell for side in self.size):
-            width, height = (max(cell, round(side / cell) * cell) for side in self.size)
-            raise ValueError(
-                f"size {self.size[0]} × {self.size[1]} is not divisible by the model's factor {cell}: use "
-                f"{width} × {height}; images are stretched to it and back"
-            )
-
 
 @dataclass
-class Inpainter:
-    """A loaded model with what is known about it.
+class Inpainter(loading.LoadedModel):
+    """A loaded model that paints; further attributes as in `LoadedModel`.
 
     Attributes:
-        pipeline: diffusers' pipeline.
-        model: name, folder or file it was loaded from.
-        device: where it runs.
-        notices: what a user must be told.
-        batch_limit: largest batch that fitted in memory; None while none failed.
         embeddings: text embeddings by (prompt, negative prompt), computed once.
         speed: what `speed_up` has switched on; it may change the last bits of a picture.
         lock: held while the pipeline runs, since its scheduler counts the steps of one picture at a time.
     """
 
-    pipeline: "DiffusionPipeline"
-    model: str
-    device: str
-    notices: list[str] = field(default_factory=list)
-    batch_limit: int | None = None
     embeddings: dict[tuple[str, str], dict[str, torch.Tensor]] = field(default_factory=dict)
     speed: list[str] = field(default_factory=list)
     lock: RLock = field(default_factory=RLock, repr=False, compare=False)
 
-    @property
-    def cell(self) -> int:
-        """Pixels along either side of a latent cell."""
-        return self.pipeline.vae_scale_factor
-
     def describe(self) -> dict:
         """The model in the recipe of a pool: classes, scheduler, fingerprint of its weights, type."""
-        return describe_pipeline(self.pipeline, self.device) | {"speed": sorted(self.speed)}
+        return loading.describe_pipeline(self.pipeline, self.device) | {"speed": sorted(self.speed)}
 
 
 def load_inpainter(
@@ -128,7 +107,7 @@ def load_inpainter(
     Raises:
         ModelError: parts are missing, weights are pickled, or it is none of the three.
     """
-    pipeline = load_pipeline(model, "inpainting", dtype)
+    pipeline = loading.load_pipeline(model, "inpainting", dtype)
     inpainter = wrap_pipeline(pipeline.to(device), str(model), device)
     speed_up(inpainter, **speed)
     return inpainter
@@ -148,8 +127,10 @@ def wrap_pipeline(pipeline: "DiffusionPipeline", model: str, device: str = "cpu"
             "surroundings of a mask less well than an inpainting model"
         )
     elif channels != 9:
-        raise ModelError(f"{model}: its U-Net takes {channels} channels, expected 9 (inpainting) or 4")
-    inpainter.notices += prepare_pipeline(pipeline)
+        raise loading.ModelError(
+            f"{model}: its U-Net takes {channels} channels, expected 9 (inpainting) or 4"
+        )
+    inpainter.notices += loading.prepare_pipeline(pipeline)
     return inpainter
 
 
@@ -229,7 +210,7 @@ def inpaint_batch(
             working size does not suit the model.
         MemoryError: not even one image fits.
     """
-    settings.check_size(inpainter.cell)
+    inpainter.check_size(settings.size)
     check_jobs(jobs)
     check_prompts(inpainter, [job.prompt for job in jobs])
     check_prompts(inpainter, [job.negative_prompt for job in jobs if job.negative_prompt])
@@ -330,8 +311,6 @@ def embed_texts(
 
 
 def _embed_pair(inpainter: Inpainter, prompt: str, negative_prompt: str) -> dict[str, torch.Tensor]:
-    kinds = ("prompt_embeds", "pooled_prompt_embeds")  # the second for two text encoders only
-    names = [f"{sign}{kind}" for kind in kinds for sign in ("", "negative_")]
     with torch.inference_mode():
         tensors = inpainter.pipeline.encode_prompt(
             prompt=prompt,
@@ -340,4 +319,4 @@ def _embed_pair(inpainter: Inpainter, prompt: str, negative_prompt: str) -> dict
             do_classifier_free_guidance=True,
             negative_prompt=negative_prompt,
         )
-    return dict(zip(names[: len(tensors)], tensors, strict=True))
+    return dict(zip(EMBEDDINGS[: len(tensors)], tensors, strict=True))

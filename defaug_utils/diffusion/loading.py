@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -67,6 +68,45 @@ def _check_part(part: Path, class_name: str) -> list[str]:
             else f"{part.name} has no weights (*.safetensors)"
         )
     return problems
+
+
+@dataclass
+class LoadedModel:
+    """A diffusers pipeline with what is known about it.
+
+    Attributes:
+        pipeline: diffusers' pipeline.
+        model: name, folder or file it was loaded from.
+        device: where it runs.
+        notices: what a user must be told.
+        batch_limit: largest batch that fitted in memory; None while none failed.
+    """
+
+    pipeline: "DiffusionPipeline"
+    model: str
+    device: str
+    notices: list[str] = field(default_factory=list, kw_only=True)
+    batch_limit: int | None = field(default=None, kw_only=True)
+
+    @property
+    def cell(self) -> int:
+        """Pixels along either side of a latent cell."""
+        return self.pipeline.vae_scale_factor
+
+    @property
+    def side_step(self) -> int:
+        """Sides of images must be multiples of it."""
+        return self.cell
+
+    def check_size(self, size: tuple[int, int]) -> None:
+        """Refuse a size (width, height) that `side_step` does not divide, naming the nearest one that is."""
+        step = self.side_step
+        if any(side % step for side in size):
+            width, height = (max(step, round(side / step) * step) for side in size)
+            raise ValueError(
+                f"size {size[0]} × {size[1]}: {self.model} takes multiples of {step}, use {width} × {height} "
+                "(images to paint on are stretched to it and back)"
+            )
 
 
 class Classes(NamedTuple):

@@ -143,13 +143,6 @@ def attach_layers(network: nn.Module, planned: Mapping[str, LayerPlan]) -> LoraC
     return count_lora(network)
 
 
-def look_up_pattern(pattern: Mapping[str, float], path: str, default: float | None) -> float | None:
-    """The value that one of peft's patterns (ends of paths, as regular expressions) has for a layer."""
-    from peft.utils.other import get_pattern_key
-
-    return pattern.get(get_pattern_key(list(pattern), path), default)
-
-
 def count_lora(network: nn.Module) -> LoraCount:
     """Count the adapted layers of a network, by kind."""
     return _count((_base(layer).weight, layer.r[ADAPTER]) for layer in adapted_layers(network).values())

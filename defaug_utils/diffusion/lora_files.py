@@ -26,7 +26,6 @@ from defaug_utils.diffusion.lora import (
     adapted_layers,
     attach_layers,
     find_layers,
-    look_up_pattern,
 )
 
 LAYOUTS = ("kohya", "diffusers")
@@ -37,6 +36,9 @@ DIFFUSERS_ENDINGS = {  # its present one first, then those of earlier versions
     "up": ("lora_B.weight", "lora.up.weight", "lora_linear_layer.up.weight"),
 }
 DIFFUSERS_METADATA = "lora_adapter_metadata"  # diffusers' name, JSON in the header of the file
+
+
+Networks = Mapping[str, Mapping[str, nn.Module]]  # "unet" and "text_encoder" → path → layer
 
 
 class StoredLayer(NamedTuple):
@@ -79,7 +81,10 @@ def save_lora(
     networks = {"unet": adapted_layers(unet), "text_encoder": adapted_layers(text_encoder)}
     if not any(networks.values()):
         raise LoraError("there is no adapter to save: attach or load one first")
-    tensors, header = (_lay_out_kohya if layout == "kohya" else _lay_out_diffusers)(networks)
+    if layout == "kohya":
+        tensors, header = _lay_out_kohya(networks), {"ss_network_module": "networks.lora"}
+    else:
+        tensors, header = _lay_out_diffusers(networks), _make_header(networks)
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     with write_atomically(Path(path)) as temporary:
         written = save(tensors, {"format": "pt", **header, **(metadata or {})})
@@ -106,7 +111,7 @@ def _diffusers_name(network: str, path: str) -> str:
     return f"{network}.{path}"
 
 
-def _lay_out_kohya(networks: Mapping[str, Mapping[str, nn.Module]]) -> tuple[dict[str, Tensor], dict]:
+def _lay_out_kohya(networks: Networks) -> dict[str, Tensor]:
     tensors = {}
     for network, layers in networks.items():
         for path, layer in layers.items():
@@ -114,16 +119,23 @@ def _lay_out_kohya(networks: Mapping[str, Mapping[str, nn.Module]]) -> tuple[dic
             tensors[f"{name}.{KOHYA_ENDINGS['down']}"] = layer.lora_A[ADAPTER].weight
             tensors[f"{name}.{KOHYA_ENDINGS['up']}"] = layer.lora_B[ADAPTER].weight
             tensors[f"{name}.{KOHYA_ENDINGS['alpha']}"] = torch.tensor(float(layer.lora_alpha[ADAPTER]))
-    return tensors, {"ss_network_module": "networks.lora"}
+    return tensors
 
 
-def _lay_out_diffusers(networks: Mapping[str, Mapping[str, nn.Module]]) -> tuple[dict[str, Tensor], dict]:
-    tensors, header = {}, {}
+def _lay_out_diffusers(networks: Networks) -> dict[str, Tensor]:
+    tensors = {}
     for network, layers in networks.items():
         for path, layer in layers.items():
             name = _diffusers_name(network, path)
             tensors[f"{name}.{DIFFUSERS_ENDINGS['down'][0]}"] = layer.lora_A[ADAPTER].weight
             tensors[f"{name}.{DIFFUSERS_ENDINGS['up'][0]}"] = layer.lora_B[ADAPTER].weight
+    return tensors
+
+
+def _make_header(networks: Networks) -> dict[str, str]:
+    """Diffusers' metadata: ranks and alphas as peft's configuration has them."""
+    header = {}
+    for network, layers in networks.items():
         if layers:  # peft matches the ends of paths: without `text_model` they fit every version
             ends = {path.removeprefix("text_model."): layer for path, layer in layers.items()}
             first = next(iter(layers.values()))
@@ -132,7 +144,7 @@ def _lay_out_diffusers(networks: Mapping[str, Mapping[str, nn.Module]]) -> tuple
             header[f"{network}.target_modules"] = sorted(ends)
             header[f"{network}.rank_pattern"] = {end: layer.r[ADAPTER] for end, layer in ends.items()}
             header[f"{network}.alpha_pattern"] = {e: layer.lora_alpha[ADAPTER] for e, layer in ends.items()}
-    return tensors, {DIFFUSERS_METADATA: json.dumps(header, sort_keys=True)}
+    return {DIFFUSERS_METADATA: json.dumps(header, sort_keys=True)}
 
 
 def load_lora(path: Path | str, unet: nn.Module, text_encoder: nn.Module) -> LoraCounts:
@@ -198,7 +210,7 @@ def _match_keys(
     return stored
 
 
-def _list_keys(layers: Mapping[str, Mapping[str, nn.Module]]) -> dict[str, StoredPart]:
+def _list_keys(layers: Networks) -> dict[str, StoredPart]:
     """Every key that a file may have for these layers."""
     keys = {}
     for network, path in ((network, path) for network, paths in layers.items() for path in paths):
@@ -212,8 +224,11 @@ def _list_keys(layers: Mapping[str, Mapping[str, nn.Module]]) -> dict[str, Store
 
 def _look_up_alpha(known: Mapping, network: str, path: str, rank: int) -> float:
     """A layer's alpha in diffusers' metadata; the rank where it says nothing."""
+    from peft.utils.other import get_pattern_key
+
     pattern = known.get(f"{network}.alpha_pattern") or {}
-    alpha = look_up_pattern(pattern, path.removeprefix("text_model."), known.get(f"{network}.lora_alpha"))
+    key = get_pattern_key(list(pattern), path.removeprefix("text_model."))
+    alpha = pattern.get(key, known.get(f"{network}.lora_alpha"))
     return rank if alpha is None else alpha
 
 

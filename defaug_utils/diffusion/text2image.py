@@ -1,7 +1,7 @@
 """Adapter to diffusers: a text-to-image model of the Stable Diffusion family, its prompts and pictures."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -11,12 +11,7 @@ from torch import Tensor, nn
 
 from defaug_utils.core.guards import check_demands
 from defaug_utils.core.prompts import check_prompts
-from defaug_utils.diffusion.loading import (
-    ModelError,
-    describe_pipeline,
-    load_pipeline,
-    prepare_pipeline,
-)
+from defaug_utils.diffusion import loading
 from defaug_utils.training.memory import run_in_parts
 
 if TYPE_CHECKING:
@@ -27,31 +22,16 @@ PREDICTIONS = ("epsilon", "v_prediction")
 
 
 @dataclass
-class TextToImage:
-    """A loaded model with what is known about it.
+class TextToImage(loading.LoadedModel):
+    """A loaded model that makes pictures from text; further attributes as in `LoadedModel`.
 
     Attributes:
-        pipeline: diffusers' pipeline.
-        model: name, folder or file it was loaded from.
-        device: where it runs.
         clip_skip: text encoder's layer that is read: 1 for the last, 2 for the last but one.
         description: for recipes, of the model as it was loaded, whatever is trained onto it later.
-        notices: what a user must be told.
-        batch_limit: largest batch that fitted in memory; None while none failed.
     """
 
-    pipeline: "StableDiffusionPipeline"
-    model: str
-    device: str
     clip_skip: int
     description: dict
-    notices: list[str] = field(default_factory=list)
-    batch_limit: int | None = None
-
-    @property
-    def cell(self) -> int:
-        """Pixels along either side of a latent cell."""
-        return self.pipeline.vae_scale_factor
 
     @property
     def side_step(self) -> int:
@@ -115,13 +95,14 @@ def load_text2image(
         ModelError: parts are missing, weights are pickled, it has not one text encoder and a U-Net of 4
             channels, or the text encoder has too few layers.
     """
-    pipeline = load_pipeline(model, "text to image", dtype)
+    pipeline = loading.load_pipeline(model, "text to image", dtype)
     problems = _find_problems(pipeline, clip_skip)
     if problems:
-        raise ModelError(f"{model}: " + "; ".join(problems))
+        raise loading.ModelError(f"{model}: " + "; ".join(problems))
     pipeline = pipeline.to(device)
-    notices = prepare_pipeline(pipeline)
-    return TextToImage(pipeline, str(model), device, clip_skip, describe_pipeline(pipeline, device), notices)
+    notices = loading.prepare_pipeline(pipeline)
+    description = loading.describe_pipeline(pipeline, device)
+    return TextToImage(pipeline, str(model), device, clip_skip, description, notices=notices)
 
 
 def _find_problems(pipeline: "StableDiffusionPipeline", clip_skip: int) -> list[str]:
@@ -163,6 +144,15 @@ def embed_tokens(text_encoder: nn.Module, tokens: Tensor, clip_skip: int) -> Ten
     return layer_norm(states[-clip_skip])
 
 
+@torch.no_grad()
+def embed_prompts(model: TextToImage, prompts: Sequence[str]) -> Tensor:
+    """What the U-Net reads of texts, each encoded once; shape (batch, tokens, width)."""
+    texts = list(dict.fromkeys(prompts))
+    tokens = tokenise_prompts(model, texts).to(model.device)
+    embeddings = embed_tokens(model.pipeline.text_encoder, tokens, model.clip_skip)
+    return torch.stack([embeddings[texts.index(prompt)] for prompt in prompts])
+
+
 def make_noise_schedule(model: TextToImage) -> "DDPMScheduler":
     """The model's noise schedule with what training needs of it: `add_noise` and `get_velocity`."""
     from diffusers import DDPMScheduler
@@ -192,32 +182,18 @@ def generate_images(
         FloatingPointError: lists the seeds for which the model gave values that are no numbers.
         MemoryError: not even one image fits.
     """
-    check_size(model, settings.size)
+    model.check_size(settings.size)
     check_prompts(model, [job.prompt for job in jobs])
     return run_in_parts(jobs, lambda part: _draw(model, part, settings), model, settings.size, on_images)
-
-
-def check_size(model: TextToImage, size: tuple[int, int]) -> None:
-    """Refuse a size that is no multiple of the model's `side_step`, naming the nearest one that is."""
-    step = model.side_step
-    if any(side % step for side in size):
-        width, height = (max(step, round(side / step) * step) for side in size)
-        raise ValueError(
-            f"size {size[0]} × {size[1]}: {model.model} takes multiples of {step}, use {width} × {height}"
-        )
 
 
 @torch.inference_mode()
 def _draw(model: TextToImage, jobs: Sequence[TextJob], settings: TextSettings) -> list[np.ndarray]:
     """One call of the pipeline."""
-    texts = list(dict.fromkeys(text for job in jobs for text in (job.prompt, job.negative_prompt)))
-    tokens = tokenise_prompts(model, texts).to(model.device)
-    embeddings = embed_tokens(model.pipeline.text_encoder, tokens, model.clip_skip)
-    embedded = dict(zip(texts, embeddings, strict=True))
-    negatives = torch.stack([embedded[job.negative_prompt] for job in jobs])
+    embeddings = embed_prompts(model, [text for job in jobs for text in (job.prompt, job.negative_prompt)])
     pixels = model.pipeline(
-        prompt_embeds=torch.stack([embedded[job.prompt] for job in jobs]),
-        negative_prompt_embeds=negatives if settings.guidance > 1 else None,
+        prompt_embeds=embeddings[::2],
+        negative_prompt_embeds=embeddings[1::2] if settings.guidance > 1 else None,
         width=settings.size[0],
         height=settings.size[1],
         num_inference_steps=settings.steps,

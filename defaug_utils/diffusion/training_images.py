@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
@@ -85,11 +84,6 @@ def choose_bucket(size: tuple[int, int], buckets: Sequence[tuple[int, int]]) -> 
     return min(buckets, key=lambda b: (round(abs(math.log(b[0] / b[1]) - aspect), 9), -b[0] * b[1]))
 
 
-def fit_to_bucket(image_u8: np.ndarray, bucket: tuple[int, int]) -> np.ndarray:
-    """Scale an image (uint8) until it covers its bucket, and cut off what stands over on both sides."""
-    return fit_image(image_u8, bucket, "centre_crop")
-
-
 def measure_fit(size: tuple[int, int], bucket: tuple[int, int]) -> tuple[float, float]:
     """How many times larger an image (width, height) becomes in its bucket, and the share that is cut off."""
     left, top, right, bottom = crop_box((size[1], size[0]), bucket, "centre_crop")
@@ -114,8 +108,10 @@ def assign_buckets(sizes: Mapping[str, tuple[int, int]], settings: BucketSetting
     buckets = list_buckets(settings)
     if not buckets:
         raise BucketError(f"{settings} leaves no bucket: raise the area or the largest side")
-    chosen = {image: choose_bucket(size, buckets) for image, size in sizes.items()}
-    rows = [(image, *bucket, *measure_fit(sizes[image], bucket)) for image, bucket in chosen.items()]
+    rows = []
+    for image, size in sizes.items():
+        bucket = choose_bucket(size, buckets)
+        rows.append((image, *bucket, *measure_fit(size, bucket)))
     table = pd.DataFrame(rows, columns=["image", "width", "height", "scale", "cropped"])
     if not settings.may_enlarge:
         advice = "lower the area, bring larger images, or allow enlarging (may_enlarge)"
@@ -225,10 +221,6 @@ class TrainingImages:
     buckets: pd.DataFrame
     digest: str
 
-    def count(self, is_class: bool) -> int:
-        """How many there are."""
-        return int((self.items["is_class"] == is_class).sum())
-
     def sizes(self, is_class: bool) -> list[tuple[int, int]]:
         """The buckets of all instances, or of all regularisation images."""
         chosen = self.buckets[self.items["is_class"] == is_class]
@@ -237,7 +229,7 @@ class TrainingImages:
     def describe(self) -> dict:
         """Which instances, how many regularisation images, and a hash of all."""
         names = self.items["image"][~self.items["is_class"]].tolist()
-        return {"instances": names, "class_images": self.count(is_class=True), "sha256": self.digest}
+        return {"instances": names, "class_images": len(self.sizes(is_class=True)), "sha256": self.digest}
 
 
 def read_training_images(
@@ -268,19 +260,15 @@ def read_training_images(
     digest, sizes, problems = hashlib.sha256(), {}, []
     for name, path, _ in items:
         try:
-            sizes[name] = _read_size(path)
+            with Image.open(path) as opened:
+                opened.verify()
+                sizes[name] = opened.size
             digest.update(f"{name}\n".encode() + path.read_bytes())
         except (OSError, ValueError) as error:
             problems.append(f"{path}: not a readable image ({error})")
     raise_problems("images to train on", problems, DreamBoothError)
     table = pd.DataFrame(items, columns=["image", "path", "is_class"])
     return TrainingImages(table, assign_buckets(sizes, buckets), digest.hexdigest()[:16])
-
-
-def _read_size(path: Path) -> tuple[int, int]:
-    with Image.open(path) as opened:
-        opened.verify()
-        return opened.size
 
 
 def check_bucket_step(buckets: BucketSettings, model: TextToImage) -> None:
@@ -305,7 +293,8 @@ def cache_latents(model: TextToImage, images: TrainingImages) -> list[tuple[Tens
     vae, cached, broken = model.pipeline.vae, [], []
     sizes = images.buckets[["width", "height"]].to_numpy()
     for name, path, size in zip(images.items["image"], images.items["path"], sizes, strict=True):
-        image = to_floats([fit_to_bucket(read_image(path), tuple(size.tolist()))]).contiguous()
+        image_u8 = fit_image(read_image(path), tuple(size.tolist()), "centre_crop")
+        image = to_floats([image_u8]).contiguous()
         posterior = vae.encode(image.to(model.device, vae.dtype)).latent_dist
         scaled = [vae.config.scaling_factor * part[0] for part in (posterior.mean, posterior.std)]
         mean, deviation = (part.float().cpu().clone() for part in scaled)
