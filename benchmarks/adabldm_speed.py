@@ -36,7 +36,6 @@ from defaug_utils.diffusion.controlnet import (
     make_denoiser,
     to_conditioning,
 )
-from defaug_utils.diffusion.loading import prepare_pipeline
 from defaug_utils.diffusion.text2image import TextToImage, embed_prompts
 from defaug_utils.masks.trimaps import make_trimap
 from defaug_utils.methods.adabldm import decode_adapted
@@ -92,8 +91,7 @@ def make_model(name: str, device: str) -> TrimapModel:
         feature_extractor=None,
         requires_safety_checker=False,
     ).to(device)
-    prepare_pipeline(pipeline)
-    model = TextToImage(pipeline, f"random weights of {name}", device, 1, {})
+    model = TextToImage(pipeline, f"random weights of {name}", device, clip_skip=1)
     return TrimapModel(model, make_controlnet(model))
 
 

@@ -22,7 +22,7 @@ def choose_box(mask: np.ndarray, size: tuple[int, int], padding: int | None) -> 
     """The part of an image that is worked on: the mask with its padding, as far as the image reaches.
 
     As in DIAG's code, where the image is stretched to the working size before it is cut, the part has the
-    image's own aspect, so that it is stretched as the whole image would be.
+    image's own aspect.
 
     Args:
         mask: shape (height, width), bool, true where the defect goes.
@@ -61,10 +61,7 @@ def _widen(start: int, end: int, length: int, side: int) -> tuple[int, int]:
 def cut_out(
     image_u8: np.ndarray, mask: np.ndarray, box: Box, size: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The box of an image (uint8) and of its mask (bool), both at the working size (width, height).
-
-    No pixel of a defect is lost by shrinking.
-    """
+    """The box of an image and of its mask at the working size (width, height); no defect's pixel is lost."""
     part = (slice(box.top, box.bottom), slice(box.left, box.right))
     return fit_image(image_u8[part], size), fit_mask(mask[part], size)
 

@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from defaug_utils.core.guards import check_demands
 from defaug_utils.core.manifest import image_seed
 from defaug_utils.diffusion.autoencoder import Denoise, draw_noise, encode_images, to_floats
 from defaug_utils.diffusion.loading import CONVERT, PICKLES, ModelError, fingerprint, quiet_libraries
-from defaug_utils.diffusion.text2image import TextToImage, embed_prompts
+from defaug_utils.diffusion.text2image import TextToImage, choose_target, embed_prompts
 from defaug_utils.masks.trimaps import TRIPLES, Triple, TripleSet
 from defaug_utils.training.loop import OnStep, StepDone, StepPlan, Training, open_accelerator, run_steps
 
@@ -33,43 +32,33 @@ if TYPE_CHECKING:
 CONDITIONING_CHANNELS = (16, 32, 96, 256)  # from pixels to cells of 8 (ControlNet, Zhang et al. 2023)
 TRAINING = "training.json"
 TRIMAP_CHANNELS = 3  # the trimap is repeated, so that the weights fit Stable Diffusion's ControlNets
-LEARNING_RATE = 1e-5  # AdaBLDM, section 4.1
 BATCH_SIZE = 4  # AdaBLDM, section 4.1
-EPOCHS = 10  # AdaBLDM, section 4.1
-PAPER_PLAN = StepPlan(TRIPLES * EPOCHS // BATCH_SIZE)
+PAPER_PLAN = StepPlan(TRIPLES * 10 // BATCH_SIZE)  # 10 epochs (AdaBLDM, section 4.1)
 
 
 @dataclass
 class TrimapModel:
-    """A text-to-image model and the ControlNet that reads trimaps for it.
+    """A text-to-image model and the ControlNet that reads trimaps for it."""
 
-    Attributes:
-        model: from `load_text2image`; stays frozen.
-        controlnet: from `make_controlnet` or a training.
-        training: what `train_controlnet` wrote beside the weights; empty where nothing is known.
-    """
-
-    model: TextToImage
-    controlnet: "ControlNetModel"
+    model: TextToImage  #: from `load_text2image`; stays frozen
+    controlnet: "ControlNetModel"  #: from `make_controlnet` or a training
+    #: what `train_controlnet` wrote beside the weights; empty where nothing is known
     training: dict = field(default_factory=dict)
 
     def describe(self) -> dict:
         """Both models in the recipe of a pool, with the real defects that were learned from."""
-        parts = SimpleNamespace(components={"controlnet": self.controlnet})
         trained_on = self.training.get("trained_on", {})
         known = {"steps": self.training.get("steps"), "trained_on": trained_on.get("defects", "unknown")}
         return self.model.describe() | {
             "sampler": "DDIMScheduler",
-            "controlnet": {"fingerprint": fingerprint(parts), **known},
+            "controlnet": {"fingerprint": fingerprint({"controlnet": self.controlnet}), **known},
         }
 
 
 def make_controlnet(model: TextToImage, seed: int = 0) -> "ControlNetModel":
     """A ControlNet, in float32, that starts as the U-Net's encoder and changes nothing yet.
 
-    Args:
-        model: from `load_text2image`.
-        seed: of the layers that read the trimap.
+    The seed draws the layers that read the trimap.
 
     Raises:
         ModelError: a latent cell has no power of two pixels, or too many.
@@ -126,7 +115,7 @@ def load_trimap_model(
 def load_controlnet(
     folder: Path | str, model: TextToImage, dtype: torch.dtype = torch.float32
 ) -> "ControlNetModel":
-    """Read a ControlNet in safetensors that fits the model; see `load_trimap_model` for what is refused."""
+    """Read a ControlNet in safetensors that fits the model; a ModelError says why it can't be."""
     from diffusers import ControlNetModel
 
     folder = Path(folder)
@@ -175,10 +164,9 @@ def to_conditioning(trimaps_u8: Sequence[np.ndarray]) -> Tensor:
 
 @torch.no_grad()
 def read_once(controlnet: "ControlNetModel", conditioning: Tensor) -> tuple["ControlNetModel", Tensor]:
-    """Read trimaps once for all steps; a small model needs as long for it as for all the rest of a step.
+    """A view of the ControlNet that takes trimaps as it has read them, and these; weights are shared.
 
-    Returns:
-        A view of the ControlNet, with the same weights, that takes trimaps as they were read; and these.
+    A small model needs as long to read them as for all the rest of a step.
     """
     view = copy.copy(controlnet)
     view._modules = dict(controlnet._modules, controlnet_cond_embedding=torch.nn.Identity())
@@ -198,7 +186,7 @@ def predict(
     """What the U-Net predicts for noisy latents under the ControlNet's guidance, one answer for each text.
 
     The ControlNet reads the empty prompt, so its one answer serves all texts. There is one time for all
-    latents or one an image; `conditioning` comes from `to_conditioning`, the texts from `embed_prompts`.
+    latents or one an image.
     """
     down, middle = controlnet(latents, times, empty, conditioning, return_dict=False)
     copies, dtype = len(texts), model.pipeline.unet.dtype
@@ -242,17 +230,11 @@ def make_denoiser(
 
 @dataclass(frozen=True)
 class ControlNetSettings:
-    """How a ControlNet is trained; the defaults are AdaBLDM's.
+    """How a ControlNet is trained; the defaults are AdaBLDM's (section 4.1)."""
 
-    Attributes:
-        batch_size: triples a step, shared by all processes.
-        learning_rate: of AdamW.
-        seed: of the new layers, the times and the noise.
-    """
-
-    batch_size: int = BATCH_SIZE
-    learning_rate: float = LEARNING_RATE
-    seed: int = 0
+    batch_size: int = BATCH_SIZE  #: triples a step, shared by all processes
+    learning_rate: float = 1e-5  #: of AdamW
+    seed: int = 0  #: of the new layers, the times and the noise
 
     def __post_init__(self) -> None:
         """Refuse values that make no sense, all in one message."""
@@ -284,8 +266,8 @@ def train_controlnet(
 ) -> ControlNetRun:
     """Train a ControlNet beside the frozen model, or go on where an earlier run stopped.
 
-    Triple p of the run, and its time and noise, depend on the seed and p alone. On one processor the
-    result repeats exactly, interrupted or not, for the same number of threads and versions.
+    Triple p of the run, and its time and noise, depend on the seed and p alone. On one processor the result
+    repeats exactly, interrupted or not, for the same number of threads and versions.
 
     Args:
         model: from `load_text2image`; stays as it is.
@@ -297,8 +279,8 @@ def train_controlnet(
         on_samples: called after each checkpoint with the steps and the ControlNet, such as to draw a grid.
 
     Raises:
-        ValueError: size or prompts don't suit the model, the batch is not divisible by the processes, or
-            the folder holds a training with other settings.
+        ValueError: size or prompts don't suit the model, the batch is not divisible by the processes, or the
+            folder holds a training with other settings.
         FloatingPointError: a loss is no number; the last checkpoint is kept.
     """
     settings, folder = settings or ControlNetSettings(), Path(folder)
@@ -346,8 +328,7 @@ def measure_loss(
         clean = encode_images(model.pipeline.vae, images)
         noise = draw_noise(generators, clean)
         times = torch.cat([torch.randint(count, (1,), generator=one) for one in generators]).to(model.device)
-        is_velocity = scheduler.config.prediction_type == "v_prediction"
-        target = scheduler.get_velocity(clean, noise, times) if is_velocity else noise
+        target = choose_target(scheduler, clean, noise, times)
         texts = embed_prompts(model, [triple.prompt for triple in triples])
         empty = embed_prompts(model, [""] * len(triples))
     conditioning = to_conditioning([triple.trimap_u8 for triple in triples]).to(clean)

@@ -36,31 +36,23 @@ from defaug_utils.training import loop
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from diffusers import DiffusionPipeline
 
 LORA = "lora.safetensors"
 
 
 class DreamBoothRun(NamedTuple):
-    """A finished fine-tuning; the model carries the trained adapter.
+    """A finished fine-tuning; the model carries the trained adapter."""
 
-    Attributes:
-        lora: file of the adapter.
-        history: one row a step: step (from 1), epoch, loss, loss_instance, loss_class (means over their
-            images, missing where a step has none), learning_rate, gradient_norm.
-        seconds: of training, in this call.
-        resumed_steps: how many steps an earlier call had finished.
-        buckets: see `count_buckets`.
-        adapted: layers and parameters of the adapter.
-        notices: what a user must be told.
-    """
-
-    lora: Path
+    lora: Path  #: the adapter
+    #: one row a step: step (from 1), epoch, loss, loss_instance and loss_class (means over their images,
+    #: missing where a step has none), learning_rate, gradient_norm
     history: pd.DataFrame
-    seconds: float
-    resumed_steps: int
-    buckets: pd.DataFrame
-    adapted: LoraCounts
-    notices: list[str]
+    seconds: float  #: of training, in this call
+    resumed_steps: int  #: finished by an earlier call
+    buckets: pd.DataFrame  #: see `count_buckets`
+    adapted: LoraCounts  #: layers and parameters of the adapter
+    notices: list[str]  #: what a user must be told
 
 
 class KeptSample(NamedTuple):
@@ -81,17 +73,6 @@ class Denoiser(nn.Module):
         """What the U-Net predicts for noisy latents (batch channels height width)."""
         embedded = text2image.embed_tokens(self.text_encoder, tokens, self.clip_skip)
         return self.unet(noisy, times, embedded).sample
-
-
-class _Inputs(NamedTuple):
-    """What one step shows the network, and what it shall say."""
-
-    noisy: Tensor
-    times: Tensor
-    tokens: Tensor
-    target: Tensor
-    weights: Tensor
-    is_class: Tensor
 
 
 class _Trainer(NamedTuple):
@@ -205,7 +186,7 @@ def tell_images(images: TrainingImages, settings: DreamBoothSettings) -> list[st
 def _prepare(
     model: TextToImage, images: TrainingImages, settings: DreamBoothSettings, plan: LoraPlan
 ) -> tuple[loop.Training, LoraCounts, int]:
-    """Cache latents and attach the adapter; what is trained, the adapter's size and the number of steps."""
+    """Cache latents and attach the adapter: what is trained, the adapter's size, the number of steps."""
     pipeline = model.pipeline
     latents = training_images.cache_latents(model, images)
     tokens = text2image.tokenise_prompts(model, [settings.instance_prompt, settings.class_prompt])
@@ -233,16 +214,14 @@ def _prepare(
     return training, adapted, len(steps)
 
 
-def _collect_parameters(pipeline: Any) -> nn.ParameterDict:
+def _collect_parameters(pipeline: "DiffusionPipeline") -> nn.ParameterDict:
     """The adapter's parameters by name, U-Net and text encoder (a name of a ParameterDict has no dots)."""
-    networks = {"unet": pipeline.unet, "text_encoder": pipeline.text_encoder}
-    return nn.ParameterDict(
-        {
-            f"{network}.{name}".replace(".", "/"): parameter
-            for network, module in networks.items()
-            for name, parameter in lora_parameters(module).items()
-        }
-    )
+    parameters = {
+        f"{network}.{name}".replace(".", "/"): parameter
+        for network in ("unet", "text_encoder")
+        for name, parameter in lora_parameters(getattr(pipeline, network)).items()
+    }
+    return nn.ParameterDict(parameters)
 
 
 def _make_optimiser(parameters: nn.ParameterDict, settings: DreamBoothSettings) -> torch.optim.Optimizer:
@@ -254,7 +233,7 @@ def _make_optimiser(parameters: nn.ParameterDict, settings: DreamBoothSettings) 
 
 
 def _rate_schedule(settings: DreamBoothSettings, count: int) -> Callable[[int], float]:
-    """The learning rate of a step, from 0: a function of the step alone, so there is no state to store."""
+    """The learning rate of a step from 0, by the step alone, so that there is no state to store."""
     schedule = get_scheduler(
         "cosine_with_restarts",
         torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0),
@@ -278,11 +257,17 @@ def _set_mode(model: TextToImage, settings: DreamBoothSettings, is_training: boo
         text_encoder.activation_checkpointing_disable()
 
 
-def _make_inputs(trainer: _Trainer, positions: Sequence[int], images: Sequence[int], number: int) -> _Inputs:
-    """Draw noise, noise level and latents for some places of a step's batch."""
+def _measure_errors(
+    trainer: _Trainer, denoiser: nn.Module, positions: Sequence[int], number: int
+) -> tuple[Tensor, Tensor]:
+    """Weighted errors at some places of a step's batch, and which of them are regularisation images.
+
+    Each place draws its latents, noise and noise level by itself.
+    """
     latents, noises, times = [], [], []
     step_seed = image_seed(trainer.settings.seed, number)
     levels = len(trainer.level_weights)
+    images = [trainer.steps[number].images[position] for position in positions]
     for position, image in zip(positions, images, strict=True):
         generator = torch.Generator().manual_seed(image_seed(step_seed, position))
         mean, deviation = trainer.latents[image]
@@ -290,13 +275,14 @@ def _make_inputs(trainer: _Trainer, positions: Sequence[int], images: Sequence[i
         noises.append(torch.randn(mean.shape, generator=generator))
         times.append(int(torch.randint(levels, (), generator=generator)))
     clean, noise, level = torch.stack(latents), torch.stack(noises), torch.tensor(times)
-    is_class = trainer.is_class[list(images)]
-    is_epsilon = trainer.schedule.config.prediction_type == "epsilon"
+    is_class = trainer.is_class[images]
     weights = trainer.level_weights[level] * torch.where(is_class, trainer.settings.prior_weight, 1.0)
-    noisy = trainer.schedule.add_noise(clean, noise, level)
-    target = noise if is_epsilon else trainer.schedule.get_velocity(clean, noise, level)
-    inputs = (noisy, level, trainer.tokens[is_class.long()], target, weights, is_class)
-    return _Inputs(*(part.to(trainer.accelerator.device) for part in inputs))
+    target = text2image.choose_target(trainer.schedule, clean, noise, level)
+    inputs = (trainer.schedule.add_noise(clean, noise, level), level, trainer.tokens[is_class.long()])
+    device = trainer.accelerator.device
+    predicted = denoiser(*(part.to(device) for part in inputs)).float()
+    errors = weights.to(device) * (predicted - target.to(device)).square().mean(dim=(1, 2, 3))
+    return errors, is_class.to(device)
 
 
 def _compute_loss(trainer: _Trainer, denoiser: nn.Module, number: int) -> loop.StepLoss:
@@ -304,12 +290,9 @@ def _compute_loss(trainer: _Trainer, denoiser: nn.Module, number: int) -> loop.S
     accelerator, step = trainer.accelerator, trainer.steps[number]
     count, processes = len(step.images), accelerator.num_processes
     mine = list(range(accelerator.process_index, count, processes))
-    idle = not mine  # more processes than images: take part, but count for nothing
-    positions = mine or [0]
-    inputs = _make_inputs(trainer, positions, [step.images[position] for position in positions], number)
-    predicted = denoiser(inputs.noisy, inputs.times, inputs.tokens).float()
-    errors = inputs.weights * (predicted - inputs.target).square().mean(dim=(1, 2, 3)) * (not idle)
-    sums = torch.stack([errors.detach().sum(), (errors.detach() * inputs.is_class).sum()])
+    errors, is_class = _measure_errors(trainer, denoiser, mine or [0], number)
+    errors = errors * bool(mine)  # more processes than images: take part, but count for nothing
+    sums = torch.stack([errors.detach().sum(), (errors.detach() * is_class).sum()])
     total, of_class = accelerator.reduce(sums, "sum").tolist()
     class_count = int(trainer.is_class[list(step.images)].sum())
     numbers = {
@@ -326,8 +309,7 @@ def keep_sample(
 ) -> list[np.ndarray]:
     """Store adapter and sample pictures of a step in the fine-tuning's `steps/`, and return the pictures.
 
-    For `on_sample` of `train_dreambooth`, so the adapter acts beside the model's weights in full (α = 1). A
-    step that was kept before a run was interrupted is still there when it goes on.
+    For `on_sample` of `train_dreambooth`: there the adapter acts beside the model's weights in full (α = 1).
     """
     target = Path(folder) / "steps" / f"step-{step:06d}"
     images = text2image.generate_images(model, jobs, settings)
@@ -338,7 +320,7 @@ def keep_sample(
 
 
 def read_samples(folder: Path | str) -> dict[int, KeptSample]:
-    """Adapters and pictures that `keep_sample` stored, by the number of finished steps, in their order."""
+    """What `keep_sample` stored, by the number of finished steps, in their order."""
     kept = {}
     for adapter in sorted((Path(folder) / "steps").glob(f"step-*/{LORA}")):
         pictures = [read_image(path) for path in sorted(adapter.parent.glob("*.png"))]

@@ -17,49 +17,27 @@ OPTIMISERS = ("adamw", "adamw8bit")
 
 @dataclass(frozen=True)
 class DreamBoothSettings:
-    """How a model is fine-tuned; the defaults are In&Out's few-shot (Capogrosso et al. 2024, section 4).
+    """How a model is fine-tuned; the defaults are In&Out's few-shot (Capogrosso et al. 2024, section 4)."""
 
-    Attributes:
-        identifier: the word that shall mean these images.
-        instance_prompt: text of every training image; holds the identifier.
-        class_prompt: text of every regularisation image; does not hold it.
-        epochs: passes over the instance images, each of them shown `repeats` times.
-        repeats: see `epochs`.
-        batch_size: images a step, all processes together.
-        learning_rate: at the start of every cosine.
-        restarts: number of cosines from the learning rate down to 0.
-        warmup_steps: over which the rate rises from 0.
-        gamma: of min-SNR-γ; 0 weights all noise levels alike.
-        prior_weight: weight of regularisation images; 0 leaves them out.
-        optimiser: "adamw8bit" (plain AdamW where bitsandbytes is missing) or "adamw".
-        weight_decay: of the optimiser.
-        max_gradient_norm: gradients are scaled down to it; 0 for never.
-        precision: "fp16" or "bf16" of the forward pass on a GPU ("no" on a processor), or "no".
-        gradient_checkpointing: compute activations twice instead of keeping them.
-        seed: draws the adapter, the order of images, noise and noise levels.
-        save_every: steps from one checkpoint to the next.
-        buckets: sizes that images are trained at.
-    """
-
-    identifier: str = "skt"
-    instance_prompt: str = "skt background"
-    class_prompt: str = "background"
-    epochs: int = 49
-    repeats: int = 10
-    batch_size: int = 12
-    learning_rate: float = 1e-5
-    restarts: int = 3
-    warmup_steps: int = 0
-    gamma: float = 5.0
-    prior_weight: float = 1.0
-    optimiser: str = "adamw8bit"
-    weight_decay: float = 0.01
-    max_gradient_norm: float = 1.0
-    precision: str = "fp16"
-    gradient_checkpointing: bool = True
-    seed: int = 1234
-    save_every: int = 100
-    buckets: BucketSettings = field(default_factory=BucketSettings)
+    identifier: str = "skt"  #: the word that shall mean these images
+    instance_prompt: str = "skt background"  #: text of every training image; holds the identifier
+    class_prompt: str = "background"  #: text of every regularisation image; does not hold it
+    epochs: int = 49  #: passes over the instance images
+    repeats: int = 10  #: of every instance image in an epoch
+    batch_size: int = 12  #: images a step, all processes together
+    learning_rate: float = 1e-5  #: at the start of every cosine
+    restarts: int = 3  #: number of cosines from the learning rate down to 0
+    warmup_steps: int = 0  #: over which the rate rises from 0
+    gamma: float = 5.0  #: of min-SNR-γ; 0 weights all noise levels alike
+    prior_weight: float = 1.0  #: weight of regularisation images; 0 leaves them out
+    optimiser: str = "adamw8bit"  #: "adamw8bit" (plain AdamW where bitsandbytes is missing) or "adamw"
+    weight_decay: float = 0.01  #: of the optimiser
+    max_gradient_norm: float = 1.0  #: gradients are scaled down to it; 0 for never
+    precision: str = "fp16"  #: of the forward pass on a GPU: "fp16" or "bf16"; "no" on a processor
+    gradient_checkpointing: bool = True  #: compute activations twice instead of keeping them
+    seed: int = 1234  #: draws the adapter, the order of images, noise and noise levels
+    save_every: int = 100  #: steps from one checkpoint to the next
+    buckets: BucketSettings = field(default_factory=BucketSettings)  #: sizes that images are trained at
 
     def __post_init__(self) -> None:
         """Refuse values that make no sense, all in one message."""
@@ -115,13 +93,8 @@ def plan_steps(
 ) -> list[Step]:
     """Which images every step shows: a function of buckets and settings alone.
 
-    An epoch is every instance image `repeats` times and as many regularisation images, which take turns
-    over the epochs. A step's images are of one bucket.
-
-    Args:
-        instance_buckets: bucket of every instance image, at positions from 0.
-        class_buckets: bucket of every regularisation image, at the positions behind them.
-        settings: its `epochs`, `repeats`, `batch_size` and `seed` count.
+    An epoch is every instance image `repeats` times and as many regularisation images, which take turns over
+    the epochs. A step's images are of one bucket; instances have the first positions.
     """
     buckets = [*instance_buckets, *class_buckets]
     shown = np.repeat(np.arange(len(instance_buckets)), settings.repeats)
@@ -147,11 +120,7 @@ def weigh_noise_levels(alphas_cumprod: Tensor, gamma: float, prediction: str) ->
 
     The weight of the predicted image's error is min(SNR, γ). The errors of noise ε and of velocity v are
     that error times SNR and times SNR + 1, so theirs are min(SNR, γ) / SNR and min(SNR, γ) / (SNR + 1).
-
-    Args:
-        alphas_cumprod: ᾱ of every noise level, shape (levels,), in [0, 1).
-        gamma: γ; 0 weights all alike.
-        prediction: "epsilon" or "v_prediction".
+    ᾱ has shape (levels,); γ = 0 weights all alike.
     """
     if gamma == 0:
         return torch.ones(len(alphas_cumprod))

@@ -17,7 +17,7 @@ from defaug_utils.diffusion.compositing import Box, choose_box, composite, cover
 from defaug_utils.training.memory import run_in_parts
 
 if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
+    pass
 
 
 EMBEDDINGS = (  # of a text; the pooled ones for two text encoders only
@@ -30,26 +30,17 @@ EMBEDDINGS = (  # of a text; the pooled ones for two text encoders only
 
 @dataclass(frozen=True)
 class InpaintSettings:
-    """How a defect is painted; the defaults are DIAG's (section 4 and its code).
+    """How a defect is painted; the defaults are DIAG's (section 4 and its code)."""
 
-    Attributes:
-        size: working size (width, height); images are stretched to it.
-        steps: of the whole noise schedule; `effective_steps` of them are run.
-        guidance: weight of the prompt against the negative one; 1 is none.
-        strength: how much of the original is drowned in noise, in (0, 1]; SDXL fails at 1.
-        padding_mask_crop: pixels of the working size kept around the mask; 0 cuts right at the mask, None
-            works on the whole image.
-        feather: pixels inside the mask over which the original fades out.
-        cover_cells: tell the model every latent cell that the mask touches, else thin cracks slip through;
-            the finished image changes under the mask itself only.
-    """
-
-    size: tuple[int, int] = (1024, 1024)
-    steps: int = 30
-    guidance: float = 20.0
-    strength: float = 0.99
+    size: tuple[int, int] = (1024, 1024)  #: working size (width, height); images are stretched to it
+    steps: int = 30  #: of the whole noise schedule; `effective_steps` of them are run
+    guidance: float = 20.0  #: weight of the prompt against the negative one; 1 is none
+    strength: float = 0.99  #: how much of the original is drowned in noise, in (0, 1]; SDXL fails at 1
+    #: pixels of the working size kept around the mask, 0 for none; None works on the whole image
     padding_mask_crop: int | None = 2
-    feather: int = 0
+    feather: int = 0  #: pixels inside the mask over which the original fades out
+    #: tell the model all latent cells that the mask touches, or thin cracks slip through; only the mask
+    #: changes
     cover_cells: bool = True
 
     @property
@@ -76,21 +67,32 @@ class InpaintSettings:
 
 @dataclass
 class Inpainter(loading.LoadedModel):
-    """A loaded model that paints; further attributes as in `LoadedModel`.
+    """A loaded model that paints."""
 
-    Attributes:
-        embeddings: text embeddings by (prompt, negative prompt), computed once.
-        speed: what `speed_up` has switched on; it may change the last bits of a picture.
-        lock: held while the pipeline runs, since its scheduler counts the steps of one picture at a time.
-    """
-
+    #: of texts, by (prompt, negative prompt)
     embeddings: dict[tuple[str, str], dict[str, torch.Tensor]] = field(default_factory=dict)
+    #: what `speed_up` has switched on; it may change the last bits of a picture
     speed: list[str] = field(default_factory=list)
+    #: held while the pipeline runs, since its scheduler counts the steps of one picture at a time
     lock: RLock = field(default_factory=RLock, repr=False, compare=False)
 
+    def __post_init__(self) -> None:
+        """Refuse a model that can't inpaint, and tell of one that only blends latents."""
+        channels = self.pipeline.unet.config.in_channels
+        if channels == 4:
+            self.notices.append(
+                f"{self.model} is a text-to-image model: it inpaints by blending latents at every step and "
+                "sees the surroundings of a mask less well than an inpainting model"
+            )
+        elif channels != 9:
+            raise loading.ModelError(
+                f"{self.model}: its U-Net takes {channels} channels, expected 9 (inpainting) or 4"
+            )
+        super().__post_init__()
+
     def describe(self) -> dict:
-        """The model in the recipe of a pool: classes, scheduler, fingerprint of its weights, type."""
-        return loading.describe_pipeline(self.pipeline, self.device) | {"speed": sorted(self.speed)}
+        """The model in the recipe of a pool, and what speeds it up."""
+        return super().describe() | {"speed": sorted(self.speed)}
 
 
 def load_inpainter(
@@ -105,32 +107,11 @@ def load_inpainter(
         speed: what to switch on, by the names that `speed_up` takes.
 
     Raises:
-        ModelError: parts are missing, weights are pickled, or it is none of the three.
+        ModelError: parts are missing, weights are pickled, or it is no model that can inpaint.
     """
     pipeline = loading.load_pipeline(model, "inpainting", dtype)
-    inpainter = wrap_pipeline(pipeline.to(device), str(model), device)
+    inpainter = Inpainter(pipeline.to(device), str(model), device)
     speed_up(inpainter, **speed)
-    return inpainter
-
-
-def wrap_pipeline(pipeline: "DiffusionPipeline", model: str, device: str = "cpu") -> Inpainter:
-    """Set one of diffusers' inpainting pipelines up for batches: no bars, no filter that blanks pictures.
-
-    Raises:
-        ModelError: its U-Net takes neither 9 channels (inpainting) nor 4 (latent blending).
-    """
-    inpainter = Inpainter(pipeline, model, device)
-    channels = pipeline.unet.config.in_channels
-    if channels == 4:
-        inpainter.notices.append(
-            f"{model} is a text-to-image model: it inpaints by blending latents at every step and sees the "
-            "surroundings of a mask less well than an inpainting model"
-        )
-    elif channels != 9:
-        raise loading.ModelError(
-            f"{model}: its U-Net takes {channels} channels, expected 9 (inpainting) or 4"
-        )
-    inpainter.notices += loading.prepare_pipeline(pipeline)
     return inpainter
 
 
@@ -140,10 +121,9 @@ def speed_up(
     """Switch on what makes large batches faster or smaller, and record it for the recipe.
 
     Args:
-        inpainter: the model, changed in place; its weights keep their names and values.
+        inpainter: changed in place; its weights keep their names and values.
         channels_last: memory layout of the convolutions that GPUs prefer.
-        compile_unet: translate the U-Net for this machine at its first use (minutes; again for every other
-            batch size), which pays for hundreds of images.
+        compile_unet: translate the U-Net at its first use (minutes; again for every other batch size).
         slice_vae: take the autoencoder's images one by one, so that a larger batch fits.
     """
     pipeline = inpainter.pipeline
@@ -169,21 +149,13 @@ class InpaintJob(NamedTuple):
 
 
 class InpaintedImage(NamedTuple):
-    """What became of a job.
+    """What became of a job; images are (height, width, 3), uint8."""
 
-    Attributes:
-        image_u8: finished, shape (height, width, 3), uint8; the original's own pixels outside the mask.
-        painted_u8: what the model made, before the original was put back.
-        is_finite: false where the model gave values that are no numbers.
-        latent_cells: cells of the latent grid that the mask touched; below some ten, expect little.
-        further: columns that the method adds to the image's row.
-    """
-
-    image_u8: np.ndarray
-    painted_u8: np.ndarray
-    is_finite: bool
-    latent_cells: int
-    further: Mapping[str, object] = MappingProxyType({})
+    image_u8: np.ndarray  #: finished; the original's own pixels outside the mask
+    painted_u8: np.ndarray  #: what the model made, before the original was put back
+    is_finite: bool  #: false where the model gave values that are no numbers
+    latent_cells: int  #: cells of the latent grid that the mask touched; below some ten, expect little
+    further: Mapping[str, object] = MappingProxyType({})  #: columns that the method adds to the image's row
 
 
 def inpaint_batch(
@@ -200,14 +172,13 @@ def inpaint_batch(
 
     Args:
         inpainter: the model.
-        jobs: what to paint; images of any size.
+        jobs: images of any size.
         settings: steps, guidance, strength, sizes.
         on_images: called with the number of images just painted.
-        on_step: called after every denoising step; what it raises ends the painting there and is passed on.
+        on_step: called after every denoising step; what it raises ends the painting there.
 
     Raises:
-        ValueError: a mask is empty, full, not bool or of another size; a text is empty or too long; the
-            working size does not suit the model.
+        ValueError: masks, texts or the working size do not suit; lists all wrong masks.
         MemoryError: not even one image fits.
     """
     inpainter.check_size(settings.size)
@@ -282,16 +253,7 @@ def _as_callback(on_step: Callable[[], None] | None) -> Callable[..., dict] | No
 def finish_image(
     job: InpaintJob, box: Box, pixels: np.ndarray, cells: int, feather: int = 0, further: dict | None = None
 ) -> InpaintedImage:
-    """Put what was painted back into its image, under the mask only.
-
-    Args:
-        job: what was asked for.
-        box: the part that was worked on, whose `pixels` (height, width, 3) are in [0, 1].
-        pixels: at the working size.
-        cells: of the latent grid that the mask touched.
-        feather: see `composite`.
-        further: columns that the method adds to the image's row.
-    """
+    """Put `pixels` (height, width, 3), in [0, 1], back into the image of a job, under its mask."""
     is_finite = bool(np.isfinite(pixels).all())
     pixels_u8 = np.rint(255 * np.clip(np.nan_to_num(pixels), 0, 1)).astype(np.uint8)
     painted_u8 = paste_back(job.image_u8, pixels_u8, box)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,11 +34,7 @@ class ModelError(ValueError):
 
 
 def check_model_folder(folder: Path | str) -> None:
-    """Demand a complete folder of diffusers' layout with weights in safetensors.
-
-    Raises:
-        ModelError: lists every part that is missing, has no configuration, or pickled weights only.
-    """
+    """Refuse a folder of diffusers' layout that lacks parts or safetensors weights, listing all problems."""
     folder = Path(folder)
     index = folder / "model_index.json"
     if not index.is_file():
@@ -70,45 +66,6 @@ def _check_part(part: Path, class_name: str) -> list[str]:
     return problems
 
 
-@dataclass
-class LoadedModel:
-    """A diffusers pipeline with what is known about it.
-
-    Attributes:
-        pipeline: diffusers' pipeline.
-        model: name, folder or file it was loaded from.
-        device: where it runs.
-        notices: what a user must be told.
-        batch_limit: largest batch that fitted in memory; None while none failed.
-    """
-
-    pipeline: "DiffusionPipeline"
-    model: str
-    device: str
-    notices: list[str] = field(default_factory=list, kw_only=True)
-    batch_limit: int | None = field(default=None, kw_only=True)
-
-    @property
-    def cell(self) -> int:
-        """Pixels along either side of a latent cell."""
-        return self.pipeline.vae_scale_factor
-
-    @property
-    def side_step(self) -> int:
-        """Sides of images must be multiples of it."""
-        return self.cell
-
-    def check_size(self, size: tuple[int, int]) -> None:
-        """Refuse a size (width, height) that `side_step` does not divide, naming the nearest one that is."""
-        step = self.side_step
-        if any(side % step for side in size):
-            width, height = (max(step, round(side / step) * step) for side in size)
-            raise ValueError(
-                f"size {size[0]} × {size[1]}: {self.model} takes multiples of {step}, use {width} × {height} "
-                "(images to paint on are stretched to it and back)"
-            )
-
-
 class Classes(NamedTuple):
     """Diffusers' classes for a folder or hub id, for one file, and for SDXL's (empty: it does not do)."""
 
@@ -129,9 +86,9 @@ def load_pipeline(model: Path | str, purpose: str, dtype: torch.dtype) -> "Diffu
     """Load a folder, a .safetensors checkpoint or a hub id, from safetensors only.
 
     Args:
-        model: see above; its files are looked at first.
+        model: its files are looked at first.
         purpose: a key of `PURPOSES`.
-        dtype: of the weights; half precision is for GPUs.
+        dtype: of the weights.
 
     Raises:
         ModelError: parts are missing, weights are pickled, or it is none of the three.
@@ -170,7 +127,7 @@ def _load(model: str, classes: Classes, dtype: torch.dtype) -> "DiffusionPipelin
 
 
 def is_xl_file(path: Path | str) -> bool:
-    """Tell whether a checkpoint in one file has SDXL's second text encoder."""
+    """Whether a checkpoint in one file has SDXL's second text encoder."""
     with safe_open(path, "pt") as opened:
         return any(key.startswith("conditioner.embedders.1") for key in opened.keys())  # noqa: SIM118
 
@@ -191,35 +148,63 @@ def quiet_libraries() -> Iterator[None]:
         transformers_logging.enable_progress_bar()
 
 
-def prepare_pipeline(pipeline: "DiffusionPipeline") -> list[str]:
-    """Set a pipeline up for batches, no bars, no filter that would blank pictures of parts; what to tell."""
-    pipeline.set_progress_bar_config(disable=True)
-    if getattr(pipeline, "safety_checker", None) is None:
-        return []
-    pipeline.safety_checker = None
-    return ["the model's picture filter is off: it blanks harmless pictures of parts"]
-
-
-def describe_pipeline(pipeline: "DiffusionPipeline", device: str) -> dict:
-    """The model in the recipe of a pool: classes, scheduler, fingerprint of its weights, type."""
-    scheduler = pipeline.scheduler
-    settings = {k: v for k, v in scheduler.config.items() if not k.startswith("_")}
-    return {
-        "pipeline": type(pipeline).__name__,
-        "fingerprint": fingerprint(pipeline),
-        "scheduler": {"class": type(scheduler).__name__, **settings},
-        "dtype": str(pipeline.unet.dtype).removeprefix("torch."),
-        "device": device.partition(":")[0],
-    }
-
-
-def fingerprint(pipeline: "DiffusionPipeline") -> str:
+def fingerprint(components: Mapping[str, object]) -> str:
     """Hash of names, shapes and up to 1024 values of every weight: tells models apart, wherever they lie."""
     digest = hashlib.sha256()
-    for name, part in sorted(pipeline.components.items()):
+    for name, part in sorted(components.items()):
         if isinstance(part, torch.nn.Module):
             for key, weight in part.state_dict().items():
                 flat = weight.detach().flatten()
                 values = flat[:: max(1, flat.numel() // FINGERPRINT_VALUES)].float().cpu()
                 digest.update(f"{name}.{key} {tuple(weight.shape)}".encode() + values.numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+@dataclass
+class LoadedModel:
+    """A pipeline, set up for batches, with what is known about it."""
+
+    pipeline: "DiffusionPipeline"  #: diffusers' own
+    model: str  #: name, folder or file it was loaded from
+    device: str = "cpu"  #: where it runs
+    notices: list[str] = field(default_factory=list)  #: what a user must be told
+    batch_limit: int | None = None  #: largest batch that fitted in memory; None while none failed
+
+    def __post_init__(self) -> None:
+        """Switch off progress bars, and a filter that would blank pictures of parts."""
+        self.pipeline.set_progress_bar_config(disable=True)
+        if getattr(self.pipeline, "safety_checker", None) is not None:
+            self.pipeline.safety_checker = None
+            self.notices.append("the model's picture filter is off: it blanks harmless pictures of parts")
+
+    def describe(self) -> dict:
+        """The model in the recipe of a pool: classes, scheduler, fingerprint of its weights, type."""
+        scheduler = self.pipeline.scheduler
+        settings = {k: v for k, v in scheduler.config.items() if not k.startswith("_")}
+        return {
+            "pipeline": type(self.pipeline).__name__,
+            "fingerprint": fingerprint(self.pipeline.components),
+            "scheduler": {"class": type(scheduler).__name__, **settings},
+            "dtype": str(self.pipeline.unet.dtype).removeprefix("torch."),
+            "device": self.device.partition(":")[0],
+        }
+
+    @property
+    def cell(self) -> int:
+        """Pixels along either side of a latent cell."""
+        return self.pipeline.vae_scale_factor
+
+    @property
+    def side_step(self) -> int:
+        """Sides of images must be multiples of it."""
+        return self.cell
+
+    def check_size(self, size: tuple[int, int]) -> None:
+        """Refuse a size (width, height) that `side_step` does not divide, and name the nearest one."""
+        step = self.side_step
+        if any(side % step for side in size):
+            width, height = (max(step, round(side / step) * step) for side in size)
+            raise ValueError(
+                f"size {size[0]} × {size[1]}: {self.model} takes multiples of {step}, use {width} × {height} "
+                "(images to paint on are stretched to it and back)"
+            )

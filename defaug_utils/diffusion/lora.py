@@ -24,19 +24,12 @@ class LoraError(ValueError):
 
 @dataclass(frozen=True)
 class LoraPlan:
-    """Ranks and scales; an update counts alpha / rank times (In&Out, section 4.1).
+    """Ranks and scales; an update counts alpha / rank times (In&Out, section 4.1)."""
 
-    Attributes:
-        linear_rank: of linear layers and 1 × 1 convolutions.
-        linear_alpha: of the same.
-        conv_rank: of 3 × 3 convolutions; 0 leaves them out ("linear only").
-        conv_alpha: of the same.
-    """
-
-    linear_rank: int = 32
-    linear_alpha: float = 16
-    conv_rank: int = 4
-    conv_alpha: float = 1
+    linear_rank: int = 32  #: of linear layers and 1 × 1 convolutions
+    linear_alpha: float = 16  #: of the same
+    conv_rank: int = 4  #: of 3 × 3 convolutions; 0 leaves them out ("linear only")
+    conv_alpha: float = 1  #: of the same
 
     def __post_init__(self) -> None:
         """Refuse ranks and scales that adapt nothing."""
@@ -75,10 +68,7 @@ class LoraCounts(NamedTuple):
 
 
 def find_layers(network: nn.Module) -> dict[str, nn.Module]:
-    """Linear and convolution layers inside `UNET_BLOCKS` or `TEXT_BLOCKS`, by path: what LoRA-C3Lier adapts.
-
-    They are the same before and after an adapter was attached.
-    """
+    """Linear and convolution layers inside `UNET_BLOCKS` or `TEXT_BLOCKS`, by path, adapted or not."""
     kinds = (*UNET_BLOCKS, *TEXT_BLOCKS)
     blocks = {path for path, module in network.named_modules() if type(module).__name__ in kinds}
     found = {}
@@ -124,7 +114,7 @@ def attach_lora(unet: nn.Module, text_encoder: nn.Module, plan: LoraPlan | None 
 
 
 def attach_layers(network: nn.Module, planned: Mapping[str, LayerPlan]) -> LoraCount:
-    """Add a fresh adapter to the planned layers of one network, and freeze all else; see `attach_lora`."""
+    """Add a fresh adapter to the planned layers of one network; see `attach_lora`."""
     from peft import LoraConfig, inject_adapter_in_model
 
     if any(_is_adapted(module) for module in network.modules()):
@@ -185,13 +175,8 @@ def lora_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
 def merge_lora(unet: nn.Module, text_encoder: nn.Module, share: float) -> None:
     """Merge the adapters: W ← W + share · (alpha / rank) · up · down, always from the base weights.
 
-    The base weights are kept beside, so that `unmerge_lora` restores them bit for bit and a second merge
-    replaces the first. With a share of 0 the model is the base model.
-
-    Args:
-        unet: with an adapter.
-        text_encoder: likewise.
-        share: α of the paper, 0.6 to 0.95 there; above 1 works with a warning.
+    These are kept beside, so that `unmerge_lora` restores them bit for bit and a second merge replaces the
+    first. The share is α of the paper, 0.6 to 0.95 there; 0 is the base model, above 1 works with a warning.
 
     Raises:
         LoraError: the share is below 0 or no number, or there is no adapter.

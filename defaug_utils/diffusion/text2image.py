@@ -1,7 +1,7 @@
 """Adapter to diffusers: a text-to-image model of the Stable Diffusion family, its prompts and pictures."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,7 +15,7 @@ from defaug_utils.diffusion import loading
 from defaug_utils.training.memory import run_in_parts
 
 if TYPE_CHECKING:
-    from diffusers import DDPMScheduler, StableDiffusionPipeline
+    from diffusers import DDPMScheduler
 
 CLIP_SKIP = 2  # In&Out's configuration: the text encoder's last layer but one
 PREDICTIONS = ("epsilon", "v_prediction")
@@ -23,19 +23,35 @@ PREDICTIONS = ("epsilon", "v_prediction")
 
 @dataclass
 class TextToImage(loading.LoadedModel):
-    """A loaded model that makes pictures from text; further attributes as in `LoadedModel`.
+    """A loaded model that makes pictures from text."""
 
-    Attributes:
-        clip_skip: text encoder's layer that is read: 1 for the last, 2 for the last but one.
-        description: for recipes, of the model as it was loaded, whatever is trained onto it later.
-    """
+    clip_skip: int = CLIP_SKIP  #: text encoder's layer that is read: 1 for the last, 2 for the last but one
+    description: dict = field(init=False, repr=False)  #: as it was loaded, whatever is trained later
 
-    clip_skip: int
-    description: dict
+    def __post_init__(self) -> None:
+        """Refuse a model of another family, or with fewer layers than `clip_skip`."""
+        pipeline, model = self.pipeline, self.model
+        if getattr(pipeline, "text_encoder_2", None) or not getattr(pipeline, "unet", None):
+            raise loading.ModelError(
+                f"{model}: {type(pipeline).__name__} has not one text encoder and a U-Net: expected Stable "
+                "Diffusion 1.5 or 2"
+            )
+        channels, layers = pipeline.unet.config.in_channels, pipeline.text_encoder.config.num_hidden_layers
+        known, clip_skip = ", ".join(PREDICTIONS), self.clip_skip
+        demands = {
+            f"its U-Net takes {channels} channels, expected 4: an inpainting model won't do": channels == 4,
+            f"it predicts {self.prediction!r}, expected one of {known}": self.prediction in PREDICTIONS,
+            f"clip_skip {clip_skip} must be 1 … {layers}, the layers of the text encoder": (
+                1 <= clip_skip <= layers
+            ),
+        }
+        check_demands(model, demands, loading.ModelError)
+        super().__post_init__()
+        self.description = super().describe() | {"clip_skip": clip_skip}
 
     @property
     def side_step(self) -> int:
-        """Sides of images must be multiples of it, so that the U-Net's halved maps meet again."""
+        """The smallest step at which the U-Net's halved maps meet again."""
         return self.cell * 2 ** (len(self.pipeline.unet.config.block_out_channels) - 1)
 
     @property
@@ -45,7 +61,7 @@ class TextToImage(loading.LoadedModel):
 
     def describe(self) -> dict:
         """The model in the recipe of a pool."""
-        return self.description | {"clip_skip": self.clip_skip}
+        return dict(self.description)
 
 
 class TextJob(NamedTuple):
@@ -58,17 +74,11 @@ class TextJob(NamedTuple):
 
 @dataclass(frozen=True)
 class TextSettings:
-    """How pictures are made from text.
+    """How pictures are made from text."""
 
-    Attributes:
-        size: (width, height), pixels.
-        steps: of denoising.
-        guidance: weight of the prompt against the negative one; 1 is none.
-    """
-
-    size: tuple[int, int] = (512, 512)
-    steps: int = 30
-    guidance: float = 7.0
+    size: tuple[int, int] = (512, 512)  #: (width, height), pixels
+    steps: int = 30  #: of denoising
+    guidance: float = 7.0  #: weight of the prompt against the negative one; 1 is none
 
     def __post_init__(self) -> None:
         """Refuse values that make no sense, all in one message."""
@@ -89,44 +99,17 @@ def load_text2image(
         model: a folder of diffusers' layout, a single .safetensors checkpoint, or a hub id.
         device: such as "cpu" or "cuda".
         dtype: of the weights; half precision is for GPUs.
-        clip_skip: see `TextToImage`.
+        clip_skip: layer of the text encoder that is read, counted from the last, which is 1.
 
     Raises:
-        ModelError: parts are missing, weights are pickled, it has not one text encoder and a U-Net of 4
-            channels, or the text encoder has too few layers.
+        ModelError: parts are missing, weights are pickled, or it is no Stable Diffusion 1.5 or 2.
     """
-    pipeline = loading.load_pipeline(model, "text to image", dtype)
-    problems = _find_problems(pipeline, clip_skip)
-    if problems:
-        raise loading.ModelError(f"{model}: " + "; ".join(problems))
-    pipeline = pipeline.to(device)
-    notices = loading.prepare_pipeline(pipeline)
-    description = loading.describe_pipeline(pipeline, device)
-    return TextToImage(pipeline, str(model), device, clip_skip, description, notices=notices)
-
-
-def _find_problems(pipeline: "StableDiffusionPipeline", clip_skip: int) -> list[str]:
-    if getattr(pipeline, "text_encoder_2", None) or not getattr(pipeline, "unet", None):
-        name = type(pipeline).__name__
-        return [f"{name} has not one text encoder and a U-Net: expected Stable Diffusion 1.5 or 2"]
-    problems = []
-    channels, prediction = pipeline.unet.config.in_channels, pipeline.scheduler.config.prediction_type
-    layers = pipeline.text_encoder.config.num_hidden_layers
-    if channels != 4:
-        problems.append(f"its U-Net takes {channels} channels, expected 4: an inpainting model does not do")
-    if prediction not in PREDICTIONS:
-        problems.append(f"it predicts {prediction!r}, expected one of {', '.join(PREDICTIONS)}")
-    if not 1 <= clip_skip <= layers:
-        problems.append(f"clip_skip {clip_skip} must be 1 … {layers}, the text encoder has {layers} layers")
-    return problems
+    pipeline = loading.load_pipeline(model, "text to image", dtype).to(device)
+    return TextToImage(pipeline, str(model), device, clip_skip=clip_skip)
 
 
 def tokenise_prompts(model: TextToImage, prompts: Sequence[str]) -> Tensor:
-    """Token ids of texts, padded to the tokenizer's length, shape (batch, tokens).
-
-    Raises:
-        ValueError: lists every text that is longer than the tokenizer's limit; nothing is cut.
-    """
+    """Token ids of texts, shape (batch, tokens); refuses a text that the tokenizer would cut."""
     check_prompts(model, [prompt for prompt in prompts if prompt])
     tokenizer = model.pipeline.tokenizer
     return tokenizer(
@@ -135,10 +118,7 @@ def tokenise_prompts(model: TextToImage, prompts: Sequence[str]) -> Tensor:
 
 
 def embed_tokens(text_encoder: nn.Module, tokens: Tensor, clip_skip: int) -> Tensor:
-    """What the U-Net reads of a text: a layer's output, then the final layer norm.
-
-    Token ids (batch, tokens) become embeddings (batch, tokens, width); `clip_skip` is `TextToImage`'s.
-    """
+    """Embeddings (batch, tokens, width) of token ids: a layer's output, then the final layer norm."""
     states = text_encoder(tokens, output_hidden_states=True).hidden_states
     layer_norm = getattr(text_encoder, "text_model", text_encoder).final_layer_norm
     return layer_norm(states[-clip_skip])
@@ -154,10 +134,16 @@ def embed_prompts(model: TextToImage, prompts: Sequence[str]) -> Tensor:
 
 
 def make_noise_schedule(model: TextToImage) -> "DDPMScheduler":
-    """The model's noise schedule with what training needs of it: `add_noise` and `get_velocity`."""
+    """The model's noise schedule, with `add_noise` and `get_velocity` for training."""
     from diffusers import DDPMScheduler
 
     return DDPMScheduler.from_config(model.pipeline.scheduler.config)
+
+
+def choose_target(schedule: "DDPMScheduler", clean: Tensor, noise: Tensor, times: Tensor) -> Tensor:
+    """What the network is to predict: the noise, or the velocity."""
+    is_velocity = schedule.config.prediction_type == "v_prediction"
+    return schedule.get_velocity(clean, noise, times) if is_velocity else noise
 
 
 def generate_images(
@@ -172,7 +158,7 @@ def generate_images(
     one size; in a smaller or larger one the last bits may differ.
 
     Args:
-        model: from `load_text2image`, with or without an adapter.
+        model: with or without an adapter.
         jobs: texts and seeds.
         settings: size, steps, guidance.
         on_images: called with the number of pictures just made.

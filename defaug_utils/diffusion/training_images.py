@@ -31,21 +31,13 @@ class BucketError(ValueError):
 
 @dataclass(frozen=True)
 class BucketSettings:
-    """Which sizes there are; the defaults are In&Out's (sides 256 … 1024 in steps of 64, area 512²).
+    """Which sizes there are; the defaults are In&Out's (sides 256 … 1024 in steps of 64, area 512²)."""
 
-    Attributes:
-        area: pixels that no bucket exceeds.
-        smallest: shortest side, pixels.
-        largest: longest side, pixels.
-        step: all sides are multiples of it, pixels.
-        may_enlarge: allow images that are smaller than their bucket; they are blurred by it, and told.
-    """
-
-    area: int = 512 * 512
-    smallest: int = 256
-    largest: int = 1024
-    step: int = 64
-    may_enlarge: bool = True
+    area: int = 512 * 512  #: pixels that no bucket exceeds
+    smallest: int = 256  #: shortest side, pixels
+    largest: int = 1024  #: longest side, pixels
+    step: int = 64  #: all sides are multiples of it, pixels
+    may_enlarge: bool = True  #: allow images that are smaller than their bucket; it blurs them, and is told
 
     def __post_init__(self) -> None:
         """Refuse values that make no sense, all in one message."""
@@ -93,11 +85,7 @@ def measure_fit(size: tuple[int, int], bucket: tuple[int, int]) -> tuple[float, 
 
 
 def assign_buckets(sizes: Mapping[str, tuple[int, int]], settings: BucketSettings) -> pd.DataFrame:
-    """Give every image its bucket.
-
-    Args:
-        sizes: image name → (width, height).
-        settings: of the buckets.
+    """Give every image, by its name and (width, height), a bucket.
 
     Returns:
         One row an image: image, width and height of the bucket, scale (above 1 enlarges), cropped (share).
@@ -189,11 +177,7 @@ def choose_training_rows(
 
 
 def check_training_rows(rows: pd.DataFrame, dataset: pd.DataFrame) -> None:
-    """Refuse to fine-tune a generator on anything but real training images of the data set.
-
-    Raises:
-        DreamBoothError: there is no image; or lists every row that is unknown, generated, or not in train.
-    """
+    """Refuse, naming every such row, to fine-tune on anything but real images of the train split."""
     if rows.empty:
         raise DreamBoothError("there is no instance image to fine-tune on: give at least one, better five")
     known = dataset.set_index("image")[["split", "origin"]]
@@ -209,17 +193,11 @@ def check_training_rows(rows: pd.DataFrame, dataset: pd.DataFrame) -> None:
 
 @dataclass(frozen=True)
 class TrainingImages:
-    """Images to train on: instances first, then regularisation images.
+    """Images to train on: instances first, then regularisation images."""
 
-    Attributes:
-        items: one row an image: image (name), path, is_class.
-        buckets: see `assign_buckets`, in the same order.
-        digest: hash of the instances' names and all files' contents.
-    """
-
-    items: pd.DataFrame
-    buckets: pd.DataFrame
-    digest: str
+    items: pd.DataFrame  #: one row an image: image (name), path, is_class
+    buckets: pd.DataFrame  #: see `assign_buckets`, in the same order
+    digest: str  #: hash of the instances' names and all files' contents
 
     def sizes(self, is_class: bool) -> list[tuple[int, int]]:
         """The buckets of all instances, or of all regularisation images."""
@@ -249,8 +227,8 @@ def read_training_images(
         class_folder: pool of regularisation images; None trains without prior preservation.
 
     Raises:
-        DreamBoothError: see `check_training_rows`; or lists every image that can't be read.
-        BucketError: see `assign_buckets`.
+        DreamBoothError: no or wrong rows, or images that can't be read; lists all.
+        BucketError: there is no bucket for an image; see `assign_buckets`.
     """
     check_training_rows(rows, dataset)
     items = [(name, Path(data_folder) / name, False) for name in rows["image"]]
@@ -285,10 +263,7 @@ def check_bucket_step(buckets: BucketSettings, model: TextToImage) -> None:
 def cache_latents(model: TextToImage, images: TrainingImages) -> list[tuple[Tensor, Tensor]]:
     """Mean and deviation of every image's latents (channels, height, width), scaled as the U-Net wants them.
 
-    Training draws from them anew at every step, as if the image were encoded each time.
-
-    Raises:
-        DreamBoothError: lists every image whose latents are no numbers.
+    Training draws from them anew at every step. Raises a DreamBoothError that lists all that are no numbers.
     """
     vae, cached, broken = model.pipeline.vae, [], []
     sizes = images.buckets[["width", "height"]].to_numpy()
