@@ -16,15 +16,12 @@ from defaug_utils.core.pools import PoolPlan, make_pool
 from defaug_utils.core.prompts import Prompt
 from defaug_utils.core.runs import MixingError
 from defaug_utils.core.sources import choose_positives
-from defaug_utils.diffusion.dreambooth import (
-    DreamBoothRun,
-    settle_settings,
-    train_dreambooth,
-)
+from defaug_utils.diffusion.dreambooth import DreamBoothRun, train_dreambooth
 from defaug_utils.diffusion.dreambooth_plan import (
     DreamBoothError,
     DreamBoothSettings,
     plan_steps,
+    settle_settings,
     weigh_noise_levels,
 )
 from defaug_utils.diffusion.lora import LoraPlan

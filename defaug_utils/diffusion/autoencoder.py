@@ -89,10 +89,9 @@ class AdaptationSettings:
 
     def __post_init__(self) -> None:
         """Refuse values that make no sense, all in one message."""
+        trained = self.parameters
         demands = {
-            f"parameters {self.parameters!r} is none of {', '.join(TRAINED_MODULES)}": (
-                self.parameters in TRAINED_MODULES
-            ),
+            f"parameters {trained!r} is none of {', '.join(TRAINED_MODULES)}": trained in TRAINED_MODULES,
             f"precision {self.precision!r} is none of {', '.join(PRECISIONS)}": self.precision in PRECISIONS,
             f"steps {self.steps} must be 1 or more": self.steps >= 1,
             f"learning_rate {self.learning_rate} must be above 0": self.learning_rate > 0,

@@ -21,7 +21,7 @@ from defaug_utils.core.files import write_json
 from defaug_utils.core.guards import check_demands
 from defaug_utils.core.manifest import image_seed
 from defaug_utils.diffusion.autoencoder import Denoise, draw_noise, encode_images, to_floats
-from defaug_utils.diffusion.loading import CONVERT, PICKLES, ModelError, fingerprint, quiet_libraries
+from defaug_utils.diffusion.loading import CONVERT, ModelError, fingerprint, list_pickles, quiet_libraries
 from defaug_utils.diffusion.text2image import TextToImage, choose_target, embed_prompts
 from defaug_utils.masks.trimaps import TRIPLES, Triple, TripleSet
 from defaug_utils.training.loop import OnStep, StepDone, StepPlan, Training, open_accelerator, run_steps
@@ -119,9 +119,9 @@ def load_controlnet(
     from diffusers import ControlNetModel
 
     folder = Path(folder)
-    pickled = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
-        found = f"only {', '.join(pickled)}: {CONVERT}" if pickled else "none: train one first"
+        pickled = list_pickles(folder)
+        found = f"only {pickled}: {CONVERT}" if pickled else "none: train one first"
         raise ModelError(f"{folder}: expected config.json and weights (*.safetensors), found {found}")
     try:
         with quiet_libraries():
@@ -137,16 +137,14 @@ def check_fit(controlnet: "ControlNetModel", model: TextToImage, name: Path | st
     own, unet = controlnet.config, model.pipeline.unet.config
     names = ("block_out_channels", "layers_per_block", "cross_attention_dim", "in_channels")
     differing = [
-        f"{name} {own[name]} beside {unet[name]}" for name in names if _plain(own[name]) != _plain(unet[name])
+        f"{name} {own[name]} beside {unet[name]}"
+        for name in names
+        if json.dumps(own[name]) != json.dumps(unet[name])  # a tuple is as good as a list
     ]
     if own.conditioning_channels != TRIMAP_CHANNELS:
         differing.append(f"it reads {own.conditioning_channels} channels, trimaps are {TRIMAP_CHANNELS}")
     if differing:
         raise ModelError(f"{name} does not fit {model.model}: {'; '.join(differing)}")
-
-
-def _plain(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
 
 
 def make_ddim(model: TextToImage) -> "DDIMScheduler":

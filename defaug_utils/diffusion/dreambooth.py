@@ -5,8 +5,7 @@ Ruiz et al. 2023 (prior preservation), on the adapter of In&Out (Capogrosso et a
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
-from importlib.util import find_spec
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,15 +18,8 @@ from transformers import get_scheduler
 from defaug_utils.core.files import write_png
 from defaug_utils.core.images import read_image
 from defaug_utils.core.manifest import image_seed
-from defaug_utils.diffusion import text2image, training_images
-from defaug_utils.diffusion.dreambooth_plan import (
-    DreamBoothError,
-    DreamBoothSettings,
-    Step,
-    plan_steps,
-    tell_identifier,
-    weigh_noise_levels,
-)
+from defaug_utils.diffusion import dreambooth_plan, text2image, training_images
+from defaug_utils.diffusion.dreambooth_plan import DreamBoothSettings
 from defaug_utils.diffusion.lora import LoraCounts, LoraPlan, attach_lora, lora_parameters
 from defaug_utils.diffusion.lora_files import save_lora
 from defaug_utils.diffusion.text2image import TextJob, TextSettings, TextToImage
@@ -80,7 +72,7 @@ class _Trainer(NamedTuple):
 
     accelerator: "Accelerator"
     settings: DreamBoothSettings
-    steps: list[Step]
+    steps: list[dreambooth_plan.Step]
     latents: list[tuple[Tensor, Tensor]]
     is_class: Tensor
     tokens: Tensor
@@ -120,9 +112,9 @@ def train_dreambooth(
     """
     folder = Path(folder)
     training_images.check_bucket_step(settings.buckets, model)
-    settings, notices = settle_settings(settings, model.device)
-    notices += tell_identifier(model.pipeline.tokenizer, settings.identifier)
-    notices += tell_images(images, settings) + training_images.tell_fit(images.buckets)
+    settings, notices = dreambooth_plan.settle_settings(settings, model.device)
+    notices += dreambooth_plan.tell_identifier(model.pipeline.tokenizer, settings.identifier)
+    notices += dreambooth_plan.tell_images(images, settings) + training_images.tell_fit(images.buckets)
     described = {
         "base": model.describe()["fingerprint"],
         "clip_skip": model.clip_skip,
@@ -130,7 +122,7 @@ def train_dreambooth(
         "lora": asdict(plan),
         "trained_on": images.describe(),
     }
-    loop.check_training(folder, described, DreamBoothError)
+    loop.check_training(folder, described, training_images.DreamBoothError)
     training, adapted, count = _prepare(model, images, settings, plan)
 
     def tell(done: loop.StepDone) -> None:
@@ -158,31 +150,6 @@ def train_dreambooth(
     )
 
 
-def settle_settings(settings: DreamBoothSettings, device: str) -> tuple[DreamBoothSettings, list[str]]:
-    """Replace what this machine does not have (half precision on a processor, bitsandbytes), and tell it."""
-    notices = []
-    if settings.precision != "no" and not device.startswith("cuda"):
-        settings = replace(settings, precision="no")
-        notices.append("a processor trains in float32, not in half precision")
-    if settings.optimiser == "adamw8bit" and not (device.startswith("cuda") and find_spec("bitsandbytes")):
-        settings = replace(settings, optimiser="adamw")
-        notices.append("plain AdamW in place of the 8-bit one, which needs bitsandbytes and a GPU")
-    return settings, notices
-
-
-def tell_images(images: TrainingImages, settings: DreamBoothSettings) -> list[str]:
-    """What a user must know about how many images there are."""
-    notices = []
-    if len(images.sizes(is_class=False)) == 1:
-        notices.append("there is one instance image: the adapter will learn it by heart")
-    if not images.sizes(is_class=True):
-        notices.append(
-            f"prior preservation is off (prior_weight {settings.prior_weight}, no regularisation image): the "
-            "class word drifts towards the instance images"
-        )
-    return notices
-
-
 def _prepare(
     model: TextToImage, images: TrainingImages, settings: DreamBoothSettings, plan: LoraPlan
 ) -> tuple[loop.Training, LoraCounts, int]:
@@ -193,12 +160,10 @@ def _prepare(
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
         adapted = attach_lora(pipeline.unet, pipeline.text_encoder, plan)
-    parameters = _collect_parameters(pipeline)
-    for parameter in parameters.values():
-        parameter.data = parameter.data.float()
-    steps = plan_steps(images.sizes(is_class=False), images.sizes(is_class=True), settings)
+    parameters = _collect_parameters(pipeline).float()
+    steps = dreambooth_plan.plan_steps(images.sizes(is_class=False), images.sizes(is_class=True), settings)
     schedule = text2image.make_noise_schedule(model)
-    weights = weigh_noise_levels(schedule.alphas_cumprod, settings.gamma, model.prediction)
+    weights = dreambooth_plan.weigh_noise_levels(schedule.alphas_cumprod, settings.gamma, model.prediction)
     accelerator = loop.open_accelerator(settings.precision, model.device)
     is_class = torch.tensor(images.items["is_class"].to_numpy())
     trainer = _Trainer(accelerator, settings, steps, latents, is_class, tokens, weights, schedule)

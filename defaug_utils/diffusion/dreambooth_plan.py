@@ -1,7 +1,8 @@
 """DreamBooth's plan: what is trained on what, in which order, and how each noise level counts."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from defaug_utils.core.guards import check_demands
-from defaug_utils.diffusion.training_images import BucketSettings, DreamBoothError
+from defaug_utils.diffusion.training_images import BucketSettings, DreamBoothError, TrainingImages
 from defaug_utils.training.loop import PRECISIONS
 
 OPTIMISERS = ("adamw", "adamw8bit")
@@ -41,16 +42,14 @@ class DreamBoothSettings:
 
     def __post_init__(self) -> None:
         """Refuse values that make no sense, all in one message."""
-        word = self.identifier.strip()
+        word, instance_prompt, class_prompt = self.identifier.strip(), self.instance_prompt, self.class_prompt
         demands = {
             "the identifier is empty: choose a rare word such as 'skt'": bool(word),
-            f"the instance prompt {self.instance_prompt!r} has no identifier {word!r}: without one the "
-            "fine-tuning changes what the class word means": not word or word in self.instance_prompt.split(),
-            f"the class prompt {self.class_prompt!r} must not hold {word!r}": (
-                word not in self.class_prompt.split()
-            ),
-            "the class prompt is empty: name the kind of thing, such as 'background'": (
-                bool(self.class_prompt.strip())
+            f"the instance prompt {instance_prompt!r} has no identifier {word!r}: without one the "
+            "fine-tuning changes what the class word means": not word or word in instance_prompt.split(),
+            f"the class prompt {class_prompt!r} must not hold {word!r}": word not in class_prompt.split(),
+            "the class prompt is empty: name the kind of thing, such as 'background'": bool(
+                class_prompt.split()
             ),
         }
         for name in ("epochs", "repeats", "batch_size", "restarts", "save_every"):
@@ -65,6 +64,31 @@ class DreamBoothSettings:
             value = getattr(self, name)
             demands[f"{name} {value!r} is none of {', '.join(words)}"] = value in words
         check_demands("DreamBooth settings", demands, DreamBoothError)
+
+
+def settle_settings(settings: DreamBoothSettings, device: str) -> tuple[DreamBoothSettings, list[str]]:
+    """Replace what this machine does not have (half precision on a processor, bitsandbytes), and tell it."""
+    notices = []
+    if settings.precision != "no" and not device.startswith("cuda"):
+        settings = replace(settings, precision="no")
+        notices.append("a processor trains in float32, not in half precision")
+    if settings.optimiser == "adamw8bit" and not (device.startswith("cuda") and find_spec("bitsandbytes")):
+        settings = replace(settings, optimiser="adamw")
+        notices.append("plain AdamW in place of the 8-bit one, which needs bitsandbytes and a GPU")
+    return settings, notices
+
+
+def tell_images(images: TrainingImages, settings: DreamBoothSettings) -> list[str]:
+    """What a user must know about how many images there are."""
+    notices = []
+    if len(images.sizes(is_class=False)) == 1:
+        notices.append("there is one instance image: the adapter will learn it by heart")
+    if not images.sizes(is_class=True):
+        notices.append(
+            f"prior preservation is off (prior_weight {settings.prior_weight}, no regularisation image): the "
+            "class word drifts towards the instance images"
+        )
+    return notices
 
 
 def tell_identifier(tokenizer: Any, identifier: str) -> list[str]:

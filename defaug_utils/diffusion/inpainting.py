@@ -39,8 +39,7 @@ class InpaintSettings:
     #: pixels of the working size kept around the mask, 0 for none; None works on the whole image
     padding_mask_crop: int | None = 2
     feather: int = 0  #: pixels inside the mask over which the original fades out
-    #: tell the model all latent cells that the mask touches, or thin cracks slip through; only the mask
-    #: changes
+    #: show the model whole latent cells, or thin cracks slip through; only the mask itself is painted
     cover_cells: bool = True
 
     @property
@@ -50,7 +49,7 @@ class InpaintSettings:
 
     def __post_init__(self) -> None:
         """Refuse values that make no sense, all in one message."""
-        crop = self.padding_mask_crop
+        crop, can_run = self.padding_mask_crop, self.steps >= 1 and 0 < self.strength <= 1
         demands = {
             f"size {self.size} must be (width, height) of at least 8 × 8": min(self.size) >= 8,
             f"steps {self.steps} must be 1 or more": self.steps >= 1,
@@ -59,7 +58,7 @@ class InpaintSettings:
             f"padding_mask_crop {crop} must be None or 0 or more": crop is None or crop >= 0,
             f"feather {self.feather} must be 0 or more": self.feather >= 0,
             f"{self.steps} steps × strength {self.strength} leave no step to run: raise one of them": (
-                self.steps < 1 or not 0 < self.strength <= 1 or self.effective_steps >= 1
+                not can_run or self.effective_steps >= 1
             ),
         }
         check_demands("inpainting settings", demands)
@@ -178,7 +177,7 @@ def inpaint_batch(
         on_step: called after every denoising step; what it raises ends the painting there.
 
     Raises:
-        ValueError: masks, texts or the working size do not suit; lists all wrong masks.
+        ValueError: masks (all are listed), texts or the working size do not suit.
         MemoryError: not even one image fits.
     """
     inpainter.check_size(settings.size)
@@ -265,9 +264,10 @@ def embed_texts(
     inpainter: Inpainter, jobs: Sequence[InpaintJob], settings: InpaintSettings
 ) -> dict[str, torch.Tensor]:
     """The pipeline's text arguments for some jobs, each pair of texts encoded once."""
-    for pair in {(job.prompt, job.negative_prompt) for job in jobs} - set(inpainter.embeddings):
+    pairs = [(job.prompt, job.negative_prompt) for job in jobs]
+    for pair in set(pairs) - set(inpainter.embeddings):
         inpainter.embeddings[pair] = _embed_pair(inpainter, *pair)
-    per_job = [inpainter.embeddings[job.prompt, job.negative_prompt] for job in jobs]
+    per_job = [inpainter.embeddings[pair] for pair in pairs]
     names = [name for name in per_job[0] if settings.guidance > 1 or not name.startswith("negative")]
     return {name: torch.cat([embedded[name] for embedded in per_job]) for name in names}
 

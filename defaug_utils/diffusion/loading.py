@@ -18,7 +18,7 @@ from defaug_utils.core.manifest import raise_problems
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
+PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 WEIGHTLESS = ("Tokenizer", "Scheduler", "FeatureExtractor", "ImageProcessor")  # ends of class names
 CONVERT = (
     "weights that are pickled can run any code when they are loaded and are refused: convert them where you "
@@ -26,7 +26,6 @@ CONVERT = (
 )
 FINGERPRINT_VALUES = 1024  # of every weight tensor that the fingerprint looks at
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-FILE_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 
 
 class ModelError(ValueError):
@@ -57,13 +56,15 @@ def _check_part(part: Path, class_name: str) -> list[str]:
         return [] if any(part.iterdir()) else [f"the part {part.name} ({class_name}) is empty"]
     problems = [] if (part / "config.json").is_file() else [f"{part.name} has no config.json"]
     if not any(part.glob("*.safetensors")):
-        pickled = sorted(path.name for pattern in PICKLES for path in part.glob(pattern))
-        problems.append(
-            f"{part.name} has only {', '.join(pickled)}: {CONVERT}"
-            if pickled
-            else f"{part.name} has no weights (*.safetensors)"
-        )
+        pickled = list_pickles(part)
+        found = f"only {pickled}: {CONVERT}" if pickled else "no weights (*.safetensors)"
+        problems.append(f"{part.name} has {found}")
     return problems
+
+
+def list_pickles(folder: Path) -> str:
+    """Names of the pickled weights in a folder, with commas."""
+    return ", ".join(sorted(path.name for path in folder.glob("*") if path.suffix in PICKLES))
 
 
 class Classes(NamedTuple):
@@ -83,23 +84,14 @@ PURPOSES = {
 
 
 def load_pipeline(model: Path | str, purpose: str, dtype: torch.dtype) -> "DiffusionPipeline":
-    """Load a folder, a .safetensors checkpoint or a hub id, from safetensors only.
-
-    Args:
-        model: its files are looked at first.
-        purpose: a key of `PURPOSES`.
-        dtype: of the weights.
-
-    Raises:
-        ModelError: parts are missing, weights are pickled, or it is none of the three.
-    """
+    """Load a folder, a .safetensors checkpoint or a hub id for one of `PURPOSES`, or tell why not."""
     path = Path(model)
     if path.is_dir():
         check_model_folder(path)
     elif path.is_file():
         if path.suffix != ".safetensors":
             raise ModelError(f"{path}: expected a .safetensors file; {CONVERT}")
-    elif path.suffix in FILE_SUFFIXES or not HUB_ID.fullmatch(str(model)):
+    elif path.suffix in (".safetensors", *PICKLES) or not HUB_ID.fullmatch(str(model)):
         raise ModelError(
             f"no model at {model}: expected a folder, a .safetensors file or a hub id owner/name"
         )

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 ADAPTER = "default"  # peft's name of the adapter
-UNET_BLOCKS = ("Transformer2DModel", "ResnetBlock2D", "Downsample2D", "Upsample2D")
-TEXT_BLOCKS = ("CLIPAttention", "CLIPMLP")
+OWN_LAYERS = re.compile(r"\.(base_layer|lora_\w+)(\.|$)")  # of the adapter, in paths
+BLOCKS = ("Transformer2DModel", "ResnetBlock2D", "Downsample2D", "Upsample2D", "CLIPAttention", "CLIPMLP")
 
 
 class LoraError(ValueError):
@@ -68,18 +68,15 @@ class LoraCounts(NamedTuple):
 
 
 def find_layers(network: nn.Module) -> dict[str, nn.Module]:
-    """Linear and convolution layers inside `UNET_BLOCKS` or `TEXT_BLOCKS`, by path, adapted or not."""
-    kinds = (*UNET_BLOCKS, *TEXT_BLOCKS)
-    blocks = {path for path, module in network.named_modules() if type(module).__name__ in kinds}
-    found = {}
-    for path, module in network.named_modules():
-        parents = path.split(".")
-        is_inside = any(".".join(parents[:depth]) in blocks for depth in range(1, len(parents)))
-        if is_inside and ".base_layer" not in path and isinstance(_base(module), nn.Linear | nn.Conv2d):
-            found[path] = module
-    adapted = [path for path, module in found.items() if _is_adapted(module)]
-    inside = tuple(f"{path}." for path in adapted)  # the adapter's own layers are none of the network's
-    return {path: module for path, module in found.items() if not path.startswith(inside)}
+    """Linear and convolution layers inside `BLOCKS` of U-Net or text encoder, by path, adapted or not."""
+    blocks = tuple(f"{path}." for path, module in network.named_modules() if type(module).__name__ in BLOCKS)
+    return {
+        path: module
+        for path, module in network.named_modules()
+        if path.startswith(blocks)
+        and not OWN_LAYERS.search(path)
+        and isinstance(_base(module), nn.Linear | nn.Conv2d)
+    }
 
 
 def _base(module: nn.Module) -> nn.Module:

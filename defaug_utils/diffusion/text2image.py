@@ -109,7 +109,7 @@ def load_text2image(
 
 
 def tokenise_prompts(model: TextToImage, prompts: Sequence[str]) -> Tensor:
-    """Token ids of texts, shape (batch, tokens); refuses a text that the tokenizer would cut."""
+    """Token ids, shape (batch, tokens), of texts; one that the tokenizer would cut is refused."""
     check_prompts(model, [prompt for prompt in prompts if prompt])
     tokenizer = model.pipeline.tokenizer
     return tokenizer(

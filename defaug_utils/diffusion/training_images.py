@@ -41,17 +41,13 @@ class BucketSettings:
 
     def __post_init__(self) -> None:
         """Refuse values that make no sense, all in one message."""
+        area, smallest, largest, step = self.area, self.smallest, self.largest, self.step
+        is_multiple = smallest >= 1 and step >= 1 and smallest % step == 0
         demands = {
-            f"step {self.step} must be 1 or more": self.step >= 1,
-            f"smallest {self.smallest} must be a multiple of the step {self.step}": (
-                self.smallest >= 1 and self.step >= 1 and self.smallest % self.step == 0
-            ),
-            f"largest {self.largest} must not be below smallest {self.smallest}": (
-                self.largest >= self.smallest
-            ),
-            f"area {self.area} must hold smallest² = {self.smallest**2} pixels": (
-                self.area >= self.smallest**2
-            ),
+            f"step {step} must be 1 or more": step >= 1,
+            f"smallest {smallest} must be a multiple of the step {step}": is_multiple,
+            f"largest {largest} must not be below smallest {smallest}": largest >= smallest,
+            f"area {area} must hold smallest² = {smallest**2} pixels": area >= smallest**2,
         }
         check_demands("bucket settings", demands, BucketError)
 
@@ -96,19 +92,16 @@ def assign_buckets(sizes: Mapping[str, tuple[int, int]], settings: BucketSetting
     buckets = list_buckets(settings)
     if not buckets:
         raise BucketError(f"{settings} leaves no bucket: raise the area or the largest side")
-    rows = []
+    rows, small = [], []
     for image, size in sizes.items():
         bucket = choose_bucket(size, buckets)
-        rows.append((image, *bucket, *measure_fit(size, bucket)))
-    table = pd.DataFrame(rows, columns=["image", "width", "height", "scale", "cropped"])
-    if not settings.may_enlarge:
-        advice = "lower the area, bring larger images, or allow enlarging (may_enlarge)"
-        small = [
-            f"{row.image} {sizes[row.image][0]} × {sizes[row.image][1]} (bucket {row.width} × {row.height})"
-            for row in table[table["scale"] > 1].itertuples()
-        ]
-        raise_problems(f"{len(table)} images, some smaller than their bucket: {advice}", small, BucketError)
-    return table
+        scale, cropped = measure_fit(size, bucket)
+        rows.append((image, *bucket, scale, cropped))
+        if scale > 1 and not settings.may_enlarge:
+            small.append(f"{image} {size[0]} × {size[1]} (bucket {bucket[0]} × {bucket[1]})")
+    advice = "lower the area, bring larger images, or allow enlarging (may_enlarge)"
+    raise_problems(f"{len(rows)} images, some smaller than their bucket: {advice}", small, BucketError)
+    return pd.DataFrame(rows, columns=["image", "width", "height", "scale", "cropped"])
 
 
 def count_buckets(assigned: pd.DataFrame) -> pd.DataFrame:
