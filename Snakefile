@@ -8,8 +8,7 @@
 from pathlib import Path
 
 from defaug_utils.book.profiles import read_defaults, read_profile
-from defaug_utils.core.origins import ORIGINS, list_notebooks
-from defaug_utils.core.runs import Run, arm_shares, planned_runs, pool_name, run_name
+from defaug_utils.core.origins import (ORIGINS, Run, arm_shares, list_notebooks, planned_runs, pool_name, run_name)
 
 PROFILE = config.get("profile") or "workshop"
 DATA = str(config.get("data") or "")

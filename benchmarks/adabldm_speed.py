@@ -38,8 +38,7 @@ from defaug_utils.diffusion.controlnet import (
 )
 from defaug_utils.diffusion.text2image import TextToImage, embed_prompts
 from defaug_utils.masks.trimaps import make_trimap
-from defaug_utils.methods.adabldm import decode_adapted
-from defaug_utils.methods.blending import BlendSettings, blend_latents, scale_stages
+from defaug_utils.methods.blending import Blend, BlendSettings, blend_latents, decode_adapted, scale_stages
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz,"
 PROMPT = "a hazelnut with a hole"
@@ -186,7 +185,7 @@ def run_ours(
     seeds, vae = list(range(parts.count)), model.pipeline.vae
     latents = blend_latents(parts.images, parts.masks, seeds, denoise, vae, make_ddim(model), settings)
     middle = read_clock(parts.device)
-    decoded = decode_adapted(vae, latents, parts.images, parts.masks, adaptation)
+    decoded = decode_adapted(vae, Blend([], parts.images, parts.masks, latents), adaptation)
     return [pixels for pixels, _ in decoded], [middle - start, read_clock(parts.device) - middle]
 
 

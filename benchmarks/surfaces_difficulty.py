@@ -16,12 +16,12 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from defaug_utils.core.runs import Run
+from defaug_utils.core.origins import Run
 from defaug_utils.data.datasets import draw_validation, load_dataset
 from defaug_utils.data.samples import load_samples
 from defaug_utils.data.surfaces import write_surfaces
 from defaug_utils.evaluation.classifier import score_samples, train_classifier
-from defaug_utils.evaluation.metrics import auroc, average_precision, best_f1_threshold
+from defaug_utils.evaluation.metrics import measure_scores
 from defaug_utils.evaluation.recipes import Recipe, choose_recipe
 from defaug_utils.protocol.mixing import compose_training_set
 from defaug_utils.protocol.run_folder import RunPools
@@ -68,17 +68,17 @@ def run_once(data: pd.DataFrame, folder: Path, scenario: str, seed: int, options
         trained = train_classifier(samples, run_folder, recipe, options.backbone, seed, options.weights)
     seconds = time.perf_counter() - start
     scores = score_samples(trained.model, samples, recipe.normalisation)
-    scores = scores[scores["split"] == "test"]
-    labels = scores["label"] == "positive"
-    row = {"scenario": scenario, "seed": seed, "ap": average_precision(labels, scores["score"])}
-    row |= {"auroc": auroc(labels, scores["score"]), "seconds": seconds}
+    numbers = measure_scores(scores)
+    row = {"scenario": scenario, "seed": seed, "ap": numbers["ap"], "auroc": numbers["auroc"]}
+    row |= {"seconds": seconds}
     loss = trained.history["loss"].iloc[-1]
     print(
         f"{scenario} seed {seed}: AP {row['ap']:.3f}, AUROC {row['auroc']:.3f}, last loss {loss:.3f}, "
         f"{seconds:.0f} s",
         flush=True,
     )
-    found = scores["score"] >= best_f1_threshold(labels, scores["score"])
+    scores = scores[scores["split"] == "test"]
+    found = scores["score"] >= numbers["paper_threshold"]
     return row | {"found": pd.Series(found.to_numpy(), scores["image"])}
 
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from defaug_utils.core.runs import parse_run_name
+from defaug_utils.core.origins import parse_run_name
 from defaug_utils.evaluation.detector import DetectorPlan, compose_detector_set, finish_detector
 from defaug_utils.protocol.mixing import Mix
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from defaug_utils.diffusion.inpainting import InpaintedImage, InpaintJob
 from defaug_utils.methods.painting import Check, CheckLimits, check_image, is_blank, measure_boundary_iou
 
 LIMITS = CheckLimits(changed_from=10, contrast=4, completeness=0.5)
@@ -24,9 +25,16 @@ def brighten(image: np.ndarray, where: np.ndarray, levels: int = 40) -> np.ndarr
     return np.where(where[..., None], image + np.uint8(levels), image)
 
 
-def check(original: np.ndarray, painted: np.ndarray, mask: np.ndarray, **options) -> Check:
+def check(
+    original: np.ndarray,
+    painted: np.ndarray,
+    mask: np.ndarray,
+    limits: CheckLimits = LIMITS,
+    is_finite: bool = True,
+) -> Check:
     finished = np.where(mask[..., None], painted, original)
-    return check_image(original, painted, finished, mask, options.pop("limits", LIMITS), **options)
+    job = InpaintJob(original, mask, "crack", "", 0)
+    return check_image(job, InpaintedImage(finished, painted, is_finite, 9), limits)
 
 
 def test_a_change_of_the_whole_mask_is_perfect(original, mask):
@@ -58,7 +66,8 @@ def test_haze_below_the_threshold_is_no_change_outside(original, mask):
 def test_a_change_outside_is_never_passed(original, mask):
     finished = brighten(original, mask)
     finished[0, 0] += 3
-    found = check_image(original, finished, finished, mask, LIMITS)
+    job = InpaintJob(original, mask, "crack", "", 0)
+    found = check_image(job, InpaintedImage(finished, finished, True, 9), LIMITS)
     assert (found.outside, found.passed) == (3, False)
     assert "changed by 3 outside" in found.reason
 

@@ -6,8 +6,8 @@ from layouts import write_mvtec
 
 from defaug_utils.core.images import read_image, read_mask
 from defaug_utils.core.manifest import check_sources
+from defaug_utils.core.origins import SCENARIOS, MixingError, Run
 from defaug_utils.core.pools import PoolPlan, make_pool
-from defaug_utils.core.runs import SCENARIOS, MixingError, Run
 from defaug_utils.core.sources import list_sources
 from defaug_utils.data.datasets import draw_few_shot, load_dataset
 from defaug_utils.data.preparation import prepare_dataset

@@ -12,9 +12,9 @@ from tiny_models import save_model
 from defaug_utils.core.files import write_png
 from defaug_utils.core.images import read_image, read_mask
 from defaug_utils.core.manifest import make_manifest, read_manifest, write_manifest
+from defaug_utils.core.origins import Run
 from defaug_utils.core.pools import PoolPlan, make_pool
 from defaug_utils.core.prompts import Prompt, make_prompts
-from defaug_utils.core.runs import Run
 from defaug_utils.diffusion.dreambooth import train_dreambooth
 from defaug_utils.diffusion.dreambooth_plan import DreamBoothSettings
 from defaug_utils.diffusion.loading import ModelError

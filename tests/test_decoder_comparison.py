@@ -10,8 +10,7 @@ from defaug_utils.diffusion.autoencoder import (
     measure_background,
     to_floats,
 )
-from defaug_utils.methods.adabldm import Blend
-from defaug_utils.methods.decoder_comparison import compare_decoders, tabulate_errors
+from defaug_utils.methods.blending import Blend, compare_decoders, tabulate_errors
 from defaug_utils.training.backbones import hash_weights
 
 

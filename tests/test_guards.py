@@ -2,7 +2,13 @@
 
 import pytest
 
-from defaug_utils.core.guards import check_demands, claim_folder, list_differences, refuse_other_settings
+from defaug_utils.core.guards import (
+    check_demands,
+    claim_folder,
+    list_differences,
+    raise_problems,
+    refuse_other_settings,
+)
 
 
 def test_a_folder_is_claimed_once_and_taken_up_by_the_same_settings(tmp_path):
@@ -40,5 +46,14 @@ def test_settings_are_compared_as_they_read_back():
 def test_all_demands_that_are_not_met_are_told_at_once():
     check_demands("settings", {"steps 1 must be 1 or more": True})
     demands = {"steps 0 is too few": False, "fine": True, "size 0 is too small": False}
-    with pytest.raises(KeyError, match="settings: steps 0 is too few; size 0 is too small"):
+    with pytest.raises(KeyError, match=r"settings: 2 problem.*steps 0 is too few.*size 0 is too small"):
         check_demands("settings", demands, KeyError)
+
+
+def test_a_long_list_of_problems_is_cut_and_counted():
+    raise_problems("nothing wrong", [])
+    with pytest.raises(ValueError, match=r"(?s)data: 23 problem.*number 19\n  … and 3 more$") as caught:
+        raise_problems("data", [f"number {index}" for index in range(23)])
+    assert "number 20" not in str(caught.value)
+    with pytest.raises(KeyError):
+        raise_problems("data", ["one"], error=KeyError)

@@ -17,7 +17,6 @@ from defaug_utils.core.manifest import (
     image_seed,
     is_inside,
     make_manifest,
-    raise_problems,
     read_manifest,
     rebase_manifest,
     validate_manifest,
@@ -253,15 +252,6 @@ def test_missing_files_are_all_named_when_asked_for(tmp_path: Path):
     assert "row 0: mask 'not_there.png' does not exist" in str(caught.value)
     assert "row 1: image 'gone.png' does not exist" in str(caught.value)
     assert "there ü" not in str(caught.value)
-
-
-def test_a_long_list_of_problems_is_cut_and_counted():
-    raise_problems("nothing wrong", [])
-    with pytest.raises(ManifestError, match=r"(?s)data: 23 problem.*number 19\n  … and 3 more$") as caught:
-        raise_problems("data", [f"number {index}" for index in range(23)])
-    assert "number 20" not in str(caught.value)
-    with pytest.raises(KeyError):
-        raise_problems("data", ["one"], error=KeyError)
 
 
 def dataset() -> pd.DataFrame:

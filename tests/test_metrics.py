@@ -5,28 +5,35 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.metrics import average_precision_score, precision_recall_fscore_support, roc_auc_score
-
-from defaug_utils.evaluation.metrics import (
-    auroc,
-    average_precision,
-    average_precision_trapezoid,
-    best_f1_threshold,
-    choose_threshold,
-    measure_at,
-    measure_many,
-    measure_scores,
-    precision_recall_at,
+from sklearn.metrics import (
+    auc,
+    average_precision_score,
+    precision_recall_curve,
+    precision_recall_fscore_support,
+    roc_auc_score,
 )
+
+from defaug_utils.evaluation.metrics import best_f1_threshold, choose_threshold, measure_scores, measure_sets
 
 # Four images, ranked positive, negative, positive, negative:
 # (recall, precision) = (1/2, 1), (1/2, 1/2), (1, 2/3), (1, 1/2)
-LABELS = np.array([True, False, True, False])
-SCORES = np.array([0.9, 0.8, 0.7, 0.1])
+POSITIVE, NEGATIVE = np.array([0.9, 0.7]), np.array([0.8, 0.1])
 
 labelled_scores = st.lists(st.tuples(st.booleans(), st.integers(0, 6)), min_size=2, max_size=25).filter(
     lambda pairs: len({label for label, _ in pairs}) == 2
 )
+
+
+def split_pairs(pairs: list[tuple[bool, int]]) -> tuple[np.ndarray, np.ndarray]:
+    return tuple(
+        np.array([score for label, score in pairs if label == kind], float) for kind in (True, False)
+    )
+
+
+def read_at(positive: np.ndarray, negative: np.ndarray, threshold: float) -> tuple[float, float, float]:
+    """Precision, recall and F1."""
+    numbers = measure_sets(positive, negative, threshold)
+    return tuple(numbers[f"validation_{name}"] for name in ("precision", "recall", "f1"))
 
 
 def scores_table(val: list[tuple[str, float]], test: list[tuple[str, float]]) -> pd.DataFrame:
@@ -35,84 +42,83 @@ def scores_table(val: list[tuple[str, float]], test: list[tuple[str, float]]) ->
 
 
 def test_hand_solved_curve():
-    assert average_precision(LABELS, SCORES) == pytest.approx(1 / 2 * 1 + 1 / 2 * 2 / 3)
+    numbers = measure_sets(POSITIVE, NEGATIVE, 0.75)
+    assert numbers["ap"] == pytest.approx(1 / 2 * 1 + 1 / 2 * 2 / 3)
     # trapezoids over recall 0 … ½ (1 to 1) and ½ … 1 (½ to ⅔)
-    assert average_precision_trapezoid(LABELS, SCORES) == pytest.approx(1 / 2 + 1 / 2 * (1 / 2 + 2 / 3) / 2)
-    assert auroc(LABELS, SCORES) == pytest.approx(3 / 4)
+    assert numbers["ap_trapezoid"] == pytest.approx(1 / 2 + 1 / 2 * (1 / 2 + 2 / 3) / 2)
+    assert numbers["auroc"] == pytest.approx(3 / 4)
 
 
 def test_hand_solved_thresholds():
-    assert best_f1_threshold(LABELS, SCORES) == 0.7
-    assert precision_recall_at(LABELS, SCORES, 0.7) == (0.7, pytest.approx(2 / 3), 1.0, pytest.approx(0.8))
-    assert precision_recall_at(LABELS, SCORES, 0.75) == (0.75, 0.5, 0.5, 0.5)
-    assert precision_recall_at(LABELS, SCORES, 0.95) == (0.95, 0.0, 0.0, 0.0)
+    assert best_f1_threshold(POSITIVE, NEGATIVE) == 0.7
+    assert read_at(POSITIVE, NEGATIVE, 0.7) == (pytest.approx(2 / 3), 1.0, pytest.approx(0.8))
+    assert read_at(POSITIVE, NEGATIVE, 0.75) == (0.5, 0.5, 0.5)
+    assert read_at(POSITIVE, NEGATIVE, 0.95) == (0.0, 0.0, 0.0)
 
 
 def test_of_equally_good_thresholds_the_lowest_is_taken():
     # F1 is 2/3 at 0.9 (2 of 4 found, no alarm) and at 0.5 (all found, 4 alarms)
-    labels = np.array([True, True, True, True, False, False, False, False])
-    scores = np.array([0.9, 0.9, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5])
-    assert best_f1_threshold(labels, scores) == 0.5
+    assert best_f1_threshold(np.array([0.9, 0.9, 0.5, 0.5]), np.full(4, 0.5)) == 0.5
 
 
 def test_a_score_at_the_threshold_counts_as_positive():
-    assert precision_recall_at(LABELS, SCORES, 0.9).recall == 0.5
-    assert precision_recall_at(LABELS, SCORES, np.nextafter(0.9, 1)).recall == 0.0
+    assert read_at(POSITIVE, NEGATIVE, 0.9)[1] == 0.5
+    assert read_at(POSITIVE, NEGATIVE, np.nextafter(0.9, 1))[1] == 0.0
 
 
 def test_perfect_and_reversed_ranking():
-    labels = np.array([True] * 3 + [False] * 7)
-    scores = np.arange(10, 0, -1.0)
-    assert average_precision(labels, scores) == average_precision_trapezoid(labels, scores) == 1
-    assert auroc(labels, scores) == 1
+    positive, negative = np.arange(10, 7, -1.0), np.arange(7, 0, -1.0)
+    perfect = measure_sets(positive, negative, 0)
+    assert perfect["ap"] == perfect["ap_trapezoid"] == perfect["auroc"] == 1
     # reversed, the positives come at ranks 8, 9 and 10
-    assert average_precision(labels, -scores) == pytest.approx((1 / 8 + 2 / 9 + 3 / 10) / 3)
-    assert auroc(labels, -scores) == 0
+    reverse = measure_sets(-positive, -negative, 0)
+    assert reverse["ap"] == pytest.approx((1 / 8 + 2 / 9 + 3 / 10) / 3)
+    assert reverse["auroc"] == 0
 
 
 def test_equal_scores_give_the_share_of_positives():
-    labels, scores = np.array([True, False, False, False]), np.full(4, 0.5)
-    assert average_precision(labels, scores) == 0.25
-    assert auroc(labels, scores) == 0.5
-    assert precision_recall_at(labels, scores, best_f1_threshold(labels, scores)).f1 == pytest.approx(0.4)
+    numbers = measure_sets(np.full(1, 0.5), np.full(3, 0.5), 1)
+    assert (numbers["ap"], numbers["auroc"]) == (0.25, 0.5)
+    assert numbers["paper_f1"] == pytest.approx(0.4)
 
 
 @given(labelled_scores)
 def test_agrees_with_scikit_learn_and_a_slow_search(pairs):
     labels, scores = np.array([p[0] for p in pairs]), np.array([p[1] for p in pairs], float)
-    assert average_precision(labels, scores) == pytest.approx(average_precision_score(labels, scores))
-    assert auroc(labels, scores) == pytest.approx(roc_auc_score(labels, scores))
+    sides = split_pairs(pairs)
+    numbers = measure_sets(*sides, 0)
+    precision, recall, _ = precision_recall_curve(labels, scores)
+    assert numbers["ap"] == pytest.approx(average_precision_score(labels, scores))
+    assert numbers["ap_trapezoid"] == pytest.approx(auc(recall, precision))
+    assert numbers["auroc"] == pytest.approx(roc_auc_score(labels, scores))
+    found = {}
     for threshold in np.unique(scores):
-        expected = precision_recall_fscore_support(
-            labels, scores >= threshold, average="binary", zero_division=0
-        )[:3]
-        assert precision_recall_at(labels, scores, threshold)[1:] == pytest.approx(expected)
-    best = max(precision_recall_at(labels, scores, threshold).f1 for threshold in scores)
-    assert precision_recall_at(labels, scores, best_f1_threshold(labels, scores)).f1 == pytest.approx(best)
+        called = scores >= threshold
+        found[threshold] = precision_recall_fscore_support(labels, called, average="binary", zero_division=0)
+        assert read_at(*sides, threshold) == pytest.approx(found[threshold][:3])
+    best = found[best_f1_threshold(*sides)][:3]
+    assert [numbers[f"paper_{name}"] for name in ("precision", "recall", "f1")] == pytest.approx(best)
+    assert best[2] == pytest.approx(max(f1 for _, _, f1, _ in found.values()))
 
 
 @given(labelled_scores, st.integers(-1, 7))
 def test_many_at_once_equals_one_by_one(pairs, threshold):
-    labels, scores = np.array([p[0] for p in pairs]), np.array([p[1] for p in pairs], float)
-    sets = [scores, scores[::-1].copy(), np.round(scores / 3)]
-    many = measure_many(
-        np.stack([values[labels] for values in sets]),
-        np.stack([values[~labels] for values in sets]),
-        threshold,
-    )
-    for column, values in enumerate(sets):
-        expected = list(measure_at(labels, values, threshold).values())
-        assert many[:, column] == pytest.approx(expected)
+    positive, negative = split_pairs(pairs)
+    sets = [(positive, negative), (7 - positive, 7 - negative), (positive // 3, negative // 3)]
+    many = measure_sets(*(np.stack(side) for side in zip(*sets, strict=True)), threshold)
+    for place, sides in enumerate(sets):
+        for name, expected in measure_sets(*sides, threshold).items():
+            assert many[name][place] == pytest.approx(expected), name
 
 
 def test_threshold_with_positives_is_that_of_the_best_f1():
-    assert choose_threshold(LABELS, SCORES) == (0.7, "max_f1")
+    assert choose_threshold(POSITIVE, NEGATIVE) == (0.7, "max_f1")
 
 
 @pytest.mark.parametrize(("rate", "passing"), [(0.0, 0), (0.02, 1), (0.05, 2), (0.5, 25), (0.29, 14)])
 def test_threshold_without_positives_lets_the_allowed_share_through(rate, passing):
     scores = np.random.default_rng(0).permutation(np.linspace(0.1, 0.9, 50))
-    threshold, rule = choose_threshold(np.zeros(50, bool), scores, rate)
+    threshold, rule = choose_threshold(np.empty(0), scores, rate)
     assert rule == "max_fpr"
     assert (scores >= threshold).sum() == passing
     # any lower threshold would let one more through
@@ -121,29 +127,28 @@ def test_threshold_without_positives_lets_the_allowed_share_through(rate, passin
 
 def test_threshold_without_positives_keeps_ties_together():
     scores = np.array([0.9, 0.8, 0.8, 0.8, 0.1])
-    threshold, _ = choose_threshold(np.zeros(5, bool), scores, 0.4)
+    threshold, _ = choose_threshold(np.empty(0), scores, 0.4)
     assert (scores >= threshold).sum() == 1
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1.0, np.nan])
 def test_rate_out_of_range(rate):
     with pytest.raises(ValueError, match="max_false_positive_rate"):
-        choose_threshold(np.zeros(3, bool), np.ones(3), rate)
+        choose_threshold(np.empty(0), np.ones(3), rate)
 
 
 def test_no_validation_image():
     with pytest.raises(ValueError, match="negatives"):
-        choose_threshold(np.zeros(0, bool), np.zeros(0))
+        choose_threshold(np.empty(0), np.empty(0))
 
 
-@pytest.mark.parametrize("metric", [average_precision, average_precision_trapezoid, auroc, best_f1_threshold])
-def test_input_that_cannot_be_judged(metric):
-    with pytest.raises(ValueError, match="both classes"):
-        metric(np.ones(3, bool), np.ones(3))
+def test_validation_that_cannot_be_judged():
+    with pytest.raises(ValueError, match="3 of 3 images are positive: both classes"):
+        choose_threshold(np.ones(3), np.empty(0))
     with pytest.raises(ValueError, match="1 of 3 scores are not finite"):
-        metric(np.array([True, False, False]), np.array([0.1, np.nan, 0.3]))
-    with pytest.raises(ValueError, match="pair up"):
-        metric(np.array([True, False]), np.ones(3))
+        choose_threshold(np.array([0.1]), np.array([np.nan, 0.3]))
+    with pytest.raises(ValueError, match="finite scores of negatives"):
+        choose_threshold(np.empty(0), np.array([np.nan, 0.3]))
 
 
 def test_summary_of_a_run():
@@ -180,6 +185,8 @@ def test_interval_of_one_positive_says_nothing():
     assert (summary["ap"], summary["ap_low"], summary["ap_high"]) == (1.0, 0.0, 1.0)
 
 
-def test_summary_without_positives_in_test():
-    with pytest.raises(ValueError, match="both classes"):
+def test_test_set_that_cannot_be_judged():
+    with pytest.raises(ValueError, match="0 of 2 images are positive: both classes"):
         measure_scores(scores_table([("negative", 0.1)], [("negative", 0.1), ("negative", 0.3)]))
+    with pytest.raises(ValueError, match="1 of 2 scores are not finite"):
+        measure_scores(scores_table([("negative", 0.1)], [("negative", 0.1), ("positive", np.inf)]))

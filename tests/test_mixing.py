@@ -17,12 +17,13 @@ from defaug_utils.core.manifest import (
     validate_manifest,
     write_manifest,
 )
-from defaug_utils.core.origins import ORIGINS, list_arms
-from defaug_utils.core.runs import (
+from defaug_utils.core.origins import (
+    ORIGINS,
     SCENARIOS,
     MixingError,
     Run,
     arm_shares,
+    list_arms,
     parse_run_name,
     planned_runs,
     pool_name,

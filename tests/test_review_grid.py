@@ -214,6 +214,7 @@ def test_an_image_is_made_again_by_the_method_that_the_grid_was_given(pool: Path
         ({}, "can't be made again here", False),
     ):
         grid = ReviewGrid(pool, methods=methods)
+        assert grid.can_remake == bool(methods)
         press(grid, "remake", key=f"0:{NAMES[2]}")
         assert (told in grid.message, grid.is_problem) == (True, is_problem)
     write_png(pool / NAMES[2], np.zeros((48, 16, 3), np.uint8))

@@ -8,7 +8,7 @@ from papermill import inspect_notebook
 from test_mixing import DATA
 
 from defaug_utils.book.profiles import read_profile
-from defaug_utils.core.runs import SCENARIOS
+from defaug_utils.core.origins import SCENARIOS
 from defaug_utils.core.sources import choose_positives
 from defaug_utils.diffusion.dreambooth_plan import DreamBoothSettings
 from defaug_utils.diffusion.lora import LoraPlan

@@ -12,9 +12,9 @@ import torch
 from defaug_utils.core.files import write_csv, write_json, write_png
 from defaug_utils.core.images import fit_mask, read_mask
 from defaug_utils.core.manifest import ManifestError, make_manifest, write_manifest
-from defaug_utils.core.runs import MixingError, Run, parse_run_name
+from defaug_utils.core.origins import MixingError, Run, parse_run_name
 from defaug_utils.core.sources import choose_positives
-from defaug_utils.data.samples import hash_masked_samples, load_masked_samples
+from defaug_utils.data.samples import hash_samples, load_masked_samples
 from defaug_utils.evaluation.detector import (
     DEFECT_PRIOR,
     DETECTOR_RECIPE,
@@ -91,7 +91,7 @@ def trained(masked, tmp_path_factory):
 
 def test_masks_stand_beside_their_images(parts, masked):
     folder, manifest = parts
-    assert masked.masks.shape == masked.samples.images_u8.shape[:3] == (17, *SIZE[::-1])
+    assert masked.masks.shape == masked.images_u8.shape[:3] == (17, *SIZE[::-1])
     for index, row in manifest.iterrows():
         expected = read_mask(folder / row["mask"]) if row["mask"] else np.zeros(SIZE[::-1], bool)
         np.testing.assert_array_equal(masked.masks[index], expected)
@@ -134,8 +134,8 @@ def test_both_classes_are_needed_but_no_validation(parts):
 def test_the_hash_sees_masks(masked):
     changed = masked._replace(masks=masked.masks.clone())
     changed.masks[7, 0, 0] ^= True
-    assert hash_masked_samples(changed, "train") != hash_masked_samples(masked, "train")
-    assert hash_masked_samples(changed, "test") == hash_masked_samples(masked, "test")
+    assert hash_samples(changed, "train") != hash_samples(masked, "train")
+    assert hash_samples(changed, "test") == hash_samples(masked, "test")
 
 
 @pytest.mark.parametrize(

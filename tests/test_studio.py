@@ -11,7 +11,7 @@ import pytest
 from defaug_utils.core.files import write_png
 from defaug_utils.core.images import read_image, read_mask
 from defaug_utils.core.manifest import ManifestError, make_manifest, read_manifest, write_manifest
-from defaug_utils.core.runs import Run
+from defaug_utils.core.origins import Run
 from defaug_utils.diffusion.inpainting import Inpainter, InpaintSettings, load_inpainter
 from defaug_utils.protocol.run_folder import read_pools
 from defaug_utils.widgets import studio as studio_module

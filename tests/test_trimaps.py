@@ -16,11 +16,11 @@ from defaug_utils.masks.patches import (
     read_defects,
     turn_defect,
 )
-from defaug_utils.masks.sources import TurnedMasks
 from defaug_utils.masks.trimaps import (
     GoodImage,
     TripleSet,
     TripleSettings,
+    TurnedMasks,
     make_trimap,
     make_triple,
     read_good_images,

@@ -12,7 +12,7 @@ import pandas as pd
 
 from defaug_utils.book.session import WATERMARK_TYPE
 from defaug_utils.core.files import write_csv, write_json
-from defaug_utils.core.manifest import raise_problems
+from defaug_utils.core.guards import raise_problems
 from defaug_utils.report.results import METRICS, SETUP, gather_results, list_unfinished
 from defaug_utils.report.tables import RUN_COLUMNS
 

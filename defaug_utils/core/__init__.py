@@ -8,13 +8,15 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "files": ["write_csv", "write_json", "write_png"],
         "images": ["crop_box", "find_foreground", "fit_image", "fit_mask", "read_image", "read_mask"],
         "manifest": ["check_sources", "image_seed", "read_manifest", "write_manifest"],
-        "origins": ["ORIGINS", "Origin", "list_arms"],
+        "origins": [
+            *("ORIGINS", "SCENARIOS", "Origin", "arm_shares", "list_arms", "parse_run_name", "planned_runs"),
+            *("pool_name", "run_name"),
+        ],
         "pools": [
             *("GeneratedImage", "PoolPlan", "find_failed", "list_failures"),
             *("make_pool", "make_pools", "read_recipe", "remake"),
         ],
         "prompts": ["choose_prompt", "make_prompts"],
-        "runs": ["SCENARIOS", "arm_shares", "parse_run_name", "planned_runs", "pool_name", "run_name"],
         "sources": ["check_pool", "choose_positives", "list_sources", "read_dataset"],
     },
 )

@@ -1,20 +1,29 @@
 """Guards: settings that make sense, folders that belong to their settings, and a fixed number of threads."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from defaug_utils.core.files import write_json
 
 MAX_SHOWN = 40  # characters of a value in a message
+MAX_LISTED_PROBLEMS = 20
+
+
+def raise_problems(what: str, problems: Sequence[str], error: type[Exception] = ValueError) -> None:
+    """Raise one error that lists every problem (the first 20 in full), or return when there is none."""
+    if not problems:
+        return
+    listed = [f"\n  - {problem}" for problem in problems[:MAX_LISTED_PROBLEMS]]
+    more = len(problems) - MAX_LISTED_PROBLEMS
+    tail = f"\n  … and {more} more" if more > 0 else ""
+    raise error(f"{what}: {len(problems)} problem(s){''.join(listed)}{tail}")
 
 
 def check_demands(what: str, demands: Mapping[str, bool], error: type[Exception] = ValueError) -> None:
-    """Raise one error that lists every demand that is not met (a message and whether it is)."""
-    broken = [message for message, is_met in demands.items() if not is_met]
-    if broken:
-        raise error(f"{what}: {'; '.join(broken)}")
+    """Raise one error that lists every demand (a message, and whether it is met) that is not met."""
+    raise_problems(what, [message for message, is_met in demands.items() if not is_met], error)
 
 
 def count_threads() -> int:

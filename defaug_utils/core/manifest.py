@@ -8,6 +8,7 @@ import pandas as pd
 
 from defaug_utils.core.decisions import DECISIONS_FILE, DecisionLog, LogEntry, identify_images, match_entries
 from defaug_utils.core.files import write_csv
+from defaug_utils.core.guards import raise_problems
 from defaug_utils.core.origins import ORIGINS, REAL
 
 COLUMNS = (
@@ -29,21 +30,10 @@ COLUMNS = (
 LABELS = ("negative", "positive")
 SPLITS = ("train", "val", "test")
 SOURCE_COLUMNS = ("source_image", "defect_source")  # where a row names the real images it was made from
-MAX_LISTED_PROBLEMS = 20
 
 
 class ManifestError(ValueError):
     """A manifest, or a file that it lists, breaks the contract."""
-
-
-def raise_problems(what: str, problems: list[str], error: type[Exception] = ManifestError) -> None:
-    """Raise one error that lists every problem (the first 20 in full), or return when there is none."""
-    if not problems:
-        return
-    listed = "\n".join(f"  - {problem}" for problem in problems[:MAX_LISTED_PROBLEMS])
-    more = len(problems) - MAX_LISTED_PROBLEMS
-    tail = f"\n  … and {more} more" if more > 0 else ""
-    raise error(f"{what}: {len(problems)} problem(s)\n{listed}{tail}")
 
 
 def image_seed(pool_seed: int, index: int) -> int:
@@ -72,7 +62,7 @@ def make_manifest(rows: Iterable[dict]) -> pd.DataFrame:
                 values.append(empty)
                 problems.append(f"row {row}: column {column}: {value!r} {error}")
         manifest[column] = pd.array(values, dtype=dtype)
-    raise_problems("manifest", problems)
+    raise_problems("manifest", problems, ManifestError)
     for column in further:
         manifest[column] = manifest[column].infer_objects()
     return manifest
@@ -124,7 +114,7 @@ def read_manifest(path: Path | str, check_files: bool = False) -> pd.DataFrame:
     try:
         table = pd.read_csv(path, dtype=dict.fromkeys(COLUMNS, str), keep_default_na=False, na_values=[""])
         missing = [column for column in COLUMNS if column not in table.columns]
-        raise_problems("columns", [f"column {column} is missing" for column in missing])
+        raise_problems("columns", [f"column {column} is missing" for column in missing], ManifestError)
         manifest = make_manifest(table.to_dict("records"))
     except ValueError as error:  # all of the reader's own errors are ValueErrors
         raise ManifestError(f"manifest {path} is not a readable table: {error}") from error
@@ -200,7 +190,7 @@ def validate_manifest(manifest: pd.DataFrame, path: Path | str, check_files: boo
                 problems.append(f"row {row}: {column} {relative!r} leaves the manifest's folder")
             elif check_files and not (folder / relative).is_file():
                 problems.append(f"row {row}: {column} {relative!r} does not exist")
-    raise_problems(f"manifest {path}", problems)
+    raise_problems(f"manifest {path}", problems, ManifestError)
 
 
 def is_inside(relative: str) -> bool:
@@ -247,4 +237,4 @@ def check_sources(pool: pd.DataFrame, dataset: pd.DataFrame) -> None:
             if not _is_empty(source) and split_of.get(source) != "train":
                 found = split_of.get(source, "unknown to the data set")
                 problems.append(f"{image}: its source {source} is {found}, only train images may be sources")
-    raise_problems("generated images", problems)
+    raise_problems("generated images", problems, ManifestError)

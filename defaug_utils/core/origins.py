@@ -1,13 +1,25 @@
-"""The registry of origins: one row a method, with all that the rest of the house must know of it.
+"""The registry of origins, one row a method, and what follows from it: arms, runs and their names.
 
-Arms, the Snakefile's rules, labels, colours, the order of results and the rules on leaks are derived from it.
+The Snakefile's rules, labels, colours, the order of results and the rules on leaks are derived from it, too.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
+
+from defaug_utils.core.guards import raise_problems
 
 REAL = "real"  # the origin of the data set's own images
+SCENARIOS = ("zero-shot", "few-shot", "full-shot")
+_RUN_NAME = re.compile(r"([a-z]+-shot)-([a-z0-9_]+)-(0|[1-9][0-9]*)-seed(0|[1-9][0-9]*)")
+
 Shares = Mapping[str, float]
+Arms = Mapping[str, Shares]
+
+
+class MixingError(ValueError):
+    """A training set can't be put together as asked."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +44,7 @@ class Origin:
     """A method's row. Its word is the origin in manifests, the folder of its pools, and its own arm.
 
     Attributes:
-        label: see `Arm`.
-        colour: see `Arm`.
-        marker: see `Arm`.
+        label, colour, marker: see `Arm`.
         notebook: that makes its pool.
         gives_masks: whether its images have exact masks.
         needs_positives: whether it is made from real positives, of which zero-shot knows none.
@@ -86,3 +96,154 @@ def list_arms() -> dict[str, Arm]:
 def list_notebooks() -> list[str]:
     """The notebooks that make pools, each once."""
     return list(dict.fromkeys(row.notebook for row in ORIGINS.values()))
+
+
+class Run(NamedTuple):
+    """One classifier run of the protocol.
+
+    Attributes:
+        scenario: word of `SCENARIOS`: how many real positives are known.
+        arm: word of `list_arms`, or one of the profile's own: where generated positives come from.
+        n_aug: number of generated positives; 0 for the arm "none" and for no other.
+        seed: draws the real positives of few-shot, and the generated ones.
+    """
+
+    scenario: str
+    arm: str
+    n_aug: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """See `run_name`."""
+        return run_name(*self)
+
+
+def run_name(scenario: str, arm: str, n_aug: int, seed: int) -> str:
+    """Name of a run in files and folders, such as `few-shot-memseg-40-seed0`."""
+    name = f"{scenario}-{arm}-{n_aug}-seed{seed}"
+    parse_run_name(name)
+    return name
+
+
+def parse_run_name(name: str) -> Run:
+    """The run that `run_name` gave this name to."""
+    found = _RUN_NAME.fullmatch(name)
+    if not found:
+        raise MixingError(
+            f"{name!r} is no run name: expected one like few-shot-memseg-40-seed0, the arm in small letters, "
+            "digits and underscores, the numbers whole and not negative"
+        )
+    return Run(found[1], found[2], int(found[3]), int(found[4]))
+
+
+def pool_name(scenario: str, seed: int) -> str:
+    """What the pool of a generator that learns from a scenario's images is called, in the origin's folder.
+
+    Only few-shot draws its real positives by seed: `few-shot-seed0`, but `zero-shot` and `full-shot`.
+    """
+    return f"{scenario}-seed{seed}" if scenario == "few-shot" else scenario
+
+
+def pool_scenarios(name: str) -> tuple[str, ...]:
+    """The scenarios that a pool serves: of `adabldm/few-shot-seed0` the one in its name, of `diag` all."""
+    own = tuple(scenario for scenario in SCENARIOS if name.split("/")[-1].startswith(scenario))
+    return own or SCENARIOS
+
+
+def planned_runs(
+    scenarios: Iterable[str],
+    arms: Iterable[str],
+    n_aug: Iterable[int],
+    seeds: Iterable[int],
+    extra_arms: Arms | None = None,
+    left_out: Mapping[str, Iterable[str]] | None = None,
+) -> list[Run]:
+    """All runs of a profile, each once: the product of the four lists without what makes no sense.
+
+    The arm "none" is planned with `n_aug` 0 whatever the list says, every other arm with the numbers
+    above 0. Zero-shot has no positive at all: it is planned neither without augmentation nor with what is
+    made from real positives.
+
+    Args:
+        scenarios, arms, n_aug, seeds: what a `Run` may have.
+        extra_arms: see `arm_shares`.
+        left_out: scenario → arms that are not planned in it.
+
+    Raises:
+        MixingError: an entry is no list, a word or a number is wrong, or no run is left.
+    """
+    given = {"scenarios": scenarios, "arms": arms, "n_aug": n_aug, "seeds": seeds}
+    no_lists = [f"{name} is {entry!r}, not a list" for name, entry in given.items() if not _is_list(entry)]
+    raise_problems("planned runs", no_lists, MixingError)
+    given = {name: list(entry) for name, entry in given.items()}
+    wrong = [
+        f"scenario {word!r} is none of {', '.join(SCENARIOS)}"
+        for word in given["scenarios"]
+        if word not in SCENARIOS
+    ]
+    skipped = {(scenario, arm) for scenario, words in (left_out or {}).items() for arm in words}
+    wrong += [
+        f"left_out names {arm!r} in {scenario!r}, which is not planned anyway"
+        for scenario, arm in sorted(skipped)
+        if scenario not in given["scenarios"] or arm not in given["arms"]
+    ]
+    wrong += [
+        f"{number!r} is no whole number of at least 0"
+        for number in given["n_aug"] + given["seeds"]
+        if type(number) is not int or number < 0
+    ]
+    raise_problems("planned runs", wrong, MixingError)
+    runs = [
+        Run(scenario, arm, number, seed)
+        for scenario in given["scenarios"]
+        for arm in given["arms"]
+        for number in (given["n_aug"] if arm_shares(arm, extra_arms=extra_arms) else [0])
+        for seed in given["seeds"]
+        if (number > 0 or arm == "none")
+        and (scenario, arm) not in skipped
+        and not (scenario == "zero-shot" and _needs_positives(arm, extra_arms))
+    ]
+    if not runs:
+        raise MixingError(f"no run is left of {given}: every arm but none needs an n_aug above 0")
+    return [parse_run_name(run.name) for run in dict.fromkeys(runs)]
+
+
+def _needs_positives(arm: str, extra_arms: Arms | None) -> bool:
+    origins = arm_shares(arm, extra_arms=extra_arms)
+    return not origins or any(ORIGINS[origin].needs_positives for origin in origins)
+
+
+def _is_list(entry: object) -> bool:
+    return isinstance(entry, Iterable) and not isinstance(entry, str | Mapping)
+
+
+def arm_shares(arm: str, share: float = 0.5, extra_arms: Arms | None = None) -> dict[str, float]:
+    """What part of an arm's generated positives comes from which pool.
+
+    Args:
+        arm: its name.
+        share: part of diffusion in the arm "in_and_out", in [0, 1]; the rest is MemSeg's.
+        extra_arms: further arms, name → (origin → share), such as {"diag_memseg": {"diag": 0.3,
+            "memseg": 0.7}}; the shares of one arm add up to 1.
+
+    Returns:
+        Origin → share, without the origins of share 0; empty for "none".
+
+    Raises:
+        MixingError: the arm is unknown, or shares or origins are wrong.
+    """
+    own, built_in = extra_arms or {}, list_arms()
+    arms = {word: built.shares for word, built in built_in.items()} | dict(own)
+    if arm == "in_and_out":
+        arms[arm] = dict(zip(IN_AND_OUT.shares, (share, 1 - share), strict=True))
+    if arm not in arms:
+        raise MixingError(f"arm {arm!r} is none of {', '.join(arms)}")
+    shares = arms[arm]
+    problems = [f"{name} is built in, take another name" for name in own if name in built_in]
+    problems += [f"origin {origin!r} is unknown" for origin in shares if origin not in ORIGINS]
+    problems += [f"share {part} is not in [0, 1]" for part in (share, *shares.values()) if not 0 <= part <= 1]
+    if arm != "none" and abs(sum(shares.values()) - 1) > 1e-6:
+        problems.append(f"the shares add up to {sum(shares.values())}, expected 1")
+    raise_problems(f"arm {arm}", problems, MixingError)
+    return {origin: part for origin, part in shares.items() if part > 0}

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from defaug_utils.core.guards import raise_problems
 from defaug_utils.core.images import find_foreground, read_image, read_mask
-from defaug_utils.core.manifest import ManifestError, raise_problems, read_manifest
-from defaug_utils.core.runs import SCENARIOS, MixingError
+from defaug_utils.core.manifest import ManifestError, read_manifest
+from defaug_utils.core.origins import SCENARIOS, MixingError
 
 DATA_FOLDER = "data"
 
@@ -63,7 +64,7 @@ def survey_sources(sources: pd.DataFrame, data_folder: Path | str, foreground: s
             problems.append(f"{name}: foreground {foreground!r} finds no object; use 'whole' for surfaces")
         digest.update(f"{name}\n{size}\n".encode() + sha256)
         sizes.add(size)
-    raise_problems(f"training negatives in {data_folder}", problems)
+    raise_problems(f"training negatives in {data_folder}", problems, ManifestError)
     return {"count": len(sources), "sizes": sorted(sizes), "sha256": digest.hexdigest()}
 
 
@@ -143,7 +144,7 @@ def check_pool(folder: Path | str, pool: pd.DataFrame, data_folder: Path | str, 
             problems.append(f"{row['image']}: its source {row['source_image']} is no training negative")
         elif row["source_image"] and row["mask"] and place < looked:
             problems += _compare_outside(Path(folder), row, Path(data_folder))
-    raise_problems(f"pool {folder}", problems)
+    raise_problems(f"pool {folder}", problems, ManifestError)
 
 
 def _compare_outside(folder: Path, row: dict, data_folder: Path) -> list[str]:

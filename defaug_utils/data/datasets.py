@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from defaug_utils.core.guards import MAX_LISTED_PROBLEMS, raise_problems
 from defaug_utils.core.images import read_image, read_mask
-from defaug_utils.core.manifest import MAX_LISTED_PROBLEMS, SPLITS, make_manifest, raise_problems
+from defaug_utils.core.manifest import SPLITS, make_manifest
 from defaug_utils.data.layouts import DatasetError, list_files
 
 MAX_WORKERS = 8

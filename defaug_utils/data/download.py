@@ -12,7 +12,8 @@ from typing import NamedTuple
 import requests
 
 from defaug_utils.core.files import explain_full_disk
-from defaug_utils.core.manifest import is_inside, raise_problems
+from defaug_utils.core.guards import raise_problems
+from defaug_utils.core.manifest import is_inside
 
 BLOCK = 1 << 16  # bytes; what a broken connection loses at most
 ATTEMPTS = 3

@@ -37,8 +37,9 @@ from supervision.dataset.utils import approximate_mask_with_polygons
 from supervision.detection.utils.converters import mask_to_rle
 
 from defaug_utils.core.files import write_atomically, write_json, write_png
+from defaug_utils.core.guards import raise_problems
 from defaug_utils.core.images import read_mask
-from defaug_utils.core.manifest import SPLITS, raise_problems, validate_manifest, write_manifest
+from defaug_utils.core.manifest import SPLITS, validate_manifest, write_manifest
 
 FORMATS = ("mvtec", "coco", "yolo")
 ONE_CLASS = "defect"

@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 
 from defaug_utils.core.files import explain_full_disk, write_png
-from defaug_utils.core.guards import claim_folder
+from defaug_utils.core.guards import claim_folder, raise_problems
 from defaug_utils.core.images import FITS, crop_box, fit_image, fit_mask, read_image, read_mask
-from defaug_utils.core.manifest import COLUMNS, make_manifest, raise_problems, write_manifest
+from defaug_utils.core.manifest import COLUMNS, make_manifest, write_manifest
 from defaug_utils.data.datasets import map_in_threads
 from defaug_utils.data.layouts import DatasetError
 

@@ -10,8 +10,9 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from defaug_utils.core.guards import raise_problems
 from defaug_utils.core.images import fit_image, fit_mask, read_image, read_mask
-from defaug_utils.core.manifest import LABELS, SPLITS, ManifestError, raise_problems
+from defaug_utils.core.manifest import LABELS, SPLITS, ManifestError
 from defaug_utils.data.datasets import map_in_threads
 
 
@@ -22,27 +23,17 @@ class Samples(NamedTuple):
         images_u8: shape (images, height, width, 3), uint8, on the processor.
         labels: shape (images,), float32, 1 for positive.
         table: the manifest's rows, in the same order.
+        masks: of `load_masked_samples` only: shape (images, height, width), bool, true on the defect.
     """
 
     images_u8: Tensor
     labels: Tensor
     table: pd.DataFrame
+    masks: Tensor | None = None
 
     def indices(self, split: str) -> np.ndarray:
         """Positions of a split's images."""
         return np.flatnonzero(self.table["split"] == split)
-
-
-class MaskedSamples(NamedTuple):
-    """Images and masks of a training set's manifest, row by row.
-
-    Attributes:
-        samples: the images with their labels and rows.
-        masks: shape (images, height, width), bool, true on the defect; all false for negatives.
-    """
-
-    samples: Samples
-    masks: Tensor
 
 
 def load_samples(
@@ -79,7 +70,7 @@ def load_samples(
         return ""
 
     problems = list(filter(None, map_in_threads(load, range(len(manifest)))))
-    raise_problems(f"training set in {folder}", problems)
+    raise_problems(f"training set in {folder}", problems, ManifestError)
     labels = torch.tensor((manifest["label"] == "positive").to_numpy(np.float32))
     return Samples(torch.from_numpy(images_u8), labels, manifest.reset_index(drop=True))
 
@@ -94,7 +85,7 @@ def check_classes(manifest: pd.DataFrame, needs_validation: bool = True) -> None
         for label in labels
         if counts.loc[split, label] == 0
     ]
-    raise_problems("a detector can't be trained and judged on this training set", problems)
+    raise_problems("a detector can't be trained and judged on this training set", problems, ManifestError)
 
 
 def count_samples(manifest: pd.DataFrame) -> pd.DataFrame:
@@ -125,7 +116,7 @@ def _common_size(manifest: pd.DataFrame, folder: Path) -> tuple[int, int]:
 
 def load_masked_samples(
     manifest: pd.DataFrame, folder: Path | str, input_size: tuple[int, int] = (0, 0)
-) -> MaskedSamples:
+) -> Samples:
     """Decode every image and mask of a manifest into memory, at one size; arguments as of `load_samples`.
 
     A mask pixel is positive when any source pixel that it covers is. Rows of val are kept, though no
@@ -142,6 +133,7 @@ def load_masked_samples(
             f"{row.image}: is positive ({row.origin}, {row.split}) and has no mask"
             for row in manifest[is_positive & (manifest["mask"] == "")].itertuples()
         ],
+        ManifestError,
     )
     samples = load_samples(manifest, folder, input_size, needs_validation=False)
     size = (samples.images_u8.shape[2], samples.images_u8.shape[1])
@@ -155,23 +147,19 @@ def load_masked_samples(
         if not mask.any():
             problems.append(f"{Path(folder) / name}: the mask is empty, but its image is positive")
         masks[index] = fit_mask(mask, size)
-    raise_problems(f"masks in {folder}", problems)
-    return MaskedSamples(samples, torch.from_numpy(masks))
+    raise_problems(f"masks in {folder}", problems, ManifestError)
+    return samples._replace(masks=torch.from_numpy(masks))
 
 
 def hash_samples(samples: Samples, split: str) -> str:
-    """First 16 hex digits of the SHA-256 over a split's pixels and labels, in order."""
-    indices = torch.from_numpy(samples.indices(split))
+    """First 16 hex digits of the SHA-256 over a split's pixels, labels and masks, in order."""
+    indices = samples.indices(split)
     digest = hashlib.sha256(str(tuple(samples.images_u8.shape[1:])).encode())
     digest.update(samples.labels[indices].numpy().tobytes())
     for index in indices:
         digest.update(samples.images_u8[index].numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def hash_masked_samples(masked: MaskedSamples, split: str) -> str:
-    """First 16 hex digits of the SHA-256 over a split's pixels, labels and masks, in order."""
-    digest = hashlib.sha256(hash_samples(masked.samples, split).encode())
-    for index in masked.samples.indices(split):
-        digest.update(np.packbits(masked.masks[index].numpy()).tobytes())
+    if samples.masks is not None:
+        digest = hashlib.sha256(digest.hexdigest()[:16].encode())
+        for index in indices:
+            digest.update(np.packbits(samples.masks[index].numpy()).tobytes())
     return digest.hexdigest()[:16]

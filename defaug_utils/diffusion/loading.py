@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 from transformers.utils import logging as transformers_logging
 
-from defaug_utils.core.manifest import raise_problems
+from defaug_utils.core.guards import raise_problems
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline

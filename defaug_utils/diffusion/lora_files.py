@@ -17,7 +17,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from defaug_utils.core.files import write_atomically
-from defaug_utils.core.manifest import raise_problems
+from defaug_utils.core.guards import raise_problems
 from defaug_utils.diffusion.lora import (
     ADAPTER,
     LayerPlan,

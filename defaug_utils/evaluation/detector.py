@@ -22,10 +22,11 @@ from torch.nn.functional import binary_cross_entropy_with_logits, interpolate
 from transformers import ResNetModel
 
 from defaug_utils.core.files import write_csv, write_json, write_png
+from defaug_utils.core.guards import raise_problems
 from defaug_utils.core.images import fit_mask, read_mask
-from defaug_utils.core.manifest import raise_problems
-from defaug_utils.core.runs import Run, parse_run_name
-from defaug_utils.data.samples import MaskedSamples, hash_masked_samples, load_masked_samples
+from defaug_utils.core.manifest import ManifestError
+from defaug_utils.core.origins import Run, parse_run_name
+from defaug_utils.data.samples import Samples, hash_samples, load_masked_samples
 from defaug_utils.evaluation.pixel_metrics import measure_pixels
 from defaug_utils.evaluation.recipes import (
     Batch,
@@ -107,7 +108,7 @@ def detection_loss(logits: Tensor, masks: Tensor) -> Tensor:
 
 
 def train_detector(
-    masked: MaskedSamples,
+    masked: Samples,
     folder: Path | str,
     recipe: Recipe,
     backbone: str,
@@ -121,13 +122,13 @@ def train_detector(
     the encoder's.
     """
     height, width = masked.masks.shape[1:]
-    digest = hash_masked_samples(masked, "train")
+    digest = hash_samples(masked, "train")
     settings = describe_training(recipe, backbone, weights, seed, (width, height), digest)
-    train = torch.from_numpy(masked.samples.indices("train"))
+    train = torch.from_numpy(masked.indices("train"))
 
     def measure_loss(model: nn.Module, batch: Batch) -> Tensor:
         device, chosen = next(model.parameters()).device, train[batch.images]
-        inputs = normalise_images(masked.samples.images_u8[chosen].to(device), recipe.normalisation)
+        inputs = normalise_images(masked.images_u8[chosen].to(device), recipe.normalisation)
         masks = masked.masks[chosen].to(device, torch.float32)
         if recipe.flips:
             flipped = flip_images(torch.cat([inputs, masks[:, None]], dim=1), batch.flips)
@@ -137,7 +138,7 @@ def train_detector(
     return train_network(
         lambda: build_detector(backbone, weights),
         measure_loss,
-        plan_batches(masked.samples.labels[train].numpy(), recipe, seed),
+        plan_batches(masked.labels[train].numpy(), recipe, seed),
         folder,
         recipe,
         settings | {"detector": "segmenter"},
@@ -203,7 +204,7 @@ def finish_detector(
 
 def write_score_maps(
     model: nn.Module,
-    masked: MaskedSamples,
+    masked: Samples,
     run_folder: Path | str,
     normalisation: str,
     batch_size: int = 8,
@@ -237,7 +238,7 @@ def write_score_maps(
             write_png(Path(run_folder) / names[-1], logits_to_levels(one))
         if on_images:
             on_images(len(indices))
-    table = masked.samples.table.loc[masked.samples.indices("test")].reset_index(drop=True)
+    table = masked.table.loc[masked.indices("test")].reset_index(drop=True)
     table = table[["image", "mask", "label", "category", "defect_type"]]
     table = table.assign(score_map=names, score=scores)
     write_csv(table, Path(run_folder) / MAP_LIST)
@@ -246,12 +247,12 @@ def write_score_maps(
 
 @torch.inference_mode()
 def _score(
-    model: nn.Module, masked: MaskedSamples, normalisation: str, batch_size: int
+    model: nn.Module, masked: Samples, normalisation: str, batch_size: int
 ) -> Iterator[tuple[list[int], np.ndarray]]:
     """Positions of test images, and their logits, shape (batch, height, width), float32."""
     device = next(model.parameters()).device
-    for batch in split_batches(masked.samples.indices("test"), batch_size):
-        inputs: Tensor = normalise_images(masked.samples.images_u8[batch].to(device), normalisation)
+    for batch in split_batches(masked.indices("test"), batch_size):
+        inputs: Tensor = normalise_images(masked.images_u8[batch].to(device), normalisation)
         yield batch.tolist(), model(inputs).float().cpu().numpy()
 
 
@@ -301,7 +302,7 @@ def measure_score_maps(run_folder: Path | str, folder: Path | str) -> dict[str, 
     files = [run_folder / name for name in table["score_map"]]
     files += [folder / name for name in table["mask"] if name]
     missing = [f"{path}: does not exist" for path in files if not path.is_file()]
-    raise_problems(f"score maps of {run_folder}", missing)
+    raise_problems(f"score maps of {run_folder}", missing, ManifestError)
     numbers = measure_pixels(_read_pairs(table, run_folder, folder))
     write_json(run_folder / METRICS_FILE, numbers)
     return numbers

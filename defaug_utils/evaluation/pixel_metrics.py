@@ -11,7 +11,7 @@ import numpy as np
 from skimage.measure import label
 from sklearn.metrics import auc
 
-from defaug_utils.core.manifest import raise_problems
+from defaug_utils.core.guards import raise_problems
 
 MAX_FPR = 0.3  # of PRO's curve (Bergmann et al. 2020)
 IOI = 0.5  # share of an instance's pixels that must be found (DeSTSeg: Zhang et al. 2023, section 4.1)

@@ -20,7 +20,7 @@ from torch import nn
 
 from defaug_utils.core.images import read_image
 from defaug_utils.core.manifest import read_manifest, rebase_manifest
-from defaug_utils.core.runs import pool_scenarios
+from defaug_utils.core.origins import pool_scenarios
 from defaug_utils.diffusion.autoencoder import autoencode_images
 from defaug_utils.evaluation.distances import (
     FeatureSummary,

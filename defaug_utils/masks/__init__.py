@@ -9,6 +9,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "patches": ["read_defects"],
         "shapes": ["ShapePriors", "draw_perlin_noise", "rotate_noise", "threshold_noise"],
         "sources": ["MASK_SOURCES", "is_leak", "open_masks"],
-        "trimaps": ["TripleSet", "TripleSettings", "read_good_images", "write_prompt"],
+        "trimaps": ["TripleSet", "TripleSettings", "TurnedMasks", "read_good_images", "write_prompt"],
     },
 )

@@ -7,8 +7,9 @@ import cv2
 import numpy as np
 import pandas as pd
 
+from defaug_utils.core.guards import raise_problems
 from defaug_utils.core.images import fit_image, fit_mask, read_image, read_mask
-from defaug_utils.core.manifest import ManifestError, raise_problems
+from defaug_utils.core.manifest import ManifestError
 
 MARGIN = 2  # pixels of surroundings kept around a cut, so that turning blends with them at the defect's edge
 COVERED_FROM = 0.25  # share of a turned pixel from which it is defect: a crack of one pixel stays whole
@@ -63,7 +64,7 @@ def read_defects(dataset: pd.DataFrame, data_folder: Path | str, size: tuple[int
             defects.append(cut_defect(*pair, row.category, row.defect_type, row.image))
         except ValueError as error:
             problems.append(str(error))
-    raise_problems(f"defects in {data_folder}", problems)
+    raise_problems(f"defects in {data_folder}", problems, ManifestError)
     return defects
 
 

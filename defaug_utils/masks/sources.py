@@ -9,15 +9,13 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from PIL import Image
 
+from defaug_utils.core.guards import raise_problems
 from defaug_utils.core.images import fit_mask, read_mask
-from defaug_utils.core.manifest import raise_problems, read_manifest
-from defaug_utils.masks.patches import Defect, draw_turned, place_mask
+from defaug_utils.core.manifest import read_manifest
 from defaug_utils.masks.shapes import SHAPES, ShapePriors, draw_shape
-from defaug_utils.masks.trimaps import SCALE_RANGE, write_prompt
 
 MASK_SOURCES = ("drawn", "procedural", "train_positives")
-FEW_SHOT = "few_shot"  # the further source of methods that learn from a few known defects
-MAX_ATTEMPTS = 50  # turned shapes tried before it is given up
+FEW_SHOT = "few_shot"  # `TurnedMasks`, of methods that learn from a few known defects
 LEAKING_SCENARIOS = {  # masks of defects that these may not know
     "train_positives": ("zero-shot", "few-shot"),
     FEW_SHOT: ("zero-shot",),
@@ -60,20 +58,16 @@ def open_masks(
     drawn_folder: Path | str = "",
     data_folder: Path | str = "",
     priors: ShapePriors | None = None,
-    defects: Sequence[Defect] = (),
-    scale_range: float = SCALE_RANGE,
-    template: str = "",
 ) -> MaskSource:
     """Open a mask source by its name.
 
     Args:
         word: "drawn" (files of a folder), "procedural" (drawn by formula), "train_positives" (the masks
-            of real training defects, as DIAG's published code does; see `is_leak`) or "few_shot" (shapes
-            of a few known defects, turned).
+            of real training defects, as DIAG's published code does; see `is_leak`). The shapes of a few
+            known defects are not opened by name, but by `TurnedMasks`.
         drawn_folder: for "drawn": the folder of its PNG files.
         data_folder: for "train_positives": the folder of the data set's manifest.
         priors: for "procedural": the expert's shapes, sizes and directions.
-        defects: for "few_shot", as `scale_range` and `template`: see `TurnedMasks`.
 
     Raises:
         ValueError: unknown word, or masks that can't be used (all of them are listed).
@@ -84,9 +78,7 @@ def open_masks(
         return _open_drawn(Path(drawn_folder))
     if word == "train_positives":
         return _open_train_positives(Path(data_folder))
-    if word == FEW_SHOT:
-        return TurnedMasks(defects, scale_range, template)
-    raise ValueError(f"mask source {word!r} is none of {', '.join((*MASK_SOURCES, FEW_SHOT))}")
+    raise ValueError(f"mask source {word!r} is none of {', '.join(MASK_SOURCES)}")
 
 
 @dataclass(frozen=True)
@@ -133,7 +125,7 @@ class StoredMasks:
                 problems.append(f"{name}: the mask covers everything, nothing would be left of the part")
             self._masks.append(mask)
         raise_problems(f"masks ({word})", problems, ValueError)
-        self._sha256 = _hash_masks(zip(self.names, self._masks, strict=True), "\n")
+        self._sha256 = hash_masks(zip(self.names, self._masks, strict=True), "\n")
 
     def draw(self, seed: int, size: tuple[int, int]) -> MaskDraw:
         """Choose a file by the seed; where the size differs, no thin defect is lost.
@@ -154,7 +146,7 @@ class StoredMasks:
         return {"mask_source": self.word, "mask_count": len(self.names), "mask_sha256": self._sha256}
 
 
-def _hash_masks(pairs: Iterable[tuple[str, np.ndarray]], separator: str) -> str:
+def hash_masks(pairs: Iterable[tuple[str, np.ndarray]], separator: str) -> str:
     digest = hashlib.sha256()
     for name, mask in pairs:
         digest.update(f"{name}{separator}{mask.shape}\n".encode() + np.packbits(mask).tobytes())
@@ -192,62 +184,3 @@ def _open_train_positives(data_folder: Path) -> StoredMasks:
         "these masks are those of real training defects: a leak wherever the scenario may not know them"
     )
     return source
-
-
-class TurnedMasks:
-    """Masks of a few real training defects, turned and scaled, never as they were (AdaBLDM, section 3.2)."""
-
-    word = FEW_SHOT
-
-    def __init__(
-        self, defects: Sequence[Defect], scale_range: float = SCALE_RANGE, template: str = ""
-    ) -> None:
-        """Keep the shapes.
-
-        Args:
-            defects: from `read_defects`, at the size of the images that masks are drawn for.
-            scale_range: scales are drawn from 1 ± this.
-            template: see `write_prompt`; a shape then brings the prompt of its defect along.
-
-        Raises:
-            ValueError: there is no defect, the range makes no sense, or the template does not suit.
-        """
-        if not defects or not 0 <= scale_range < 1:
-            raise ValueError(
-                f"{len(defects)} defects, scale_range {scale_range}: expected at least one defect, and 0 … 1"
-            )
-        self._defects, self._scale_range = list(defects), scale_range
-        self._texts = {
-            defect[2:4]: write_prompt(template, *defect[2:4]) if template else "" for defect in self._defects
-        }
-        self.notices = [f"these masks are the shapes of {len(defects)} real training defects"]
-
-    def draw(self, seed: int, size: tuple[int, int]) -> MaskDraw:
-        """Choose, turn and place a shape by the seed, somewhere in an image of a size (width, height).
-
-        Raises:
-            ValueError: no turned shape fitted into the image.
-        """
-        generator = np.random.default_rng(seed)
-        frame = np.ones((size[1], size[0]), bool)
-        for _ in range(MAX_ATTEMPTS):
-            defect = self._defects[generator.integers(len(self._defects))]
-            turned, box = draw_turned(defect, frame, self._scale_range, generator)
-            if box:
-                mask = place_mask(turned.mask, box, frame.shape)
-                return MaskDraw(mask, defect.name, self._texts[defect[2:4]])
-        raise ValueError(
-            f"none of {MAX_ATTEMPTS} turned shapes fits into {size[0]} × {size[1]} pixels; the last one "
-            f"({defect.name}) is {turned.mask.shape[1]} × {turned.mask.shape[0]}: "
-            "read the defects at that size"
-        )
-
-    def describe(self) -> dict:
-        """Source, names and content of the shapes."""
-        return {
-            "mask_source": self.word,
-            "mask_names": sorted({defect.name for defect in self._defects}),
-            "mask_scale_range": self._scale_range,
-            "mask_sha256": _hash_masks([(one.name, one.mask) for one in self._defects], " "),
-            "mask_texts": sorted(set(self._texts.values())),
-        }

@@ -1,4 +1,4 @@
-"""Trimaps, and AdaBLDM's training triples made on the fly: image, trimap and prompt from few defects.
+"""Trimaps, and what AdaBLDM makes of few defects on the fly: masks, and triples of image, trimap and prompt.
 
 Li et al. (AdaBLDM, 2024), section 3.2; 20,000 triples in its code.
 """
@@ -13,12 +13,15 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from defaug_utils.core.guards import raise_problems
 from defaug_utils.core.images import fit_image, read_image
-from defaug_utils.core.manifest import ManifestError, image_seed, raise_problems
-from defaug_utils.masks.patches import Defect, draw_turned, paste_defect
+from defaug_utils.core.manifest import ManifestError, image_seed
+from defaug_utils.masks.patches import Defect, draw_turned, paste_defect, place_mask
+from defaug_utils.masks.sources import FEW_SHOT, MaskDraw, hash_masks
 
 BACKGROUND, OBJECT, DEFECT = 0, 127, 255  # levels of a trimap (AdaBLDM, section 3.2)
 SCALE_RANGE = 0.15  # of 1, both ways (AdaBLDM's code)
+MAX_ATTEMPTS = 50  # turned shapes tried before it is given up
 TRIPLES = 20_000  # AdaBLDM's code
 TEMPLATE = "a {category} with a {defect_type}"  # such as "a hazelnut with a hole" (AdaBLDM, section 3.2)
 FIELDS = ("category", "defect_type")
@@ -67,7 +70,7 @@ class TripleSettings:
 
     scale_range: float = SCALE_RANGE
     template: str = TEMPLATE
-    max_attempts: int = 50
+    max_attempts: int = MAX_ATTEMPTS
 
     def __post_init__(self) -> None:
         """Refuse values that make no sense."""
@@ -153,7 +156,7 @@ def read_good_images(
         if not foreground.any():
             problems.append(f"{row.image}: no object is found on it; textures need no foreground")
         goods.append(GoodImage(image_u8, foreground, row.category, row.image))
-    raise_problems(f"good images in {data_folder}", problems)
+    raise_problems(f"good images in {data_folder}", problems, ManifestError)
     return goods
 
 
@@ -246,3 +249,62 @@ class TripleSet(Sequence[Triple]):
         if not 0 <= index < self.count:
             raise IndexError(f"triple {index} of {self.count}")
         return make_triple(self.defects, self.goods, self.settings, image_seed(self.seed, index))
+
+
+class TurnedMasks:
+    """Masks of a few real training defects, turned and scaled, never as they were (AdaBLDM, section 3.2)."""
+
+    word = FEW_SHOT
+
+    def __init__(
+        self, defects: Sequence[Defect], scale_range: float = SCALE_RANGE, template: str = ""
+    ) -> None:
+        """Keep the shapes.
+
+        Args:
+            defects: from `read_defects`, at the size of the images that masks are drawn for.
+            scale_range: scales are drawn from 1 ± this.
+            template: see `write_prompt`; a shape then brings the prompt of its defect along.
+
+        Raises:
+            ValueError: there is no defect, the range makes no sense, or the template does not suit.
+        """
+        if not defects or not 0 <= scale_range < 1:
+            raise ValueError(
+                f"{len(defects)} defects, scale_range {scale_range}: expected at least one defect, and 0 … 1"
+            )
+        self._defects, self._scale_range = list(defects), scale_range
+        self._texts = {
+            defect[2:4]: write_prompt(template, *defect[2:4]) if template else "" for defect in self._defects
+        }
+        self.notices = [f"these masks are the shapes of {len(defects)} real training defects"]
+
+    def draw(self, seed: int, size: tuple[int, int]) -> MaskDraw:
+        """Choose, turn and place a shape by the seed, somewhere in an image of a size (width, height).
+
+        Raises:
+            ValueError: no turned shape fitted into the image.
+        """
+        generator = np.random.default_rng(seed)
+        frame = np.ones((size[1], size[0]), bool)
+        for _ in range(MAX_ATTEMPTS):
+            defect = self._defects[generator.integers(len(self._defects))]
+            turned, box = draw_turned(defect, frame, self._scale_range, generator)
+            if box:
+                mask = place_mask(turned.mask, box, frame.shape)
+                return MaskDraw(mask, defect.name, self._texts[defect[2:4]])
+        raise ValueError(
+            f"none of {MAX_ATTEMPTS} turned shapes fits into {size[0]} × {size[1]} pixels; the last one "
+            f"({defect.name}) is {turned.mask.shape[1]} × {turned.mask.shape[0]}: "
+            "read the defects at that size"
+        )
+
+    def describe(self) -> dict:
+        """Source, names and content of the shapes."""
+        return {
+            "mask_source": self.word,
+            "mask_names": sorted({defect.name for defect in self._defects}),
+            "mask_scale_range": self._scale_range,
+            "mask_sha256": hash_masks([(one.name, one.mask) for one in self._defects], " "),
+            "mask_texts": sorted(set(self._texts.values())),
+        }

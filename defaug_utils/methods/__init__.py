@@ -5,11 +5,10 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "adabldm": ["AdaBLDM", "LatentStore", "blend_batch", "blend_jobs", "find_everything"],
-        "blending": ["BlendSettings", "watch_images"],
+        "adabldm": ["AdaBLDM", "blend_batch", "blend_jobs"],
+        "blending": ["BlendSettings", "compare_decoders", "tabulate_errors", "watch_images"],
         "cut_paste": ["CutPaste"],
         "ddpm": ["DDPM", "merge_adapter"],
-        "decoder_comparison": ["compare_decoders", "tabulate_errors"],
         "diag": ["DIAG"],
         "memseg": ["MemSeg", "MemSegSettings", "blend_anomaly", "draw_structure", "draw_texture"],
         "painting": ["CheckLimits", "find_change"],

@@ -1,74 +1,36 @@
-"""AdaBLDM: defects blended into training negatives by trimap and prompt (Li et al. 2024, section 3).
-
-Every image has a seed of its own, and the original is kept outside its mask.
-"""
+"""AdaBLDM: defects blended into training negatives by trimap and prompt (Li et al. 2024, section 3)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 
+from defaug_utils.core.guards import raise_problems
 from defaug_utils.core.images import hash_pixels
-from defaug_utils.core.manifest import ManifestError, raise_problems
+from defaug_utils.core.manifest import ManifestError
 from defaug_utils.core.prompts import check_prompts
 from defaug_utils.core.sources import read_dataset
-from defaug_utils.diffusion.autoencoder import AdaptationSettings, adapt_decoder, decode_latents, to_floats
-from defaug_utils.diffusion.compositing import Box, choose_box, cover_cells, cut_out
+from defaug_utils.diffusion.autoencoder import AdaptationSettings, to_floats
+from defaug_utils.diffusion.compositing import choose_box, cover_cells, cut_out
 from defaug_utils.diffusion.controlnet import TrimapModel, make_ddim, make_denoiser
 from defaug_utils.diffusion.inpainting import InpaintedImage, InpaintJob, check_jobs, finish_image
 from defaug_utils.masks.objects import ObjectFinder
 from defaug_utils.masks.patches import move_inside
 from defaug_utils.masks.trimaps import FindForeground, make_trimap
-from defaug_utils.methods.blending import BlendSettings, BlendStep, blend_latents
+from defaug_utils.methods.blending import Blend, BlendSettings, BlendStep, blend_latents, decode_adapted
 from defaug_utils.methods.painting import Painting
 from defaug_utils.training.memory import run_in_parts
 
-
-def find_everything(image_u8: np.ndarray) -> np.ndarray:
-    """The foreground of a texture: all of it is object."""
-    return np.ones(image_u8.shape[:2], bool)
-
-
-class Blend(NamedTuple):
-    """Jobs at the working size, and what they became before it is decoded.
-
-    Attributes:
-        boxes: the part of each image that was worked on.
-        images: good ones, shape (batch, 3, height, width) in [-1, 1].
-        masks: shape (batch, 1, height, width), bool.
-        latents: clean ones, shape (batch, 4, height / cell, width / cell).
-    """
-
-    boxes: list[Box]
-    images: torch.Tensor
-    masks: torch.Tensor
-    latents: torch.Tensor
+# Latents by their jobs, some 6 KB for an image of 128 × 384. Their last bits depend on how many are blended
+# at once, so the jobs of a call are looked up together.
+LatentStore = dict[tuple, torch.Tensor]
 
 
-class LatentStore:
-    """Latents of one model and its settings by their jobs, so that a second pool of them is only decoded.
-
-    The last bits depend on how many are blended at once, so the jobs of a call are looked up together.
-    """
-
-    def __init__(self) -> None:
-        """Begin empty."""
-        self._latents: dict[tuple, torch.Tensor] = {}
-
-    def find(self, jobs: Sequence[InpaintJob]) -> torch.Tensor | None:
-        """The latents of these jobs, if they were blended together; on the processor."""
-        return self._latents.get(self._name(jobs))
-
-    def keep(self, jobs: Sequence[InpaintJob], latents: torch.Tensor) -> None:
-        """Keep a copy: 4 numbers a latent cell, some 6 KB for an image of 128 × 384."""
-        self._latents[self._name(jobs)] = latents.cpu()
-
-    @staticmethod
-    def _name(jobs: Sequence[InpaintJob]) -> tuple:
-        return tuple((*job[2:], hash_pixels(job.image_u8), hash_pixels(job.mask)) for job in jobs)
+def name_jobs(jobs: Sequence[InpaintJob]) -> tuple:
+    """What jobs are called in a store: their texts and seeds, and hashes of their images and masks."""
+    return tuple((*job[2:], hash_pixels(job.image_u8), hash_pixels(job.mask)) for job in jobs)
 
 
 def blend_batch(
@@ -76,7 +38,7 @@ def blend_batch(
     jobs: Sequence[InpaintJob],
     settings: BlendSettings,
     adaptation: AdaptationSettings | None,
-    find_foreground: FindForeground = find_everything,
+    find_foreground: FindForeground | None = None,
     on_step: Callable[[BlendStep], None] | None = None,
     store: LatentStore | None = None,
 ) -> list[InpaintedImage]:
@@ -87,7 +49,7 @@ def blend_batch(
         jobs: good images, masks and prompts, and the seeds of their noise.
         settings: steps and stages.
         adaptation: of the decoder; None decodes by the model's own.
-        find_foreground: tells where the object is on an image at the working size.
+        find_foreground: tells where the object is on an image at the working size; None for textures.
         on_step: see `blend_latents`.
         store: of this model and these settings; jobs that it knows are only decoded.
 
@@ -102,7 +64,7 @@ def blend_batch(
 
     def finish(part: Sequence[InpaintJob]) -> list[InpaintedImage]:
         blend = blend_jobs(trimap_model, part, settings, find_foreground, on_step, store)
-        decoded = decode_adapted(model.pipeline.vae, blend.latents, blend.images, blend.masks, adaptation)
+        decoded = decode_adapted(model.pipeline.vae, blend, adaptation)
         covers = [cover_cells(mask[0].cpu().numpy(), model.cell) for mask in blend.masks]
         return [
             finish_image(job, box, pixels, int(cover.sum()) // model.cell**2, 0, further)
@@ -116,74 +78,27 @@ def blend_jobs(
     trimap_model: TrimapModel,
     jobs: Sequence[InpaintJob],
     settings: BlendSettings,
-    find_foreground: FindForeground = find_everything,
+    find_foreground: FindForeground | None = None,
     on_step: Callable[[BlendStep], None] | None = None,
     store: LatentStore | None = None,
 ) -> Blend:
     """Everything but the decoding; arguments as in `blend_batch`."""
-    model = trimap_model.model
+    model, name = trimap_model.model, name_jobs(jobs)
     boxes = [choose_box(job.mask, settings.size, None) for job in jobs]
     cuts = [cut_out(job.image_u8, job.mask, box, settings.size) for job, box in zip(jobs, boxes, strict=True)]
-    trimaps = [make_trimap(mask, find_foreground(image_u8)) for image_u8, mask in cuts]
+    find = find_foreground or (lambda image_u8: np.ones(image_u8.shape[:2], bool))
+    trimaps = [make_trimap(mask, find(image_u8)) for image_u8, mask in cuts]
     images = to_floats([image_u8 for image_u8, _ in cuts]).to(model.device)
     masks = torch.from_numpy(np.stack([mask for _, mask in cuts]))[:, None].to(model.device)
-    prompts, negatives = ([getattr(job, name) for job in jobs] for name in ("prompt", "negative_prompt"))
-    known = store.find(jobs) if store is not None else None
-    if known is not None:
-        return Blend(boxes, images, masks, known.to(model.device))
-    latents = blend_latents(
-        images,
-        masks,
-        [job.seed for job in jobs],
-        make_denoiser(trimap_model, trimaps, prompts, negatives, settings.guidance),
-        model.pipeline.vae,
-        make_ddim(model),
-        settings,
-        on_step,
-    )
+    if store is not None and name in store:
+        return Blend(boxes, images, masks, store[name].to(model.device))
+    prompts, negatives = ([getattr(job, text) for job in jobs] for text in ("prompt", "negative_prompt"))
+    denoise = make_denoiser(trimap_model, trimaps, prompts, negatives, settings.guidance)
+    seeds, vae = [job.seed for job in jobs], model.pipeline.vae
+    latents = blend_latents(images, masks, seeds, denoise, vae, make_ddim(model), settings, on_step)
     if store is not None:
-        store.keep(jobs, latents)
+        store[name] = latents.cpu()
     return Blend(boxes, images, masks, latents)
-
-
-def decode_adapted(
-    vae: torch.nn.Module,
-    latents: torch.Tensor,
-    images: torch.Tensor,
-    masks: torch.Tensor,
-    adaptation: AdaptationSettings | None,
-) -> list[tuple[np.ndarray, dict]]:
-    """Decode latents, each image by a decoder adapted to it alone; the autoencoder is left as it is.
-
-    Args:
-        vae: the autoencoder.
-        latents: see `Blend`, as images and masks.
-        adaptation: None decodes by the model's own decoder.
-
-    Returns:
-        For each image its pixels, shape (height, width, 3) in about [0, 1], and columns of its row.
-    """
-    if adaptation is None:
-        with torch.no_grad():
-            return [(_to_pixels(image), {}) for image in decode_latents(vae, latents)]
-    decoded = []
-    for number in range(len(latents)):
-        one = slice(number, number + 1)
-        adapted = adapt_decoder(vae, latents[one], images[one], masks[one], adaptation)
-        further = {
-            "adaptation_before": float(f"{adapted.losses[0]:.4g}"),
-            "adaptation_after": float(f"{adapted.losses[-1]:.4g}"),
-            "adaptation_steps": len(adapted.losses) - 1,
-            "adaptation_problem": adapted.problem,
-        }
-        if not np.isfinite([further["adaptation_before"], further["adaptation_after"]]).all():
-            further |= {"adaptation_before": None, "adaptation_after": None}
-        decoded.append((_to_pixels(adapted.image[0]), further))
-    return decoded
-
-
-def _to_pixels(image: torch.Tensor) -> np.ndarray:
-    return (image.detach().float() / 2 + 0.5).permute(1, 2, 0).cpu().numpy()
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -199,8 +114,8 @@ class AdaBLDM(Painting):
         settings: of the blending.
         adaptation: of the decoder; without it the origin is "adabldm_plain".
         find_object: tells where the object is, and masks are moved into it; None for textures.
-        store: of this model and these settings: what one pool blends, a second one of the same seed, with
-            or without adaptation, only decodes.
+        store: what one pool blends, a second one of the same model, settings and seed, with or without
+            adaptation, only decodes.
     """
 
     model: TrimapModel
@@ -239,8 +154,8 @@ class AdaBLDM(Painting):
 
     def paint(self, jobs: Sequence[InpaintJob]) -> list[InpaintedImage]:
         """Blend all jobs at once."""
-        find_object = self.find_object or find_everything
-        return blend_batch(self.model, jobs, self.settings, self.adaptation, find_object, store=self.store)
+        how = (self.settings, self.adaptation, self.find_object)
+        return blend_batch(self.model, jobs, *how, store=self.store)
 
     def fit_mask(
         self, image_u8: np.ndarray, mask: np.ndarray, generator: np.random.Generator

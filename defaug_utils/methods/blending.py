@@ -1,25 +1,33 @@
-"""AdaBLDM's sampling: a defect grows freely, is fitted to the good part's latents, then to its pixels.
+"""AdaBLDM's sampling in three stages, and its decoding by adapted decoders.
 
 Li et al., "A Novel Approach to Industrial Defect Generation through Blended Latent Diffusion Model with
 Online Adaptation" (2024), section 3.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple
 
+import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from defaug_utils.core.guards import check_demands
 from defaug_utils.diffusion.autoencoder import (
+    Adaptation,
+    AdaptationSettings,
+    BackgroundError,
     Denoise,
+    adapt_decoder,
     cover_latent_cells,
     decode_latents,
     draw_noise,
     encode_images,
+    measure_background,
     to_u8,
 )
+from defaug_utils.diffusion.compositing import Box
 
 STEPS = 50  # of DDIM, eta 0 (AdaBLDM's code)
 GUIDANCE = 9.0  # AdaBLDM's code
@@ -27,24 +35,6 @@ LATENT_EDITING = (26, 46)  # first step and one past the last (AdaBLDM's code)
 IMAGE_EDITING = (45, 50)  # first step and one past the last (AdaBLDM's code)
 DILATION = 5  # latent cells, side of the box (AdaBLDM's code)
 STAGES = ("free", "latent editing", "image editing")
-
-
-class Scheduler(Protocol):
-    """The part of diffusers' DDIMScheduler that is used."""
-
-    timesteps: Tensor
-    init_noise_sigma: float
-
-    def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:
-        """Choose the times of the steps."""
-
-    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Diffuse clean latents to a time ("q_sample")."""
-
-    def step(
-        self, model_output: Tensor, timestep: Tensor, sample: Tensor, *, return_dict: bool
-    ) -> tuple[Tensor, Tensor]:
-        """The latents of the next time, and the clean latents that are predicted."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +45,9 @@ class BlendSettings:
         size: working size (width, height); images are stretched to it.
         steps: of DDIM.
         guidance: weight of the prompt against the negative one; 1 is none.
-        latent_editing: first step, and one past the last, before which latents outside the defect are
-            replaced by the good image's; None switches the stage off.
-        image_editing: first step, and one past the last, after which pixels outside the defect are replaced
-            by the good image's; None switches the stage off.
+        latent_editing: steps (the first, and one past the last) before which latents outside the defect are
+            replaced by the good image's; None for none.
+        image_editing: likewise, after which pixels outside the defect are replaced.
         dilation: side of the box, in latent cells, by which the defect grows in latent editing; odd.
     """
 
@@ -102,14 +91,7 @@ class BlendSettings:
 
 
 def scale_stages(steps: int) -> dict[str, tuple[int, int]]:
-    """AdaBLDM's stage borders for another number of steps, at the same shares of the way.
-
-    Args:
-        steps: of DDIM.
-
-    Returns:
-        Arguments of `BlendSettings`: `latent_editing` and `image_editing`, each of one step at least.
-    """
+    """AdaBLDM's stages, as `BlendSettings` takes them, for another number of steps; each has one at least."""
     borders = {}
     for name, paper in (("latent_editing", LATENT_EDITING), ("image_editing", IMAGE_EDITING)):
         first, end = (round(border * steps / STEPS) for border in paper)
@@ -133,14 +115,14 @@ def blend_latents(
     seeds: Sequence[int],
     denoise: Denoise,
     vae: nn.Module,
-    scheduler: Scheduler,
+    scheduler: Any,
     settings: BlendSettings,
     on_step: Callable[[BlendStep], None] | None = None,
 ) -> Tensor:
     """Grow defects from noise and blend them into good images, in three stages (AdaBLDM, section 3.3).
 
-    After a step the latents are those of the next time, so it is there that an edited image is noised to;
-    after the last step it stays clean.
+    A defect grows freely, is fitted to the good part's latents, then to its pixels. After a step the latents
+    are those of the next time, to which an edited image is noised; after the last step it stays clean.
 
     Args:
         images: good ones at the working size, shape (batch, 3, height, width) in [-1, 1].
@@ -148,7 +130,7 @@ def blend_latents(
         seeds: one an image: of its first noise, and of the noise of its edits.
         denoise: the network: latents and time in, its prediction (guided) out.
         vae: the autoencoder.
-        scheduler: DDIM; converts the network's prediction, of noise or velocity, to clean latents.
+        scheduler: diffusers' DDIMScheduler, which converts predictions of noise or velocity to clean latents.
         settings: steps and stages.
         on_step: called after every step.
 
@@ -179,12 +161,9 @@ def blend_latents(
 def watch_images(
     vae: nn.Module, steps: Sequence[int], on_images: Callable[[int, str, list], None]
 ) -> Callable[[BlendStep], None]:
-    """A callback for `blend_latents` that shows the images predicted at chosen steps.
+    """A callback for `blend_latents` that decodes the latents predicted at chosen steps.
 
-    Args:
-        vae: the autoencoder.
-        steps: whose predictions to decode.
-        on_images: called with a step's number, its stage and its images, (height, width, 3), uint8.
+    It calls `on_images` with a step's number, its stage and its images, (height, width, 3), uint8.
     """
 
     def watch(step: BlendStep) -> None:
@@ -193,3 +172,111 @@ def watch_images(
                 on_images(step.index, step.stage, to_u8(decode_latents(vae, step.clean_latents)))
 
     return watch
+
+
+class Blend(NamedTuple):
+    """Jobs at the working size, and what they became before it is decoded.
+
+    Attributes:
+        boxes: the part of each image that was worked on.
+        images: good ones, shape (batch, 3, height, width) in [-1, 1].
+        masks: shape (batch, 1, height, width), bool.
+        latents: clean ones, shape (batch, 4, height / cell, width / cell).
+    """
+
+    boxes: list[Box]
+    images: Tensor
+    masks: Tensor
+    latents: Tensor
+
+
+def adapt_each(vae: nn.Module, blend: Blend, settings: AdaptationSettings | None) -> Iterator[Adaptation]:
+    """Decode image by image, each by a decoder adapted to it alone; the autoencoder is left as it is."""
+    for number in range(len(blend.latents)):
+        one = slice(number, number + 1)
+        yield adapt_decoder(vae, blend.latents[one], blend.images[one], blend.masks[one], settings)
+
+
+def decode_adapted(
+    vae: nn.Module, blend: Blend, adaptation: AdaptationSettings | None
+) -> list[tuple[np.ndarray, dict]]:
+    """Decode a batch; without adaptation by the model's own decoder.
+
+    Returns:
+        For each image its pixels, shape (height, width, 3) in about [0, 1], and columns of its row.
+    """
+    if adaptation is None:
+        with torch.no_grad():
+            return [(_to_pixels(image), {}) for image in decode_latents(vae, blend.latents)]
+    decoded = []
+    for adapted in adapt_each(vae, blend, adaptation):
+        before, after = (float(f"{adapted.losses[end]:.4g}") for end in (0, -1))
+        are_finite = bool(np.isfinite([before, after]).all())
+        further = {
+            "adaptation_before": before if are_finite else None,
+            "adaptation_after": after if are_finite else None,
+            "adaptation_steps": len(adapted.losses) - 1,
+            "adaptation_problem": adapted.problem,
+        }
+        decoded.append((_to_pixels(adapted.image[0]), further))
+    return decoded
+
+
+def _to_pixels(image: Tensor) -> np.ndarray:
+    return (image.detach().float() / 2 + 0.5).permute(1, 2, 0).cpu().numpy()
+
+
+class DecoderComparison(NamedTuple):
+    """One image, decoded twice; nothing of the original is put back.
+
+    Attributes:
+        own_u8: by the model's own decoder, shape (height, width, 3), uint8.
+        adapted_u8: by the adapted one, same shape.
+        mask: shape (height, width), bool.
+        own: errors of the first, grey levels.
+        adapted: errors of the second.
+        losses: of the adaptation, before each step and after the last.
+        problem: why the adaptation was thrown away; empty when it was kept.
+    """
+
+    own_u8: np.ndarray
+    adapted_u8: np.ndarray
+    mask: np.ndarray
+    own: BackgroundError
+    adapted: BackgroundError
+    losses: list[float]
+    problem: str
+
+
+def compare_decoders(
+    vae: nn.Module,
+    blend: Blend,
+    settings: AdaptationSettings | None = None,
+    on_images: Callable[[int], None] | None = None,
+) -> list[DecoderComparison]:
+    """Decode every image of a batch both ways, and measure what of the good part is lost outside the mask."""
+    comparisons = []
+    for number, adapted in enumerate(adapt_each(vae, blend, settings)):
+        good, mask = blend.images[number : number + 1], blend.masks[number : number + 1]
+        pair = (adapted.own_image, adapted.image)
+        (own_u8,), (adapted_u8,) = map(to_u8, pair)
+        errors = [measure_background(image, good, mask) for image in pair]
+        where = mask[0, 0].cpu().numpy()
+        comparisons.append(
+            DecoderComparison(own_u8, adapted_u8, where, *errors, adapted.losses, adapted.problem)
+        )
+        if on_images:
+            on_images(1)
+    return comparisons
+
+
+def tabulate_errors(comparisons: Sequence[DecoderComparison]) -> pd.DataFrame:
+    """Errors in grey levels: image (from 0), place ("outside the mask" or "at its border"), before, after."""
+    rows = [
+        (number, place, before, after)
+        for number, compared in enumerate(comparisons)
+        for place, before, after in zip(
+            ("outside the mask", "at its border"), compared.own, compared.adapted, strict=True
+        )
+    ]
+    return pd.DataFrame(rows, columns=["image", "place", "before", "after"])

@@ -20,6 +20,8 @@ from defaug_utils.diffusion.inpainting import InpaintedImage, InpaintJob
 from defaug_utils.masks.sources import MaskDraw, MaskSource
 
 BLANK_SPREAD = 1.0  # grey levels; a picture whose spread is less shows nothing
+MAX_DRAWS = 50  # masks drawn for one image until one fits into its object
+LIBRARIES = ("torch", "diffusers", "transformers", "numpy", "opencv-python-headless", "pillow")
 
 
 @dataclass(frozen=True)
@@ -44,12 +46,8 @@ class CheckLimits:
 
     def __post_init__(self) -> None:
         """Refuse limits that nothing or everything would meet by mistake."""
-        shares = {
-            name: getattr(self, name)
-            for name in ("completeness", "precision", "boundary_iou")
-            if not 0 <= getattr(self, name) <= 1
-        }
-        if shares or self.changed_from <= 0 or self.contrast < 0 or self.boundary_width < 1:
+        are_shares = all(0 <= share <= 1 for share in (self.completeness, self.precision, self.boundary_iou))
+        if not are_shares or self.changed_from <= 0 or self.contrast < 0 or self.boundary_width < 1:
             raise ValueError(
                 f"{self}: expected shares in 0 … 1, changed_from above 0, contrast of 0 or more grey levels "
                 "and a boundary_width of at least 1 pixel"
@@ -57,13 +55,10 @@ class CheckLimits:
 
 
 class Check(NamedTuple):
-    """What was measured, in the order of the manifest's columns `check_…`.
+    """What was measured, as `CheckLimits` has it, in the order of the manifest's columns `check_…`.
 
     Attributes:
-        contrast: mean change inside the mask, grey levels.
-        completeness: share of the mask that changed.
-        precision: share of what the model changed that lies in the mask; 1 where nothing changed.
-        boundary_iou: agreement of the outlines of what the model changed and of the mask.
+        precision: 1 where nothing changed.
         outside: largest change outside the mask in the finished image, grey levels; must be 0.
         passed: whether all limits are met.
         reason: what failed, in words; empty when it passed.
@@ -83,26 +78,10 @@ class Check(NamedTuple):
         return {f"check_{name}": round(v, 4) if isinstance(v, float) else v for name, v in values}
 
 
-def check_image(
-    original_u8: np.ndarray,
-    painted_u8: np.ndarray,
-    finished_u8: np.ndarray,
-    mask: np.ndarray,
-    limits: CheckLimits,
-    is_finite: bool = True,
-) -> Check:
-    """Compare an image (height, width, 3), uint8, before and after.
-
-    Args:
-        original_u8: the negative.
-        painted_u8: what the model made of it, before the original was put back outside the mask.
-        finished_u8: the image of the pool.
-        mask: shape (height, width), bool.
-        limits: what to reach.
-        is_finite: false when the model gave values that are no numbers.
-    """
-    difference = find_change(original_u8, finished_u8)
-    is_changed = find_change(original_u8, painted_u8) >= limits.changed_from
+def check_image(job: InpaintJob, painted: InpaintedImage, limits: CheckLimits) -> Check:
+    """Compare a picture with the negative it was painted on, before and after the original was put back."""
+    mask, difference = job.mask, find_change(job.image_u8, painted.image_u8)
+    is_changed = find_change(job.image_u8, painted.painted_u8) >= limits.changed_from
     measured = {
         "contrast": float(difference[mask].mean()) if mask.any() else 0.0,
         "completeness": float(np.mean(difference[mask] >= limits.changed_from)) if mask.any() else 0.0,
@@ -117,9 +96,9 @@ def check_image(
     ]
     if outside:
         reasons.append(f"changed by {outside} outside the mask")
-    if not is_finite:
+    if not painted.is_finite:
         reasons.insert(0, "not a number")
-    elif is_blank(painted_u8):
+    elif is_blank(painted.painted_u8):
         reasons.insert(0, "blank")
     return Check(**measured, outside=outside, passed=not reasons, reason="; ".join(reasons))
 
@@ -135,10 +114,7 @@ def is_blank(image_u8: np.ndarray) -> bool:
 
 
 def measure_boundary_iou(first: np.ndarray, second: np.ndarray, width: int = 2) -> float:
-    """Intersection over union of two regions' outlines, `width` pixels inwards; 1 when both are empty.
-
-    Boundary IoU: Cheng et al. 2021.
-    """
+    """Overlap (IoU) of two regions' outlines, `width` pixels inwards (Cheng et al. 2021); 1 for two empty."""
     outlines = [_find_outline(region, width) for region in (first, second)]
     union = np.count_nonzero(outlines[0] | outlines[1])
     return float(np.count_nonzero(outlines[0] & outlines[1]) / union) if union else 1.0
@@ -150,21 +126,27 @@ def _find_outline(region: np.ndarray, width: int) -> np.ndarray:
     return region & ~kept[width:-width, width:-width].astype(bool)
 
 
-MAX_DRAWS = 50  # masks drawn for one image until one fits into its object
-LIBRARIES = ("torch", "diffusers", "transformers", "numpy", "opencv-python-headless", "pillow")
-
-
 class PaintResult(NamedTuple):
-    """The picture that was kept, its checks, and the attempt (from 0) that it was."""
+    """A picture, its checks, and the attempt (from 0) that it was."""
 
     painted: InpaintedImage
     check: Check
     attempt: int
 
+    @property
+    def rank(self) -> tuple[bool, bool, float]:
+        """The best of several attempts has the highest."""
+        return self.check.passed, self.painted.is_finite, self.check.contrast
+
+    def as_row(self) -> dict:
+        """Manifest columns."""
+        row = self.check.as_row() | {"attempt": self.attempt, "latent_cells": self.painted.latent_cells}
+        return row | dict(self.painted.further)
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Painting(ABC):
-    """Defects painted into training negatives, drawn with replacement: what such methods have in common.
+    """Defects painted into training negatives, drawn with replacement.
 
     The last bits of a picture depend on how many are painted at once, so the group is part of the recipe.
     Rows have the further columns `mask_name`, `negative_prompt`, `attempt`, `latent_cells` and `check_…`;
@@ -228,15 +210,12 @@ class Painting(ABC):
         plans = [self.plan_image(index, seed) for index, seed in zip(indices, seeds, strict=True)]
         results = paint_until_passed(self, [job for job, _ in plans])
         return [
-            GeneratedImage(result.painted.image_u8, job.mask, row | _describe_result(result))
+            GeneratedImage(result.painted.image_u8, job.mask, row | result.as_row())
             for (job, row), result in zip(plans, results, strict=True)
         ]
 
     def plan_image(self, index: int, seed: int) -> tuple[InpaintJob, dict]:
-        """Choose the negative and the mask by the image's seed, and the prompt by its place in the pool.
-
-        Returns:
-            The job, and the row's columns so far.
+        """Choose negative and mask by the image's seed, and the prompt by its place; and the row's columns.
 
         Raises:
             ValueError: no mask of 50 draws fits into the negative.
@@ -245,8 +224,8 @@ class Painting(ABC):
         source = self.sources.iloc[int(generator.integers(len(self.sources)))]
         image_u8 = read_image(Path(self.data) / source["image"])
         drawn = self._draw_mask(image_u8, source["image"], generator)
-        fitting = [prompt for prompt in self.prompts if prompt.text == drawn.text]
-        prompt = fitting[0] if fitting else choose_prompt(self.prompts, index)
+        own = (prompt for prompt in self.prompts if prompt.text == drawn.text)
+        prompt = next(own, None) or choose_prompt(self.prompts, index)
         row = {
             "source_image": source["image"],
             "category": source["category"],
@@ -258,7 +237,7 @@ class Painting(ABC):
         return InpaintJob(image_u8, drawn.mask, prompt.text, prompt.negative, seed), row
 
     def _draw_mask(self, image_u8: np.ndarray, image: str, generator: np.random.Generator) -> MaskDraw:
-        """A mask with what is known of it; drawn again while it fits nowhere."""
+        """A mask, drawn again while it fits nowhere."""
         for _ in range(MAX_DRAWS):
             drawn = self.masks.draw(int(generator.integers(2**63)), (image_u8.shape[1], image_u8.shape[0]))
             mask = self.fit_mask(image_u8, drawn.mask, generator)
@@ -272,46 +251,24 @@ class Painting(ABC):
 
 
 def attempt_seed(seed: int, attempt: int) -> int:
-    """Seed of the noise: an image's own at first, then one derived from it for each further attempt."""
+    """Seed of the noise: an image's own at first, then one derived from it."""
     return seed if attempt == 0 else image_seed(seed, attempt)
 
 
 def paint_until_passed(method: Painting, jobs: Sequence[InpaintJob]) -> list[PaintResult]:
     """Paint jobs together, and those that fail their checks again with their next seeds.
 
-    Args:
-        method: paints and knows the limits.
-        jobs: negatives, masks and texts, which stay; only the noise is drawn anew.
-
     Returns:
         One result a job: the first that passed, else the one with the strongest contrast.
     """
     best: dict[int, PaintResult] = {}
+    failed = list(range(len(jobs)))
     for attempt in range(method.max_attempts):
-        failed = [
-            number for number in range(len(jobs)) if number not in best or not best[number].check.passed
-        ]
         if not failed:
             break
         asked = [jobs[number]._replace(seed=attempt_seed(jobs[number].seed, attempt)) for number in failed]
         for number, job, painted in zip(failed, asked, method.paint(asked), strict=True):
-            check = check_image(
-                job.image_u8,
-                painted.painted_u8,
-                painted.image_u8,
-                job.mask,
-                method.limits,
-                painted.is_finite,
-            )
-            result = PaintResult(painted, check, attempt)
-            best[number] = max(best.get(number, result), result, key=_rank)
+            result = PaintResult(painted, check_image(job, painted, method.limits), attempt)
+            best[number] = max(best.get(number, result), result, key=lambda one: one.rank)
+        failed = [number for number in failed if not best[number].check.passed]
     return [best[number] for number in range(len(jobs))]
-
-
-def _rank(result: PaintResult) -> tuple[bool, bool, float]:
-    return result.check.passed, result.painted.is_finite, result.check.contrast
-
-
-def _describe_result(result: PaintResult) -> dict:
-    row = result.check.as_row() | {"attempt": result.attempt, "latent_cells": result.painted.latent_cells}
-    return row | dict(result.painted.further)

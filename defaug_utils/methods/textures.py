@@ -15,8 +15,8 @@ import skimage.data
 from scipy.ndimage import gaussian_filter
 from scipy.spatial import cKDTree
 
+from defaug_utils.core.guards import raise_problems
 from defaug_utils.core.images import read_image
-from defaug_utils.core.manifest import raise_problems
 from defaug_utils.masks.shapes import draw_gradients, evaluate_noise
 
 TEXTURE_SIDE = 256  # pixels, width and height of a drawn texture

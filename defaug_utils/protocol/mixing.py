@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from defaug_utils.core.manifest import LABELS, SPLITS, check_sources, raise_problems, read_manifest
-from defaug_utils.core.origins import ORIGINS
+from defaug_utils.core.guards import raise_problems
+from defaug_utils.core.manifest import LABELS, SPLITS, check_sources, read_manifest
+from defaug_utils.core.origins import ORIGINS, SCENARIOS, Arms, MixingError, Run, arm_shares, run_name
 from defaug_utils.core.pools import find_failed
-from defaug_utils.core.runs import SCENARIOS, Arms, MixingError, Run, arm_shares, run_name
 from defaug_utils.core.sources import choose_positives, data_key, shuffle_rows
 from defaug_utils.masks.sources import is_leak
 from defaug_utils.protocol.run_folder import RunPools

@@ -28,7 +28,8 @@ from defaug_utils.core.decisions import (
     match_entries,
 )
 from defaug_utils.core.files import explain_read_only, lock_file
-from defaug_utils.core.manifest import fold_decisions, raise_problems, read_manifest
+from defaug_utils.core.guards import raise_problems
+from defaug_utils.core.manifest import fold_decisions, read_manifest
 
 REVIEWER_NAME = re.compile(r"[\w-]{1,40}")
 FOLD_SECONDS = 1.0  # to wait for the lock where nothing is lost without it

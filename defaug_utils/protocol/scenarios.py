@@ -13,9 +13,10 @@ import pandas as pd
 import yaml
 
 from defaug_utils.core.files import lock_file, write_atomically
-from defaug_utils.core.manifest import fold_decisions, raise_problems, write_manifest
+from defaug_utils.core.guards import raise_problems
+from defaug_utils.core.manifest import fold_decisions, write_manifest
+from defaug_utils.core.origins import SCENARIOS
 from defaug_utils.core.prompts import Prompt, make_prompts
-from defaug_utils.core.runs import SCENARIOS
 from defaug_utils.diffusion.training_images import DreamBoothError, choose_training_rows
 
 DECISIONS = ("accept", "reject", "reword")

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from defaug_utils.core.runs import SCENARIOS
+from defaug_utils.core.origins import SCENARIOS
 from defaug_utils.masks.sources import is_leak
 from defaug_utils.protocol.mixing import is_marked
 from defaug_utils.report.results import GROUP, OTHER_DETECTORS, label_arm, sort_results

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from defaug_utils.core.manifest import raise_problems
-from defaug_utils.core.origins import list_arms
-from defaug_utils.core.runs import SCENARIOS, parse_run_name
+from defaug_utils.core.guards import raise_problems
+from defaug_utils.core.origins import SCENARIOS, list_arms, parse_run_name
 from defaug_utils.evaluation.detector import METRICS_FILE
 from defaug_utils.protocol.mixing import find_run_leaks, join_leaks
 

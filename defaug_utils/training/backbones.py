@@ -24,8 +24,8 @@ from torch.nn.functional import interpolate
 from transformers import ResNetConfig, ResNetForImageClassification
 from transformers.utils import logging as transformers_logging
 
+from defaug_utils.core.guards import raise_problems
 from defaug_utils.core.images import fit_image
-from defaug_utils.core.manifest import raise_problems
 
 _QUARTER = {"layer_type": "basic", "embedding_size": 16, "hidden_sizes": [16, 32, 64, 128]}
 BACKBONES = {

@@ -1,9 +1,7 @@
 """The review grid: look through generated images page by page, accept or reject each by a key.
 
-A widget on anywidget as `mask_canvas` is, and for the same reasons. The browser shows one page and says which
-key was pressed; what is decided, where it is stored and what happens when two people or two windows are at it
-is `review_store`'s, and nothing of it is kept here. Pictures are made for the page that is looked at only, so
-a pool of any size takes the memory of one page.
+The browser shows one page and says which key was pressed; `review_store` keeps the decisions, those of other
+windows too. Only the page shown is drawn, so that a pool of any size takes the memory of one page.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -32,15 +30,9 @@ FILTERS = ("origin", "prompt", "check", "decision")
 def draw_thumbnail(
     folder: Path | str, image: str, mask: str, longest: int, line: int = 1
 ) -> dict[str, bytes | str]:
-    """A small picture of an image, and its mask's outline as a layer of its own to be shown or hidden.
+    """A picture whose long side has at most `longest` pixels, and its mask's outline as a layer of its own.
 
-    The outline runs just outside the mask, so that it covers nothing of the defect.
-
-    Args:
-        folder: of the manifest.
-        image, mask: paths in it; the mask's is empty where there is none.
-        longest: pixels that the long side has at most; nothing is enlarged.
-        line: width of the outline, pixels.
+    The outline, `line` pixels wide, runs just outside the mask, so that it covers nothing of the defect.
 
     Returns:
         `picture` (JPEG), `outline` (PNG, empty without mask), `problem` (why a file can't be shown).
@@ -62,16 +54,18 @@ def draw_thumbnail(
     return drawn
 
 
-def describe_images(pool: pd.DataFrame) -> pd.DataFrame:
-    """What the grid tells of each image: `mask`, `origin`, `prompt`, `check` and `reason`, by image.
+def describe_images(review: PoolReview) -> pd.DataFrame:
+    """What the grid tells of each image: `mask`, `origin`, `prompt`, `check`, `reason`, `decision`, by image.
 
     `check` is "passed", "failed" or empty where the method has no checks; `reason` says why it failed.
     """
+    pool = review.pool
     told = pool.set_index("image")[["mask", "origin", "prompt"]]
     is_failed = find_failed(pool).to_numpy()
     reasons = pool["check_reason"].fillna("").astype(str) if "check_reason" in pool else ""
-    words = np.where(is_failed, "failed", "passed") if "check_passed" in pool else ""
-    return told.assign(check=words, reason=np.where(is_failed, reasons, ""))
+    checks = np.where(is_failed, "failed", "passed") if "check_passed" in pool else ""
+    decisions = [WORD_OF[review.decisions[image].accepted] for image in told.index]
+    return told.assign(check=checks, reason=np.where(is_failed, reasons, ""), decision=decisions)
 
 
 class ReviewGrid(anywidget.AnyWidget):
@@ -87,6 +81,7 @@ class ReviewGrid(anywidget.AnyWidget):
         page: the one shown, from 0.
         page_size: images on a page.
         picture_height: of a thumbnail, in CSS pixels.
+        can_remake: whether a method of a pool's origin was given, so that G can make images again.
         message: what the last action came to, `is_problem` whether it failed.
         counts: images of all pools that are open, accepted and rejected; `found` those of the filter.
     """
@@ -103,6 +98,7 @@ class ReviewGrid(anywidget.AnyWidget):
     picture_height = traitlets.Int(200, min=40).tag(sync=True)
     title = traitlets.Unicode().tag(sync=True)
     choices = traitlets.Dict().tag(sync=True)
+    can_remake = traitlets.Bool().tag(sync=True)
     counts = traitlets.Dict().tag(sync=True)
     found = traitlets.Int().tag(sync=True)
     pages = traitlets.Int(1).tag(sync=True)
@@ -136,10 +132,8 @@ class ReviewGrid(anywidget.AnyWidget):
             raise ValueError("no pool to review: generate one first, or name its folder")
         self.reviews = [PoolReview(folder, reviewer) for folder in given]
         self.methods = dict(methods or {})
-        self._keys: list[str] = []
         self._order: list[PoolReview] = []  # of the changes, for undo
         self._unstored: dict[str, str] = {}
-        self._tables: dict[int, tuple[pd.DataFrame, pd.DataFrame]] = {}
         target = f"review-{reviewer}.csv" if reviewer else "the manifest"
         super().__init__(**{"title": f"Decisions go to {target}", **traits})
         self._filter_anew()
@@ -161,14 +155,14 @@ class ReviewGrid(anywidget.AnyWidget):
 
     def undo(self) -> None:
         """Take back the last decision or note made in this grid."""
-        self._order = [review for review in self._order if review.undoable]
         if not self._order:
             self._say("there is nothing to undo")
             return
-        review, undone = self._order[-1], []
+        review = self._order[-1]
         before = review.undoable
-        if self._try("", lambda: undone.append(review.undo())):
-            self._say(f"{undone[0]} is as it was before")
+        undone = self._try("", review.undo)
+        if undone:
+            self._say(f"{undone} is as it was before")
         if review.undoable < before:
             self._order.pop()
 
@@ -177,9 +171,7 @@ class ReviewGrid(anywidget.AnyWidget):
         review, image = self._find(key)
         method = self.methods.get(self._describe(key)["origin"])
         if method is None:
-            self._say(
-                f"{image} can't be made again here: open the grid with its method, methods={{origin: …}}"
-            )
+            self._say(f"{image} can't be made again here: open the grid with methods={{origin: its method}}")
             return
         try:
             made_u8 = remake(review.folder, image, method).image_u8
@@ -221,21 +213,21 @@ class ReviewGrid(anywidget.AnyWidget):
         number, _, image = key.partition(":")
         return self.reviews[int(number)], image
 
-    def _try(self, key: str, act: Callable[[], object]) -> bool:
-        """Do it, and tell whether it worked; a card whose change was not stored says so until it is."""
+    def _try(self, key: str, act: Callable[[], Any]) -> Any:
+        """What `act` returns, or None where it failed: its card says so until a change on it is stored."""
         before = sum(review.undoable for review in self.reviews)
         try:
-            act()
+            done = act()
         except (ValueError, OSError) as error:
             self._unstored[key] = str(error)
             self._show_cards()
             self._say(str(error), is_problem=True)
-            return False
+            return None
         self._unstored.pop(key, None)
         if sum(review.undoable for review in self.reviews) > before:
             self._order.append(self._find(key)[0])
         self._show_cards()
-        return True
+        return done
 
     def _say(self, text: str, is_problem: bool = False) -> None:
         with self.hold_sync():
@@ -262,37 +254,25 @@ class ReviewGrid(anywidget.AnyWidget):
         told = {"kind": "large", "key": key, "problem": drawn["problem"]}
         self.send(told, [drawn["picture"], drawn["outline"]])
 
-    def _table(self, number: int) -> pd.DataFrame:
-        """`describe_images` of a pool, anew only where its manifest was."""
-        pool = self.reviews[number].pool
-        if number not in self._tables or self._tables[number][0] is not pool:
-            self._tables[number] = pool, describe_images(pool)
-        return self._tables[number][1]
-
     def _describe(self, key: str) -> dict[str, str]:
         """A card, without its picture."""
         review, image = self._find(key)
-        decided, told = review.decisions[image], self._table(self.reviews.index(review)).loc[image]
+        decided = review.decisions[image]
         words = {"decision": WORD_OF[decided.accepted], "note": decided.note}
-        return {"key": key, "image": image, **told, **words, "unstored": self._unstored.get(key, "")}
+        told = {"key": key, "image": image, "unstored": self._unstored.get(key, "")}
+        return told | self._table.loc[key].to_dict() | words
 
     def _filter_anew(self) -> None:
-        wanted = {name: word for name in ("origin", "prompt", "check") if (word := getattr(self, name))}
-        tables, keys = [self._table(number) for number in range(len(self.reviews))], []
-        for number, (review, table) in enumerate(zip(self.reviews, tables, strict=True)):
-            images = table.index[(table[list(wanted)] == pd.Series(wanted, dtype=object)).all(axis=1)]
-            keys += [
-                f"{number}:{image}"
-                for image in images
-                if self.decision in ("", WORD_OF[review.decisions[image].accepted])
-            ]
-        self._keys = keys
+        """Describe all images, by their keys, and list those that suit the filters."""
+        tables = [describe_images(r).add_prefix(f"{n}:", axis=0) for n, r in enumerate(self.reviews)]
+        table = pd.concat(tables)
+        wanted = {name: word for name in FILTERS if (word := getattr(self, name))}
+        is_wanted = (table[list(wanted)] == pd.Series(wanted, dtype=object)).all(axis=1)
+        self._table, self._keys = table, list(table.index[is_wanted])
         with self.hold_sync():
-            self.choices = {
-                name: sorted({word for table in tables for word in table[name].unique()} - {""})
-                for name in ("origin", "prompt", "check")
-            }
-            self.found, self.pages = len(keys), max(1, -(-len(keys) // self.page_size))
+            self.choices = {name: sorted(set(table[name]) - {""}) for name in FILTERS if name != "decision"}
+            self.can_remake = not self.methods.keys().isdisjoint(self.choices["origin"])
+            self.found, self.pages = len(self._keys), max(1, -(-len(self._keys) // self.page_size))
             self._show_page()
 
     def _show_page(self) -> None:

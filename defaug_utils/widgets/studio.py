@@ -122,14 +122,7 @@ class HandDrawn:
 
     def _paint(self, job: InpaintJob) -> GeneratedImage:
         (painted,) = inpaint_batch(self.studio.inpainter, [job], self.settings, on_step=self.on_step)
-        check = check_image(
-            job.image_u8,
-            painted.painted_u8,
-            painted.image_u8,
-            job.mask,
-            self.studio.limits,
-            painted.is_finite,
-        )
+        check = check_image(job, painted, self.studio.limits)
         row = {
             "category": self.studio.categories[self.request.source_image],
             "source_image": self.request.source_image,

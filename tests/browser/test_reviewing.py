@@ -18,7 +18,7 @@ PAGE = 16
 NAMES = [f"images/{index:06d}.png" for index in range(COUNT)]
 CELL = """
 from defaug_utils.widgets.review_grid import ReviewGrid
-grid = ReviewGrid("{pool}")
+grid = ReviewGrid("{pool}", methods=dict.fromkeys({origins}))
 grid
 """
 
@@ -81,14 +81,17 @@ def accepted(pool: Path) -> dict[str, bool]:
     }
 
 
-def open_grid(lab: Lab, page: Page, pool: Path, name: str) -> tuple[OpenNotebook, Reviewer]:
-    notebook = lab.open_notebook(page, f"{name}.ipynb", [CELL.format(pool=pool.name)])
+def open_grid(
+    lab: Lab, page: Page, pool: Path, name: str, origins: tuple[str, ...] = ()
+) -> tuple[OpenNotebook, Reviewer]:
+    notebook = lab.open_notebook(page, f"{name}.ipynb", [CELL.format(pool=pool.name, origins=origins)])
     return notebook, Reviewer(page, notebook.run_cell(0))
 
 
 def test_keys_decide_filters_find_and_a_restart_keeps_it(lab: Lab, page: Page, pool: Path):
     notebook, reviewer = open_grid(lab, page, pool, "review")
     reviewer.expect_names(NAMES[:PAGE])
+    expect(reviewer.root.get_by_text("make again")).to_have_count(0)  # no method was given
     notebook.take_screenshot("review-1-opened")
     reviewer.press("a", "r")
     reviewer.expect_decision(NAMES[0], "accepted")
@@ -139,7 +142,8 @@ def test_keys_decide_filters_find_and_a_restart_keeps_it(lab: Lab, page: Page, p
 def test_two_tabs_with_kernels_of_their_own_lose_nothing(lab: Lab, page: Page, pool: Path):
     _, first = open_grid(lab, page, pool, "tab-one")
     other = page.context.new_page()
-    _, second = open_grid(lab, other, pool, "tab-two")
+    _, second = open_grid(lab, other, pool, "tab-two", ("diag",))
+    expect(second.root.get_by_text("make again")).to_be_visible()
     first.press("a")
     first.expect_decision(NAMES[0], "accepted")
     second.press("End", "r")

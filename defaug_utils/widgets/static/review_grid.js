@@ -45,7 +45,7 @@ function render({ model, el }) {
   const status = makeElement("div", { className: "review-grid-status" }, root);
   status.setAttribute("aria-live", "polite");
   const help = makeElement("div", { className: "review-grid-help" }, root);
-  for (const [key, what] of HELP) {
+  for (const [key, what] of HELP.filter(([key]) => key !== "G" || model.get("can_remake"))) {
     makeElement("kbd", { textContent: key }, help);
     makeElement("span", { textContent: what }, help);
   }
