@@ -109,7 +109,8 @@ class BackgroundError(NamedTuple):
     border: float
 
 
-class Adaptation(NamedTuple):
+@dataclass(frozen=True)
+class Adaptation:
     """What became of an image; the images have shape (1, 3, height, width) and are about in [-1, 1]."""
 
     image: Tensor  #: by the adapted decoder, or by the model's own where that diverged

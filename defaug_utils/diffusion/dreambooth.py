@@ -5,7 +5,7 @@ Ruiz et al. 2023 (prior preservation), on the adapter of In&Out (Capogrosso et a
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 LORA = "lora.safetensors"
 
 
-class DreamBoothRun(NamedTuple):
+@dataclass(frozen=True)
+class DreamBoothRun:
     """A finished fine-tuning; the model carries the trained adapter."""
 
     lora: Path  #: the adapter

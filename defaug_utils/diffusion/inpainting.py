@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import RLock
-from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -147,14 +146,15 @@ class InpaintJob(NamedTuple):
     seed: int
 
 
-class InpaintedImage(NamedTuple):
+@dataclass(frozen=True)
+class InpaintedImage:
     """What became of a job; images are (height, width, 3), uint8."""
 
     image_u8: np.ndarray  #: finished; the original's own pixels outside the mask
     painted_u8: np.ndarray  #: what the model made, before the original was put back
     is_finite: bool  #: false where the model gave values that are no numbers
     latent_cells: int  #: cells of the latent grid that the mask touched; below some ten, expect little
-    further: Mapping[str, object] = MappingProxyType({})  #: columns that the method adds to the image's row
+    further: Mapping[str, object] = field(default_factory=dict)  #: columns for the image's row
 
 
 def inpaint_batch(
