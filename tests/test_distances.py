@@ -163,10 +163,3 @@ def test_every_image_has_the_same_chance_to_be_kept():
     assert all(len(set(row)) == 5 for row in kept)
     counts = np.bincount(np.concatenate(kept), minlength=20)
     assert np.abs(counts - 200).max() < 5 * np.sqrt(200 * 0.75)
-
-
-def test_broken_features_are_refused():
-    features = draw_features(3)
-    features[1, 2] = np.nan
-    with pytest.raises(ValueError, match="not finite"):
-        FeatureSummary().add(features, draw_directions(3))

@@ -113,3 +113,12 @@ def test_average_features_are_those_of_the_summary_in_their_order(network):
 def test_average_features_of_nothing_are_refused(network):
     with pytest.raises(ValueError, match="no image"):
         average_features(network, [], "eighth")
+
+
+@pytest.mark.parametrize("look", [lambda *given: average_features(*given, "eighth"), summarise_images])
+def test_broken_weights_are_told(look):
+    network = open_features("resnet10_quarter", str(WEIGHTS))
+    with torch.no_grad():
+        next(network.parts["eighth"].parameters()).fill_(np.nan)
+    with pytest.raises(ValueError, match="resnet10_quarter are not finite"):
+        look(network, draw_images(2))

@@ -201,11 +201,3 @@ def test_every_broken_map_is_listed():
 def test_both_kinds_of_pixels_are_needed(images):
     with pytest.raises(ValueError, match="both kinds are needed"):
         count_pixels(images)
-
-
-def test_rates_out_of_range_are_refused(two_regions):
-    counts = count_pixels([two_regions])
-    with pytest.raises(ValueError, match="max_fpr 0 must"):
-        region_overlap_area(counts, 0)
-    with pytest.raises(ValueError, match=r"min_recall 1.5 must"):
-        instance_average_precision(counts, 1.5)

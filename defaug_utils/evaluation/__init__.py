@@ -5,12 +5,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "classifier": [
-            "count_training",
-            "explain_images",
-            "score_samples",
-            "train_classifier",
-        ],
+        "classifier": ["count_training", "explain_images", "score_samples", "train_classifier"],
         "detector": [
             "DETECTORS",
             "DetectorPlan",
@@ -21,15 +16,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         ],
         "metrics": ["measure_scores", "tabulate_scores"],
         "pixel_metrics": ["measure_pixels"],
-        "pool_quality": [
-            "REAL",
-            "UNTOUCHED",
-            "copy_threshold",
-            "count_copies",
-            "find_copies",
-            "measure_pools",
-            "open_copy_search",
-        ],
-        "recipes": ["RECIPES", "choose_recipe", "fit_epochs", "plan_epochs"],
+        "pool_quality": ["count_copies", "measure_pools", "open_copy_search"],
+        "recipes": ["RECIPES", "choose_recipe", "plan_epochs"],
     },
 )

@@ -1,7 +1,4 @@
-"""The classifier: trained by a recipe, its scores, and a map of what it looks at.
-
-Selvaraju et al. 2017 (Grad-CAM).
-"""
+"""The classifier: trained by a recipe, its scores, and a map of what it looks at."""
 
 from pathlib import Path
 
@@ -13,14 +10,13 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from transformers import ResNetForImageClassification
 
-from defaug_utils.data.samples import Samples, hash_samples
+from defaug_utils.data.samples import Samples
 from defaug_utils.evaluation.recipes import (
     Batch,
     Recipe,
+    Start,
     TrainedNetwork,
-    describe_training,
     flip_images,
-    plan_batches,
     split_batches,
     train_network,
 )
@@ -57,28 +53,17 @@ def train_classifier(
             it is touched.
         FloatingPointError: a loss is not finite.
     """
-    height, width = samples.images_u8.shape[1:3]
-    digest = hash_samples(samples, "train")
-    settings = describe_training(recipe, backbone, weights, seed, (width, height), digest)
-    train = torch.from_numpy(samples.indices("train"))
 
     def measure_loss(model: nn.Module, batch: Batch) -> Tensor:
-        device, chosen = next(model.parameters()).device, train[batch.images]
-        images_u8 = samples.images_u8[chosen].to(device)
+        device = next(model.parameters()).device
+        images_u8 = samples.images_u8[batch.images].to(device)
         if recipe.flips:  # before normalising: bytes are a quarter of what floats are to move
             images_u8 = flip_images(images_u8.permute(0, 3, 1, 2), batch.flips).permute(0, 2, 3, 1)
         logits = model(normalise_images(images_u8, recipe.normalisation)).logits[:, 0]
-        return binary_cross_entropy_with_logits(logits.float(), samples.labels[chosen].to(device))
+        return binary_cross_entropy_with_logits(logits.float(), samples.labels[batch.images].to(device))
 
-    return train_network(
-        lambda: build_classifier(backbone, weights),
-        measure_loss,
-        plan_batches(samples.labels[train].numpy(), recipe, seed),
-        folder,
-        recipe,
-        settings,
-        on_step,
-    )
+    start = Start(backbone, weights, seed)
+    return train_network(build_classifier, measure_loss, samples, folder, recipe, start, on_step)
 
 
 def count_training(samples: Samples) -> dict[str, int]:
@@ -114,6 +99,14 @@ def score_samples(
     return table.assign(score=torch.cat(logits).double().sigmoid().numpy())
 
 
+def explain_images(
+    model: ResNetForImageClassification, images_u8: np.ndarray, normalisation: str = "imagenet"
+) -> list[np.ndarray]:
+    """Tint images blue where the model sees a defect, see `saliency_map`."""
+    maps = saliency_map(model, images_u8, normalisation)
+    return [overlay_saliency(image, saliency) for image, saliency in zip(images_u8, maps, strict=True)]
+
+
 def saliency_map(
     model: ResNetForImageClassification, images_u8: np.ndarray, normalisation: str = "imagenet"
 ) -> np.ndarray:
@@ -139,23 +132,6 @@ def saliency_map(
 
 
 def overlay_saliency(image_u8: np.ndarray, saliency: np.ndarray, opacity: float = 0.6) -> np.ndarray:
-    """Tint an image blue where the saliency is high.
-
-    Args:
-        image_u8: shape (height, width, 3), uint8.
-        saliency: shape (height, width), in [0, 1].
-        opacity: of the tint where the saliency is 1.
-
-    Returns:
-        Same shape and dtype as the image.
-    """
+    """Tint an image (height, width, 3) blue by its saliency (height, width), in [0, 1]."""
     weight = opacity * saliency[..., None]
     return np.rint((1 - weight) * image_u8 + weight * np.array(SALIENCY_COLOUR)).astype(np.uint8)
-
-
-def explain_images(
-    model: ResNetForImageClassification, images_u8: np.ndarray, normalisation: str = "imagenet"
-) -> list[np.ndarray]:
-    """Images tinted where the model sees a defect, see `saliency_map` and `overlay_saliency`."""
-    maps = saliency_map(model, images_u8, normalisation)
-    return [overlay_saliency(image, saliency) for image, saliency in zip(images_u8, maps, strict=True)]

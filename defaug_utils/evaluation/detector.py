@@ -1,15 +1,10 @@
 """A compact detector of defect pixels: a U-Net on the classifier's ResNets, its score maps and their numbers.
 
-Ronneberger et al. 2015 (U-Net), He et al. 2016 (ResNet). Taken instead of DeSTSeg (Zhang et al. 2023), the
-detector of AdaBLDM's tables, for two reasons. DeSTSeg's teacher is a frozen network that must know
-ImageNet, and the workshop's small backbone has seen drawn shapes only. And its student learns from
-anomalies that DeSTSeg simulates itself, which would blur what is compared here: the generated images. The
-U-Net learns from the given images and masks alone. Its numbers stand beside each other, not beside
-DeSTSeg's.
+Ronneberger et al. 2015 (U-Net), He et al. 2016 (ResNet). Chapter 9 says why it is not DeSTSeg.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,16 +21,15 @@ from defaug_utils.core.guards import raise_problems
 from defaug_utils.core.images import fit_mask, read_mask
 from defaug_utils.core.manifest import ManifestError
 from defaug_utils.core.origins import Run, parse_run_name
-from defaug_utils.data.samples import Samples, hash_samples, load_masked_samples
+from defaug_utils.data.samples import Samples, load_masked_samples
 from defaug_utils.evaluation.pixel_metrics import measure_pixels
 from defaug_utils.evaluation.recipes import (
     Batch,
     Recipe,
+    Start,
     TrainedNetwork,
-    describe_training,
     fit_epochs,
     flip_images,
-    plan_batches,
     split_batches,
     train_network,
 )
@@ -56,10 +50,9 @@ DICE_SMOOTHING = 1.0  # pixels; without defects the overlap term then asks for f
 
 
 class Detector(nn.Module):
-    """A ResNet whose stages are read back up, each joined with the one before it."""
+    """A ResNet whose stages are read back up, each joined with the one before it; the decoder is random."""
 
     def __init__(self, resnet: ResNetModel) -> None:
-        """Put a decoder with random weights on an encoder."""
         super().__init__()
         self.encoder = resnet
         channels = [resnet.config.embedding_size, *resnet.config.hidden_sizes]
@@ -116,34 +109,19 @@ def train_detector(
     weights: str = "",
     on_step: OnStep | None = None,
 ) -> TrainedNetwork:
-    """Train on the train split, or go on where an earlier call with the same settings stopped.
-
-    Arguments, files, repeatability, restarts and refusals are those of `train_classifier`; the weights are
-    the encoder's.
-    """
-    height, width = masked.masks.shape[1:]
-    digest = hash_samples(masked, "train")
-    settings = describe_training(recipe, backbone, weights, seed, (width, height), digest)
-    train = torch.from_numpy(masked.indices("train"))
+    """Train on images and masks as `train_classifier` does; the weights are the encoder's."""
 
     def measure_loss(model: nn.Module, batch: Batch) -> Tensor:
-        device, chosen = next(model.parameters()).device, train[batch.images]
-        inputs = normalise_images(masked.images_u8[chosen].to(device), recipe.normalisation)
-        masks = masked.masks[chosen].to(device, torch.float32)
+        device = next(model.parameters()).device
+        inputs = normalise_images(masked.images_u8[batch.images].to(device), recipe.normalisation)
+        masks = masked.masks[batch.images].to(device, torch.float32)
         if recipe.flips:
             flipped = flip_images(torch.cat([inputs, masks[:, None]], dim=1), batch.flips)
             inputs, masks = flipped[:, :3], flipped[:, 3]
         return detection_loss(model(inputs).float(), masks)
 
-    return train_network(
-        lambda: build_detector(backbone, weights),
-        measure_loss,
-        plan_batches(masked.labels[train].numpy(), recipe, seed),
-        folder,
-        recipe,
-        settings | {"detector": "segmenter"},
-        on_step,
-    )
+    start = Start(backbone, weights, seed, DETECTORS)
+    return train_network(build_detector, measure_loss, masked, folder, recipe, start, on_step)
 
 
 @dataclass(frozen=True)
@@ -191,6 +169,10 @@ def finish_detector(
         rows: the training set, paths relative to `run_dir`.
         plan: how to train.
         folder: of all such detectors in the run's folder; each has one in it by its name.
+
+    Raises:
+        ManifestError: images or masks are missing, broken or empty (all are listed).
+        ValueError: the folder holds a detector of other settings, or a score is not finite.
     """
     target, recipe = Path(run_dir) / folder / name, plan.fit_recipe(rows)
     masked = load_masked_samples(rows, run_dir, plan.input_size)
@@ -202,58 +184,29 @@ def finish_detector(
     return trained
 
 
+@torch.inference_mode()
 def write_score_maps(
-    model: nn.Module,
-    masked: Samples,
-    run_folder: Path | str,
-    normalisation: str,
-    batch_size: int = 8,
-    on_images: Callable[[int], None] | None = None,
+    model: nn.Module, masked: Samples, run_folder: Path | str, normalisation: str, batch_size: int = 8
 ) -> pd.DataFrame:
-    """Score every pixel of the test images: 16-bit PNGs in `score_maps`, listed in `score_maps.csv`.
-
-    The list is written last. Memory does not grow with the number of images.
-
-    Args:
-        model: the detector, in evaluation mode.
-        masked: the training set in memory.
-        run_folder: where the files go.
-        normalisation: the one that the model was trained with.
-        batch_size: images at a time; changes speed only, up to rounding.
-        on_images: called with the number of images just scored.
+    """Score every pixel of the test images: 16-bit PNGs in `score_maps`, listed last in `score_maps.csv`.
 
     Returns:
         One row a test image: image, mask, label, category, defect_type, `score_map` (its file, relative to
         `run_folder`) and `score` (the largest logit, as the image's own).
-
-    Raises:
-        ValueError: a score is not finite.
     """
-    (Path(run_folder) / MAP_LIST).unlink(missing_ok=True)
-    names, scores = [], []
-    for indices, logits in _score(model, masked, normalisation, batch_size):
-        for index, one in zip(indices, logits, strict=True):
+    run_folder, test = Path(run_folder), masked.indices("test")
+    (run_folder / MAP_LIST).unlink(missing_ok=True)
+    device, names, scores = next(model.parameters()).device, [], []
+    for batch in split_batches(test, batch_size):
+        logits = model(normalise_images(masked.images_u8[batch].to(device), normalisation))
+        for index, one in zip(batch.tolist(), logits.float().cpu().numpy(), strict=True):
             names.append(f"score_maps/{index:06d}.png")
             scores.append(float(one.max()))
-            write_png(Path(run_folder) / names[-1], logits_to_levels(one))
-        if on_images:
-            on_images(len(indices))
-    table = masked.table.loc[masked.indices("test")].reset_index(drop=True)
-    table = table[["image", "mask", "label", "category", "defect_type"]]
-    table = table.assign(score_map=names, score=scores)
-    write_csv(table, Path(run_folder) / MAP_LIST)
+            write_png(run_folder / names[-1], logits_to_levels(one))
+    table = masked.table.loc[test, ["image", "mask", "label", "category", "defect_type"]]
+    table = table.reset_index(drop=True).assign(score_map=names, score=scores)
+    write_csv(table, run_folder / MAP_LIST)
     return table
-
-
-@torch.inference_mode()
-def _score(
-    model: nn.Module, masked: Samples, normalisation: str, batch_size: int
-) -> Iterator[tuple[list[int], np.ndarray]]:
-    """Positions of test images, and their logits, shape (batch, height, width), float32."""
-    device = next(model.parameters()).device
-    for batch in split_batches(masked.indices("test"), batch_size):
-        inputs: Tensor = normalise_images(masked.images_u8[batch].to(device), normalisation)
-        yield batch.tolist(), model(inputs).float().cpu().numpy()
 
 
 def logits_to_levels(logits: np.ndarray) -> np.ndarray:
@@ -284,17 +237,11 @@ def _read_list(run_folder: Path) -> pd.DataFrame:
 
 
 def measure_score_maps(run_folder: Path | str, folder: Path | str) -> dict[str, float]:
-    """The pixel-level numbers of stored score maps, also written to `pixel_metrics.json`.
+    """The numbers of stored score maps, see `measure_pixels`, also written to `pixel_metrics.json`.
 
-    Args:
-        run_folder: where `write_score_maps` wrote.
-        folder: what the manifest's paths are relative to; masks are read from there, one at a time.
-
-    Returns:
-        See `measure_pixels`.
+    Masks lie relative to `folder`; they and the maps are read one at a time.
 
     Raises:
-        FileNotFoundError: there are no finished score maps.
         ManifestError: lists every score map or mask that is missing.
     """
     run_folder, folder = Path(run_folder), Path(folder)
@@ -303,16 +250,13 @@ def measure_score_maps(run_folder: Path | str, folder: Path | str) -> dict[str, 
     files += [folder / name for name in table["mask"] if name]
     missing = [f"{path}: does not exist" for path in files if not path.is_file()]
     raise_problems(f"score maps of {run_folder}", missing, ManifestError)
-    numbers = measure_pixels(_read_pairs(table, run_folder, folder))
+
+    def read_pair(row: tuple) -> tuple[np.ndarray, np.ndarray]:
+        score_map = read_score_map(run_folder / row.score_map)
+        if not row.mask:
+            return score_map, np.zeros(score_map.shape, bool)
+        return score_map, fit_mask(read_mask(folder / row.mask), score_map.shape[::-1])
+
+    numbers = measure_pixels(map(read_pair, table.itertuples()))
     write_json(run_folder / METRICS_FILE, numbers)
     return numbers
-
-
-def _read_pairs(
-    table: pd.DataFrame, run_folder: Path, folder: Path
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    for row in table.itertuples():
-        score_map = read_score_map(run_folder / row.score_map)
-        size = score_map.shape[::-1]
-        mask = fit_mask(read_mask(folder / row.mask), size) if row.mask else np.zeros(score_map.shape, bool)
-        yield score_map, mask

@@ -16,13 +16,6 @@ KEPT_FEATURES = 2000  # of a set at most, for the kernel distance and for draws
 KERNEL_SUBSETS = 100  # Bińkowski et al. 2018, section 4
 
 
-class Spread(NamedTuple):
-    """Mean and standard deviation (n − 1 in the denominator) over draws; NaN where there are none."""
-
-    mean: float
-    deviation: float
-
-
 class Moments(NamedTuple):
     """Mean (channels,) and covariance (channels, channels) of features."""
 
@@ -48,15 +41,11 @@ class FeatureSummary:
         self._square_sum = 0.0
 
     def add(self, features: np.ndarray, directions: np.ndarray) -> None:
-        """Take in some images.
+        """Take in finite features (batch, channels) and directions (batch, channels, rows, columns).
 
-        Args:
-            features: shape (batch, channels), finite.
-            directions: shape (batch, channels, rows, columns), of unit length (or 0) along the channels.
+        Directions have unit length (or 0) along the channels.
         """
         features, directions = features.astype(np.float64), directions.astype(np.float64)
-        if not np.isfinite(features).all():
-            raise ValueError("features are not finite: the network or the images are broken")
         batch, places = len(features), directions[0, 0].size
         centred = features - features.mean(0)
         gap, total = features.mean(0) - self._mean, self.count + batch
@@ -145,25 +134,16 @@ def frechet_distance(first: Moments, second: Moments) -> float:
 def squared_kernel_distance(first: np.ndarray, second: np.ndarray) -> float:
     """Unbiased squared maximum mean discrepancy with the kernel (x·y / channels + 1)³.
 
-    Bińkowski et al. 2018, Eqs. 3 and 4. Being unbiased it is 0 on average for two sets of one kind, and
-    so negative about as often as positive there.
-
-    Args:
-        first: shape (images, channels), at least two images.
-        second: the same of the other set.
+    Bińkowski et al. 2018, Eqs. 3 and 4, of features (images, channels), at least two images each. It is 0 on
+    average for two sets of one kind, and so negative about as often as positive there.
     """
-    within = [_sum_pairs(features) / (len(features) * (len(features) - 1)) for features in (first, second)]
+    kernels = [_kernel(features, features) for features in (first, second)]
+    within = [(kernel.sum() - np.trace(kernel)) / (len(kernel) * (len(kernel) - 1)) for kernel in kernels]
     return float(sum(within) - 2 * _kernel(first, second).mean())
 
 
 def _kernel(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return (first @ second.T / first.shape[1] + 1) ** 3
-
-
-def _sum_pairs(features: np.ndarray) -> float:
-    """Sum of the kernel over pairs of two different images."""
-    kernel = _kernel(features, features)
-    return kernel.sum() - np.trace(kernel)
 
 
 def compare_features(first: np.ndarray, second: np.ndarray) -> float:
@@ -179,7 +159,7 @@ def spread_over_draws(
     count: int,
     draws: int = KERNEL_SUBSETS,
     seed: int = 0,
-) -> Spread:
+) -> tuple[float, float]:
     """A distance between equally many images of both sides, drawn again and again.
 
     The Fréchet distance grows as images get fewer, whatever they show: values compare at one count only.
@@ -194,11 +174,11 @@ def spread_over_draws(
         seed: of the draws.
 
     Returns:
-        NaN where a side has too few images.
+        Mean and standard deviation (n − 1 in the denominator); NaN where a side has too few images.
     """
     is_enough = len(first) >= 2 * count if second is None else min(len(first), len(second)) >= count
     if count < 2 or not is_enough:
-        return Spread(float("nan"), float("nan"))
+        return float("nan"), float("nan")
     generator = np.random.default_rng(seed)
     values = []
     for _ in range(draws):
@@ -207,7 +187,7 @@ def spread_over_draws(
             values.append(distance(both[:count], both[count:]))
         else:
             values.append(distance(_draw(first, count, generator), _draw(second, count, generator)))
-    return Spread(float(np.mean(values)), float(np.std(values, ddof=1)) if draws > 1 else float("nan"))
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if draws > 1 else float("nan")
 
 
 def _draw(features: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:

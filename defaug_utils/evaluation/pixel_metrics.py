@@ -39,21 +39,7 @@ class PixelCounts(NamedTuple):
 
 
 def count_pixels(maps_and_masks: Iterable[tuple[np.ndarray, np.ndarray]]) -> PixelCounts:
-    """Count the pixels of score maps by score; images may differ in size.
-
-    A region (instance) is a part of a mask whose pixels touch at an edge or a corner.
-
-    Args:
-        maps_and_masks: for every image its scores, shape (height, width), higher on defects, and its mask,
-            same shape, bool; may be read on the way.
-
-    Returns:
-        The counts, from which every number of this module is computed.
-
-    Raises:
-        ValueError: lists every image whose map and mask don't pair up or whose scores are not finite;
-            or no pixel, or every pixel, is defective.
-    """
+    """Count the pixels of score maps by score, see `measure_pixels`."""
     tables, instance_scores, problems = [], [], []
     for index, (score_map, mask) in enumerate(maps_and_masks):
         found = _find_problems(index, score_map, mask)
@@ -124,19 +110,7 @@ def region_overlap_area(counts: PixelCounts, max_fpr: float = MAX_FPR) -> float:
     """PRO: the area under the per-region overlap up to a false-positive rate, divided by that rate.
 
     Every region counts the same, however large it is (Bergmann et al. 2020).
-
-    Args:
-        counts: of `count_pixels`.
-        max_fpr: share of the normal pixels that may be called defective, in (0, 1].
-
-    Returns:
-        A number in [0, 1].
-
-    Raises:
-        ValueError: the rate is out of range.
     """
-    if not 0 < max_fpr <= 1:
-        raise ValueError(f"max_fpr {max_fpr} must be in (0, 1]")
     fpr, overlap = _accumulate(counts.normal), _accumulate(counts.overlap)
     inside = fpr <= max_fpr
     ends = np.append(fpr[inside], max_fpr), np.append(overlap[inside], np.interp(max_fpr, fpr, overlap))
@@ -149,19 +123,7 @@ def instance_average_precision(counts: PixelCounts, min_recall: float = MIN_RECA
     An instance is found at a threshold that half of its pixels reach. For every instance's own such score:
     the precision over all pixels with at least that score, made monotone (the largest at this recall or a
     higher one). IAP is their mean, IAP90 the one at the smallest recall of at least `min_recall`.
-
-    Args:
-        counts: of `count_pixels`.
-        min_recall: share of the instances that must be found, in (0, 1].
-
-    Returns:
-        The two precisions.
-
-    Raises:
-        ValueError: the recall is out of range.
     """
-    if not 0 < min_recall <= 1:
-        raise ValueError(f"min_recall {min_recall} must be in (0, 1]")
     last = np.searchsorted(-counts.scores, -counts.instance_scores, side="right") - 1
     found = np.cumsum(counts.defect)[last]
     precision = np.maximum.accumulate(found / (found + np.cumsum(counts.normal)[last]))
@@ -171,13 +133,20 @@ def instance_average_precision(counts: PixelCounts, min_recall: float = MIN_RECA
 
 
 def measure_pixels(maps_and_masks: Iterable[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
-    """All numbers of a test set's score maps.
+    """All numbers of a test set's score maps; images may differ in size.
+
+    A region (instance) is a part of a mask whose pixels touch at an edge or a corner.
 
     Args:
-        maps_and_masks: as `count_pixels` takes them.
+        maps_and_masks: for every image its scores, shape (height, width), higher on defects, and its mask,
+            same shape, bool; may be read on the way.
 
     Returns:
         pixel_auroc, pro, pixel_ap, iap, iap90, and the numbers of `pixels`, `defect_pixels` and `instances`.
+
+    Raises:
+        ValueError: lists every image whose map and mask don't pair up or whose scores are not finite;
+            or no pixel, or every pixel, is defective.
     """
     counts = count_pixels(maps_and_masks)
     iap, iap90 = instance_average_precision(counts)

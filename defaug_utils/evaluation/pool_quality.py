@@ -1,12 +1,8 @@
 """What pools are worth before any training: near to real positives, different, and no copies of them.
 
 DIAG measures distances to the positives of the train split (Girella et al. 2024); no test image is read.
-In&Out suspects that fine-tuning on few images memorises them (Capogrosso et al. 2024). An image counts as a
-copy where it is as close to a real image as hardly any two real images are to each other.
-
-A copy that is softer than its original, or mirrored, lies far from it in features of texture and is missed:
-few copies found do not prove that nothing was memorised. Where images leave a model softer than they went in,
-take the real images' features after the same way through its autoencoder.
+In&Out suspects that fine-tuning on few images memorises them (Capogrosso et al. 2024). A copy that is softer
+than its original, or mirrored, is missed: few copies found do not prove that nothing was memorised.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,7 +20,6 @@ from defaug_utils.core.origins import pool_scenarios
 from defaug_utils.diffusion.autoencoder import autoencode_images
 from defaug_utils.evaluation.distances import (
     FeatureSummary,
-    Spread,
     compare_features,
     frechet_distance,
     spread_over_draws,
@@ -112,12 +107,13 @@ def _measure_set(
     """One row a layer; where the set is the real positives themselves, of two parts of them."""
     table = []
     for layer, own in found.items():
-        n_equal = real[layer].count // 2
-        second = None if own is real[layer] else real[layer].kept
-        spreads = [
-            spread_over_draws(distance, own.kept, second, n_equal, draws, seed)
+        known = real[layer]
+        is_real, n_equal = own is known, known.count // 2
+        can_compare = not is_real and min(own.count, known.count) > 1
+        (fd_equal, fd_std), (kd, kd_std) = (
+            spread_over_draws(distance, own.kept, None if is_real else known.kept, n_equal, draws, seed)
             for distance in (compare_features, squared_kernel_distance)
-        ]
+        )
         table.append(
             {
                 "set": name,
@@ -126,55 +122,36 @@ def _measure_set(
                 "layer": layer,
                 "channels": own.kept.shape[1],
                 "n": own.count,
-                "n_real": real[layer].count,
-                "fd": np.nan if second is None else _measure_all(own, real[layer]),
+                "n_real": known.count,
+                "fd": frechet_distance(own.moments, known.moments) if can_compare else np.nan,
                 "n_equal": n_equal,
-                **_name_spread("fd_equal", spreads[0]),
-                **_name_spread("kd", spreads[1]),
+                "fd_equal": fd_equal,
+                "fd_equal_std": fd_std,
+                "kd": kd,
+                "kd_std": kd_std,
                 "diversity": own.diversity,
             }
         )
     return table
 
 
-def _measure_all(own: FeatureSummary, real: FeatureSummary) -> float:
-    """The Fréchet distance of all images; NaN where a side has one only."""
-    return frechet_distance(own.moments, real.moments) if min(own.count, real.count) > 1 else np.nan
-
-
-def _name_spread(name: str, spread: Spread) -> dict[str, float]:
-    return {name: spread.mean, f"{name}_std": spread.deviation}
-
-
-def nearest_distances(real: np.ndarray) -> np.ndarray:
-    """Euclidean distance of every real image to the nearest other one.
-
-    Args:
-        real: features, shape (images, channels), at least two images.
-
-    Raises:
-        ValueError: the features don't suit; lists what is wrong.
-    """
-    _check_features({"real": real}, least=2)
-    distances = cdist(real, real)
-    np.fill_diagonal(distances, np.inf)
-    return distances.min(axis=1)
-
-
 def copy_threshold(real: np.ndarray, quantile: float = COPY_QUANTILE) -> float:
-    """The distance up to which an image counts as a copy: a quantile of `nearest_distances`.
+    """The distance up to which an image counts as a copy: a quantile of the reals' own nearest ones.
 
     The same rule would call about that share of the real images copies of each other: the rate of false
     alarms for new images of the real kind. Five images give a rough threshold (the quantile lies near their
     least distance); take all real training images where there are more. A real image stored twice pulls it
     towards 0.
 
-    Raises:
-        ValueError: features or quantile (0 … 1) don't suit.
+    Args:
+        real: features, shape (images, channels), of at least two images.
+        quantile: in [0, 1].
     """
-    if not 0 <= quantile <= 1:
-        raise ValueError(f"quantile {quantile} must be between 0 and 1")
-    return float(np.quantile(nearest_distances(real), quantile))
+    if len(real) < 2:
+        raise ValueError(f"real: {len(real)} images, expected at least 2 to tell how alike they are")
+    distances = cdist(real, real)
+    np.fill_diagonal(distances, np.inf)
+    return float(np.quantile(distances.min(axis=1), quantile))
 
 
 def find_copies(
@@ -196,19 +173,15 @@ def find_copies(
     Returns:
         One row a generated image, in their order: image, nearest_real (the first of equally near ones),
         distance, threshold, is_copy (distance up to the threshold).
-
-    Raises:
-        ValueError: features, names or threshold don't suit; lists what is wrong.
     """
-    _check_features({"generated": generated, "trained": trained})
-    names = [_name_images(images, len(generated)), _name_images(trained_images, len(trained))]
-    if not 0 <= threshold < np.inf:
-        raise ValueError(f"threshold {threshold} must be a distance, 0 or more")
+    names = [str(number) for number in range(len(generated))] if images is None else list(images)
+    known = [str(number) for number in range(len(trained))] if trained_images is None else trained_images
+    if len(names) != len(generated):
+        raise ValueError(f"{len(names)} names for {len(generated)} images")
     distances = cdist(generated, trained)
-    nearest = distances.argmin(axis=1)
-    table = pd.DataFrame({"image": names[0], "nearest_real": [names[1][place] for place in nearest]})
-    table = table.assign(distance=distances.min(axis=1), threshold=threshold)
-    return table.assign(is_copy=table["distance"] <= threshold)
+    nearest = [known[place] for place in distances.argmin(axis=1)]
+    table = pd.DataFrame({"image": names, "nearest_real": nearest, "distance": distances.min(axis=1)})
+    return table.assign(threshold=threshold, is_copy=table["distance"] <= threshold)
 
 
 class CopySearch(NamedTuple):
@@ -246,13 +219,16 @@ def open_copy_search(
     """A search for copies of real images.
 
     Args:
-        network: see `average_features`.
-        layer: likewise.
+        network: from `open_features`.
+        layer: whose features are compared.
         folder: of the real images.
         shown: names of those that the generator was shown.
         others: of more, which also say how alike real images are.
         vae: the generator's autoencoder, which real images pass through, too.
         size: (width, height) of generated images.
+
+    Raises:
+        ValueError: an image or the layer is missing, or there are fewer than two real images.
     """
     names = list(dict.fromkeys([*shown, *others]))
     images_u8 = autoencode_images(vae, [read_image(Path(folder) / name) for name in names], size)
@@ -269,8 +245,8 @@ def count_copies(copies: pd.DataFrame, by: Sequence[str] = ("share", "epoch")) -
         by: what tells settings apart; merge weight (share) and epoch.
 
     Returns:
-        One row a setting, sorted: the columns of `by`, images, copies, copied_reals (different real images
-        among the copied), share_of_copies, median_distance.
+        One row a setting, sorted: the columns of `by`, images, copies, copied_reals (different ones),
+        share_of_copies, median_distance.
 
     Raises:
         ValueError: no images, or a column is missing.
@@ -286,26 +262,3 @@ def count_copies(copies: pd.DataFrame, by: Sequence[str] = ("share", "epoch")) -
         share_of_copies=("is_copy", "mean"),
         median_distance=("distance", "median"),
     ).reset_index()
-
-
-def _check_features(features: dict[str, np.ndarray], least: int = 1) -> None:
-    problems, channels = [], {}
-    for name, array in features.items():
-        if array.ndim != 2:
-            problems.append(f"{name} features have shape {array.shape}, expected (images, channels)")
-            continue
-        channels[name] = array.shape[1]
-        if len(array) < least:
-            problems.append(f"{name}: {len(array)} images, expected at least {least}")
-        if not np.isfinite(array).all():
-            problems.append(f"{name} features are not finite")
-    if len(set(channels.values())) > 1:
-        problems.append(f"channels differ ({channels}): take one network and layer for all")
-    if problems:
-        raise ValueError("; ".join(problems))
-
-
-def _name_images(names: Sequence[str] | None, count: int) -> list[str]:
-    if names is not None and len(names) != count:
-        raise ValueError(f"{len(names)} names for {count} images")
-    return [str(number) for number in range(count)] if names is None else list(names)

@@ -1,4 +1,4 @@
-"""How a classifier or detector is trained: the papers' recipes by name, and which images an epoch shows."""
+"""How classifiers and detectors are trained: recipes by name, the images of an epoch, and the training."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from defaug_utils.core.manifest import image_seed
+from defaug_utils.data.samples import Samples, hash_samples
 from defaug_utils.training.loop import OnStep, StepLoss, StepPlan, Training, open_accelerator, run_steps
 from defaug_utils.training.memory import pick_device
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a classifier is trained.
+    """How a classifier or detector is trained.
 
     Attributes:
         optimiser: "sgd" or "adam".
@@ -184,40 +185,52 @@ class TrainedNetwork(NamedTuple):
         return {"epochs": len(self.history), "final_loss": float(loss), "seconds": float(seconds)}
 
 
+class Start(NamedTuple):
+    """What a network is before its first step; see `build_classifier` for `backbone` and `weights`.
+
+    Attributes:
+        seed: of random weights, the order of images and their flips.
+        detector: kind of a detector, "" for a classifier.
+    """
+
+    backbone: str
+    weights: str = ""
+    seed: int = 0
+    detector: str = ""
+
+
 def train_network(
-    make_network: Callable[[], nn.Module],
+    build: Callable[[str, str], nn.Module],
     measure_loss: Callable[[nn.Module, Batch], Tensor],
-    batches: list[Batch],
+    samples: Samples,
     folder: Path | str,
     recipe: Recipe,
-    settings: dict,
+    start: Start,
     on_step: OnStep | None = None,
 ) -> TrainedNetwork:
-    """Train a network by a recipe, or go on where an earlier call with the same settings stopped.
+    """Train a network on the train split, or go on where an earlier call stopped, see `train_classifier`.
 
     Args:
-        make_network: called once, with PyTorch's global generator seeded.
-        measure_loss: of one batch, on the network's device.
-        batches: from `plan_batches`.
+        build: makes the network of a backbone and its weights.
+        measure_loss: of one batch, whose images are positions in `samples`, on the network's device.
+        samples: the training set in memory.
         folder: for `checkpoint.safetensors` and `history.csv`, replaced after every epoch.
         recipe: how to train.
-        settings: see `describe_training`.
+        start: what the network starts from.
         on_step: see `run_steps`.
-
-    Raises:
-        ValueError: the folder holds a training with other settings; nothing in it is touched.
-        FloatingPointError: a loss is not finite.
     """
-    device = pick_device()
-    with _repeatable(device, settings["seed"]):
-        network = make_network().to(device, memory_format=torch.channels_last)
+    device, train = pick_device(), torch.from_numpy(samples.indices("train"))
+    batches = plan_batches(samples.labels[train].numpy(), recipe, start.seed)
+    with _repeatable(device, start.seed):
+        network = build(start.backbone, start.weights).to(device, memory_format=torch.channels_last)
         plan = StepPlan(len(batches), len(batches) // recipe.epochs, _pick_precision(device), row="epoch")
 
         def compute_loss(module: nn.Module, step: int) -> StepLoss:
             batch = batches[step]
             if 0 < recipe.freeze_batch_norm_after <= batch.epoch:
                 freeze_batch_norm(module)
-            return StepLoss(measure_loss(module, batch), {"epoch": batch.epoch + 1}, len(batch.images))
+            loss = measure_loss(module, batch._replace(images=train[batch.images]))
+            return StepLoss(loss, {"epoch": batch.epoch + 1}, len(batch.images))
 
         training = Training(
             network,
@@ -226,28 +239,23 @@ def train_network(
             open_accelerator(plan.precision, device.type),
             rate_of=lambda step: learning_rate_of(recipe, batches[step].epoch),
         )
-        run = run_steps(training, plan, folder, settings, on_step)
+        run = run_steps(training, plan, folder, _describe_training(recipe, start, samples), on_step)
     return TrainedNetwork(network.eval(), run.history, run.resumed_steps // plan.save_every)
 
 
-def describe_training(
-    recipe: Recipe, backbone: str, weights: str, seed: int, size: tuple[int, int], training_set: str
-) -> dict:
-    """Everything that decides what a trained network is, as JSON values; of weights also the content.
-
-    Args:
-        size: (width, height) of the input.
-        training_set: hash of the training part.
-    """
-    is_file = Path(weights).is_file()
+def _describe_training(recipe: Recipe, start: Start, samples: Samples) -> dict:
+    """Everything that decides what a trained network is, as JSON values; of weights also the content."""
+    height, width = samples.images_u8.shape[1:3]
+    weights = Path(start.weights)
     return {
         **asdict(recipe),
-        "backbone": backbone,
-        "weights": weights,
-        "weights_content": sha256(Path(weights).read_bytes()).hexdigest()[:16] if is_file else "",
-        "seed": seed,
-        "input_size": list(size),
-        "training_set": training_set,
+        "backbone": start.backbone,
+        "weights": start.weights,
+        "weights_content": sha256(weights.read_bytes()).hexdigest()[:16] if weights.is_file() else "",
+        "seed": start.seed,
+        "input_size": [width, height],
+        "training_set": hash_samples(samples, "train"),
+        **({"detector": start.detector} if start.detector else {}),
     }
 
 

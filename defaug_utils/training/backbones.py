@@ -340,12 +340,18 @@ def read_in_batches(
 
     Yields:
         See `FeatureNetwork.read_maps`.
+
+    Raises:
+        ValueError: a layer is unknown, or its output is not finite.
     """
     remaining = iter(images_u8)
     while batch := list(islice(remaining, batch_size)):
         size = size or (batch[0].shape[1], batch[0].shape[0])
         same = [image if image.shape[1::-1] == size else fit_image(image, size) for image in batch]
-        yield network.read_maps(np.stack(same), layers)
+        maps = network.read_maps(np.stack(same), layers)
+        if not all(found.isfinite().all() for found in maps.values()):
+            raise ValueError(f"features of {network.backbone} are not finite: its weights are broken")
+        yield maps
 
 
 def average_features(
