@@ -60,9 +60,9 @@ def test_blending_refuses_what_does_not_fit(source_shape, mask_shape, opacity):
 
 
 def test_blending_refuses_floats_and_grey_value_masks():
-    with pytest.raises(ValueError, match="expected uint8, uint8, bool"):
+    with pytest.raises(ValueError, match=r"float64|mask \(2, 2\) of uint8"):
         blend_anomaly(random_image(2, 2), random_image(2, 2).astype(float), np.ones((2, 2), bool), 0.5)
-    with pytest.raises(ValueError, match="expected uint8, uint8, bool"):
+    with pytest.raises(ValueError, match=r"float64|mask \(2, 2\) of uint8"):
         blend_anomaly(random_image(2, 2), random_image(2, 2), np.full((2, 2), 255, np.uint8), 0.5)
 
 
@@ -218,7 +218,7 @@ def test_an_empty_or_unreachable_foreground_ends_with_a_message():
 
 
 def test_all_wrong_settings_are_told_at_once():
-    with pytest.raises(ValueError, match=r"texture_share 2.*grid.*foreground 'object'"):
+    with pytest.raises(ValueError, match=r"(?s)texture_share 2.*grid.*foreground 'object'"):
         MemSegSettings(texture_share=2, grid=(0, 4), foreground="object")
 
 

@@ -255,7 +255,7 @@ def test_full_disk_in_the_journal_and_in_the_manifest(tmp_path, surfaces, monkey
     open_path = Path.open
 
     def refuse(path, *args, **options):
-        if path.name == "finished.jsonl" and args[:1] == ("a",):
+        if path.name == "finished.jsonl" and args[:1] == ("a+b",):
             raise OSError(errno.ENOSPC, "No space left on device")
         return open_path(path, *args, **options)
 

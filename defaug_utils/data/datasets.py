@@ -18,9 +18,7 @@ from defaug_utils.core.manifest import SPLITS, make_manifest
 from defaug_utils.data.layouts import DatasetError, list_files
 
 MAX_WORKERS = 8
-CHECKED = ("image", "mask")
 FEW_SHOT_COUNT = 10  # defective images a type (AdaBLDM's protocol)
-TYPE = ["category", "defect_type"]
 
 
 class DatasetWarning(UserWarning):
@@ -41,7 +39,7 @@ def load_dataset(
     (KSDD2's ` (copy)` files) are skipped with one warning.
 
     Args:
-        root: the data set's folder; never written to.
+        root: the data set's folder.
         layout: "ksdd2", "mvtec", "btad" or "folder" (see `layouts`), or "auto" to tell by the folders.
         category: the only category (product) to load, empty for all; for MVTec AD and BTAD.
         test_share: share of the images drawn for test where a folder of own parts has no test part.
@@ -54,8 +52,7 @@ def load_dataset(
 
     Raises:
         FileNotFoundError: there is no such folder.
-        DatasetError: empty or unreadable folder, unknown layout, or a list of every offending file:
-            no partner, other size, unreadable, twice there, mask and folder disagree.
+        DatasetError: empty or unreadable folder, unknown layout, or a list of every offending file.
     """
     listing = list_files(root, layout, category)
     rows, problems = [], listing.problems
@@ -73,7 +70,7 @@ def load_dataset(
 
 
 def map_in_threads(function: Callable, values: list) -> Iterator:
-    """Results in order; the first error ends it, and what had not begun by then never begins."""
+    """Results in order; after the first error nothing new begins."""
     with ThreadPoolExecutor(min(MAX_WORKERS, os.cpu_count() or 1)) as executor:
         yield from executor.map(function, values)
 
@@ -83,7 +80,7 @@ def _check_row(root: Path, row: dict) -> tuple[dict, list[str]]:
     try:
         height, width = read_image(root / row["image"]).shape[:2]
         mask = read_mask(root / row["mask"]) if row["mask"] else np.zeros((height, width), bool)
-        checksums = {column: _checksum(root / row[column]) if row[column] else "" for column in CHECKED}
+        checksums = {f"{column}_checksum": _hash_file(root, row[column]) for column in ("image", "mask")}
     except (OSError, ValueError) as error:
         return row, [str(error)]
     label = "positive" if mask.any() else "negative"
@@ -93,14 +90,13 @@ def _check_row(root: Path, row: dict) -> tuple[dict, list[str]]:
         problems.append(f"{row['mask']}: is {found} pixels, its image is {width} × {height}")
     if row.get("label", label) != label:
         problems.append(f"{row['mask']}: has no pixel above 0, but its image stands among the defective ones")
-    measured = {"width": width, "height": height, "defect_pixels": int(mask.sum())}
-    measured |= {f"{column}_checksum": checksum for column, checksum in checksums.items()}
+    measured = {"width": width, "height": height, "defect_pixels": int(mask.sum()), **checksums}
     defect_type = row.get("defect_type", "") if label == "positive" else ""
     return {**row, "label": label, "defect_type": defect_type, **measured}, problems
 
 
-def _checksum(path: Path) -> str:
-    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+def _hash_file(root: Path, name: str) -> str:
+    return hashlib.blake2b((root / name).read_bytes(), digest_size=16).hexdigest() if name else ""
 
 
 def _warn_about(manifest: pd.DataFrame, skipped: list[str], root: Path | str) -> None:
@@ -128,19 +124,16 @@ def _warn(what: str, names: list[str]) -> None:
 
 def draw_validation(manifest: pd.DataFrame, share: float, seed: int) -> pd.DataFrame:
     """Move a share of the training images to `val`, see `draw_split`, unless the data set has that part."""
-    has_own = "val" in set(manifest["split"])
-    return manifest.copy() if has_own else draw_split(manifest, "val", share, seed)
+    if "val" in set(manifest["split"]):
+        return manifest.copy()
+    return draw_split(manifest, "val", share, seed)
 
 
 def draw_split(manifest: pd.DataFrame, split: str, share: float, seed: int) -> pd.DataFrame:
-    """Move a share of the training images to another split, evenly over labels and defect types.
+    """Move a share of the training images to `val` or `test`, evenly over labels and defect types.
 
-    Args:
-        manifest: a data set's table.
-        split: where the drawn rows go, "val" or "test".
-        share: of the training images of every category and label, in [0, 1); above 0, at least one of
-            each is drawn and at least one stays, so that a single image stays.
-        seed: decides the draw; the order of the rows does not.
+    The share of every category and label is in [0, 1); above 0, at least one of each is drawn and at least
+    one stays, so that a single image stays. The rows' order plays no part.
     """
     if not 0 <= share < 1:
         raise ValueError(f"share {share} of the training images for {split} must be in [0, 1)")
@@ -166,19 +159,18 @@ def draw_few_shot(
 ) -> pd.DataFrame:
     """Move `count` defective test images of every category and type to the train split, or a given list.
 
-    AdaBLDM's protocol for data sets whose training part has no defect (MVTec AD, BTAD). All other test
-    images stay. A larger count of the same seed draws the same images and more.
+    AdaBLDM's protocol for data sets whose training part has no defect (MVTec AD, BTAD). A larger count of
+    the same seed draws the same images and more.
 
     Args:
         dataset: of `load_dataset`.
         count: images a category and defect type; not used with a list.
-        seed: decides the draw; the order of the rows does not.
+        seed: decides the draw; the rows' order does not.
         chosen: `image` of the rows to move, whatever their number; empty to draw them.
 
     Raises:
-        DatasetError: types with fewer images than asked for (all are listed with all that there are), a
-            category with no defective image left for test, defective images in train already, or names in
-            the list that are no defective test image.
+        DatasetError: types with too few images (all types are listed), a category with no defective image
+            left for test, defective images in train already, or wrong names in the list.
         ValueError: the count is below 1.
     """
     if count < 1:
@@ -198,19 +190,17 @@ def draw_few_shot(
     wrong += [f"{name}: is listed twice" for name, times in Counter(images).items() if times > 1]
     raise_problems("few-shot list", sorted(wrong), DatasetError)
     left = candidates[~candidates["image"].isin(images)]
-    raise_problems(
-        f"few-shot: with {len(images)} image(s) for training nothing is left to be judged on",
-        [
-            f"{category or 'defects'}: no defective image in test"
-            for category in sorted(set(dataset["category"]) - set(left["category"]))
-        ],
-        DatasetError,
-    )
+    bare = [
+        f"{category or 'defects'}: no defective image in test"
+        for category in sorted({*dataset["category"]} - {*left["category"]})
+    ]
+    what = f"few-shot: with {len(images)} image(s) for training nothing is left to be judged on"
+    raise_problems(what, bare, DatasetError)
     return dataset.assign(split=dataset["split"].mask(dataset["image"].isin(images), "train"))
 
 
 def _draw_per_type(candidates: pd.DataFrame, count: int, seed: int) -> list[str]:
-    groups = {key: sorted(group["image"]) for key, group in candidates.groupby(TYPE)}
+    groups = {key: sorted(group["image"]) for key, group in candidates.groupby(["category", "defect_type"])}
     fewest = min(map(len, groups.values()), default=count)
     if fewest < count:
         listed = [
@@ -232,11 +222,9 @@ def _draw_per_type(candidates: pd.DataFrame, count: int, seed: int) -> list[str]
 
 
 def summarise_dataset(manifest: pd.DataFrame) -> pd.DataFrame:
-    """Count the images of `load_dataset` by category, split, label and defect type, with their sizes.
+    """Count the images of `load_dataset` by category, split, label and defect type, one row a group.
 
-    Returns:
-        One row a group, in the order train, val, test: `images`, `min_width` … `max_height` in pixels, and
-        the least, median and largest `defect_pixels`.
+    The further columns are `images`, `min_width` … `max_height`, and `min_`, `median_`, `max_defect_pixels`.
     """
     keys = ["category", "split", "label", "defect_type"]
     table = manifest.assign(split=pd.Categorical(manifest["split"], SPLITS, ordered=True))

@@ -1,4 +1,4 @@
-"""Fetching a data set's archive: resumed, checked, and unpacked only when every member is safe."""
+"""Fetching a data set's archive: resumed, checked, unpacked only when every member is safe."""
 
 import hashlib
 import os
@@ -48,10 +48,8 @@ def download_dataset(
 ) -> Path:
     """Fetch and unpack a data set; what an earlier call finished is not done again.
 
-    An archive that was fetched by hand and put into `folder` is checked and unpacked.
-
     Args:
-        folder: where the archive and the unpacked data set go.
+        folder: where the archive and the unpacked data set go; an archive put there by hand is used.
         archive: by default KolektorSDD2, licence CC BY-NC-SA 4.0.
         on_bytes: called with the number of bytes just fetched (such as `tqdm.update`).
 
@@ -73,10 +71,7 @@ def download_dataset(
 def fetch_archive(
     folder: Path | str, archive: Archive, on_bytes: Callable[[int], None] | None = None
 ) -> Path:
-    """Fetch an archive and check its hash; the arguments and errors are those of `download_dataset`.
-
-    Until it is complete the file is called `<name>.part`, and an interrupted download goes on there.
-    """
+    """Fetch an archive into `<name>.part`, where an interrupted download goes on, and check its hash."""
     path = Path(folder) / archive.name
     part = path.with_name(path.name + ".part")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -108,7 +103,7 @@ def _by_hand(path: Path, archive: Archive) -> str:
 
 
 def _fetch_rest(archive: Archive, part: Path, on_bytes: Callable[[int], None] | None) -> None:
-    """Append what is missing of a partly fetched file; a server that can't continue sends all again."""
+    """Append what a file lacks; a server that can't continue sends all again."""
     have = part.stat().st_size if part.is_file() else 0
     headers = {"Range": f"bytes={have}-", "Accept-Encoding": "identity"}
     with requests.get(archive.url, headers=headers, stream=True, timeout=TIMEOUT) as response:
@@ -139,7 +134,7 @@ def _check_space(part: Path, needed: int) -> None:
 
 
 def _check_hash(found: Path, path: Path, archive: Archive) -> None:
-    """Refuse an archive of another content; a partly fetched file is deleted, a file put there is not."""
+    """Refuse another content; what was fetched is deleted, a file that was put there is not."""
     with found.open("rb") as file:
         md5 = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
     if md5 == archive.md5:
@@ -155,18 +150,12 @@ def _check_hash(found: Path, path: Path, archive: Archive) -> None:
 
 
 def unpack_archive(path: Path | str, folder: Path | str, max_bytes: int = MAX_UNPACKED) -> None:
-    """Unpack a zip archive, whole or not at all, after checking every member.
-
-    Args:
-        path: the archive.
-        folder: where its members go; made by this, must not be there yet.
-        max_bytes: refuse archives that unpack to more.
+    """Unpack a zip archive into a new folder, whole or not at all, after checking every member.
 
     Raises:
         FileExistsError: the folder is there already.
-        ValueError: no zip archive, or members with a path that leaves the folder, links, encrypted
-            members, or too many bytes; every such member is listed and nothing is unpacked.
-        OSError: the disk is full; nothing is left half unpacked.
+        ValueError: no zip archive, or members that must not be unpacked, see `_check_members`.
+        OSError: the disk is full.
     """
     path, folder = Path(path), Path(folder)
     if folder.exists():
@@ -175,9 +164,10 @@ def unpack_archive(path: Path | str, folder: Path | str, max_bytes: int = MAX_UN
     try:
         shutil.rmtree(unfinished, ignore_errors=True)
         with explain_full_disk(folder), zipfile.ZipFile(path) as archive:
-            check_members(archive, max_bytes)
+            _check_members(archive, max_bytes)
             for member in archive.infolist():
-                _unpack_member(archive, member, unfinished)
+                member.filename = member.orig_filename.replace("\\", "/")
+                archive.extract(member, unfinished)  # no more than its declared size, and its CRC is checked
             os.replace(unfinished, folder)
     except (zipfile.BadZipFile, NotImplementedError) as error:
         raise ValueError(f"{path} is not a readable zip archive ({error}): fetch it again") from error
@@ -185,8 +175,8 @@ def unpack_archive(path: Path | str, folder: Path | str, max_bytes: int = MAX_UN
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def check_members(archive: zipfile.ZipFile, max_bytes: int = MAX_UNPACKED) -> None:
-    """Refuse an archive with members that must not be unpacked, and list them."""
+def _check_members(archive: zipfile.ZipFile, max_bytes: int) -> None:
+    """Refuse paths that leave the folder, links, encrypted members and bombs; every such member is listed."""
     members = archive.infolist()
     problems = [f"{member.orig_filename!r}: {found}" for member in members if (found := _find_danger(member))]
     total = sum(member.file_size for member in members)
@@ -206,13 +196,3 @@ def _find_danger(member: zipfile.ZipInfo) -> str | None:
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
         return "is a link or a device"
     return "is encrypted" if member.flag_bits & 1 else None
-
-
-def _unpack_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, folder: Path) -> None:
-    """Write one checked member; zipfile reads no more than its declared size, and checks its CRC."""
-    name = member.orig_filename.replace("\\", "/")
-    target = folder / name
-    (target if name.endswith("/") else target.parent).mkdir(parents=True, exist_ok=True)
-    if not name.endswith("/"):
-        with archive.open(member) as source, target.open("wb") as file:
-            shutil.copyfileobj(source, file, BLOCK)

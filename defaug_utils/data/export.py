@@ -1,27 +1,22 @@
 """Training sets as MVTec AD / anomalib folders, COCO or YOLO, for trainers that exist already.
 
-- "mvtec": `mvtec_ad/<category>/` has `train/good`, `test/good`, `test/<defect type>`,
-  `ground_truth/<defect type>/<name>_mask.png` and `validation/good`: what anomalib's `MVTecAD` reads.
-  MVTec AD has no place for positives to train with, and anomalib refuses any further folder in there, so
-  they are in `positives/<category>/train/images/<defect type>`, masks of the same names in
-  `positives/<category>/train/masks/<defect type>`, those of validation in `validation` beside `train`.
-  anomalib's `Folder` reads them as `normal_dir="mvtec_ad/<category>/train/good"`,
-  `abnormal_dir="positives/<category>/train/images"`, `mask_dir="positives/<category>/train/masks"`.
+- "mvtec": `mvtec_ad/<category>/` is what anomalib's `MVTecAD` reads, with `validation/good` beside the rest.
+  It has no place for positives to train with, so they and their masks are in `images/<defect type>` and
+  `masks/<defect type>` of `positives/<category>/train` (and `validation`): `abnormal_dir` and `mask_dir` of
+  anomalib's `Folder`, whose `normal_dir` is `mvtec_ad/<category>/train/good`.
 - "coco": `images/<split>/` and `annotations/instances_<split>.json`.
 - "yolo": `images/<split>/`, `labels/<split>/` and `data.yaml`, holes joined to the outline by a seam.
 
-Each has `manifest.csv`, the rows with their new paths and the former ones in `exported_from`, and
-`export.json`, what was written. Files are called `<row>_<origin>_<former name>`: unique, and in the same
-order with and without `_mask`, by which anomalib pairs them.
+Each has `manifest.csv`, with the former paths in `exported_from`, and `export.json`, what was written. Files
+are called `<row>_<origin>_<former name>`, in one order with and without `_mask`, as anomalib pairs them.
 """
 
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,22 +26,21 @@ import supervision as sv
 import yaml
 from PIL import Image
 from scipy.ndimage import binary_dilation, binary_fill_holes
-from skimage.measure import label, regionprops
+from skimage.measure import label
 from supervision.config import COCO_RAW_SEGMENTATION
 from supervision.dataset.utils import approximate_mask_with_polygons
 from supervision.detection.utils.converters import mask_to_rle
 
 from defaug_utils.core.files import write_atomically, write_json, write_png
-from defaug_utils.core.guards import raise_problems
+from defaug_utils.core.guards import check_demands, raise_problems
 from defaug_utils.core.images import read_mask
 from defaug_utils.core.manifest import SPLITS, validate_manifest, write_manifest
 
 FORMATS = ("mvtec", "coco", "yolo")
+COCO_MASKS = ("rle", "polygon")
 ONE_CLASS = "defect"
 MARK = "export.json"
 YOLO_BATCH = 16  # images whose masks are in memory at a time
-
-Detect = Callable[[np.ndarray, int], sv.Detections]
 
 
 class ExportError(ValueError):
@@ -80,19 +74,16 @@ def export_training_set(
 ) -> Export:
     """Copy a training set into the format that another tool reads, whole or not at all.
 
-    In COCO and YOLO every connected part of a mask is one object, and a negative is an image without any.
-
     Args:
         training_set: manifest with paths relative to `folder`.
         folder: where its images are.
-        target: folder to make; it may exist when it is empty.
+        target: folder to make, or an empty one.
         export_format: word of `FORMATS`.
         skip_unmasked: leave positives without a mask out, and count them, instead of refusing them.
         by_defect_type: a class for every defect type in COCO and YOLO, instead of one class "defect";
             positives of unknown type, as generated ones are, stay in the class "defect".
         coco_masks: "rle" keeps every pixel; "polygon" is for tools that read nothing else: most of them
-            draw an outline half a pixel too small all around, so that a crack of 1 pixel vanishes
-            and one of 3 pixels keeps two thirds of its area (measured with pycocotools).
+            draw an outline half a pixel too small all around, so that a crack of 1 pixel vanishes.
         overwrite: replace an earlier export in the same format.
 
     Raises:
@@ -101,7 +92,11 @@ def export_training_set(
         ManifestError: the training set names files that don't exist.
     """
     folder, target = Path(folder), Path(target)
-    _check_words(export_format, coco_masks)
+    demands = {
+        f"export_format {export_format!r} is none of {', '.join(FORMATS)}": export_format in FORMATS,
+        f"coco_masks {coco_masks!r} is none of {', '.join(COCO_MASKS)}": coco_masks in COCO_MASKS,
+    }
+    check_demands("export", demands, ExportError)
     _check_target(target, export_format, overwrite)
     validate_manifest(training_set, folder / "training set", check_files=True)
     rows = _select_masked(training_set, skip_unmasked)
@@ -110,23 +105,16 @@ def export_training_set(
     done = Export(target, len(rows), positives, instances, len(training_set) - len(rows))
     with _staged(target) as staging:
         _copy_files(rows, placed, folder, staging)
-        annotated = placed.assign(mask=rows["mask"])
         classes = sorted(set(placed["object_class"][placed["label"] == "positive"]))
+        annotated = placed.assign(mask_file=[folder / mask for mask in rows["mask"]])
         if export_format == "coco":
-            write_coco(annotated, folder, staging, classes, coco_masks)
+            _write_coco(annotated, staging, classes, coco_masks)
         elif export_format == "yolo":
-            write_yolo(annotated, folder, staging, classes)
+            _write_yolo(annotated, staging, classes)
         write_manifest(placed.drop(columns="object_class"), staging / "manifest.csv")
         counts = {name: count for name, count in done._asdict().items() if name != "folder"}
         write_json(staging / MARK, {"format": export_format, **counts})
     return done
-
-
-def _check_words(export_format: str, coco_masks: str) -> None:
-    words = (("export_format", export_format, FORMATS), ("coco_masks", coco_masks, ("rle", "polygon")))
-    for what, word, known in words:
-        if word not in known:
-            raise ExportError(f"{what} {word!r} is none of {', '.join(known)}")
 
 
 def _check_target(target: Path, export_format: str, overwrite: bool) -> None:
@@ -187,31 +175,28 @@ def _place_rows(rows: pd.DataFrame, export_format: str, by_defect_type: bool) ->
     types = [_safe_name(word) if word not in ("", "good") else ONE_CLASS for word in rows["defect_type"]]
     places = []
     for number, (row, defect_type) in enumerate(zip(rows.itertuples(), types, strict=True)):
-        name = f"{number:0{digits}d}_{row.origin}_{_safe_name(Path(row.image).stem)}"
-        suffix = Path(row.image).suffix.lower()
+        image = Path(row.image)
+        name = f"{number:0{digits}d}_{row.origin}_{_safe_name(image.stem)}{image.suffix.lower()}"
         if export_format == "mvtec":
             part = _safe_name(row.category or category)
-            places.append(_place_in_mvtec(part, row.split, row.label, defect_type, (name, suffix)))
+            places.append(_place_in_mvtec(row, part, defect_type, Path(name)))
         else:
-            places.append((f"images/{row.split}/{name}{suffix}", ""))
+            places.append((f"images/{row.split}/{name}", ""))
     placed = rows.assign(exported_from=rows["image"])
     placed["object_class"] = types if by_defect_type else ONE_CLASS
     placed[["image", "mask"]] = places
     return placed
 
 
-def _place_in_mvtec(
-    category: str, split: str, label: str, defect_type: str, name: tuple[str, str]
-) -> tuple[str, str]:
-    """Image and mask path in the format "mvtec", from a name and its suffix."""
-    split, (stem, suffix) = "validation" if split == "val" else split, name
+def _place_in_mvtec(row: NamedTuple, category: str, defect_type: str, name: Path) -> tuple[str, str]:
+    """Image and mask path in the format "mvtec"."""
+    split = "validation" if row.split == "val" else row.split
     root, positives = f"mvtec_ad/{category}", f"positives/{category}/{split}"
-    if label == "negative":
-        return f"{root}/{split}/good/{stem}{suffix}", ""
+    if row.label == "negative":
+        return f"{root}/{split}/good/{name}", ""
     if split == "test":
-        mask = f"{root}/ground_truth/{defect_type}/{stem}_mask.png"
-        return f"{root}/test/{defect_type}/{stem}{suffix}", mask
-    return f"{positives}/images/{defect_type}/{stem}{suffix}", f"{positives}/masks/{defect_type}/{stem}.png"
+        return f"{root}/test/{defect_type}/{name}", f"{root}/ground_truth/{defect_type}/{name.stem}_mask.png"
+    return f"{positives}/images/{defect_type}/{name}", f"{positives}/masks/{defect_type}/{name.stem}.png"
 
 
 def _count_instances(rows: pd.DataFrame, folder: Path) -> int:
@@ -246,22 +231,14 @@ def _copy_files(rows: pd.DataFrame, placed: pd.DataFrame, folder: Path, staging:
 
 
 def find_parts(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Connected parts of a mask, shape (parts, height, width), bool, and their boxes, shape (parts, 4).
-
-    A box is left, top, right, bottom, the last two exclusive.
-    """
+    """Connected parts, shape (parts, height, width), bool, and their boxes (left, top, right, bottom)."""
     labels = label(mask, connectivity=2)
     parts = labels == np.arange(1, labels.max() + 1)[:, None, None]
-    boxes = [(part.bbox[1], part.bbox[0], part.bbox[3], part.bbox[2]) for part in regionprops(labels)]
-    return parts, np.array(boxes, dtype=np.float32)
+    return parts, np.add(sv.mask_to_xyxy(parts), (0, 0, 1, 1)).astype(np.float32)
 
 
 def _make_traceable(part: np.ndarray) -> np.ndarray:
-    """The part, or where supervision finds no outline for it the nearest one that has one.
-
-    A straight line of 1 pixel (or a speck) has no outline of three points and is widened; a hole that no
-    seam inside the part reaches is filled.
-    """
+    """The part; with its hole filled where no seam reaches that; widened where it is a line or a speck."""
     changes = (
         lambda: part,
         lambda: binary_fill_holes(part),
@@ -279,54 +256,46 @@ def _trace(part: np.ndarray) -> list[np.ndarray]:
         return []
 
 
-def _detect_for_coco(mask: np.ndarray, class_id: int, coco_masks: str) -> sv.Detections:
-    """Objects with their segmentation as COCO stores it, so that no mask stays in memory.
+def _detect(mask: np.ndarray, class_id: int, form: str) -> sv.Detections:
+    """The parts of a mask as objects, with traceable masks ("yolo") or what COCO stores ("rle", "polygon").
 
     `iscrowd` is 0 for all of them: supervision alone would call a part with a hole a crowd, and trainers
     pass over crowds.
     """
     parts, boxes = find_parts(mask)
+    detections = sv.Detections(xyxy=boxes, class_id=np.full(len(parts), class_id))
+    if form == "yolo":
+        detections.mask = np.array([_make_traceable(part) for part in parts])
+        return detections
     segmentations = np.empty(len(parts), dtype=object)
     for index, part in enumerate(parts):
-        if coco_masks == "rle":
+        if form == "rle":
             segmentations[index] = {"counts": mask_to_rle(part), "size": list(part.shape)}
         else:
             segmentations[index] = [outline.ravel().tolist() for outline in _trace(_make_traceable(part))]
-    data = {
+    detections.data = {
         "iscrowd": np.zeros(len(parts), dtype=int),
         "area": parts.sum(axis=(1, 2)).astype(float),
         COCO_RAW_SEGMENTATION: segmentations,
     }
-    return sv.Detections(xyxy=boxes, class_id=np.full(len(parts), class_id), data=data)
+    return detections
 
 
-def _detect_for_yolo(mask: np.ndarray, class_id: int) -> sv.Detections:
-    parts, boxes = find_parts(mask)
-    masks = np.array([_make_traceable(part) for part in parts])
-    return sv.Detections(xyxy=boxes, class_id=np.full(len(parts), class_id), mask=masks)
-
-
-def _make_dataset(
-    rows: pd.DataFrame, folder: Path, staging: Path, classes: list[str], detect: Detect
-) -> sv.DetectionDataset:
+def _make_dataset(rows: pd.DataFrame, staging: Path, classes: list[str], form: str) -> sv.DetectionDataset:
     """The rows as supervision's data set: images stay on the disk, negatives have no object."""
     annotations = {str(staging / image): sv.Detections.empty() for image in rows["image"]}
     for row in rows[rows["label"] == "positive"].itertuples():
-        mask = read_mask(folder / row.mask)
-        annotations[str(staging / row.image)] = detect(mask, classes.index(row.object_class))
+        detections = _detect(read_mask(row.mask_file), classes.index(row.object_class), form)
+        annotations[str(staging / row.image)] = detections
     return sv.DetectionDataset(classes, list(annotations), annotations)
 
 
-def write_coco(rows: pd.DataFrame, folder: Path, staging: Path, classes: list[str], coco_masks: str) -> None:
-    """Write `annotations/instances_<split>.json`; ids go on from split to split.
-
-    The rows have `image` relative to `staging`, `mask` relative to `folder`, and `object_class`.
-    """
+def _write_coco(rows: pd.DataFrame, staging: Path, classes: list[str], coco_masks: str) -> None:
+    """Write `annotations/instances_<split>.json`; ids go on from split to split."""
     image_id, object_id = 1, 1
-    detect = partial(_detect_for_coco, coco_masks=coco_masks)
     for split, part in rows.groupby("split"):
         path = staging / "annotations" / f"instances_{split}.json"
-        dataset = _make_dataset(part, folder, staging, classes, detect)
+        dataset = _make_dataset(part, staging, classes, coco_masks)
         image_id, object_id = dataset.as_coco(
             annotations_path=str(path), starting_image_id=image_id, starting_annotation_id=object_id
         )
@@ -341,12 +310,11 @@ def _remove_claims(path: Path) -> None:
     path.write_text(json.dumps(content), encoding="utf-8")
 
 
-def write_yolo(rows: pd.DataFrame, folder: Path, staging: Path, classes: list[str]) -> None:
-    """Write `labels/<split>/<name>.txt` and `data.yaml`; arguments as in `write_coco`."""
+def _write_yolo(rows: pd.DataFrame, staging: Path, classes: list[str]) -> None:
+    """Write `labels/<split>/<name>.txt` and `data.yaml`."""
     for split, part in rows.groupby("split"):
         for start in range(0, len(part), YOLO_BATCH):
-            batch = part.iloc[start : start + YOLO_BATCH]
-            dataset = _make_dataset(batch, folder, staging, classes, _detect_for_yolo)
+            dataset = _make_dataset(part.iloc[start : start + YOLO_BATCH], staging, classes, "yolo")
             dataset.as_yolo(annotations_directory_path=str(staging / "labels" / split))
     folders = {split: f"images/{split}" for split in SPLITS if split in set(rows["split"])}
     content = yaml.safe_dump({**folders, "nc": len(classes), "names": classes}, sort_keys=False)

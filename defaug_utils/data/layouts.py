@@ -1,15 +1,9 @@
 """Which files of a folder are images and masks: KSDD2, MVTec AD, BTAD, or an engineer's own parts.
 
-Only names are looked at here; `datasets` opens the files. The four layouts:
-
-- `ksdd2`: `train/10000.png` with `train/10000_GT.png`, `test/20000.png` with `test/20000_GT.png`; a table
-  `surfaces.csv` beside them (columns `image`, `defect_type`) may name the types of the defects.
-- `mvtec`: `[<category>/]train/good`, `test/<defect type>`, `ground_truth/<defect type>/<name>_mask.png`.
-- `btad`: `[<product>/]train/ok`, `test/ok`, `test/ko`, `ground_truth/ko`; a mask has its image's name.
-- `folder`: `negative/` (no masks) and `positive/`, or `images/` where the mask decides; every image of
-  `positive/` and `images/` has a mask of the same name in `masks/`. Subfolders of `positive/` and
-  `images/` are defect types, and `masks/` has the same ones. All of it may stand in `train/`, `val/` and
-  `test/`. Any name and any common image format will do.
+Only names are looked at here; `datasets` opens the files. Beyond what `EXPECTED` says: beside KSDD2's folders
+a table `surfaces.csv` (columns `image`, `defect_type`) may name the defects. In an engineer's own parts,
+`negative` has no masks; each image of `positive`, and of `images` where the mask decides, has one of the same
+name in `masks`. Their subfolders are defect types. Any name and any common image format will do.
 """
 
 import os
@@ -42,8 +36,7 @@ class Listing:
     """What a data set's folder holds, by the names of its files.
 
     Attributes:
-        root: the folder that `image` and `mask` of the rows are relative to.
-        rows: manifest rows; `label` is missing where only the mask can tell.
+        rows: of the manifest, relative to `root`; `label` is missing where only the mask can tell.
         skipped: files that don't belong to the layout.
         problems: what is missing, ambiguous or twice there.
     """
@@ -58,9 +51,9 @@ class Listing:
         return path.relative_to(self.root).as_posix()
 
     def add(self, image: Path, mask: Path | None = None, **columns: str) -> None:
-        """Add a row."""
-        row = {"image": self.name(image), "mask": self.name(mask) if mask else "", "origin": "real"}
-        self.rows.append(row | columns)
+        """Add a manifest row."""
+        mask_name = self.name(mask) if mask else ""
+        self.rows.append({"image": self.name(image), "mask": mask_name, "origin": "real", **columns})
 
     def index(self, paths: Iterable[Path], key_of: Callable[[Path], object]) -> dict:
         """Paths by key; two files with one key are a problem."""
@@ -84,18 +77,13 @@ class Listing:
 
 
 def list_files(root: Path | str, layout: str = "auto", category: str = "") -> Listing:
-    """List a data set's images with their masks, without opening them; arguments as of `load_dataset`.
-
-    Raises:
-        FileNotFoundError: there is no such folder.
-        DatasetError: the folder is empty, can't be read, or is of no known layout.
-    """
+    """List a data set's images with their masks, without opening them; see `load_dataset`."""
     root = Path(root)
     if layout != "auto" and layout not in LAYOUTS:
         raise DatasetError(f"layout {layout!r} is none of auto, {', '.join(LAYOUTS)}")
     try:
         _check_root(root)
-        layout = find_layout(root) if layout == "auto" else layout
+        layout = _find_layout(root) if layout == "auto" else layout
         listing = Listing(root)
         LAYOUTS[layout](listing, category)
     except FileNotFoundError:
@@ -111,7 +99,7 @@ def list_files(root: Path | str, layout: str = "auto", category: str = "") -> Li
     return listing
 
 
-def find_layout(root: Path) -> str:
+def _find_layout(root: Path) -> str:
     """Tell a data set's layout by its folders, or say what was looked for and what was found."""
     if found := _guess_layout(root):
         return found
@@ -189,7 +177,7 @@ def _number(path: Path) -> int:
 
 
 def _read_defect_types(path: Path) -> dict[str, str]:
-    """Defect type by image, from a table that a data set in KSDD2's layout may have."""
+    """Defect type by image, of a table that may be missing."""
     if not path.is_file():
         return {}
     table = pd.read_csv(path, dtype=str, keep_default_na=False)

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
 
-from defaug_utils.core.files import explain_full_disk, write_png
+from defaug_utils.core.files import append_line, write_png
 from defaug_utils.core.guards import claim_folder, raise_problems
 from defaug_utils.core.images import FITS, crop_box, fit_image, fit_mask, read_image, read_mask
 from defaug_utils.core.manifest import COLUMNS, make_manifest, write_manifest
@@ -36,9 +36,8 @@ def prepare_dataset(
 ) -> pd.DataFrame:
     """Bring every image and mask to one size: `folder/images`, `folder/masks`, `folder/manifest.csv`.
 
-    A mask pixel is positive when any source pixel that it covers is, so that no defect is lost by
-    shrinking. Goes on where an earlier run of the same size and fit stopped; what changed in the data
-    set since is made again. The manifest is written last: when it is there, everything is.
+    Shrinking loses no defect. An interrupted call goes on where it stopped, and what changed in the data set
+    since is made again. The manifest is written last: when it is there, everything is.
 
     Args:
         dataset: of `load_dataset`, with or without a validation part.
@@ -46,8 +45,8 @@ def prepare_dataset(
         folder: where the results go.
         size: (width, height) in pixels.
         fit: "resize" stretches the whole image; "centre_crop" cuts its centre out at the right aspect;
-            "three_crops" makes three images of an upright one, squares of its full width (see `cut_crop`).
-            A defect may then be seen in two of them, and a crop without defect is a negative.
+            "three_crops" makes three images of an upright one, squares of its full width. A defect may
+            then be seen in two of them, and a crop without defect is a negative.
         on_image: called with 1 for every image that is ready (such as `tqdm.update`).
 
     Returns:
@@ -78,7 +77,7 @@ def prepare_dataset(
     with closing(map_in_threads(lambda job: _prepare_image(job, root, folder, size, fit), jobs)) as results:
         for job, row in zip(jobs, results, strict=True):
             if not job["done"]:
-                _append_journal(folder, job, row)
+                append_line(folder / JOURNAL, json.dumps([job["name"], job["content"], row]).encode())
             rows.append({column: job[column] for column in COLUMNS} | row)
             if on_image:
                 on_image(1)
@@ -198,9 +197,3 @@ def _read_journal(folder: Path) -> dict[tuple[str, str], dict]:
             if all((folder / row[column]).is_file() for column in ("image", "mask") if row[column]):
                 finished[name, content] = row
     return finished
-
-
-def _append_journal(folder: Path, job: dict, row: dict) -> None:
-    """Each line begins with its line break, so that it can't grow onto a torn one."""
-    with explain_full_disk(folder / JOURNAL), (folder / JOURNAL).open("a", encoding="utf-8") as journal:
-        journal.write("\n" + json.dumps([job["name"], job["content"], row]))

@@ -1,4 +1,4 @@
-"""A training set in memory: every image, and for detectors of pixels every mask, decoded once."""
+"""A training set in memory: every image, and where asked for every mask, decoded once."""
 
 import hashlib
 from pathlib import Path
@@ -20,9 +20,9 @@ class Samples(NamedTuple):
     """All images of a training set's manifest, row by row.
 
     Attributes:
-        images_u8: shape (images, height, width, 3), uint8, on the processor.
+        images_u8: shape (images, height, width, 3), uint8.
         labels: shape (images,), float32, 1 for positive.
-        table: the manifest's rows, in the same order.
+        table: the manifest's rows.
         masks: of `load_masked_samples` only: shape (images, height, width), bool, true on the defect.
     """
 
@@ -47,8 +47,7 @@ def load_samples(
     Args:
         manifest: rows of the splits train, val and test.
         folder: what the manifest's paths are relative to.
-        input_size: (width, height) of the classifier's input; (0, 0) for that of the stored real
-            images. Images of another size are resized.
+        input_size: (width, height) to which images are resized; (0, 0) for that of the stored real ones.
         needs_validation: demand negatives in the split val, which choose a classifier's threshold.
 
     Raises:
@@ -117,24 +116,19 @@ def _common_size(manifest: pd.DataFrame, folder: Path) -> tuple[int, int]:
 def load_masked_samples(
     manifest: pd.DataFrame, folder: Path | str, input_size: tuple[int, int] = (0, 0)
 ) -> Samples:
-    """Decode every image and mask of a manifest into memory, at one size; arguments as of `load_samples`.
-
-    A mask pixel is positive when any source pixel that it covers is. Rows of val are kept, though no
-    threshold is chosen.
+    """Decode images and masks; arguments as of `load_samples`, but no validation part is demanded.
 
     Raises:
         ManifestError: lists every positive without mask, or every mask that can't be read or is empty; or
             see `load_samples`.
     """
     is_positive = manifest["label"] == "positive"
-    raise_problems(
-        "a detector of pixels learns from masks: leave these positives out, or take a pool with masks",
-        [
-            f"{row.image}: is positive ({row.origin}, {row.split}) and has no mask"
-            for row in manifest[is_positive & (manifest["mask"] == "")].itertuples()
-        ],
-        ManifestError,
-    )
+    unmasked = [
+        f"{row.image}: is positive ({row.origin}, {row.split}) and has no mask"
+        for row in manifest[is_positive & (manifest["mask"] == "")].itertuples()
+    ]
+    advice = "leave these positives out, or take a pool with masks"
+    raise_problems(f"a detector of pixels learns from masks: {advice}", unmasked, ManifestError)
     samples = load_samples(manifest, folder, input_size, needs_validation=False)
     size = (samples.images_u8.shape[2], samples.images_u8.shape[1])
     masks, problems = np.zeros(samples.images_u8.shape[:3], bool), []

@@ -42,10 +42,7 @@ class Canvas(NamedTuple):
         return cv2.GaussianBlur(drawn.astype(np.float32) / 255, (0, 0), 0.6 * self.scale)
 
     def blob(self, centre: np.ndarray, radii: tuple[float, float], ragged: float, soft: float) -> np.ndarray:
-        """Strength 0 … 1 of a spot of two radii (design pixels), turned at random.
-
-        `ragged` is how far its outline strays, `soft` how wide its border is, as shares of the radii.
-        """
+        """A randomly turned spot of two radii; its outline strays and its border fades by shares of them."""
         angle, smallest = self.rng.uniform(0, np.pi), 1.5 / self.scale  # so that it meets a pixel
         radii = max(radii[0], smallest), max(radii[1], smallest)
         y, x = np.ogrid[: self.shape[0], : self.shape[1]]
@@ -198,7 +195,7 @@ class DefectLook(NamedTuple):
 
     Attributes:
         draw: gives its strength on a canvas at a size (about 1).
-        contrast: change of brightness at severity 0 and 1, in units of the spread of the texture around.
+        contrast: change of brightness at severity 0 and 1, in spreads of the texture around.
         colour: share of the change that red, green and blue get.
     """
 

@@ -1,8 +1,7 @@
 """The workshop data set: drawn surfaces of ground metal parts, with defects from obvious to hard to see.
 
-One product family: upright grey parts whose grain runs along the long side. All that is harmless (grain,
-bands, light, pores, dust, roller lines, lint, edge chips) comes from one random stream and the defect from
-another, so that a part has the same distractors whether or not it has a defect.
+All that is harmless comes from one random stream and the defect from another, so that a part has the same
+distractors whether or not it has a defect.
 """
 
 import os
@@ -16,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from defaug_utils.core.files import write_csv, write_png
-from defaug_utils.core.guards import claim_folder
+from defaug_utils.core.guards import check_demands, claim_folder
 from defaug_utils.core.manifest import image_seed
 from defaug_utils.data.datasets import map_in_threads
 from defaug_utils.data.surface_layers import HARMLESS_LAYERS, LOOKS, Canvas, DefectLook
@@ -35,7 +34,7 @@ class Surface(NamedTuple):
 
     Attributes:
         image_u8: shape (height, width, 3), uint8.
-        mask: shape (height, width), bool: exactly the pixels whose colour the defect changed.
+        mask: shape (height, width), bool: exactly the pixels that the defect changed.
     """
 
     image_u8: np.ndarray
@@ -72,12 +71,13 @@ def draw_surface(
 
 
 def _check_request(defect_type: str | None, size: tuple[int, int], severity: float | None) -> None:
-    if defect_type is not None and defect_type not in LOOKS:
-        raise ValueError(f"defect_type {defect_type!r} is none of {', '.join(DEFECT_TYPES)}")
-    if min(size) < SMALLEST_SIDE:
-        raise ValueError(f"size {size} must be (width, height) of at least {SMALLEST_SIDE} pixels each")
-    if severity is not None and not 0 <= severity <= 1:
-        raise ValueError(f"severity {severity} must be in 0 … 1")
+    sides = f"size {size} must be (width, height) of at least {SMALLEST_SIDE} pixels each"
+    demands = {
+        f"defect_type {defect_type!r} is none of {', '.join(LOOKS)}": defect_type in (None, *LOOKS),
+        sides: min(size) >= SMALLEST_SIDE,
+        f"severity {severity} must be in 0 … 1": severity is None or 0 <= severity <= 1,
+    }
+    check_demands("surface", demands)
 
 
 def _make_canvas(seed: int, stream: int, size: tuple[int, int]) -> Canvas:
@@ -127,9 +127,9 @@ def write_surfaces(
 ) -> None:
     """Write a data set in KSDD2's layout: `train/10000.png` with `train/10000_GT.png`, `test/20000.png` …
 
-    Positives are spread over the numbers by chance, the defect types in equal parts. An interrupted call
-    goes on where it stopped; `surfaces.csv` (defect type and severity by image) and then `surfaces.json`
-    (the settings) are written last: when they are there, everything is.
+    Positives are spread by chance, the defect types in equal parts. An interrupted call goes on where it
+    stopped; `surfaces.csv` (defect type and severity by image) and then `surfaces.json` (the settings) are
+    written last: when they are there, everything is.
 
     Args:
         folder: where the data set goes.
@@ -145,7 +145,12 @@ def write_surfaces(
         OSError: the disk is full; what is finished is kept.
     """
     folder, counts = Path(folder), {"train": train_count, "test": test_count}
-    _check_counts(counts, positive_share)
+    demands = {
+        f"{split}_count {count} must be in 0 … 10000, the numbers of KSDD2's layout": 0 <= count <= 10000
+        for split, count in counts.items()
+    }
+    demands[f"positive_share {positive_share} must be in 0 … 1"] = 0 <= positive_share <= 1
+    check_demands("surfaces", demands)
     _check_request(None, size, None)
     settings = {"train_count": train_count, "test_count": test_count, "seed": seed}
     settings |= {"positive_share": positive_share, "size": [int(side) for side in size]}
@@ -162,14 +167,6 @@ def write_surfaces(
                 on_image(1)
     write_csv(pd.DataFrame(rows).drop(columns="seed"), folder / "surfaces.csv")
     os.replace(note, finished)
-
-
-def _check_counts(counts: dict[str, int], positive_share: float) -> None:
-    for split, count in counts.items():
-        if not 0 <= count <= 10000:
-            raise ValueError(f"{split}_count {count} must be in 0 … 10000, the numbers of KSDD2's layout")
-    if not 0 <= positive_share <= 1:
-        raise ValueError(f"positive_share {positive_share} must be in 0 … 1")
 
 
 def _plan_split(split: str, count: int, positive_share: float, seed: int) -> list[dict]:

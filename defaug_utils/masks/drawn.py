@@ -29,18 +29,13 @@ def load_drawn(folder: Path | str, source_image: str) -> np.ndarray | None:
 
 
 def save_drawn(folder: Path | str, data_folder: Path | str, source_image: str, mask: np.ndarray) -> Path:
-    """Store a mask, a copy of its image and then their row, each whole or not at all.
-
-    The masks lie in the folder itself, where `open_masks("drawn", folder)` finds them.
+    """Store a mask, a copy of its image and then their row, each whole or not at all; return the mask's file.
 
     Args:
-        folder: where drawn masks are kept; made when missing.
+        folder: where drawn masks are kept, and `open_masks("drawn", folder)` finds them; made when missing.
         data_folder: folder of the data set's manifest.
         source_image: the image's name in it, a training negative.
         mask: shape (height, width), bool, not empty and not full.
-
-    Returns:
-        The mask's file.
 
     Raises:
         ManifestError: the image is none of the training negatives, another image's mask has its file

@@ -1,10 +1,7 @@
 """Where an object is, by what a pretrained backbone sees in it (AdaBLDM: Li et al. 2024, section 3.2).
 
 The features of a category's images fall into two clusters; the one that fills the border is background.
-The line that separates the two best tells how much of an object every place is.
-
-Beside the features stands the colour: a small backbone answers to edges and patterns, so that of a smooth
-part on a smooth plate it sees the rim alone.
+Beside the features stands the colour: of a smooth part on a smooth plate a small backbone sees the rim alone.
 """
 
 import hashlib
@@ -29,14 +26,14 @@ ReadFeatures = Callable[[np.ndarray], np.ndarray]
 
 
 class ForegroundSteps(NamedTuple):
-    """How an object was found, step by step; all shapes but the first two are (height, width).
+    """How an object was found, step by step.
 
     Attributes:
         is_object_cluster: shape (rows, columns) of the features, bool: the nearer cluster is the object's.
         separation: same shape, float: the line's value, above 0 where the object is more likely.
-        separation_u8: the same from 0 (least) to 255, at the image's size.
-        thresholded: bool.
-        foreground: bool, after closing.
+        separation_u8: shape (height, width): the same from 0 (least) to 255.
+        thresholded: same shape, bool.
+        foreground: same shape, bool, after closing.
     """
 
     is_object_cluster: np.ndarray
@@ -52,9 +49,7 @@ class ObjectFinder:
 
     Attributes:
         read_features: image (height, width, 3), uint8 → features (rows, columns, channels).
-        clusters: the two clusters' centres.
-        object_cluster: the one that is not the background.
-        line: separates them.
+        line: separates the two clusters.
         border_share: part of the border's places that voted for the background's cluster.
     """
 
@@ -67,16 +62,15 @@ class ObjectFinder:
     def find_steps(self, image_u8: np.ndarray) -> ForegroundSteps:
         """All steps for one image, shape (height, width, 3), uint8."""
         features = self.read_features(image_u8)
-        rows, columns, channels = features.shape
-        flat = features.reshape(-1, channels).astype(np.float64)
-        nearest = self.clusters.predict(flat) == self.object_cluster
-        separation = self.line.decision_function(flat).reshape(rows, columns)
+        flat = features.reshape(-1, features.shape[2]).astype(np.float64)
+        nearest = (self.clusters.predict(flat) == self.object_cluster).reshape(features.shape[:2])
+        separation = self.line.decision_function(flat).reshape(features.shape[:2])
         size = image_u8.shape[1::-1]
         separation_u8 = _stretch_levels(cv2.resize(separation, size, interpolation=cv2.INTER_LINEAR))
         thresholded = separation_u8 > THRESHOLD
         foreground = closing(np.pad(thresholded, CLOSING, mode="edge"), footprint_rectangle(CLOSING))
         inner = foreground[CLOSING[0] : -CLOSING[0], CLOSING[1] : -CLOSING[1]]
-        return ForegroundSteps(nearest.reshape(rows, columns), separation, separation_u8, thresholded, inner)
+        return ForegroundSteps(nearest, separation, separation_u8, thresholded, inner)
 
     def __call__(self, image_u8: np.ndarray) -> np.ndarray:
         """Shape (height, width), bool, true on the object."""
@@ -105,11 +99,7 @@ def open_object_finder(
     colour_weight: float = COLOUR_WEIGHT,
     seed: int = 0,
 ) -> ObjectFinder:
-    """Learn from good images of one category by a backbone's features.
-
-    Backbone, weights and device are those of `open_features`, the others those of `FeatureReader` and
-    `fit_object_finder`, with their errors.
-    """
+    """Learn from good images by a backbone: `open_features`, `FeatureReader`, `fit_object_finder`."""
     network = open_features(backbone, weights, device)
     return fit_object_finder(images_u8, FeatureReader(network, colour_weight=colour_weight), seed)
 
@@ -120,7 +110,7 @@ def fit_object_finder(
     """Learn from good images of one category what is object and what is background.
 
     Args:
-        images_u8: each of shape (height, width, 3), uint8; the first `MAX_FIT_IMAGES` are used, one will do.
+        images_u8: each (height, width, 3), uint8; the first `MAX_FIT_IMAGES` are used, one will do.
         read_features: see `FeatureReader`.
         seed: of the clusters' start.
 
@@ -188,10 +178,7 @@ class FeatureReader:
 
 
 def _bring_to(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize features (OpenCV takes few channels at a time), and scale them.
-
-    Without that, layers of many channels and large values would drown the others.
-    """
+    """Resize (OpenCV takes few channels at a time), and scale, so that no layer drowns the others."""
     parts = [array[..., start : start + 4] for start in range(0, array.shape[2], 4)]
     resized = np.concatenate([cv2.resize(part, size).reshape(*size[::-1], -1) for part in parts], axis=2)
     return resized / max(float(np.sqrt((resized**2).sum(axis=2).mean())), 1e-12)

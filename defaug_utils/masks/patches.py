@@ -17,15 +17,7 @@ ROUNDING = 1e-6  # pixels; a turn by 90° must not need one more
 
 
 class Defect(NamedTuple):
-    """A defect cut out of its image.
-
-    Attributes:
-        image_u8: shape (height, width, 3), uint8.
-        mask: shape (height, width), bool, true on the defect.
-        category: product.
-        defect_type: its name in the data set.
-        name: image that it comes from.
-    """
+    """A defect cut out of the image `name`: pixels (height, width, 3), uint8; mask (height, width), bool."""
 
     image_u8: np.ndarray
     mask: np.ndarray
@@ -46,14 +38,7 @@ def read_defects(dataset: pd.DataFrame, data_folder: Path | str, size: tuple[int
         ManifestError: no positive has a mask, or a list of every file that can't be read or whose mask is
             empty or of another size than its image.
     """
-    is_known = (dataset["split"] == "train") & (dataset["label"] == "positive")
-    is_known &= dataset["origin"] == "real"
-    rows = dataset[is_known & (dataset["mask"] != "")].sort_values("image")
-    if rows.empty:
-        raise ManifestError(
-            f"{data_folder}: none of {int(is_known.sum())} training positives has a mask: defects can't be "
-            "cut out without one"
-        )
+    rows = list_masked_positives(dataset, data_folder, "defects can't be cut out without one")
     folder, defects, problems = Path(data_folder), [], []
     for row in rows.itertuples():
         try:
@@ -66,6 +51,16 @@ def read_defects(dataset: pd.DataFrame, data_folder: Path | str, size: tuple[int
             problems.append(str(error))
     raise_problems(f"defects in {data_folder}", problems, ManifestError)
     return defects
+
+
+def list_masked_positives(dataset: pd.DataFrame, data_folder: Path | str, advice: str) -> pd.DataFrame:
+    """The real training positives that have a mask, in the order of their names; refuses to give none."""
+    is_known = (dataset["split"] == "train") & (dataset["label"] == "positive")
+    known = dataset[is_known & (dataset["origin"] == "real")]
+    masked = known[known["mask"] != ""]
+    if masked.empty:
+        raise ManifestError(f"{data_folder}: none of {len(known)} training positives has a mask: {advice}")
+    return masked.sort_values("image")
 
 
 def cut_defect(
@@ -85,10 +80,7 @@ def find_box(mask: np.ndarray, margin: int = 0) -> tuple[slice, slice]:
 
 
 def turn_defect(defect: Defect, angle: float, scale: float) -> Defect:
-    """Turn a defect by degrees counter-clockwise and scale it, both about its middle.
-
-    The box grows so that no pixel is lost, and is the smallest that holds the mask.
-    """
+    """Turn a defect by degrees counter-clockwise and scale it about its middle, without losing a pixel."""
     height, width = defect.mask.shape
     turn = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), angle, scale)
     across, along = abs(turn[0, 0]), abs(turn[0, 1])
@@ -103,12 +95,7 @@ def turn_defect(defect: Defect, angle: float, scale: float) -> Defect:
 
 
 def find_places(foreground: np.ndarray, shape: np.ndarray) -> np.ndarray:
-    """All places where a shape lies fully inside an object: top and left of its box, shape (places, 2).
-
-    Args:
-        foreground: shape (height, width), bool, true on the object.
-        shape: a defect's mask in its box, bool.
-    """
+    """All places where a shape (a mask in its box) lies fully inside an object: (top, left), (places, 2)."""
     if any(inner > outer for inner, outer in zip(shape.shape, foreground.shape, strict=True)):
         return np.empty((0, 2), int)
     outside = (~foreground).astype(np.float32)
@@ -139,11 +126,7 @@ def draw_turned(
 def paste_defect(
     image_u8: np.ndarray, defect: Defect, box: tuple[slice, slice]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Put a defect's pixels into a box (rows, columns) of an image.
-
-    Returns:
-        A new image, and its mask, shape (height, width), bool; all other pixels are the image's own.
-    """
+    """Put a defect's pixels into a box (rows, columns) of an image: the new image and its mask."""
     pasted = image_u8.copy()
     pasted[box][defect.mask] = defect.image_u8[defect.mask]
     return pasted, place_mask(defect.mask, box, image_u8.shape[:2])
@@ -159,15 +142,12 @@ def place_mask(shape: np.ndarray, box: tuple[slice, slice], size: tuple[int, int
 def move_inside(
     mask: np.ndarray, foreground: np.ndarray, generator: np.random.Generator
 ) -> np.ndarray | None:
-    """A mask where it lies fully inside an object: where it is, if it does there, else at a random place.
+    """A mask that lies fully inside an object: itself, else moved by chance; None where it fits nowhere.
 
     Args:
         mask: shape (height, width), bool, not empty.
         foreground: same shape, bool, true on the object.
         generator: draws the place.
-
-    Returns:
-        Same shape, bool; None where it fits nowhere.
     """
     if foreground[mask].all():
         return mask

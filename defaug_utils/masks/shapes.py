@@ -1,7 +1,6 @@
 """Shapes of defects by formula: scratches, cracks and blobs as an expert expects them, and Perlin noise.
 
-Noise on a regular lattice is linear in its gradients, so a whole image of it is a product of three small
-matrices: no Python loop over pixels, and no demand that the sides be divisible by the lattice.
+Noise on a regular lattice is linear in its gradients, so a whole image of it is a product of small matrices.
 """
 
 import math
@@ -29,14 +28,14 @@ NOISE_SCALE = math.sqrt(2)  # brings the values into [-1, 1] (the usual re-imple
 
 @dataclass(frozen=True)
 class ShapePriors:
-    """What the expert expects; defaults suit surfaces of which nothing is known.
+    """What the expert expects, pairs from smallest to largest; the defaults suit unknown surfaces.
 
     Attributes:
         weights: how often each kind comes, by its word in `SHAPES`.
-        length: smallest and largest length, as shares of the image's shorter side.
-        width: smallest and largest width of scratches and cracks, pixels.
-        orientation: smallest and largest angle of the long axis, degrees; 0 is level, 90 upright.
-        roundness: smallest and largest ratio of a blob's short to its long axis.
+        length: as shares of the image's shorter side.
+        width: of scratches and cracks, pixels.
+        orientation: angle of the long axis, degrees; 0 is level, 90 upright.
+        roundness: ratio of a blob's short to its long axis.
     """
 
     weights: dict[str, float] = field(default_factory=lambda: {"scratch": 1.0, "crack": 1.0, "blob": 1.0})
@@ -63,19 +62,10 @@ class ShapePriors:
 def draw_shape(
     kind: str, size: tuple[int, int], priors: ShapePriors, generator: np.random.Generator
 ) -> np.ndarray:
-    """Draw one shape with its centre somewhere in the image; an empty or full mask is drawn again.
-
-    Args:
-        kind: a word of `SHAPES`.
-        size: (width, height) in pixels.
-        priors: lengths, widths and directions.
-        generator: source of randomness.
-
-    Returns:
-        Shape (height, width), bool, with pixels of either kind.
+    """Draw one shape of `SHAPES` with its centre in the image: (height, width), bool, neither empty nor full.
 
     Raises:
-        ValueError: the image is too small for such shapes.
+        ValueError: the image (width, height) is too small for such shapes.
     """
     for _ in range(MAX_DRAWS):
         canvas = np.zeros((size[1], size[0]), np.uint8)
@@ -153,11 +143,7 @@ def draw_lattice(
 
 
 def draw_gradients(lattice: tuple[int, int], generator: np.random.Generator) -> np.ndarray:
-    """A unit vector (x, y) in a uniform direction for every corner of a lattice (columns, rows).
-
-    Returns:
-        Shape (rows + 1, columns + 1, 2), float32.
-    """
+    """Unit vectors (x, y) at random for a lattice's corners: (rows + 1, columns + 1, 2), float32."""
     columns, rows = lattice
     angles = generator.uniform(0.0, 2 * math.pi, (rows + 1, columns + 1))
     return np.stack([np.cos(angles), np.sin(angles)], axis=-1).astype(np.float32)
@@ -169,7 +155,7 @@ def evaluate_noise(gradients: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     Pixel x of a row stands at x · columns / width in lattice units, whether or not that is whole.
 
     Args:
-        gradients: shape (rows + 1, columns + 1, 2), a vector (x, y) for every corner.
+        gradients: of `draw_gradients`.
         size: (width, height) in pixels.
 
     Returns:
@@ -195,9 +181,7 @@ def evaluate_noise(gradients: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 @lru_cache(maxsize=64)
 def _corner_weights(length: int, cells: int) -> tuple[np.ndarray, np.ndarray]:
-    """How much each lattice corner counts for each pixel of a side: fade weights, and those times the
-    pixel's signed distance from the corner; both of shape (length, cells + 1), float32.
-    """
+    """Fade weights of corners for a side's pixels, and those times the distance, each (length, cells + 1)."""
     position = np.arange(length) * (cells / length)
     cell = np.minimum(position.astype(int), cells - 1)
     offset = position - cell

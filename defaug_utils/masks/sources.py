@@ -12,6 +12,7 @@ from PIL import Image
 from defaug_utils.core.guards import raise_problems
 from defaug_utils.core.images import fit_mask, read_mask
 from defaug_utils.core.manifest import read_manifest
+from defaug_utils.masks.patches import list_masked_positives
 from defaug_utils.masks.shapes import SHAPES, ShapePriors, draw_shape
 
 MASK_SOURCES = ("drawn", "procedural", "train_positives")
@@ -46,10 +47,7 @@ class MaskSource(Protocol):
 
 
 def is_leak(mask_source: str, scenario: str) -> bool:
-    """Tell whether a mask source shows a scenario real defects that it may not know.
-
-    Where and how large all real defects are is known in full-shot only; in few-shot, those of a few.
-    """
+    """Tell whether a mask source shows a scenario real defects that it may not know."""
     return scenario in LEAKING_SCENARIOS.get(mask_source, ())
 
 
@@ -106,11 +104,7 @@ class StoredMasks:
     """Masks from files, one drawn by each seed, brought to the size asked for."""
 
     def __init__(self, word: str, paths: dict[str, Path]) -> None:
-        """Read all files once.
-
-        Raises:
-            ValueError: lists every file that is unreadable, or whose mask is empty or full.
-        """
+        """Read all files once; those that are unreadable, empty or full are refused together."""
         self.word, self.names, self.notices = word, tuple(paths), []
         self._masks, problems = [], []
         for name, path in paths.items():
@@ -128,11 +122,7 @@ class StoredMasks:
         self._sha256 = hash_masks(zip(self.names, self._masks, strict=True), "\n")
 
     def draw(self, seed: int, size: tuple[int, int]) -> MaskDraw:
-        """Choose a file by the seed; where the size differs, no thin defect is lost.
-
-        Raises:
-            ValueError: shrunk to this size the mask covers everything.
-        """
+        """Choose a file by the seed; one that covers everything at this size is refused."""
         index = int(np.random.default_rng(seed).integers(len(self.names)))
         mask = fit_mask(self._masks[index], size)
         if mask.all():
@@ -175,11 +165,8 @@ def _is_binary(path: Path) -> bool:
 
 def _open_train_positives(data_folder: Path) -> StoredMasks:
     dataset = read_manifest(data_folder / "manifest.csv")
-    is_known = (dataset["label"] == "positive") & (dataset["split"] == "train") & (dataset["mask"] != "")
-    masks = sorted(dataset.loc[is_known & (dataset["origin"] == "real"), "mask"])
-    if not masks:
-        raise ValueError(f"{data_folder}: no training positive has a mask; use 'procedural' or 'drawn'")
-    source = StoredMasks("train_positives", {name: data_folder / name for name in masks})
+    rows = list_masked_positives(dataset, data_folder, "use 'procedural' or 'drawn'")
+    source = StoredMasks("train_positives", {name: data_folder / name for name in sorted(rows["mask"])})
     source.notices.append(
         "these masks are those of real training defects: a leak wherever the scenario may not know them"
     )

@@ -44,9 +44,8 @@ class Triple(NamedTuple):
 
     Attributes:
         mask: shape (height, width), bool, true on the defect.
-        good: name of the good image.
-        defect: name of the defect's image.
-        attempt: how many defects were turned before (from 0) that fitted nowhere.
+        good: name of the good image; `defect` is that of the defect's.
+        attempt: how many turned defects before fitted nowhere.
     """
 
     image_u8: np.ndarray
@@ -109,12 +108,7 @@ def write_prompt(template: str, category: str, defect_type: str) -> str:
 def make_trimap(mask: np.ndarray, foreground: np.ndarray) -> np.ndarray:
     """Three levels, uint8: 0 background, 127 object, 255 defect (AdaBLDM, section 3.2).
 
-    Args:
-        mask: shape (height, width), bool, true on the defect.
-        foreground: same shape, bool, true on the object; everywhere for textures.
-
-    Raises:
-        ValueError: shapes or types differ, or there is no defect or no object.
+    Mask and foreground must be bool of one shape (height, width), each with a true pixel, or it is refused.
     """
     if mask.shape != foreground.shape or mask.dtype != bool or foreground.dtype != bool:
         raise ValueError(
@@ -165,10 +159,8 @@ def make_triple(
 ) -> Triple:
     """Turn a random defect and paste it where it lies fully inside the object of a random good image.
 
-    Each defect type is drawn as often, whatever number of images it has, and good images of its category.
-
-    Raises:
-        ValueError: no turned defect fitted into an object within `max_attempts`.
+    Each defect type is drawn as often, whatever number of images it has, and good images of its category. A
+    ValueError says so where no defect fits within `max_attempts`.
     """
     generator = np.random.default_rng(seed)
     types = sorted({defect[2:4] for defect in defects})
@@ -207,7 +199,7 @@ class TripleSet(Sequence[Triple]):
         count: int = TRIPLES,
         seed: int = 0,
     ) -> None:
-        """Keep the sources, and fill every prompt once, so that a wrong template is told now.
+        """Keep the sources.
 
         Raises:
             ManifestError: no defect or no good image, categories without good images, wrong templates.
@@ -280,11 +272,7 @@ class TurnedMasks:
         self.notices = [f"these masks are the shapes of {len(defects)} real training defects"]
 
     def draw(self, seed: int, size: tuple[int, int]) -> MaskDraw:
-        """Choose, turn and place a shape by the seed, somewhere in an image of a size (width, height).
-
-        Raises:
-            ValueError: no turned shape fitted into the image.
-        """
+        """Choose, turn and place a shape by the seed; one that fits nowhere in the image is refused."""
         generator = np.random.default_rng(seed)
         frame = np.ones((size[1], size[0]), bool)
         for _ in range(MAX_ATTEMPTS):

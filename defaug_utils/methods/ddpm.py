@@ -38,30 +38,17 @@ class AdapterError(ValueError):
 
 
 class Adapter(NamedTuple):
-    """A LoRA file and what is known about it.
+    """A LoRA file: the hash of its tensors, in whatever order its header has them, and its training.
 
-    Attributes:
-        path: the file.
-        sha256: of its tensors' names, types, shapes and values; the file's header has them in any order.
-        training: what `train_dreambooth` wrote into it; empty for a file from elsewhere.
+    The training is what `train_dreambooth` wrote into it; empty for a file from elsewhere.
     """
 
-    path: Path
     sha256: str
     training: dict
 
-    def describe(self, share: float) -> dict:
-        """The adapter in the recipe of a pool, merged at a share."""
-        return {"sha256": self.sha256, "share": share, "training": self.training or "unknown"}
-
 
 def open_adapter(path: Path | str, model: TextToImage, dataset: pd.DataFrame) -> Adapter:
-    """Look at a LoRA file before it is used.
-
-    Args:
-        path: from `train_dreambooth`, or from elsewhere.
-        model: the base model that it will be merged into.
-        dataset: manifest of the prepared data set.
+    """Look at a LoRA file, from `train_dreambooth` or elsewhere, before it is merged into a base model.
 
     Raises:
         AdapterError: it is missing or damaged, or was trained on another base model.
@@ -90,17 +77,14 @@ def open_adapter(path: Path | str, model: TextToImage, dataset: pd.DataFrame) ->
         )
     if training:
         check_training_rows(pd.DataFrame({"image": training["trained_on"]["instances"]}), dataset)
-    return Adapter(path, digest.hexdigest(), training)
+    return Adapter(digest.hexdigest(), training)
 
 
 @contextmanager
 def merge_adapter(model: TextToImage, adapter: Path | str | None, share: float) -> Iterator[None]:
-    """Merge a LoRA file into a copy of the networks while the block runs; the model itself never changes.
+    """Work with a LoRA file (None for none) merged into copies of the networks while the block runs.
 
-    Args:
-        model: as it was loaded, without an adapter.
-        adapter: the file; None for none.
-        share: α, the merge weight; 0 is the base model.
+    The share is α, the merge weight; at 0 it is the base model. The model itself never changes.
     """
     with use_networks(model, merge_networks(model, adapter, share)):
         yield
@@ -130,23 +114,13 @@ def use_networks(model: TextToImage, networks: Networks) -> Iterator[None]:
 
 
 class NearestNegatives:
-    """Real training negatives, to compare generated images with.
+    """Real training negatives, to compare generated images with."""
 
-    Attributes:
-        word: this estimate's name in manifests and recipes.
-    """
-
-    word = "estimate_nearest_negative"
+    word = "estimate_nearest_negative"  # in manifests and recipes
 
     def __init__(self, images: Iterable[str], data_folder: Path | str, size: tuple[int, int]) -> None:
-        """Keep thumbnails of all negatives.
-
-        Args:
-            images: their names, relative to the folder.
-            data_folder: folder of the prepared data set.
-            size: (width, height) of the images to come.
-        """
-        self.images, self.data_folder, self.size = list(images), Path(data_folder), size
+        """Keep thumbnails of all negatives, for generated images of a size (width, height)."""
+        self.images, self.data_folder = list(images), Path(data_folder)
         scale = THUMBNAIL / max(size)
         self.thumbnail = (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
         self.features = np.stack([self._shrink(read_image(self.data_folder / name)) for name in self.images])
@@ -155,11 +129,9 @@ class NearestNegatives:
         return fit_image(image_u8, self.thumbnail).astype(np.float32)
 
     def estimate(self, image_u8: np.ndarray) -> tuple[np.ndarray, str]:
-        """Guess the mask of a generated image, and name the negative that was nearest.
+        """Guess the mask of a generated image (height, width, 3), and name the negative that was nearest.
 
-        Returns:
-            Shape (height, width), bool, true where the smoothed difference exceeds Otsu's threshold: texture
-            that differs counts as well.
+        True where the smoothed difference exceeds Otsu's threshold: texture that differs counts as well.
         """
         distances = np.square(self.features - self._shrink(image_u8)).mean(axis=(1, 2, 3))
         nearest = self.images[int(distances.argmin())]
@@ -186,8 +158,7 @@ class DDPM:
         data: folder of the prepared data set; None for regularisation images, which know none.
         lora: file of the adapter; None for the untuned model.
         share: α, see `merge_adapter`.
-        estimates_masks: store where an image differs from its nearest real negative as if it were its mask.
-            It is a guess.
+        estimates_masks: store where an image differs from its nearest real negative as its mask, a guess.
         label: of all images.
         group: images made at once.
     """
@@ -245,9 +216,9 @@ class DDPM:
             "versions": list_versions(*LIBRARIES),
         }
         if self.lora is not None:
-            adapter = open_adapter(self.lora, self.model, read_dataset(self.data))
-            learned = adapter.training.get("trained_on", {}).get("instances", [])
-            described |= {"adapter": adapter.describe(self.share), "learned_from": learned}
+            sha256, training = open_adapter(self.lora, self.model, read_dataset(self.data))
+            described["adapter"] = {"sha256": sha256, "share": self.share, "training": training or "unknown"}
+            described["learned_from"] = training.get("trained_on", {}).get("instances", [])
         if self.estimates_masks:
             survey = survey_sources(self.sources, self.data)
             described |= {"masks": NearestNegatives.word, "sources": survey}

@@ -14,15 +14,8 @@ from defaug_utils.core.guards import check_demands
 from defaug_utils.core.images import FOREGROUNDS, find_foreground, read_image
 from defaug_utils.core.pools import GeneratedImage, list_versions
 from defaug_utils.core.sources import list_sources, read_dataset, survey_sources
+from defaug_utils.masks import shapes
 from defaug_utils.masks.objects import ObjectFinder
-from defaug_utils.masks.shapes import (
-    LATTICE_EXPONENTS,
-    NOISE_THRESHOLD,
-    ROTATION_DEGREES,
-    draw_perlin_noise,
-    rotate_noise,
-    threshold_noise,
-)
 from defaug_utils.methods.augmenters import AUGMENTERS, augment
 from defaug_utils.methods.textures import TextureCollection
 
@@ -52,38 +45,29 @@ class MemSegSettings:
     opacity: tuple[float, float] = OPACITY
     grid: tuple[int, int] = GRID
     augmenter_count: int = AUGMENTER_COUNT
-    lattice_exponents: tuple[int, int] = LATTICE_EXPONENTS
-    rotation: float = ROTATION_DEGREES
-    threshold: float = NOISE_THRESHOLD
+    lattice_exponents: tuple[int, int] = shapes.LATTICE_EXPONENTS
+    rotation: float = shapes.ROTATION_DEGREES
+    threshold: float = shapes.NOISE_THRESHOLD
     foreground: str = "whole"
 
     def __post_init__(self) -> None:
         """Refuse values that make no sense, all in one message."""
-        low, high = self.opacity
+        (low, high), exponents, count = self.opacity, self.lattice_exponents, self.augmenter_count
         demands = {
             f"texture_share {self.texture_share} must be in 0 … 1": 0 <= self.texture_share <= 1,
             f"opacity {low} … {high} must rise within 0 … 1, 0 excluded": 0 < low <= high <= 1,
             f"grid {self.grid} must be (rows, columns) of at least 1 × 1": min(self.grid) >= 1,
-            f"augmenter_count {self.augmenter_count} must be in 0 … {len(AUGMENTERS)}": 0
-            <= self.augmenter_count
-            <= len(AUGMENTERS),
-            f"lattice_exponents {self.lattice_exponents} must rise from 0 or more": 0
-            <= self.lattice_exponents[0]
-            <= self.lattice_exponents[1],
-            f"foreground {self.foreground!r} must be one of {', '.join(FOREGROUNDS)}": self.foreground
-            in FOREGROUNDS,
+            f"augmenter_count {count} must be in 0 … {len(AUGMENTERS)}": 0 <= count <= len(AUGMENTERS),
+            f"lattice_exponents {exponents} must rise from 0 or more": 0 <= exponents[0] <= exponents[1],
+            f"foreground {self.foreground!r} must be one of {', '.join(FOREGROUNDS)}": (
+                self.foreground in FOREGROUNDS
+            ),
         }
         check_demands("MemSeg settings", demands)
 
 
 class AnomalySource(NamedTuple):
-    """What is blended in.
-
-    Attributes:
-        pixels_u8: shape (height, width, 3), uint8.
-        kind: "texture" or "structure".
-        name: the texture's name, or the augmenters applied to the image.
-    """
+    """What is blended in (uint8): a "texture", or "structure", whose name is the augmenters applied."""
 
     pixels_u8: np.ndarray
     kind: str
@@ -112,9 +96,9 @@ def draw_mask(foreground: np.ndarray, generator: np.random.Generator, settings: 
             "use 'whole', or the word that fits its background"
         )
     for _ in range(MAX_MASK_DRAWS):
-        noise = draw_perlin_noise((width, height), generator, settings.lattice_exponents)
-        noise = rotate_noise(noise, generator.uniform(-settings.rotation, settings.rotation))
-        mask = threshold_noise(noise, settings.threshold) & foreground
+        noise = shapes.draw_perlin_noise((width, height), generator, settings.lattice_exponents)
+        noise = shapes.rotate_noise(noise, generator.uniform(-settings.rotation, settings.rotation))
+        mask = shapes.threshold_noise(noise, settings.threshold) & foreground
         if mask.any():
             return mask
     raise ValueError(
@@ -142,8 +126,7 @@ def draw_structure(
 def shuffle_grid(image_u8: np.ndarray, grid: tuple[int, int], generator: np.random.Generator) -> np.ndarray:
     """Cut an image into equal cells (grid: rows and columns) and lay them out in random order.
 
-    Where the sides are not divisible, the image is mirrored a little beyond its lower and right border
-    first, and the result cut back to its size.
+    Where the sides are not divisible, the image is first mirrored beyond its lower and right border.
     """
     height, width = image_u8.shape[:2]
     rows, columns = grid
@@ -156,44 +139,27 @@ def shuffle_grid(image_u8: np.ndarray, grid: tuple[int, int], generator: np.rand
     return shuffled.swapaxes(1, 2).reshape(image_u8.shape)[:height, :width]
 
 
-def draw_source(
-    image_u8: np.ndarray,
-    textures: TextureCollection,
-    generator: np.random.Generator,
-    settings: MemSegSettings,
-) -> AnomalySource:
-    """Draw a texture with the settings' probability, else a structure of the image itself."""
-    if generator.random() < settings.texture_share:
-        return draw_texture(textures, (image_u8.shape[1], image_u8.shape[0]), generator)
-    return draw_structure(image_u8, generator, settings)
-
-
 def blend_anomaly(
     image_u8: np.ndarray, source_u8: np.ndarray, mask: np.ndarray, opacity: float
 ) -> np.ndarray:
     """Blend a source into an image under a mask: (1 - M) ⊙ I + M ⊙ (δ · source + (1 - δ) · I).
 
     Args:
-        image_u8: surface, shape (height, width, 3), uint8.
+        image_u8: surface I, shape (height, width, 3), uint8; its pixels outside the mask stay as they are.
         source_u8: same shape and dtype.
-        mask: shape (height, width), bool, true where the defect goes.
+        mask: M, shape (height, width), bool, true where the defect goes.
         opacity: weight δ of the source in [0, 1].
-
-    Returns:
-        A new image, same shape and dtype; pixels outside the mask are the surface's own.
 
     Raises:
         ValueError: shapes or types differ, or the opacity is out of range.
     """
-    if image_u8.shape != source_u8.shape or image_u8.shape[:2] != mask.shape or not 0 <= opacity <= 1:
+    is_one_size = image_u8.shape == source_u8.shape and image_u8.shape[:2] == mask.shape
+    are_types_right = (image_u8.dtype, source_u8.dtype, mask.dtype) == (np.uint8, np.uint8, bool)
+    if not is_one_size or not are_types_right or not 0 <= opacity <= 1:
         raise ValueError(
-            f"image {image_u8.shape}, source {source_u8.shape}, mask {mask.shape}, opacity {opacity}: "
-            "expected one height and width, and an opacity in 0 … 1"
-        )
-    if (image_u8.dtype, source_u8.dtype, mask.dtype) != (np.uint8, np.uint8, bool):
-        raise ValueError(
-            f"image {image_u8.dtype}, source {source_u8.dtype}, mask {mask.dtype}: "
-            "expected uint8, uint8, bool"
+            f"image {image_u8.shape} of {image_u8.dtype}, source {source_u8.shape} of {source_u8.dtype}, "
+            f"mask {mask.shape} of {mask.dtype}, opacity {opacity}: expected one height and width, types "
+            "uint8, uint8, bool, and an opacity in 0 … 1"
         )
     mixed = cv2.addWeighted(source_u8, opacity, image_u8, 1 - opacity, 0)
     return cv2.copyTo(mixed, mask.view(np.uint8), image_u8.copy())
@@ -211,7 +177,7 @@ def simulate_anomaly(
     Args:
         image_u8: a surface without defect, shape (height, width, 3), uint8, of any size.
         textures: from `open_textures`.
-        generator: source of randomness; the same state gives the same anomaly.
+        generator: the same state gives the same anomaly.
         settings: the paper's when None.
         find_object: tells where the object is, in place of the settings' word; None for the word.
 
@@ -221,7 +187,10 @@ def simulate_anomaly(
     settings = settings or MemSegSettings()
     foreground = find_object(image_u8) if find_object else find_foreground(image_u8, settings.foreground)
     mask = draw_mask(foreground, generator, settings)
-    source = draw_source(image_u8, textures, generator, settings)
+    if generator.random() < settings.texture_share:
+        source = draw_texture(textures, (image_u8.shape[1], image_u8.shape[0]), generator)
+    else:
+        source = draw_structure(image_u8, generator, settings)
     opacity = float(generator.uniform(*settings.opacity))
     return Anomaly(blend_anomaly(image_u8, source.pixels_u8, mask, opacity), mask, source, opacity)
 
@@ -237,8 +206,7 @@ class MemSeg:
         data: folder of the prepared data set.
         textures: from `open_textures`.
         settings: the paper's by default.
-        find_object: for objects that grey levels don't tell from their background; in place of the
-            settings' word.
+        find_object: see `simulate_anomaly`.
     """
 
     origin: ClassVar[str] = "memseg"

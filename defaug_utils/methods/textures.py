@@ -29,7 +29,7 @@ _rows, _columns = np.mgrid[:TEXTURE_SIDE, :TEXTURE_SIDE] / TEXTURE_SIDE
 
 
 def _turned(generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Coordinates of the pixels, in image sides, along two axes turned by a random angle."""
+    """The pixels' coordinates, in image sides, along two axes turned by a random angle."""
     angle = generator.uniform(0, np.pi)
     across = np.cos(angle) * _columns + np.sin(angle) * _rows
     return across, np.cos(angle) * _rows - np.sin(angle) * _columns
@@ -108,11 +108,7 @@ TEXTURE_KINDS: dict[str, Callable[[np.random.Generator], np.ndarray]] = {
 
 
 def draw_procedural_texture(kind: str, variant: int) -> np.ndarray:
-    """Draw a texture in three colours of its own; the same kind and variant always give the same.
-
-    Returns:
-        Shape (256, 256, 3), uint8.
-    """
+    """A texture (256, 256, 3), uint8, in three colours of its own; always the same for a kind and variant."""
     generator = np.random.default_rng([list(TEXTURE_KINDS).index(kind), variant])
     pattern = np.asarray(TEXTURE_KINDS[kind](generator), float)
     low, high = np.percentile(pattern, (1, 99))
@@ -129,12 +125,7 @@ CACHE_BYTES = 128 * 2**20  # of textures kept ready at their final size
 
 
 class TextureCollection:
-    """Textures by number, of which the last used ones are kept in memory at the size asked for.
-
-    Attributes:
-        names: one name a texture.
-        sha256: hash of all names and contents.
-    """
+    """Textures by number, of which the last used ones are kept in memory at the size asked for."""
 
     def __init__(
         self,
@@ -143,9 +134,8 @@ class TextureCollection:
         sha256: str,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
-        """Wrap a function that reads or draws the texture of a name at its own size."""
-        self.names = tuple(names)
-        self.sha256 = sha256
+        """Wrap a function that reads or draws the texture of a name; the hash is of names and contents."""
+        self.names, self.sha256 = tuple(names), sha256
         self._read_texture = read_texture
         self._cache: OrderedDict[tuple[int, tuple[int, int]], np.ndarray] = OrderedDict()
         self._free_bytes = cache_bytes
@@ -155,11 +145,7 @@ class TextureCollection:
         return len(self.names)
 
     def read(self, index: int, size: tuple[int, int]) -> np.ndarray:
-        """Texture `index`, stretched to a size (width, height).
-
-        Returns:
-            Shape (height, width, 3), uint8, not writeable, since it is shared by all who ask for it.
-        """
+        """Texture `index` at a size (width, height), uint8; not writeable, as all who ask share it."""
         key = (index, size)
         if key in self._cache:
             self._cache.move_to_end(key)
@@ -179,7 +165,7 @@ class TextureCollection:
 
 
 def open_textures(folder: Path | str = "", cache_bytes: int = CACHE_BYTES) -> TextureCollection:
-    """The textures of a folder, or the built-in ones when no folder is named."""
+    """The textures of a folder, or the built-in ones; ready ones may take so much memory."""
     return open_texture_folder(folder, cache_bytes) if str(folder) else open_builtin_textures(cache_bytes)
 
 
@@ -188,12 +174,7 @@ def open_texture_folder(folder: Path | str, cache_bytes: int = CACHE_BYTES) -> T
 
     Every file is read once, so that a broken one is found now and not after half of a pool.
 
-    Args:
-        folder: where to look; hidden files and files that are no images by their suffix are passed over.
-        cache_bytes: memory that ready textures may take.
-
-    Returns:
-        The collection, in the order of the files' names.
+    Textures come in the order of their names; hidden files, and those of other suffixes, are passed over.
 
     Raises:
         FileNotFoundError: there is no such folder.
