@@ -21,13 +21,10 @@ class NotebookError(RuntimeError):
 
 
 def execute_notebook(source: Path | str, target: Path | str, parameters: dict, threads: int = 1) -> None:
-    """Execute a notebook by papermill; the target appears only when every cell has run.
+    """Execute a notebook by papermill, from the project's root, with values for its parameters cell.
 
-    Args:
-        source: the notebook to run, from the project's root.
-        target: where the executed notebook goes; a failed one stays beside it as `<target>.failed.ipynb`.
-        parameters: values for its parameters cell.
-        threads: threads that the notebook's numerical libraries may use.
+    The target appears only when every cell has run; a failed notebook stays beside it as
+    `<target>.failed.ipynb`. The notebook's numerical libraries use at most so many threads.
 
     Raises:
         NotebookError: a cell failed, or the kernel did not start.
@@ -61,12 +58,14 @@ def execute_notebook(source: Path | str, target: Path | str, parameters: dict, t
 
 
 def stage_book(project: Path | str, executed: dict[str, Path | str], folder: Path | str) -> None:
-    """Lay out the book's sources with the executed notebooks in place of the bare ones.
+    """Lay out the book's sources in a folder, with the executed notebooks in place of the bare ones.
+
+    What was there before is removed, a finished build apart.
 
     Args:
         project: root of the repository.
         executed: notebook name (`02_memseg`) → executed notebook.
-        folder: where the sources go; what was there before is removed, a finished build apart.
+        folder: where the sources go.
 
     Raises:
         FileNotFoundError: an executed notebook is missing.
@@ -89,7 +88,7 @@ def build_book(folder: Path | str) -> Path:
     """Build the staged book with warnings as errors, and return its first page.
 
     Raises:
-        RuntimeError: Sphinx found an error or gave a warning; its words were printed.
+        RuntimeError: Sphinx found an error or gave a warning, which it printed.
     """
     program = str(Path(sys.executable).with_name("jupyter-book"))
     command = [program, "build", str(folder), "-n", "-W", "--keep-going"]

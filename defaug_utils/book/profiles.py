@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 from papermill import inspect_notebook
 
-from defaug_utils.core.guards import raise_problems
+from defaug_utils.core.manifest import raise_problems
 
 
 class ProfileError(ValueError):
@@ -21,29 +21,13 @@ def read_profile(path: Path | str, notebook_folder: Path | str = "notebooks") ->
     A profile is YAML: `shared` holds values for every notebook that declares them, and a section
     named as a notebook (`02_memseg`) holds values for that one.
 
-    Args:
-        path: the YAML file.
-        notebook_folder: where the notebooks are.
-
     Returns:
         For every notebook's name, the parameters that papermill shall inject.
 
     Raises:
         ProfileError: lists every unknown key, with the nearest known one.
     """
-    path = Path(path)
-    if not path.is_file():
-        known = ", ".join(sorted(other.stem for other in path.parent.glob("*.yaml"))) or "none"
-        raise ProfileError(f"no profile {path}: {path.parent} has {known}")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ProfileError(f"profile {path} is not valid YAML: {error}") from error
-    if not isinstance(content, dict) or not all(
-        part is None or isinstance(part, dict) for part in content.values()
-    ):
-        raise ProfileError(f"profile {path}: expected sections of `name: value` lines")
-
+    content = _read_sections(Path(path))
     declared = {
         notebook.stem: set(inspect_notebook(str(notebook)))
         for notebook in sorted(Path(notebook_folder).glob("[0-9][0-9]_*.ipynb"))
@@ -51,28 +35,39 @@ def read_profile(path: Path | str, notebook_folder: Path | str = "notebooks") ->
     known = {"shared": set().union(*declared.values())} | declared
     problems = []
     for section, values in content.items():
-        if section not in known:
+        if section in known:
+            wrong = (name for name in values if name not in known[section])
+            unknown = [f"{name!r}{_nearest(name, known[section])}" for name in wrong]
+            problems += [f"{section}: unknown parameter {told}" for told in unknown]
+        else:
             problems.append(f"unknown section {section!r}{_nearest(section, known)}")
-            continue
-        wrong = [name for name in values or {} if name not in known[section]]
-        problems += [
-            f"{section}: unknown parameter {name!r}{_nearest(name, known[section])}" for name in wrong
-        ]
     raise_problems(f"profile {path}", problems, ProfileError)
-    shared = content.get("shared") or {}
+    shared = content.get("shared", {}).items()
     return {
-        notebook: {name: value for name, value in shared.items() if name in names}
-        | (content.get(notebook) or {})
+        notebook: {name: value for name, value in shared if name in names} | content.get(notebook, {})
         for notebook, names in declared.items()
     }
+
+
+def _read_sections(path: Path) -> dict[str, dict]:
+    if not path.is_file():
+        known = ", ".join(sorted(other.stem for other in path.parent.glob("*.yaml"))) or "none"
+        raise ProfileError(f"no profile {path}: {path.parent} has {known}")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ProfileError(f"profile {path} is not valid YAML: {error}") from error
+    if not isinstance(content, dict) or not all(isinstance(part, dict | None) for part in content.values()):
+        raise ProfileError(f"profile {path}: expected sections of `name: value` lines")
+    return {section: values or {} for section, values in content.items()}
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    matches = difflib.get_close_matches(str(name), [str(word) for word in known], n=1)
+    return f" (did you mean {matches[0]!r}?)" if matches else ""
 
 
 def read_defaults(notebook: str, notebook_folder: Path | str = "notebooks") -> dict:
     """The values in a notebook's parameters cell, which hold where a profile says nothing."""
     declared = inspect_notebook(str(Path(notebook_folder) / f"{notebook}.ipynb"))
     return {name: ast.literal_eval(parameter["default"]) for name, parameter in declared.items()}
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    matches = difflib.get_close_matches(str(name), [str(word) for word in known], n=1)
-    return f" (did you mean {matches[0]!r}?)" if matches else ""

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -19,19 +19,13 @@ import torch
 from IPython.display import Markdown, clear_output, display
 from tqdm.auto import tqdm
 
+from defaug_utils import __version__
 from defaug_utils.core.pools import PoolUnfinished
 from defaug_utils.training.loop import StepDone
 
-WATERMARK_TYPE = "application/vnd.defaug.watermark+json"  # of the watermark's values in an executed notebook
-REPORTED_PACKAGES = (
-    "defaug_utils",
-    "torch",
-    "transformers",
-    "diffusers",
-    "numpy",
-    "scikit-learn",
-    "scikit-image",
-)
+WATERMARK_TYPE = "application/vnd.defaug.watermark+json"  # of its values in an executed notebook
+REPORTED_PACKAGES = ("torch", "transformers", "diffusers", "numpy", "scikit-learn", "scikit-image")
+_remembered: dict[str, object] | None = None  # parameters of the one notebook that this process runs
 
 
 def find_project_root(start: Path | str = ".") -> Path:
@@ -44,38 +38,31 @@ def find_project_root(start: Path | str = ".") -> Path:
 
 
 def start_notebook(run_dir: str, seed: int) -> Path:
-    """Set seeds and plot style, move to the project's root, and remember the parameters for the watermark.
+    """Seed Python, NumPy and PyTorch, set the plot style, move to the project's root, note the parameters.
 
     The parameters are the annotated names of the notebook (the cell of parameters holds nothing else) with
     the values that they have now, those injected by papermill included.
 
     Args:
-        run_dir: folder of the run, relative to the project's root.
-        seed: seeds Python, NumPy and PyTorch.
+        run_dir: folder of the run, relative to the project's root; made when missing.
+        seed: of all random generators.
 
     Returns:
-        The run's folder, made when missing.
+        The run's folder.
     """
+    global _remembered
     os.chdir(find_project_root())
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - libraries that still draw from the global generator
     torch.manual_seed(seed)
     sns.set_theme(context="notebook", style="whitegrid", palette="colorblind")
     pd.options.display.max_rows = 200  # the watermark names every parameter
-    _remember_parameters()
-    run = Path(run_dir)
-    run.mkdir(parents=True, exist_ok=True)
-    return run
-
-
-_remembered: dict[str, object] | None = None  # of the one notebook that this process runs
-
-
-def _remember_parameters() -> None:
-    global _remembered
     names = vars(sys.modules["__main__"])
     annotated = names.get("__annotations__", {})
     _remembered = {name: deepcopy(names[name]) for name in annotated if name in names}
+    run = Path(run_dir)
+    run.mkdir(parents=True, exist_ok=True)
+    return run
 
 
 class Bar(tqdm):
@@ -144,15 +131,8 @@ def watermark() -> Watermark:
         raise RuntimeError("no parameters are known: call start_notebook(run_dir, seed) at the start")
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
     versions = {"Python": platform.python_version(), "system": platform.system(), "device": device}
-    versions |= {package: found for package in REPORTED_PACKAGES if (found := _installed_version(package))}
+    versions |= {"defaug_utils": __version__} | {package: version(package) for package in REPORTED_PACKAGES}
     return Watermark(versions, _commit(), deepcopy(_remembered))
-
-
-def _installed_version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _commit() -> str:

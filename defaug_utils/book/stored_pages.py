@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from pathlib import Path
 
 import pandas as pd
 
-from defaug_utils.book.stored_results import PIXELS, QUALITY, RUNS, hours_between, read_stored
+from defaug_utils.book.stored_results import PIXELS, QUALITY, RUNS, read_stored
 from defaug_utils.protocol.mixing import LEAK_MARK, LEAK_NOTE
 from defaug_utils.report import papers, results, sentences
 from defaug_utils.report.tables import PAPER_PROTOCOL, layout_quality, layout_results
@@ -31,13 +32,10 @@ def to_markdown(table: pd.DataFrame, caption: str) -> str:
     shown = table if isinstance(table.index, pd.RangeIndex) else table.reset_index()
     heads = [" · ".join(filter(None, name if isinstance(name, tuple) else (name,))) for name in shown]
     shown = shown.astype(str).set_axis(heads, axis=1)
-    shown = shown.replace({" ± ": "\u00a0±\u00a0", r"\|": r"\\|"}, regex=True).rename(columns=_escape)
+    shown = shown.replace({" ± ": "\u00a0±\u00a0", r"\|": r"\\|"}, regex=True)
+    shown = shown.rename(columns=lambda head: head.replace("|", "\\|"))
     text = shown.to_markdown(index=False, disable_numparse=True)
     return f"**{caption}**{f' {LEAK_NOTE}' if LEAK_MARK in text else ''}\n\n{text}"
-
-
-def _escape(cell: str) -> str:
-    return cell.replace("|", "\\|")
 
 
 def _write_overview(tables: Tables, provenance: dict) -> str:
@@ -47,7 +45,7 @@ def _write_overview(tables: Tables, provenance: dict) -> str:
 
 
 def _write_means(summary: pd.DataFrame, columns: Mapping[str, str]) -> str:
-    """Mean ± std over seeds, a table a scenario."""
+    """A table a scenario."""
     return "\n\n".join(
         to_markdown(layout_results(rows, columns), f"{scenario}: mean ± std over n seeds.")
         for scenario, rows in summary.groupby("scenario", sort=False)
@@ -68,12 +66,13 @@ def _write_claims(tables: Tables, provenance: dict) -> str:
 
 def _write_papers(tables: Tables, provenance: dict) -> str:
     summary, published = results.summarise_results(tables[RUNS]), papers.published_results()
-    parts = []
-    for source, number, scenario in papers.list_tables(published):
-        table = papers.rebuild_table(summary, published, source, number, "this run")
-        caption = f"{source}, table {number}, {scenario}: compare shapes, not numbers."
-        parts.append(to_markdown(table, caption))
-    return "\n\n".join(parts)
+    return "\n\n".join(
+        to_markdown(
+            papers.rebuild_table(summary, published, source, number, "this run"),
+            f"{source}, table {number}, {scenario}: compare shapes, not numbers.",
+        )
+        for source, number, scenario in papers.list_tables(published)
+    )
 
 
 def _write_pixels(tables: Tables, provenance: dict) -> str:
@@ -92,14 +91,15 @@ def _write_quality(tables: Tables, provenance: dict) -> str:
 
 
 def _write_provenance(tables: Tables, provenance: dict) -> str:
-    """Command, dates, versions and all parameters."""
     versions = ", ".join(f"{what} {value}" for what, value in provenance["versions"].items())
-    hours = provenance["notebook_seconds"] / 3600
+    started, finished = (datetime.fromisoformat(provenance[name]) for name in ("started", "finished"))
+    hours = (finished - started).total_seconds() / 3600
     return (
         f"- **Command**: `{provenance['command']}`\n"
         f"- **When**: {provenance['started']} to {provenance['finished']} (UTC), "
-        f"{hours_between(provenance):.1f} hours\n"
-        f"- **How much**: {provenance['notebooks']} notebooks, {hours:.1f} hours if one ran after the other; "
+        f"{hours:.1f} hours\n"
+        f"- **How much**: {provenance['notebooks']} notebooks, "
+        f"{provenance['notebook_seconds'] / 3600:.1f} hours if one ran after the other; "
         "of one that went on where an earlier execution had stopped, the last execution alone counts\n"
         f"- **On and with**: {versions}\n"
         f"- **Commits**: {', '.join(provenance['commits'])}\n\n"

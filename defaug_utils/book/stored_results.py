@@ -1,10 +1,8 @@
 """Results of a finished run kept as small files: tables and where they come from, no image, no weight."""
 
 import json
-import math
 import re
 import shutil
-from datetime import datetime
 from pathlib import Path
 
 import nbformat
@@ -42,18 +40,17 @@ def store_results(run_folder: Path | str, shelf: Path | str, name: str, command:
 
     Raises:
         StoreError: the name is none, or the run has not finished; says what is missing.
-        ResultsError: as `gather_results`.
+        ResultsError: metrics of finished runs are broken, or don't belong together.
     """
     run_folder, target = Path(run_folder), Path(shelf) / name
     if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name):
         raise StoreError(f"name {name!r}: expected small letters, digits, - and _")
-    check_finished(run_folder)
+    _check_finished(run_folder)
     runs, provenance = gather_results(run_folder), describe_run(run_folder, command)
-    columns = list(dict.fromkeys([*RUN_COLUMNS, *METRICS, *FURTHER_COLUMNS, *SETUP]))
+    columns = dict.fromkeys([*RUN_COLUMNS, *METRICS, *FURTHER_COLUMNS, *SETUP])
+    made = [name for name in (PIXELS, QUALITY) if (run_folder / name).is_file()]  # by the last two notebooks
     tables = {RUNS: runs[[name for name in columns if name in runs]].round(DIGITS)}
-    for made in (PIXELS, QUALITY):  # by the last two notebooks
-        if (run_folder / made).is_file():
-            tables[made] = pd.read_csv(run_folder / made)
+    tables |= {name: pd.read_csv(run_folder / name) for name in made}
     shutil.rmtree(target, ignore_errors=True)
     for file_name, table in tables.items():
         write_csv(table, target / file_name)
@@ -61,11 +58,10 @@ def store_results(run_folder: Path | str, shelf: Path | str, name: str, command:
     return provenance
 
 
-def check_finished(run_folder: Path | str) -> None:
+def _check_finished(run_folder: Path) -> None:
     """Refuse a run in which runs have no metrics, a notebook failed, or the results' were not executed."""
-    run_folder = Path(run_folder)
     needed = [LAST_NOTEBOOK, *([PIXEL_NOTEBOOK] if (run_folder / "segmenter").is_dir() else [])]
-    waiting = list_unfinished(run_folder) if run_folder.is_dir() else []
+    waiting = list_unfinished(run_folder)
     problems = [f"{len(waiting)} runs have no metrics: {', '.join(waiting[:5])} …"] if waiting else []
     executed = [run_folder / "notebooks" / f"{name}.ipynb" for name in needed]
     problems += [f"{path} is missing: it has not been executed" for path in executed if not path.is_file()]
@@ -93,10 +89,9 @@ def describe_run(run_folder: Path | str, command: str) -> dict:
     raise_problems(f"watermarks of {folder}", unmarked, StoreError)
     parameters: dict[str, dict] = {}
     for name, mark in marks.items():
-        values = {
-            key: _shorten(value) for key, value in mark["parameters"].items() if key not in OWN_OF_A_RUN
-        }
-        parameters.setdefault(Path(name.parts[0]).stem, values)
+        values = {key: _shorten(value) for key, value in mark["parameters"].items()}
+        shared = {key: value for key, value in values.items() if key not in OWN_OF_A_RUN}
+        parameters.setdefault(Path(name.parts[0]).stem, shared)
     times = [notebook.metadata.papermill for notebook in read.values()]
     return {
         "name": Path(run_folder).name,
@@ -113,10 +108,8 @@ def describe_run(run_folder: Path | str, command: str) -> dict:
 
 def _read_watermark(notebook: nbformat.NotebookNode) -> dict | None:
     """The values that `session.Watermark` leaves in the output of a notebook's last cell."""
-    for output in notebook.cells[-1].get("outputs", []):
-        if WATERMARK_TYPE in output.get("data", {}):
-            return output.data[WATERMARK_TYPE]
-    return None
+    bundles = (output.get("data", {}) for output in notebook.cells[-1].get("outputs", []))
+    return next((bundle[WATERMARK_TYPE] for bundle in bundles if WATERMARK_TYPE in bundle), None)
 
 
 def _shorten(value: object) -> object:
@@ -137,9 +130,3 @@ def read_stored(folder: Path | str) -> tuple[dict[str, pd.DataFrame], dict]:
     tables = {path.name: pd.read_csv(path, dtype=words) for path in sorted(folder.glob("*.csv"))}
     tables = {name: table.fillna(dict.fromkeys(words, "")) for name, table in tables.items()}
     return tables, json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
-
-
-def hours_between(provenance: dict) -> float:
-    """Hours from the first notebook's start to the last one's end."""
-    start, end = (datetime.fromisoformat(provenance[name]) for name in ("started", "finished"))
-    return math.nan if end < start else (end - start).total_seconds() / 3600

@@ -21,6 +21,15 @@ def raise_problems(what: str, problems: Sequence[str], error: type[Exception] = 
     raise error(f"{what}: {len(problems)} problem(s){''.join(listed)}{tail}")
 
 
+@contextmanager
+def collect_problems(problems: list[str]) -> Iterator[None]:
+    """Note a ValueError of the block among the problems, and go on behind it."""
+    try:
+        yield
+    except ValueError as error:
+        problems.append(str(error))
+
+
 def check_demands(what: str, demands: Mapping[str, bool], error: type[Exception] = ValueError) -> None:
     """Raise one error that lists every demand (a message, and whether it is met) that is not met."""
     raise_problems(what, [message for message, is_met in demands.items() if not is_met], error)

@@ -32,7 +32,7 @@ from supervision.dataset.utils import approximate_mask_with_polygons
 from supervision.detection.utils.converters import mask_to_rle
 
 from defaug_utils.core.files import write_atomically, write_json, write_png
-from defaug_utils.core.guards import check_demands, raise_problems
+from defaug_utils.core.guards import check_demands, collect_problems, raise_problems
 from defaug_utils.core.images import read_mask
 from defaug_utils.core.manifest import SPLITS, validate_manifest, write_manifest
 
@@ -203,20 +203,14 @@ def _count_instances(rows: pd.DataFrame, folder: Path) -> int:
     """Connected parts of all masks; masks that are empty or don't fit their image are refused together."""
     problems, instances = [], 0
     for image, path in rows.loc[rows["label"] == "positive", ["image", "mask"]].itertuples(index=False):
-        try:
-            mask = read_mask(folder / path)
-        except ValueError as error:
-            problems.append(str(error))
-            continue
-        with Image.open(folder / image) as opened:
-            size = opened.size
-        if size != mask.shape[::-1]:
-            problems.append(
-                f"{path}: {mask.shape[1]} × {mask.shape[0]} pixels, its image {size[0]} × {size[1]}"
-            )
-        elif not mask.any():
-            problems.append(f"{path}: no pixel is marked, but {image} is positive")
-        instances += label(mask, connectivity=2).max()
+        with collect_problems(problems), Image.open(folder / image) as opened:
+            mask, (width, height) = read_mask(folder / path), opened.size
+            if mask.shape != (height, width):
+                found = f"{mask.shape[1]} × {mask.shape[0]}"
+                problems.append(f"{path}: {found} pixels, its image {width} × {height}")
+            elif not mask.any():
+                problems.append(f"{path}: no pixel is marked, but {image} is positive")
+            instances += label(mask, connectivity=2).max()
     raise_problems("masks", problems, ExportError)
     return int(instances)
 

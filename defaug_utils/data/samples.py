@@ -10,7 +10,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from defaug_utils.core.guards import raise_problems
+from defaug_utils.core.guards import collect_problems, raise_problems
 from defaug_utils.core.images import fit_image, fit_mask, read_image, read_mask
 from defaug_utils.core.manifest import LABELS, SPLITS, ManifestError
 from defaug_utils.data.datasets import map_in_threads
@@ -133,14 +133,11 @@ def load_masked_samples(
     size = (samples.images_u8.shape[2], samples.images_u8.shape[1])
     masks, problems = np.zeros(samples.images_u8.shape[:3], bool), []
     for index, name in samples.table.loc[is_positive.to_numpy(), "mask"].items():
-        try:
+        with collect_problems(problems):
             mask = read_mask(Path(folder) / name)
-        except ValueError as error:
-            problems.append(str(error))
-            continue
-        if not mask.any():
-            problems.append(f"{Path(folder) / name}: the mask is empty, but its image is positive")
-        masks[index] = fit_mask(mask, size)
+            if not mask.any():
+                problems.append(f"{Path(folder) / name}: the mask is empty, but its image is positive")
+            masks[index] = fit_mask(mask, size)
     raise_problems(f"masks in {folder}", problems, ManifestError)
     return samples._replace(masks=torch.from_numpy(masks))
 

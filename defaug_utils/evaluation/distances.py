@@ -96,16 +96,10 @@ def summarise_images(
     seed: int = 0,
     on_images: Callable[[int], None] | None = None,
 ) -> dict[str, FeatureSummary]:
-    """Summarise a set of images by its features; memory does not grow with their number.
+    """Summarise a set of images, layer by layer; a feature is the mean of a layer's output over all places.
 
-    Args:
-        network: from `open_features`.
-        images_u8: see `read_in_batches`, as `layers`, `size` and `batch_size`.
-        seed: of the choice which features are kept, where there are more than fit.
-        on_images: called with the number of images just looked at.
-
-    Returns:
-        Layer → its summary. A feature is the mean of a layer's output over all places.
+    The seed decides which features are kept, where there are more than fit. `on_images` is called with the
+    number of images just looked at; the other arguments are those of `read_in_batches`.
     """
     summaries = {layer: FeatureSummary(seed=seed) for layer in layers}
     for answers in read_in_batches(network, images_u8, layers, size, batch_size):
@@ -180,15 +174,15 @@ def spread_over_draws(
     if count < 2 or not is_enough:
         return float("nan"), float("nan")
     generator = np.random.default_rng(seed)
+
+    def draw(features: np.ndarray, number: int) -> np.ndarray:
+        return features[generator.choice(len(features), number, replace=False)]
+
     values = []
     for _ in range(draws):
         if second is None:
-            both = _draw(first, 2 * count, generator)
+            both = draw(first, 2 * count)
             values.append(distance(both[:count], both[count:]))
         else:
-            values.append(distance(_draw(first, count, generator), _draw(second, count, generator)))
+            values.append(distance(draw(first, count), draw(second, count)))
     return float(np.mean(values)), float(np.std(values, ddof=1)) if draws > 1 else float("nan")
-
-
-def _draw(features: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
-    return features[generator.choice(len(features), count, replace=False)]

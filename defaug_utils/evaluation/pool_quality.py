@@ -139,13 +139,8 @@ def copy_threshold(real: np.ndarray, quantile: float = COPY_QUANTILE) -> float:
     """The distance up to which an image counts as a copy: a quantile of the reals' own nearest ones.
 
     The same rule would call about that share of the real images copies of each other: the rate of false
-    alarms for new images of the real kind. Five images give a rough threshold (the quantile lies near their
-    least distance); take all real training images where there are more. A real image stored twice pulls it
-    towards 0.
-
-    Args:
-        real: features, shape (images, channels), of at least two images.
-        quantile: in [0, 1].
+    alarms for new images of the real kind. It is rough for five images; a real image stored twice pulls it
+    towards 0. Features have the shape (images, channels).
     """
     if len(real) < 2:
         raise ValueError(f"real: {len(real)} images, expected at least 2 to tell how alike they are")
@@ -163,12 +158,7 @@ def find_copies(
 ) -> pd.DataFrame:
     """The nearest real neighbour of every generated image, and whether it is a copy of it.
 
-    Args:
-        generated: features, shape (images, channels).
-        trained: features of the real images that the model was trained on, by the same network.
-        threshold: from `copy_threshold`, of features of the same network.
-        images: names of the generated images; their numbers when not given.
-        trained_images: the same of the real ones.
+    Features, all of one network, have the shape (images, channels); images without names are numbered.
 
     Returns:
         One row a generated image, in their order: image, nearest_real (the first of equally near ones),

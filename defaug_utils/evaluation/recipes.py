@@ -73,15 +73,10 @@ def choose_recipe(name: str, **overrides: float | bool) -> Recipe:
 
 
 def fit_epochs(recipe: Recipe, labels: np.ndarray, training_images: int) -> Recipe:
-    """The recipe with as many epochs as show about so many training images in all.
+    """The recipe with as many epochs as show about so many training images in all; 0 keeps the recipe.
 
     An epoch of a balanced recipe is as long as there are positives: with the same number of epochs, a
-    training set with more positives would also be trained for longer.
-
-    Args:
-        recipe: how to train.
-        labels: of the training part, shape (images,), 1 for positive.
-        training_images: images shown in all epochs together, one counted each time; 0 keeps the recipe.
+    training set with more positives would also be trained for longer. Labels are as of `plan_epochs`.
     """
     if training_images < 0:
         raise ValueError(
@@ -214,7 +209,7 @@ def train_network(
         build: makes the network of a backbone and its weights.
         measure_loss: of one batch, whose images are positions in `samples`, on the network's device.
         samples: the training set in memory.
-        folder: for `checkpoint.safetensors` and `history.csv`, replaced after every epoch.
+        folder: of the checkpoint and history.
         recipe: how to train.
         start: what the network starts from.
         on_step: see `run_steps`.

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from defaug_utils.core.guards import raise_problems
+from defaug_utils.core.guards import collect_problems, raise_problems
 from defaug_utils.core.images import fit_image, fit_mask, read_image, read_mask
 from defaug_utils.core.manifest import ManifestError
 
@@ -41,14 +41,12 @@ def read_defects(dataset: pd.DataFrame, data_folder: Path | str, size: tuple[int
     rows = list_masked_positives(dataset, data_folder, "defects can't be cut out without one")
     folder, defects, problems = Path(data_folder), [], []
     for row in rows.itertuples():
-        try:
+        with collect_problems(problems):
             image_u8, mask = read_image(folder / row.image), read_mask(folder / row.mask)
             if mask.shape != image_u8.shape[:2]:
                 raise ValueError(f"{row.mask}: mask {mask.shape} on an image {image_u8.shape[:2]}")
             pair = fit_image(image_u8, size), fit_mask(mask, size)
             defects.append(cut_defect(*pair, row.category, row.defect_type, row.image))
-        except ValueError as error:
-            problems.append(str(error))
     raise_problems(f"defects in {data_folder}", problems, ManifestError)
     return defects
 

@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from PIL import Image
 
-from defaug_utils.core.guards import raise_problems
+from defaug_utils.core.guards import collect_problems, raise_problems
 from defaug_utils.core.images import fit_mask, read_mask
 from defaug_utils.core.manifest import read_manifest
 from defaug_utils.masks.patches import list_masked_positives
@@ -108,16 +108,12 @@ class StoredMasks:
         self.word, self.names, self.notices = word, tuple(paths), []
         self._masks, problems = [], []
         for name, path in paths.items():
-            try:
-                mask = read_mask(path)
-            except ValueError as error:
-                problems.append(str(error))
-                continue
-            if not mask.any():
-                problems.append(f"{name}: the mask is empty; draw a defect or remove the file")
-            elif mask.all():
-                problems.append(f"{name}: the mask covers everything, nothing would be left of the part")
-            self._masks.append(mask)
+            with collect_problems(problems):
+                self._masks.append(read_mask(path))
+                if not self._masks[-1].any():
+                    problems.append(f"{name}: the mask is empty; draw a defect or remove the file")
+                elif self._masks[-1].all():
+                    problems.append(f"{name}: the mask covers everything, nothing would be left of the part")
         raise_problems(f"masks ({word})", problems, ValueError)
         self._sha256 = hash_masks(zip(self.names, self._masks, strict=True), "\n")
 

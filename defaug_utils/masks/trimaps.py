@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from defaug_utils.core.guards import raise_problems
+from defaug_utils.core.guards import collect_problems, raise_problems
 from defaug_utils.core.images import fit_image, read_image
 from defaug_utils.core.manifest import ManifestError, image_seed
 from defaug_utils.masks.patches import Defect, draw_turned, paste_defect, place_mask
@@ -141,15 +141,12 @@ def read_good_images(
     find = find_foreground or (lambda image_u8: np.ones(image_u8.shape[:2], bool))
     goods, problems = [], []
     for row in sources.itertuples():
-        try:
+        with collect_problems(problems):
             image_u8 = fit_image(read_image(Path(data_folder) / row.image), size)
-        except ValueError as error:
-            problems.append(str(error))
-            continue
-        foreground = find(image_u8)
-        if not foreground.any():
-            problems.append(f"{row.image}: no object is found on it; textures need no foreground")
-        goods.append(GoodImage(image_u8, foreground, row.category, row.image))
+            foreground = find(image_u8)
+            if not foreground.any():
+                problems.append(f"{row.image}: no object is found on it; textures need no foreground")
+            goods.append(GoodImage(image_u8, foreground, row.category, row.image))
     raise_problems(f"good images in {data_folder}", problems, ManifestError)
     return goods
 
@@ -208,10 +205,8 @@ class TripleSet(Sequence[Triple]):
         self.count, self.seed = count, seed
         problems = [] if self.defects and self.goods else ["no defects or no good images"]
         for category, defect_type in sorted({defect[2:4] for defect in self.defects}):
-            try:
+            with collect_problems(problems):
                 write_prompt(self.settings.template, category, defect_type)
-            except ValueError as error:
-                problems.append(str(error))
             if category not in {good.category for good in self.goods}:
                 problems.append(f"category {category!r} has defects, but no good image to paste them into")
         if count < 1:

@@ -227,16 +227,13 @@ def _to_pixels(image: Tensor) -> np.ndarray:
 
 
 class DecoderComparison(NamedTuple):
-    """One image, decoded twice; nothing of the original is put back.
+    """One image, decoded twice, and the errors (grey levels); nothing of the original is put back.
 
     Attributes:
         own_u8: by the model's own decoder, shape (height, width, 3), uint8.
         adapted_u8: by the adapted one, same shape.
         mask: shape (height, width), bool.
-        own: errors of the first, grey levels.
-        adapted: errors of the second.
-        losses: of the adaptation, before each step and after the last.
-        problem: why the adaptation was thrown away; empty when it was kept.
+        losses: see `Adaptation`, as the problem.
     """
 
     own_u8: np.ndarray

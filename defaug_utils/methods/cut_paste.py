@@ -28,8 +28,9 @@ class CutPaste:
     def describe(self) -> dict:
         """The triples' sources and settings."""
         described = self.triples.describe()
+        del described["seed"], described["triples"]
         return {
-            "triples": {key: value for key, value in described.items() if key not in ("seed", "triples")},
+            "triples": described,
             "learned_from": self.triples.list_names()["defects"],
             "versions": list_versions("numpy", "opencv-python-headless"),
         }

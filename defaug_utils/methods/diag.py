@@ -24,12 +24,7 @@ PAPER_SETTINGS = InpaintSettings()  # 30 steps, guidance 20, strength 0.99, crop
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class DIAG(Painting):
-    """Inpainting by a text prompt; further attributes as in `Painting`.
-
-    Attributes:
-        inpainter: from `load_inpainter`.
-        settings: of the inpainting.
-    """
+    """Inpainting by a text prompt and a model from `load_inpainter`; other attributes as in `Painting`."""
 
     origin: ClassVar[str] = "diag"
     inpainter: Inpainter

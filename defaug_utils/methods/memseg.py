@@ -182,7 +182,7 @@ def simulate_anomaly(
         find_object: tells where the object is, in place of the settings' word; None for the word.
 
     Raises:
-        ValueError: no mask can be drawn, see `draw_mask`.
+        ValueError: no mask can be drawn.
     """
     settings = settings or MemSegSettings()
     foreground = find_object(image_u8) if find_object else find_foreground(image_u8, settings.foreground)
@@ -225,8 +225,7 @@ class MemSeg:
         """Settings, textures and negatives.
 
         Raises:
-            FileNotFoundError: there is no prepared data set.
-            ManifestError: it has no training negative, or some can't be used.
+            ManifestError: the data set has no training negative, or some can't be used.
         """
         found = {"find_object": self.find_object.describe()} if self.find_object else {}
         foreground = "whole" if self.find_object else self.settings.foreground

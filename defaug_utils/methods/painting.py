@@ -33,8 +33,7 @@ class CheckLimits:
         contrast: least mean change inside the mask, grey levels.
         completeness: least share of the mask that changed.
         precision: least share of what changed, before the original was put back, that lies in the mask.
-        boundary_iou: least agreement of the outlines of what changed and of the mask.
-        boundary_width: width of these outlines, pixels.
+        boundary_iou: least agreement of the outlines, `boundary_width` pixels, of what changed and the mask.
     """
 
     changed_from: float = 10.0
@@ -155,8 +154,7 @@ class Painting(ABC):
     Attributes:
         data: folder of the prepared data set.
         prompts: the board, see `make_prompts`.
-        masks: where defects go, see `open_masks`. A mask that was cut from a known defect brings that
-            defect's prompt along.
+        masks: where defects go, see `open_masks`; a mask may bring a prompt of the board along.
         limits: of the automatic checks.
         max_attempts: pictures painted for one image until one passes the checks.
         group: images painted at once.

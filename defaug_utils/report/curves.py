@@ -13,10 +13,11 @@ from sklearn.metrics import average_precision_score, precision_recall_curve
 from defaug_utils.core.origins import list_arms
 from defaug_utils.protocol.mixing import is_marked, mark_label
 from defaug_utils.report.pictures import NotebookFigure
-from defaug_utils.report.results import label_arm
+from defaug_utils.report.results import PIXEL_NUMBERS, label_arm
 
 FURTHER_STYLES = (("#AA8800", "P"), ("#5B3A00", "*"), ("#777777", "D"), ("#44AA99", ">"))  # of own arms
-METRIC_LABELS = {
+METRIC_LABELS = {number: title for title, number in PIXEL_NUMBERS.items()} | {
+    "pixel_ap": "pixel AP",
     "ap": "AP",
     "ap_trapezoid": "AP (trapezoid)",
     "auroc": "AUROC",
@@ -24,11 +25,6 @@ METRIC_LABELS = {
     "paper_recall": "recall\n(paper protocol)",
     "validation_precision": "precision\n(validation threshold)",
     "validation_recall": "recall\n(validation threshold)",
-    "pixel_auroc": "pixel AUROC",
-    "pro": "PRO",
-    "pixel_ap": "pixel AP",
-    "iap": "IAP",
-    "iap90": "IAP90",
 }
 
 
@@ -51,14 +47,12 @@ def plot_augmentation_curves(
 ) -> Figure:
     """Metrics over N_aug: one row of panels a metric, one column a scenario, one colour an arm.
 
-    Args:
-        runs: one row a finished run, with the columns scenario, arm, n_aug, seed and the metrics; an arm
-            for which the column leak, if there is one, tells of a leak in any scenario is marked.
-        metrics: columns to draw.
+    Small dots are runs, large markers their mean, bars one standard deviation (none for a single run); a
+    dashed line carries the mean without augmentation across. An arm with a leak in any scenario is marked.
 
-    Returns:
-        The figure: small dots are runs, large markers their mean, bars one standard deviation
-        (none for a single run); a dashed line carries the mean without augmentation across.
+    Args:
+        runs: of `gather_results` or `read_pixel_runs`.
+        metrics: columns to draw.
 
     Raises:
         ValueError: no runs, or a column is missing.
@@ -146,12 +140,11 @@ def plot_finetuning(history: pd.DataFrame) -> Figure:
 def plot_memorisation(copies: pd.DataFrame) -> Figure:
     """Distance to the nearest real image, and share of copies, over epochs; one colour a merge weight.
 
+    Small dots are images, large markers their median; on and below the dashed line of the threshold images
+    are copies.
+
     Args:
         copies: tables of `find_copies` put together, with the columns share (merge weight α) and epoch.
-
-    Returns:
-        The figure. Left: small dots are images, large markers their median; on and below the dashed line of
-        the threshold images are copies. Right: share of copies among the images of a setting.
 
     Raises:
         ValueError: no images, more merge weights than colours, or a column is missing.
@@ -179,9 +172,8 @@ def plot_memorisation(copies: pd.DataFrame) -> Figure:
     for axes in (distances, counts):
         axes.set_xticks(range(len(epochs)), [f"{epoch:g}" for epoch in epochs])
         axes.set(xlim=(-0.6, len(epochs) - 0.4), xlabel="epochs of fine-tuning")
-    figure.legend(
-        *counts.get_legend_handles_labels(), loc="outside upper left", ncols=len(shares), frameon=False
-    )
+    drawn = counts.get_legend_handles_labels()
+    figure.legend(*drawn, loc="outside upper left", ncols=len(shares), frameon=False)
     return figure
 
 
@@ -190,12 +182,11 @@ def plot_precision_recall(
 ) -> Figure:
     """Precision over recall, as steps (AP is the area under them), one curve a run.
 
+    A dotted line shows what guessing reaches, the share of positives.
+
     Args:
         scores: for every curve's name, the labels (true where positive) and the scores, same length.
         thresholds: for some of the names, a threshold to mark on the curve (score ≥ threshold).
-
-    Returns:
-        The figure; a dotted line shows what guessing reaches, the share of positives.
 
     Raises:
         ValueError: no curve, or labels without any positive.

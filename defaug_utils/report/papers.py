@@ -2,6 +2,7 @@
 
 import math
 from importlib.resources import files
+from itertools import product
 from typing import NamedTuple
 
 import pandas as pd
@@ -26,8 +27,8 @@ def published_results() -> pd.DataFrame:
         their `_std` (NaN where the paper prints none), leak (by what the paper's code does) and detector,
         which is "ResNet-50" or the name of another kind of detector.
     """
-    with files("defaug_utils.report").joinpath("papers.csv").open(encoding="utf-8") as stored:
-        table = pd.read_csv(stored, dtype={"table": "Int64", "mask_source": str})
+    types = {"table": "Int64", "mask_source": str}
+    table = pd.read_csv(files("defaug_utils.report") / "papers.csv", dtype=types)
     pairs = zip(table.pop("mask_source").fillna(""), table["scenario"], strict=True)
     table["leak"] = [source if is_leak(source, scenario) else "" for source, scenario in pairs]
     detector = [OTHER_DETECTORS.get(arm, "ResNet-50") for arm in table["arm"]]
@@ -38,17 +39,16 @@ def list_missing_arms(runs: pd.DataFrame) -> pd.DataFrame:
     """Pairs of scenario and published arm (of the same kind of detector) that no finished run has."""
     published = published_results()
     pairs = published.loc[published["detector"] == "ResNet-50", GROUP[:2]].drop_duplicates()
-    found = set(zip(runs["scenario"], runs["arm"], strict=True))
-    is_missing = [pair not in found for pair in zip(pairs["scenario"], pairs["arm"], strict=True)]
-    return pairs[is_missing].reset_index(drop=True)
+    found, wanted = (pd.MultiIndex.from_frame(table[GROUP[:2]]) for table in (runs, pairs))
+    return pairs[~wanted.isin(found)].reset_index(drop=True)
 
 
 def list_tables(published: pd.DataFrame) -> list[tuple[str, int, str]]:
     """Source, number and scenario of every table of In&Out and DIAG, in the papers' order."""
-    tables = published[published["source"].isin(["In&Out", "DIAG"])].sort_values(["source", "table"])
-    ordered = tables.sort_values("source", key=lambda names: names != "In&Out", kind="stable")
-    unique = ordered[["source", "table", "scenario"]].drop_duplicates()
-    return [(row.source, int(row.table), row.scenario) for row in unique.itertuples()]
+    columns = ["source", "table", "scenario"]
+    tables = published.loc[published["source"].isin(["In&Out", "DIAG"]), columns].drop_duplicates()
+    ordered = tables.sort_values(columns[:2], ascending=[False, True]).astype({"table": int})
+    return list(ordered.itertuples(index=False, name=None))
 
 
 def rebuild_table(
@@ -60,8 +60,8 @@ def rebuild_table(
     another than the paper's, the rows stand apart, and the missing side is a dash.
 
     Args:
-        summary: as `results.summarise_results` returns it.
-        published: as `published_results` returns it.
+        summary: of `summarise_results`.
+        published: of `published_results`.
         source: "In&Out" or "DIAG".
         table: its number in the paper.
         ours: what ours was measured on and with, as `name_setup` tells.
@@ -72,13 +72,15 @@ def rebuild_table(
     printed = published[(published["source"] == source) & (published["table"] == table)]
     if printed.empty:
         raise ValueError(f"no numbers of {source}, table {table}: known are {list_tables(published)}")
-    arms = set(printed["arm"]) | (set(FURTHER_ARMS) if "in_and_out" in set(printed["arm"]) else set())
+    arms = set(printed["arm"])
+    if "in_and_out" in arms:
+        arms.update(FURTHER_ARMS)
     own = summary[summary["arm"].isin(arms) & (summary["scenario"] == printed["scenario"].iloc[0])]
+    theirs = layout_results(printed, PUBLISHED, mark_cells=True)
+    theirs["in"] = f"{source}, table {table}"
     parts = {
         f"ours: {ours}": layout_results(own, PAPER_PROTOCOL, mark_cells=True).astype(object),
-        PUBLISHED_ON: layout_results(printed, PUBLISHED, mark_cells=True).assign(
-            **{"in": f"{source}, table {table}"}
-        ),
+        PUBLISHED_ON: theirs,
     }
     ordered = sort_results(pd.concat([own, printed])[GROUP]).drop_duplicates()
     rows = [(label_arm(row.arm), row.n_aug) for row in ordered.itertuples()]
@@ -110,34 +112,28 @@ def judge_claims(runs: pd.DataFrame) -> pd.DataFrame:
         One row for each claim, scenario and arm compared with: claim, scenario, arm, other, metric, n
         (seeds that both arms have), difference (mean over seeds), difference_std (NaN below two seeds),
         n_agree (seeds in which the arm is higher), verdict (`HOLDS`, `FAILS` or `OPEN`), and printed: the
-        same difference of the paper's own means, NaN where it prints none.
+        difference of the paper's own means, NaN where it prints none.
     """
     counted = runs[~runs["leak"].map(is_marked)] if "leak" in runs else runs
     published = published_results().query("source == 'In&Out'")
-    rows = [
-        {"claim": claim.text, "scenario": scenario, "arm": claim.arm, "other": other, "metric": claim.metric}
-        | _judge(_subtract_arms(counted, scenario, (claim.arm, other), ["seed", "n_aug"], claim.metric))
-        | {
-            "printed": _subtract_arms(
-                published, scenario, (claim.arm, other), ["n_aug"], claim.printed
-            ).mean()
-        }
-        for claim in IN_AND_OUT_CLAIMS
-        for scenario in claim.scenarios
-        for other in claim.others
-    ]
+    rows = []
+    for claim in IN_AND_OUT_CLAIMS:
+        for scenario, other in product(claim.scenarios, claim.others):
+            pair = {"arm": claim.arm, "other": other}
+            own, printed = (table[table["scenario"] == scenario] for table in (counted, published))
+            verdict = _judge(_subtract_arms(own, **pair, keys=["seed", "n_aug"], metric=claim.metric))
+            theirs = _subtract_arms(printed, **pair, keys=["n_aug"], metric=claim.printed).mean()
+            named = {"claim": claim.text, "scenario": scenario} | pair | {"metric": claim.metric}
+            rows.append(named | verdict | {"printed": theirs})
     return pd.DataFrame(rows)
 
 
-def _subtract_arms(
-    rows: pd.DataFrame, scenario: str, arms: tuple[str, str], keys: list[str], metric: str
-) -> pd.Series:
+def _subtract_arms(rows: pd.DataFrame, arm: str, other: str, keys: list[str], metric: str) -> pd.Series:
     """One arm minus the other where both have the keys, averaged for each value of the first key."""
-    chosen = rows[rows["scenario"] == scenario]
-    values = chosen.pivot_table(index=keys, columns="arm", values=metric)
-    if not set(arms) <= set(values):
+    values = rows.pivot_table(index=keys, columns="arm", values=metric)
+    if not {arm, other} <= set(values):
         return pd.Series(dtype=float)
-    return (values[arms[0]] - values[arms[1]]).dropna().groupby(keys[0]).mean()
+    return (values[arm] - values[other]).dropna().groupby(keys[0]).mean()
 
 
 def _judge(differences: pd.Series) -> dict:

@@ -14,6 +14,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from scipy.special import expit
 
 from defaug_utils.core.images import read_image, read_mask
 
@@ -55,28 +56,29 @@ def show_images(
     """
     if len(images) == 0 or columns < 1:
         raise ValueError(f"{len(images)} images in {columns} columns: at least one of each is needed")
+    titles = [""] * len(images) if titles is None else titles
+    masks = [None] * len(images) if masks is None else masks
     for name, values in (("titles", titles), ("masks", masks)):
-        if values is not None and len(values) != len(images):
+        if len(values) != len(images):
             raise ValueError(f"{len(values)} {name} for {len(images)} images: give one an image")
-    cell = width / columns
-    used = min(columns, len(images))
+    cell, used = width / columns, min(columns, len(images))
     font = max(10.0, 1.2 * used * cell)
-    texts = _wrap_titles([""] * len(images) if titles is None else titles, cell, font)
-    starts = range(0, len(images), used)
+    letters = max(4, int(cell * 72 / (0.62 * font)))  # that fit: one is about 0.62 font sizes wide
+    texts = ["\n".join(_wrap(line, letters) for line in str(title).splitlines()) for title in titles]
+    rows = [slice(start, start + used) for start in range(0, len(images), used)]
     ratios = [image.shape[0] / image.shape[1] for image in images]
-    picture_heights = [max(ratios[start : start + used]) * (cell - GAP) for start in starts]
-    lines = [max((t.count("\n") + 1 for t in texts[s : s + used] if t), default=0) for s in starts]
-    title_heights = [(count * LINE_HEIGHT * font + TITLE_PAD + 1) / 72 if count else GAP for count in lines]
-    total = sum(picture_heights) + sum(title_heights)
-    figure = NotebookFigure(figsize=(used * cell, total))
-    top = total
-    for row, start in enumerate(starts):
-        top -= title_heights[row] + picture_heights[row]
-        for index in range(start, min(start + used, len(images))):
-            left = (index - start) * cell + GAP / 2
-            inches = np.array([left, top, cell - GAP, picture_heights[row]])
-            axes = figure.add_axes(tuple(inches / [used * cell, total, used * cell, total]), anchor="N")
-            draw_image(axes, images[index], None if masks is None else masks[index])
+    heights = [max(ratios[row]) * (cell - GAP) for row in rows]
+    lines = [max((text.count("\n") + 1 for text in texts[row] if text), default=0) for row in rows]
+    spaces = [(count * LINE_HEIGHT * font + TITLE_PAD + 1) / 72 if count else GAP for count in lines]
+    size = np.array([used * cell, sum(heights) + sum(spaces)])
+    figure = NotebookFigure(figsize=size)
+    top = size[1]
+    for row, height, space in zip(rows, heights, spaces, strict=True):
+        top -= space + height
+        for column, index in enumerate(range(len(images))[row]):
+            inches = np.array([column * cell + GAP / 2, top, cell - GAP, height])
+            axes = figure.add_axes(tuple(inches / np.tile(size, 2)), anchor="N")
+            draw_image(axes, images[index], masks[index])
             axes.set_title(texts[index], fontsize=font, pad=TITLE_PAD, linespacing=1.1)
     return figure
 
@@ -88,7 +90,7 @@ def show_pool(
     columns: int = 8,
     outlined: bool = True,
 ) -> Figure:
-    """Lay out images of a manifest, each with the outline of its mask where it has one.
+    """Lay out rows of the manifest in a folder, each image with the outline of its mask where it has one.
 
     Args:
         folder: of the manifest.
@@ -104,7 +106,7 @@ def show_pool(
 
 
 def show_copies(copies: pd.DataFrame, folder: Path | str, data_folder: Path | str, count: int = 6) -> Figure:
-    """The generated images nearest to a real one, each before it, and whether it counts as a copy.
+    """The generated images (in `folder`) nearest to a real one, each before it, and whether it is a copy.
 
     Args:
         copies: of `find_copies`.
@@ -117,12 +119,6 @@ def show_copies(copies: pd.DataFrame, folder: Path | str, data_folder: Path | st
         images += [read_image(Path(folder) / row.image), read_image(Path(data_folder) / row.nearest_real)]
         titles += ["copy" if row.is_copy else "new", "real"]
     return show_images(images, titles, columns=2 * count)
-
-
-def _wrap_titles(titles: Sequence[str], cell: float, font: float) -> list[str]:
-    """Break titles at the letter that would leave the cell: a letter is about 0.62 font sizes wide."""
-    letters = max(4, int(cell * 72 / (0.62 * font)))
-    return ["\n".join(_wrap(line, letters) for line in str(title).splitlines()) for title in titles]
 
 
 def _wrap(line: str, letters: int) -> str:
@@ -153,12 +149,7 @@ def draw_image(axes: Axes, image: np.ndarray, mask: np.ndarray | None = None) ->
 
 
 def outline_mask(mask: np.ndarray) -> np.ndarray:
-    """Edges between a mask's pixels and the pixels around it.
-
-    Returns:
-        Line segments, shape (edges, 2, 2): start and end as (x, y), where pixel (row, column) has
-        its centre at (x = column, y = row), as in `imshow`.
-    """
+    """Edges between a mask's pixels and those around it: starts and ends as (x, y), shape (edges, 2, 2)."""
     padded = np.pad(mask.astype(bool), 1)
     rows, columns = np.nonzero(padded[1:-1, 1:] != padded[1:-1, :-1])
     upright = [[columns, rows], [columns, rows + 1]]
@@ -169,13 +160,12 @@ def outline_mask(mask: np.ndarray) -> np.ndarray:
 
 def choose_window(mask: np.ndarray) -> tuple[slice, slice]:
     """Rows and columns of the square around a mask (not empty), as wide as the picture's shorter side."""
-    side = min(mask.shape)
-    middles = [np.flatnonzero(mask.any(axis=1 - axis))[[0, -1]].mean() for axis in (0, 1)]
-    starts = [
-        int(np.clip(np.floor(middle - (side - 1) / 2), 0, length - side))
-        for middle, length in zip(middles, mask.shape, strict=True)
-    ]
-    return slice(starts[0], starts[0] + side), slice(starts[1], starts[1] + side)
+    side, window = min(mask.shape), []
+    for axis, length in enumerate(mask.shape):
+        middle = np.flatnonzero(mask.any(axis=1 - axis))[[0, -1]].mean()
+        start = int(np.clip(np.floor(middle - (side - 1) / 2), 0, length - side))
+        window.append(slice(start, start + side))
+    return tuple(window)
 
 
 def show_score_maps(
@@ -183,9 +173,7 @@ def show_score_maps(
     masks: Sequence[np.ndarray],
     score_maps: Mapping[str, Sequence[np.ndarray]],
 ) -> Figure:
-    """One row a picture: the picture with its mask's outline, then each detector's probabilities.
-
-    Tall and wide pictures are cut to the square around the mask.
+    """One row a picture, cut to the square around its mask: the picture, then each detector's probabilities.
 
     Args:
         images_u8: each of shape (height, width, 3), uint8.
@@ -202,30 +190,19 @@ def show_score_maps(
         raise ValueError(f"{len(images_u8)} pictures, but {', '.join(wrong)}")
     tiles, outlines = [], []
     for index, (image_u8, mask) in enumerate(zip(images_u8, masks, strict=True)):
-        logits = [maps[index] for maps in score_maps.values()]
+        logits = [maps[index].astype(np.float64) for maps in score_maps.values()]
         if any(one.shape != mask.shape for one in (image_u8[..., 0], *logits)):
             raise ValueError(f"picture {index}: picture, mask {mask.shape} and score maps differ in size")
         window = choose_window(mask if mask.any() else ~mask)
-        tiles += [image_u8[window], *(_to_levels(one[window]) for one in logits)]
+        tiles += [image_u8[window], *(np.rint(255 * expit(one[window])).astype(np.uint8) for one in logits)]
         outlines += [mask[window]] * (1 + len(logits))
     titles = ["picture", *score_maps] + [""] * (len(tiles) - 1 - len(score_maps))
     columns = 1 + len(score_maps)
     return show_images(tiles, titles, outlines, columns, min(FULL_WIDTH, LARGEST_TILE * columns))
 
 
-def _to_levels(logits: np.ndarray) -> np.ndarray:
-    """Probabilities as grey levels."""
-    return np.rint(255 / (1 + np.exp(-logits.astype(np.float64)))).astype(np.uint8)
-
-
 def choose_shown(test: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
-    """Test images to look at: positives by chance, every defect type in turn, and one negative.
-
-    Args:
-        test: rows of a manifest or of masked samples.
-        count: how many positives; all when there are fewer.
-        seed: decides the draw.
-    """
+    """Test images to look at: `count` positives by chance, every defect type in turn, and one negative."""
     shuffled = test[test["label"] == "positive"].sample(frac=1, random_state=seed)
     turns = shuffled.groupby("defect_type").cumcount().sort_values(kind="stable")
     negative = test[test["label"] == "negative"].sample(1, random_state=seed)

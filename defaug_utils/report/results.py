@@ -46,13 +46,12 @@ def gather_results(run_folder: Path | str) -> pd.DataFrame:
     """Read the metrics of every finished run of the classifier (`classifier/<run name>/metrics.json`).
 
     Returns:
-        One row a run, ordered by scenario, arm, N_aug and seed, which come first as columns; then every
-        number, word or truth value that its metrics hold. `leak` (see `find_leaks`) is computed from the
-        training set where the metrics lack it.
+        One row a run, in the order of `sort_results`, with every number, word or truth value that its
+        metrics hold. `leak` is computed from the training set where the metrics lack it.
 
     Raises:
         FileNotFoundError: no run has finished.
-        ResultsError: lists every broken file, and every setting in which the runs differ.
+        ResultsError: lists every broken file, or every setting in which the runs differ.
     """
     folder = Path(run_folder) / "classifier"
     advice = "delete a broken file and run notebook 07_classifier again"
@@ -60,17 +59,17 @@ def gather_results(run_folder: Path | str) -> pd.DataFrame:
     if not rows:
         raise FileNotFoundError(f"no finished run in {folder}: run notebook 07_classifier first")
     table = sort_results(pd.DataFrame(rows))
-    _check_setup(table, folder)
+    advice = "runs of another set-up belong in a run_dir of their own"
+    raise_problems(f"runs in {folder} can't be compared ({advice})", _list_mixed(table), ResultsError)
     return table
 
 
 def read_pixel_runs(folder: Path | str, leaks: Mapping[str, str] | None = None) -> pd.DataFrame:
-    """Read the numbers of finished detectors of defect pixels, ordered as `gather_results` does.
+    """Read the numbers of finished detectors of defect pixels, one row a run.
 
     Args:
-        folder: holds a folder for each run, called by `run_name`, with its `pixel_metrics.json`.
-        leaks: name of a run → what it leaks (`find_leaks`): no other run is read, and the table has the
-            column leak.
+        folder: holds a folder for each run, called by `run_name`.
+        leaks: name of a run → what it leaks: no other run is read, and the table has the column leak.
 
     Raises:
         FileNotFoundError: there is no run.
@@ -78,17 +77,15 @@ def read_pixel_runs(folder: Path | str, leaks: Mapping[str, str] | None = None) 
     """
 
     def read(path: Path) -> dict:
-        leak = {} if leaks is None else {"leak": leaks[path.parent.name]}
-        return {**parse_run_name(path.parent.name)._asdict(), **_read_object(path), **leak}
+        leak = {"leak": leaks[path.parent.name]} if leaks else {}
+        return parse_run_name(path.parent.name)._asdict() | _read_object(path) | leak
 
-    paths = [
-        path for path in Path(folder).glob(f"*/{METRICS_FILE}") if not leaks or path.parent.name in leaks
-    ]
+    found = Path(folder).glob(f"*/{METRICS_FILE}")
+    paths = [path for path in found if not leaks or path.parent.name in leaks]
     rows = _read_all(paths, read, f"pixel-level runs in {folder}")
     if not rows:
-        raise FileNotFoundError(
-            f"{folder} holds no run with {METRICS_FILE}: train and measure detectors first"
-        )
+        advice = "train and measure detectors first"
+        raise FileNotFoundError(f"{folder} holds no run with {METRICS_FILE}: {advice}")
     return sort_results(pd.DataFrame(rows))
 
 
@@ -129,22 +126,21 @@ def _read_run(path: Path) -> dict:
 
 
 def _check_value(name: str, value: object) -> None:
-    """Demand a count, or a share from 0 to 1."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{name} is {value!r}, expected a number")
-    if value < 0 or (name not in COUNTS and value > 1):
-        raise ValueError(f"{name} is {value}, expected a value from 0 to 1")
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not is_number or value < 0 or (name not in COUNTS and value > 1):
+        expected = "a number of images" if name in COUNTS else "a number from 0 to 1"
+        raise ValueError(f"{name} is {value!r}, expected {expected}")
 
 
-def _check_setup(table: pd.DataFrame, folder: Path) -> None:
+def _list_mixed(table: pd.DataFrame) -> list[str]:
+    """Settings in which the runs differ, each with its values."""
     problems = []
     for name in SETUP:
         counts = table[name].value_counts(dropna=False) if name in table else {}
         if len(counts) > 1:
             found = ", ".join(f"{value!r} ({count} runs)" for value, count in counts.items())
             problems.append(f"{name} differs: {found}")
-    advice = "runs of another set-up belong in a run_dir of their own"
-    raise_problems(f"runs in {folder} can't be compared ({advice})", problems, ResultsError)
+    return problems
 
 
 def list_unfinished(run_folder: Path | str) -> list[str]:
@@ -157,7 +153,7 @@ def list_unfinished(run_folder: Path | str) -> list[str]:
 
 
 def sort_results(table: pd.DataFrame) -> pd.DataFrame:
-    """Order rows by scenario, arm (a profile's own come last), N_aug and seed; these columns first."""
+    """Order rows by scenario, arm (a profile's own come last), N_aug and seed, its first columns."""
     arms = list_arms()
     known = [*arms, *sorted(set(table["arm"]) - {*arms, *OTHER_DETECTORS}), *OTHER_DETECTORS]
     order = {"scenario": SCENARIOS.index, "arm": known.index}
@@ -168,20 +164,17 @@ def sort_results(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def summarise_results(runs: pd.DataFrame, metrics: Sequence[str] = METRICS) -> pd.DataFrame:
-    """Mean and standard deviation (n − 1 in the denominator) over seeds.
-
-    Args:
-        runs: as `gather_results` or `read_pixel_runs` returns it.
-        metrics: columns to summarise.
+    """Mean and standard deviation (n − 1 in the denominator) of some metrics over seeds.
 
     Returns:
         One row for each scenario, arm and N_aug: n (number of runs) and for every metric its mean under
         its own name and `<metric>_std`, which is NaN for a single run; last `leak`, where the runs have it.
     """
     groups = runs.groupby(GROUP, sort=False)
-    means, spreads = groups[list(metrics)].mean(), groups[list(metrics)].std(ddof=1).add_suffix("_std")
-    columns = ["n", *(f"{name}{suffix}" for name in metrics for suffix in ("", "_std"))]
-    return _finish(pd.concat([groups.size().rename("n"), means, spreads], axis=1)[columns], runs)
+    columns = {"n": groups.size()}
+    for name in metrics:
+        columns |= {name: groups[name].mean(), f"{name}_std": groups[name].std()}
+    return _finish(pd.DataFrame(columns), runs)
 
 
 def _finish(table: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
@@ -202,22 +195,18 @@ def paired_differences(runs: pd.DataFrame, baseline: str, metric: str = "ap") ->
         metric: column to compare.
 
     Returns:
-        One row for each scenario, arm and N_aug that has seeds in common with the baseline: baseline,
-        n (pairs), difference (mean of arm − baseline), difference_std (NaN for one pair),
-        n_higher and n_lower (pairs in which the arm is above, below).
+        One row for each scenario, arm and N_aug that has seeds in common with the baseline: n (pairs),
+        difference (mean of arm − baseline), difference_std (NaN for one pair), n_higher and n_lower
+        (pairs in which the arm is above, below), leak where the runs have it, and baseline.
     """
     keys = ["scenario", "seed"] if baseline == "none" else ["scenario", "seed", "n_aug"]
     reference = runs.loc[runs["arm"] == baseline, [*keys, metric]].rename(columns={metric: "reference"})
     pairs = runs[~runs["arm"].isin([baseline, "none"])].merge(reference, on=keys)
     pairs = pairs.assign(difference=pairs[metric] - pairs["reference"]).dropna(subset="difference")
-    pairs = pairs.assign(higher=pairs["difference"] > 0, lower=pairs["difference"] < 0)
-    table = pairs.groupby(GROUP, sort=False).agg(
-        n=("difference", "size"),
-        difference=("difference", "mean"),
-        difference_std=("difference", "std"),
-        n_higher=("higher", "sum"),
-        n_lower=("lower", "sum"),
-    )
+    pairs = pairs.assign(n_higher=pairs["difference"] > 0, n_lower=pairs["difference"] < 0)
+    groups = pairs.groupby(GROUP, sort=False)
+    table = groups["difference"].agg(n="size", difference="mean", difference_std="std")
+    table = table.join(groups[["n_higher", "n_lower"]].sum())
     return _finish(table, runs).assign(baseline=baseline)
 
 
@@ -225,8 +214,8 @@ def compare_spreads(runs: pd.DataFrame) -> pd.DataFrame:
     """Set the spread of AP over seeds beside the bootstrap's doubt about the test images.
 
     Returns:
-        One row for each scenario, arm and N_aug: n, ap_std (over seeds) and half_width, the mean half
-        width of the runs' bootstrap intervals of AP.
+        One row for each scenario, arm and N_aug: n, ap_std (over seeds), half_width (of the runs'
+        bootstrap intervals of AP, their mean), and leak where the runs have it.
     """
     groups = runs.assign(half_width=(runs["ap_high"] - runs["ap_low"]) / 2).groupby(GROUP, sort=False)
     table = groups.agg(n=("ap", "size"), ap_std=("ap", "std"), half_width=("half_width", "mean"))

@@ -63,9 +63,9 @@ def describe_leaks(runs: pd.DataFrame) -> str:
             f"**Leaks:** {'; '.join(parts)}. These masks show where real defects lie and how large they are, "
             "which nobody knows in that scenario: compare them with no other arm there."
         )
-    unknown = int((runs["leak"] == UNKNOWN).sum())
-    gone = f" Of {_count(unknown, 'run')} the training set is gone: whether it leaks is unknown."
-    return text + gone * bool(unknown)
+    if unknown := (runs["leak"] == UNKNOWN).sum():
+        text += f" Of {_count(unknown, 'run')} the training set is gone: whether it leaks is unknown."
+    return text
 
 
 def describe_differences(*tables: pd.DataFrame, name: str = "AP") -> str:
@@ -137,14 +137,10 @@ def describe_claims(claims: pd.DataFrame) -> str:
     lines = []
     for (claim, scenario), rows in claims.groupby(["claim", "scenario"], sort=False):
         parts = "; ".join(_describe_comparison(row) for _, row in rows.iterrows())
-        lines.append(f"- **{claim}**, {scenario}: **{_join_verdicts(set(rows['verdict']))}**. {parts}.")
+        verdicts = set(rows["verdict"])
+        verdict = FAILS if FAILS in verdicts else HOLDS if verdicts == {HOLDS} else OPEN
+        lines.append(f"- **{claim}**, {scenario}: **{verdict}**. {parts}.")
     return "\n".join([RULE, "", *lines])
-
-
-def _join_verdicts(verdicts: set[str]) -> str:
-    if FAILS in verdicts:
-        return FAILS
-    return HOLDS if verdicts == {HOLDS} else OPEN
 
 
 def _describe_comparison(row: pd.Series) -> str:

@@ -24,16 +24,15 @@ NOTHING = "–"
 KD_FACTOR = 1000  # kernel distances are small numbers
 
 
-def format_spread(mean: float, deviation: float = math.nan, n: float = math.nan) -> str:
-    """Write "0.712 ± 0.034 (n = 4)"; what is NaN is left out, a missing mean is a dash."""
+def format_spread(mean: float, deviation: float = math.nan) -> str:
+    """Write "0.712 ± 0.034"; a deviation that is NaN is left out, a missing mean is a dash."""
     if pd.isna(mean):
         return NOTHING
-    spread = "" if pd.isna(deviation) else f" ± {deviation:.3f}"
-    return f"{mean:.3f}{spread}" + ("" if pd.isna(n) else f" (n = {int(n)})")
+    return f"{mean:.3f}" + ("" if pd.isna(deviation) else f" ± {deviation:.3f}")
 
 
 def format_difference(mean: float, deviation: float = math.nan) -> str:
-    """Write "+0.079 ± 0.114" or "−0.033 ± 0.124"; what is NaN is left out, a missing mean is a dash."""
+    """Write "+0.079 ± 0.114" or "−0.033 ± 0.124", otherwise as `format_spread`."""
     sign = "" if pd.isna(mean) else "+" if mean >= 0 else "−"
     return sign + format_spread(abs(mean), deviation)
 
@@ -51,8 +50,7 @@ def name_setup(runs: pd.DataFrame, run_folder: Path | str, data_name: str = "") 
     Without a name for the data, the run's folder `surfaces` tells that it was drawn.
     """
     own = "procedural surfaces" if (Path(run_folder) / "surfaces").is_dir() else "own data set"
-    backbone = [str(runs["backbone"].iloc[0])] if "backbone" in runs else []
-    return ", ".join([data_name or own, *backbone])
+    return ", ".join([data_name or own, *runs.get("backbone", [])[:1]])
 
 
 def layout_results(rows: pd.DataFrame, columns: Mapping[str, str], mark_cells: bool = False) -> pd.DataFrame:
@@ -65,33 +63,27 @@ def layout_results(rows: pd.DataFrame, columns: Mapping[str, str], mark_cells: b
 
     Returns:
         Text cells; the index has the levels method and N_aug. The last column is n where it is known.
-        Where the rows tell of a leak, it is marked.
     """
+    leaks = rows["leak"] if "leak" in rows else [""] * len(rows)
     cells = {}
     for heading, metric in columns.items():
         texts = map(format_spread, rows[metric], rows[f"{metric}_std"])
-        cells[heading] = list(map(mark_label, texts, _list_leaks(rows))) if mark_cells else list(texts)
+        cells[heading] = list(map(mark_label, texts, leaks)) if mark_cells else list(texts)
     counts = {"n": rows["n"].to_numpy()} if "n" in rows else {}
     index = _index_methods(rows.drop(columns="leak", errors="ignore") if mark_cells else rows)
     return pd.DataFrame(cells | counts, index=index)
 
 
-def _list_leaks(rows: pd.DataFrame) -> list[str]:
-    return rows["leak"].tolist() if "leak" in rows else [""] * len(rows)
-
-
 def _index_methods(rows: pd.DataFrame, *first: str) -> pd.MultiIndex:
-    methods = list(map(mark_label, map(label_arm, rows["arm"]), _list_leaks(rows)))
-    levels = [*(rows[name] for name in first), methods, rows["n_aug"].astype(int)]
+    """Levels: the columns named first, methods (a leak is marked where the rows tell of it) and N_aug."""
+    methods = map(label_arm, rows["arm"])
+    methods = map(mark_label, methods, rows["leak"]) if "leak" in rows else methods
+    levels = [*(rows[name] for name in first), list(methods), rows["n_aug"].astype(int)]
     return pd.MultiIndex.from_arrays(levels, names=[*first, "method", "N_aug"])
 
 
 def compare_protocols(rows: pd.DataFrame) -> pd.DataFrame:
-    """Precision and recall by the papers' threshold and by the validation threshold, side by side.
-
-    Args:
-        rows: of `summarise_results`, of one scenario.
-    """
+    """Precision and recall of one scenario by the papers' threshold and by the validation threshold."""
     protocols = {"papers' threshold (test)": PAPER_PROTOCOL, "validation threshold": VALIDATION_PROTOCOL}
     parts = {heading: layout_results(rows, columns) for heading, columns in protocols.items()}
     return pd.concat({heading: part[["precision", "recall"]] for heading, part in parts.items()}, axis=1)
@@ -116,13 +108,13 @@ def layout_quality(quality: pd.DataFrame) -> pd.DataFrame:
     parts = {}
     for layer, rows in quality.groupby("layer", sort=False):
         first = rows.iloc[0]
-        equal, real = f"{first['n_equal']} + {first['n_equal']}", f"n + {first['n_real']}"
+        equal, distance = f"{first['n_equal']} + {first['n_equal']}", first["fd_name"]
+        equal_distances = map(format_digits, rows["fd_equal"], rows["fd_equal_std"])
+        kernel_distances = map(format_digits, KD_FACTOR * rows["kd"], KD_FACTOR * rows["kd_std"])
         cells = {
-            f"{first['fd_name']} ({real})": rows["fd"].map(format_digits),
-            f"{first['fd_name']} ({equal})": list(map(format_digits, rows["fd_equal"], rows["fd_equal_std"])),
-            f"{first['kd_name']} · {KD_FACTOR} ({equal})": list(
-                map(format_digits, KD_FACTOR * rows["kd"], KD_FACTOR * rows["kd_std"])
-            ),
+            f"{distance} (n + {first['n_real']})": rows["fd"].map(format_digits),
+            f"{distance} ({equal})": list(equal_distances),
+            f"{first['kd_name']} · {KD_FACTOR} ({equal})": list(kernel_distances),
             "diversity": rows["diversity"].map(format_digits),
         }
         names = list(map(mark_label, rows["set"], rows["leaks_in"]))
@@ -137,35 +129,24 @@ def style_table(table: pd.DataFrame, caption: str, max_height: str = "") -> Styl
     """Show a table with a caption above it; one that is wider than the page scrolls on its own.
 
     Args:
-        table: numbers are shown with three digits, missing values as a dash.
+        table: numbers are shown with three digits, missing values as a dash; the index's levels become
+            the first columns.
         caption: what it shows, and whose numbers they are; where a cell carries the mark of a leak, what
             the mark means is said behind it.
         max_height: a CSS length such as "24em" beyond which the rows scroll too.
     """
-    shown = table if isinstance(table.index, pd.RangeIndex) else _index_to_columns(table)
+    shown = table if isinstance(table.index, pd.RangeIndex) else table.reset_index(col_level=-1)
     texts = [place for place, kind in enumerate(shown.dtypes) if not pd.api.types.is_numeric_dtype(kind)]
     if any(shown.iloc[:, place].astype(str).str.contains(LEAK_MARK).any() for place in texts):
         caption = f"{caption} {LEAK_NOTE}"
-    rules = [
-        {
-            "selector": "caption",
-            "props": "caption-side: top; text-align: left; padding: 0.4em 0; max-width: 85vw",
-        },
-        {"selector": "th, td", "props": "white-space: nowrap; padding: 0.2em 0.7em; text-align: right"},
-        {"selector": "thead tr:not(:last-child) th", "props": "text-align: center"},
-        *({"selector": f".col{place}", "props": "text-align: left"} for place in texts),
-    ]
+    rules = {
+        "caption": "caption-side: top; text-align: left; padding: 0.4em 0; max-width: 85vw",
+        "th, td": "white-space: nowrap; padding: 0.2em 0.7em; text-align: right",
+        "thead tr:not(:last-child) th": "text-align: center",
+    } | {f".col{place}": "text-align: left" for place in texts}
     style = "display: block; margin: 1em 0; font-size: 0.85em; max-width: 100%; overflow: auto"
     style += f"; max-height: {max_height}" if max_height else ""
     name = f"{zlib.crc32(caption.encode()):08x}"  # not by chance, so that a rerun gives the same page
     styled = Styler(shown, caption=caption, uuid=name, cell_ids=False).format(precision=3, na_rep=NOTHING)
-    styled = styled.set_table_attributes(f'class="dataframe" style="{style}"').set_table_styles(rules)
-    return styled.hide(axis="index")
-
-
-def _index_to_columns(table: pd.DataFrame) -> pd.DataFrame:
-    """Make the index's levels the first columns, their names in the lowest row of the heading."""
-    index = table.index.to_frame(index=False)
-    if table.columns.nlevels == 2:
-        index.columns = pd.MultiIndex.from_product([[""], index.columns])
-    return pd.concat([index, table.reset_index(drop=True)], axis=1)
+    styled = styled.set_table_attributes(f'class="dataframe" style="{style}"').hide(axis="index")
+    return styled.set_table_styles([{"selector": part, "props": rule} for part, rule in rules.items()])

@@ -5,7 +5,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "backbones": ["BACKBONES", "average_features", "hash_weights", "open_features"],
+        "backbones": ["BACKBONES", "hash_weights", "open_features"],
         "loop": ["StepPlan", "run_steps"],
         "memory": ["pick_device"],
     },

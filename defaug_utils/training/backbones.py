@@ -1,19 +1,12 @@
-"""Pretrained networks: ResNets from files that can't run code, and the features that they see in images.
-
-He et al. 2016 (ResNet). The feature layers stand for those at which DIAG measured (Girella et al. 2024):
-Inception's first and second max-pooling, at a quarter and an eighth of the input's side, with 64 and 192
-channels.
-"""
+"""Pretrained ResNets (He et al. 2016) from files that can't run code, and the features that they see."""
 
 import hashlib
-import importlib
 import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import torch
@@ -24,7 +17,7 @@ from torch.nn.functional import interpolate
 from transformers import ResNetConfig, ResNetForImageClassification
 from transformers.utils import logging as transformers_logging
 
-from defaug_utils.core.guards import raise_problems
+from defaug_utils.core.guards import check_demands, raise_problems
 from defaug_utils.core.images import fit_image
 
 _QUARTER = {"layer_type": "basic", "embedding_size": 16, "hidden_sizes": [16, 32, 64, 128]}
@@ -62,7 +55,8 @@ _RENAMES = (  # transformers' names to torchvision's
 
 INCEPTION = "inception"
 INCEPTION_SIDE = 299  # pixels (Szegedy et al. 2016)
-DIAG_LAYERS = ("quarter", "eighth")  # of the input's side: DIAG's first and second max-pooling
+# Of the input's side; for Inception's first and second max-pooling, where DIAG measured (Girella et al. 2024)
+DIAG_LAYERS = ("quarter", "eighth")
 RESNET_LAYERS = ("quarter", "first_stage", "eighth", "sixteenth", "thirty_second")
 
 logger = logging.getLogger(__name__)
@@ -110,13 +104,10 @@ def torchvision_keys(model: ResNetForImageClassification) -> dict[str, str]:
 
 
 def load_torchvision_weights(model: ResNetForImageClassification, path: Path | str) -> tuple[str, ...]:
-    """Load a torchvision state dict into a transformers ResNet, in place.
+    """Load a torchvision state dict into a transformers ResNet, in place, see `build_classifier`.
 
     Returns:
         The file's keys that were left out: the head, where it has another number of classes.
-
-    Raises:
-        ValueError, FileNotFoundError: see `build_classifier`.
     """
     loaded = _read_safetensors(Path(path))
     current, our_key = model.state_dict(), torchvision_keys(model)
@@ -159,12 +150,11 @@ def _load_pretrained(weights: str, backbone: str, config: ResNetConfig) -> ResNe
     try:
         found, wanted = ResNetConfig.from_pretrained(weights).to_dict(), config.to_dict()
         names = ("depths", "layer_type", "embedding_size", "hidden_sizes", "downsample_in_bottleneck")
-        differing = [
-            f"{name} is {found[name]}, {backbone} has {wanted[name]}"
+        demands = {
+            f"{name} is {found[name]}, {backbone} has {wanted[name]}": found[name] == wanted[name]
             for name in names
-            if found[name] != wanted[name]
-        ]
-        raise_problems(f"weights {weights} are of another backbone", differing, ValueError)
+        }
+        check_demands(f"weights {weights} are of another backbone", demands)
         model, report = ResNetForImageClassification.from_pretrained(
             weights,
             num_labels=1,
@@ -187,9 +177,7 @@ def _load_pretrained(weights: str, backbone: str, config: ResNetConfig) -> ResNe
 def normalise_images(images_u8: Tensor, normalisation: str = "imagenet") -> Tensor:
     """Bring uint8 images (batch, height, width, 3) to a network's input (batch, 3, height, width), float32.
 
-    Args:
-        images_u8: the images.
-        normalisation: a name in `NORMALISATIONS`.
+    The normalisation is a name in `NORMALISATIONS`.
     """
     if normalisation not in NORMALISATIONS:
         raise ValueError(f"normalisation {normalisation!r} is none of {', '.join(NORMALISATIONS)}")
@@ -231,8 +219,7 @@ class FeatureNetwork:
     def name_distance(self, kind: str) -> str:
         """The honest name of a Fréchet ("FD") or kernel distance ("KD") over these features: "FD-resnet50".
 
-        FID and KID are names for Inception alone, and torchvision's weights are not those of the usual
-        programs, so that even there the name says whose they are.
+        FID and KID are names for Inception alone, and torchvision's weights are not the usual programs'.
         """
         if self.backbone == INCEPTION:
             return {"FD": "FID", "KD": "KID"}[kind] + " (torchvision)"
@@ -244,13 +231,10 @@ class FeatureNetwork:
 
         Args:
             images_u8: shape (batch, height, width, 3), uint8.
-            layers: names of layers.
+            layers: names of `parts`; others are refused.
 
         Returns:
             Layer → shape (batch, channels, rows, columns), float32.
-
-        Raises:
-            ValueError: a layer is unknown.
         """
         unknown = [name for name in layers if name not in self.parts]
         if unknown:
@@ -298,28 +282,20 @@ def open_features(backbone: str, weights: str, device: str | torch.device = "cpu
 
 def _open_inception(weights: Path, device: str | torch.device) -> FeatureNetwork:
     """Torchvision's Inception v3 with weights of its key names."""
-    models = _import_torchvision_models()
-    if weights.suffix != ".safetensors" or not weights.is_file():
-        raise ValueError(
-            f"weights {weights}: expected an existing .safetensors file of torchvision's Inception"
-        )
-    network = models.inception_v3(weights=None, init_weights=False)
-    network.load_state_dict(load_file(weights))
-    network = network.eval().to(device)
-    first = [network.Conv2d_1a_3x3, network.Conv2d_2a_3x3, network.Conv2d_2b_3x3, network.maxpool1]
-    second = [network.Conv2d_3b_1x1, network.Conv2d_4a_3x3, network.maxpool2]
-    parts = {"quarter": nn.Sequential(*first), "eighth": nn.Sequential(*second)}
-    return FeatureNetwork(INCEPTION, parts, "symmetric", INCEPTION_SIDE)
-
-
-def _import_torchvision_models() -> ModuleType:
     try:
-        return importlib.import_module("torchvision.models")
+        from torchvision import models
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             "Inception comes with torchvision, which is not installed: install it, or choose a ResNet as "
             "feature_backbone"
         ) from error
+    network = models.inception_v3(weights=None, init_weights=False)
+    network.load_state_dict(_read_safetensors(weights))
+    network = network.eval().to(device)
+    first = [network.Conv2d_1a_3x3, network.Conv2d_2a_3x3, network.Conv2d_2b_3x3, network.maxpool1]
+    second = [network.Conv2d_3b_1x1, network.Conv2d_4a_3x3, network.maxpool2]
+    parts = {"quarter": nn.Sequential(*first), "eighth": nn.Sequential(*second)}
+    return FeatureNetwork(INCEPTION, parts, "symmetric", INCEPTION_SIDE)
 
 
 def read_in_batches(
@@ -329,17 +305,15 @@ def read_in_batches(
     size: tuple[int, int] | None = None,
     batch_size: int = 16,
 ) -> Iterator[dict[str, Tensor]]:
-    """What the layers answer to images, batch by batch; memory does not grow with their number.
+    """What the layers answer to images, batch by batch, as `FeatureNetwork.read_maps` gives it.
 
     Args:
         network: from `open_features`.
-        images_u8: each of shape (height, width, 3), uint8; may be read on the way.
+        images_u8: each of shape (height, width, 3), uint8; may be read on the way, so that memory does not
+            grow with their number.
         layers: names of layers.
         size: (width, height) that images of another size are resized to; that of the first if None.
         batch_size: images looked at together.
-
-    Yields:
-        See `FeatureNetwork.read_maps`.
 
     Raises:
         ValueError: a layer is unknown, or its output is not finite.
@@ -355,23 +329,14 @@ def read_in_batches(
 
 
 def average_features(
-    network: FeatureNetwork,
-    images_u8: Iterable[np.ndarray],
-    layer: str,
-    size: tuple[int, int] | None = None,
-    batch_size: int = 16,
+    network: FeatureNetwork, images_u8: Iterable[np.ndarray], layer: str, batch_size: int = 16
 ) -> np.ndarray:
-    """The feature of every image: the mean of a layer's output over all places.
-
-    The arguments are those of `read_in_batches`.
+    """The feature of every image: the mean of a layer's output over all places, see `read_in_batches`.
 
     Returns:
         Shape (images, channels), float32.
-
-    Raises:
-        ValueError: the layer is unknown, or there is no image.
     """
-    batches = read_in_batches(network, images_u8, [layer], size, batch_size)
+    batches = read_in_batches(network, images_u8, [layer], batch_size=batch_size)
     features = [maps[layer].mean(dim=(2, 3)).cpu().numpy() for maps in batches]
     if not features:
         raise ValueError("no image to take features of")

@@ -1,7 +1,4 @@
-"""One training loop for every network: checked step by step, and resumed exactly where it stopped.
-
-The state on disk is one safetensors file, replaced whole.
-"""
+"""One training loop for every network: checked step by step, and resumed exactly where it stopped."""
 
 import json
 import math
@@ -75,8 +72,7 @@ class StepDone(NamedTuple):
     """A step that was just taken, as `on_step` hears of it.
 
     Attributes:
-        step: its number, from 1.
-        steps: of the whole training.
+        step: its number, from 1, of `steps` in all.
         numbers: its loss and whatever else the step tells.
         is_saved: a checkpoint was just written.
     """
@@ -150,30 +146,33 @@ class Checkpoint(NamedTuple):
     scaler: dict
 
 
-def read_checkpoint(path: Path | str) -> Checkpoint | None:
-    """Read a checkpoint; None when there is none or it can't be read."""
+def read_checkpoint(path: Path) -> Checkpoint | None:
+    """Read a checkpoint; None when it can't be read."""
     try:
         with safe_open(path, framework="pt") as opened:
             metadata = opened.metadata()
             tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - no mapping
         return Checkpoint(tensors, *(json.loads(metadata[key]) for key in ("settings", "history", "scaler")))
-    except (FileNotFoundError, SafetensorError, KeyError, TypeError, json.JSONDecodeError):
+    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError):
         return None
 
 
-def check_training(folder: Path | str, settings: Mapping, error: type[Exception] = ValueError) -> None:
-    """Refuse a folder with a training of other settings, before anything is computed.
+def check_training(
+    folder: Path | str, settings: Mapping, error: type[Exception] = ValueError
+) -> Checkpoint | None:
+    """The checkpoint of a folder, if there is one; a training of other settings is refused.
 
     Raises:
         error: names every setting that differs, or the checkpoint can't be read. Nothing is deleted.
     """
     path = Path(folder) / CHECKPOINT
     if not path.is_file():
-        return
+        return None
     checkpoint = read_checkpoint(path)
     if checkpoint is None:
         raise error(f"{path} can't be read (damaged?): delete it to begin again")
     refuse_other_settings(folder, checkpoint.settings, settings, "a training", error)
+    return checkpoint
 
 
 @hold_threads()
@@ -227,9 +226,8 @@ class _Loop:
         return self.training.module if self.training.kept is None else self.training.kept
 
     def resume(self) -> int:
-        """Restore the folder's checkpoint, if there is one; the number of finished steps."""
-        check_training(self.folder, self.settings)
-        checkpoint = read_checkpoint(self.folder / CHECKPOINT)
+        """Restore the folder's checkpoint, if there is one, and tell the number of finished steps."""
+        checkpoint = check_training(self.folder, self.settings)
         if checkpoint is None:
             return 0
         self.history = list(checkpoint.history)
@@ -284,11 +282,9 @@ class _Loop:
             return
         epoch = f" (epoch {numbers['epoch']})" if "epoch" in numbers else ""
         found = ", ".join(str(numbers[name]) for name in broken)
-        kept = (
-            f"step {self._count_steps()}'s checkpoint is kept"
-            if self.history
-            else "no checkpoint is there yet"
-        )
+        kept = "no checkpoint is there yet"
+        if self.history:
+            kept = f"step {self._count_steps()}'s checkpoint is kept"
         raise FloatingPointError(
             f"{self.folder}: {' and '.join(broken)} of step {step}{epoch} is no number ({found}): the "
             f"learning rate {optimiser.param_groups[0]['lr']:.3g} may be too high, fp16 too narrow (bf16 is "
@@ -320,7 +316,7 @@ class _Loop:
 
 
 def _write_checkpoint(path: Path, model: nn.Module, optimiser: Optimizer, metadata: dict) -> None:
-    """One safetensors file, replaced whole: a kill or a full disk leaves the former one."""
+    """One safetensors file, replaced whole."""
     tensors = {f"model.{key}": value for key, value in model.state_dict().items()}
     for index, state in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{index}.{key}": torch.as_tensor(value) for key, value in state.items()}

@@ -37,9 +37,6 @@ def run_in_parts(
         size: (width, height) of the images, for the message.
         on_images: called with the number of images just made.
 
-    Returns:
-        One result a job, in order.
-
     Raises:
         MemoryError: not even one image fits.
     """
@@ -48,7 +45,7 @@ def run_in_parts(
         limit = model.batch_limit or len(jobs)
         part = jobs[len(results) : len(results) + limit]
         try:
-            made = make(part)
+            results += make(part)
         except torch.OutOfMemoryError as error:
             if len(part) == 1:
                 raise MemoryError(
@@ -57,9 +54,8 @@ def run_in_parts(
                 ) from error
             model.batch_limit = len(part) // 2
         else:
-            results += made
             if on_images:
-                on_images(len(made))
+                on_images(len(part))
             continue
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
