@@ -119,7 +119,7 @@ def test_the_loss_by_hand():
     [
         ({"parameters": "some"}, "parameters 'some' is none of all, last_block, last_layer"),
         ({"steps": 0}, "steps 0"),
-        ({"learning_rate": 0.0, "patience": -1}, r"(?s)learning_rate 0.0 must be above 0.*patience -1"),
+        ({"learning_rate": 0.0, "patience": -1}, "(?s)learning_rate 0.0 must be above 0.*patience -1"),
         ({"precision": "float8"}, "precision"),
     ],
 )

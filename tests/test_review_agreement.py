@@ -8,7 +8,6 @@ from test_review_store import NAMES, make_pool, stored
 
 from defaug_utils.protocol.review_agreement import (
     compare_decisions,
-    measure_agreement,
     merge_reviews,
     tabulate_agreement,
 )
@@ -30,35 +29,32 @@ def judge(pool: Path, reviewer: str, words: str) -> None:
 def test_kappa_against_the_textbook():
     """Fifty proposals, read by two: 20 and 15 agreed, 5 and 10 not; κ = (0.7 - 0.5) / (1 - 0.5) = 0.4."""
     pairs = [(True, True)] * 20 + [(True, False)] * 5 + [(False, True)] * 10 + [(False, False)] * 15
-    told = compare_decisions(pairs, "ann", "bob")
-    assert (told.count, told.agreed, told.remark) == (50, 0.7, "")
-    assert told.kappa == pytest.approx(0.4)
-    assert told.table.to_numpy().tolist() == [[20, 5], [10, 15]]
-    assert list(told.table.index) == ["ann accepted", "ann rejected"]
-    assert list(told.table.columns) == ["bob accepted", "bob rejected"]
+    told = compare_decisions(pairs)
+    assert (told["judged by both"], told["agreed"], told["remark"]) == (50, 0.7, "")
+    assert told["κ"] == pytest.approx(0.4)
+    assert (told["both accepted"], told["only first accepted"]) == (20, 5)
+    assert (told["only second accepted"], told["both rejected"]) == (10, 15)
 
 
 def test_kappa_is_said_to_be_undefined_where_it_is():
     nothing = compare_decisions([])
-    assert (nothing.count, nothing.agreed, nothing.kappa) == (0, None, None)
-    assert "no image was judged by both" in nothing.remark
+    assert (nothing["judged by both"], nothing["agreed"], nothing["κ"]) == (0, None, None)
+    assert "no image was judged by both" in nothing["remark"]
     same = compare_decisions([(False, False)] * 3)
-    assert (same.count, same.agreed, same.kappa) == (3, 1.0, None)
-    assert "both rejected every image" in same.remark
-    assert "both accepted every image" in compare_decisions([(True, True)]).remark
-    constant = compare_decisions(
-        [(True, True), (True, False)]
-    )  # one never rejects: defined, and worth nothing
-    assert (constant.kappa, constant.remark) == (0.0, "")
+    assert (same["judged by both"], same["agreed"], same["κ"]) == (3, 1.0, None)
+    assert "both rejected every image" in same["remark"]
+    assert "both accepted every image" in compare_decisions([(True, True)])["remark"]
+    never_rejects = compare_decisions([(True, True), (True, False)])  # defined, and worth nothing
+    assert (never_rejects["κ"], never_rejects["remark"]) == (0.0, "")
 
 
 def test_agreement_counts_images_that_both_judged(pool: Path):
     judge(pool, "ann", "aarr.a")
     judge(pool, "bob", "aar.ra")
-    told = measure_agreement(pool, "ann", "bob")
-    assert (told.count, told.agreed, told.kappa) == (4, 1.0, 1.0)
+    (told,) = tabulate_agreement([pool]).to_dict("records")
+    assert (told["judged by both"], told["agreed"], told["κ"]) == (4, 1.0, 1.0)
     with pytest.raises(ReviewStoreError, match=r"no review of eve \(there are: ann, bob\)"):
-        measure_agreement(pool, "ann", "eve")
+        merge_reviews(pool, ["ann", "eve"])
 
 
 def test_every_two_reviewers_of_every_pool_have_a_row(pool: Path, tmp_path: Path):

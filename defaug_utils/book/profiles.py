@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 from papermill import inspect_notebook
 
-from defaug_utils.core.manifest import raise_problems
+from defaug_utils.core.guards import raise_problems
 
 
 class ProfileError(ValueError):

@@ -51,12 +51,7 @@ def identify_images(pool: pd.DataFrame) -> dict[str, tuple[str, str]]:
 def match_entries(
     entries: Iterable[LogEntry], identities: Mapping[str, tuple[str, str]]
 ) -> tuple[dict[str, ImageReview], list[LogEntry]]:
-    """The last decision on every image of a pool, and the entries that are about none of its images.
-
-    Args:
-        entries: of a log.
-        identities: of the pool's images, see `identify_images`.
-    """
+    """The last decision on every image of a pool, and the entries that are about none of its images."""
     known, foreign = {}, []
     for entry in entries:
         if identities.get(entry.image) == entry.identity:
@@ -67,11 +62,7 @@ def match_entries(
 
 
 class DecisionLog:
-    """A log that is read on from where it was left.
-
-    Attributes:
-        path: its file; nothing is decided while there is none.
-    """
+    """A log that is read on from where it was left; nothing is decided while its file, `path`, is missing."""
 
     def __init__(self, path: Path | str) -> None:
         """Begin before the first line."""

@@ -35,13 +35,7 @@ def explain_full_disk(path: Path | str) -> Iterator[None]:
 def explain_read_only(
     folder: Path | str, lost: str, advice: str = "choose another folder, or allow writing and try again"
 ) -> Iterator[None]:
-    """Turn the system's refusals to write into one PermissionError that says what to do.
-
-    Args:
-        folder: that is written to.
-        lost: what was not done, such as "the mask was not saved".
-        advice: what to do.
-    """
+    """Turn the system's refusals to write into a PermissionError that says what was lost, and what to do."""
     try:
         yield
     except OSError as error:
@@ -80,18 +74,23 @@ def lock_file(path: Path | str, seconds: float = LOCK_SECONDS) -> Iterator[None]
         OSError: the folder is missing or can't be written.
     """
     path = Path(path)
-    lock = FileLock(path.with_name(f".{path.name}.lock"))
     try:
-        lock.acquire(timeout=seconds)
+        with FileLock(path.with_name(f".{path.name}.lock"), timeout=seconds):
+            yield
     except Timeout as error:
         raise TimeoutError(
             f"{path} has been in use by another process for {seconds:g} seconds and was not changed: "
             "wait until that one is done, then try again"
         ) from error
+
+
+def stamp_file(path: Path | str) -> tuple[int, ...]:
+    """What changes with every new version of a file; empty while there is none."""
     try:
-        yield
-    finally:
-        lock.release()
+        found = Path(path).stat()
+    except OSError:
+        return ()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def append_line(path: Path | str, line: bytes) -> None:

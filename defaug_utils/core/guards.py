@@ -46,11 +46,8 @@ def count_threads() -> int:
 def hold_threads(count: int | None = None) -> Iterator[None]:
     """Let PyTorch, and Intel's MKL below it, work with exactly so many threads.
 
-    Threads share out a sum, and so decide its last bits. Until PyTorch is told a number, even the one it has,
-    MKL takes fewer where it sees fit: what a process did before would decide what it computes.
-
-    Args:
-        count: threads; None for as many as PyTorch has now.
+    Threads share out a sum, and so decide its last bits. Until PyTorch is told a number, even the one it has
+    (None), MKL takes fewer where it sees fit: what a process did before would decide what it computes.
     """
     import torch
 
@@ -69,9 +66,7 @@ def claim_folder(
     file: str = "settings.json",
     error: type[Exception] = ValueError,
 ) -> None:
-    """Note in a folder what its content depends on, or refuse a folder that holds something else.
-
-    Nothing is ever emptied or overwritten.
+    """Note in a folder what its content depends on; a folder that was there stays as it is.
 
     Args:
         folder: made when missing.
@@ -85,32 +80,20 @@ def claim_folder(
     """
     path = Path(folder) / file
     if not path.is_file():
-        write_json(path, as_json(settings))
+        write_json(path, settings)
         return
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as problem:
-        raise error(
-            f"{path} can't be read ({problem}): delete the folder, or choose another one"
-        ) from problem
+        advice = "delete the folder, or choose another one"
+        raise error(f"{path} can't be read ({problem}): {advice}") from problem
     refuse_other_settings(folder, found, settings, what, error)
 
 
 def refuse_other_settings(
     folder: Path | str, found: Mapping, asked: Mapping, what: str, error: type[Exception] = ValueError
 ) -> None:
-    """Refuse a folder whose content was made with other settings than those asked for.
-
-    Args:
-        folder: for the message.
-        found: the settings of its content, read from a note or a checkpoint.
-        asked: the settings now.
-        what: is in the folder, such as "a training".
-        error: class of the error.
-
-    Raises:
-        error: names every setting that differs, with both values.
-    """
+    """Refuse a folder whose content was made with other settings; the error names every difference."""
     differing = list_differences(found, asked)
     if differing:
         raise error(
@@ -119,17 +102,13 @@ def refuse_other_settings(
         )
 
 
-def list_differences(found: Mapping, asked: Mapping) -> list[str]:
+def list_differences(found: Mapping, asked: Mapping, prefix: str = "") -> list[str]:
     """Every setting that differs, such as "lora.rank (32, asked for 16)", with dots between nested names."""
-    return _list_differences(as_json(found), as_json(asked), "")
-
-
-def _list_differences(found: dict, asked: dict, prefix: str) -> list[str]:
-    listed = []
+    found, asked, listed = as_json(found), as_json(asked), []
     for name in sorted({*found, *asked}):
         one, other = found.get(name), asked.get(name)
         if isinstance(one, dict) and isinstance(other, dict):
-            listed += _list_differences(one, other, f"{prefix}{name}.")
+            listed += list_differences(one, other, f"{prefix}{name}.")
         elif one != other:
             listed.append(f"{prefix}{name} ({_shorten(one)}, asked for {_shorten(other)})")
     return listed

@@ -27,18 +27,13 @@ def read_image(path: Path | str) -> np.ndarray:
     if opened.mode == "F":
         raise ValueError(f"{path}: pixels are fractions, expected 8 or 16 bits a channel: convert it first")
     if opened.mode.startswith("I"):
-        opened = Image.fromarray(_to_u8(np.asarray(opened).astype(np.int64)))
+        values = np.clip(np.asarray(opened).astype(np.int64), 0, 65535)
+        opened = Image.fromarray((values // 257).astype(np.uint8))
     return np.asarray(opened.convert("RGB"))
 
 
 def read_mask(path: Path | str) -> np.ndarray:
-    """Read a mask: true where any colour channel is above 0 (an alpha channel does not count).
-
-    Args:
-        path: an image file that Pillow reads, of a format that keeps every pixel, such as PNG.
-
-    Returns:
-        Shape (height, width), bool.
+    """Read a mask (height, width), bool: true where any colour channel is above 0 (alpha does not count).
 
     Raises:
         ValueError: the file is missing, truncated, no image, or compressed with loss, whatever its name
@@ -86,15 +81,9 @@ def _find_loss(opened: Image.Image, path: Path | str) -> str:
     return "lossy WEBP" if is_lossy_webp else ""
 
 
-def _to_u8(values: np.ndarray) -> np.ndarray:
-    """16-bit values to 8 bits: 0 … 65535 onto 0 … 255."""
-    return (np.clip(values, 0, 65535) // 257).astype(np.uint8)
-
-
 def fit_image(image_u8: np.ndarray, size: tuple[int, int], fit: str = "resize") -> np.ndarray:
     """Bring an image (height, width, 3), uint8, to a size (width, height), see `crop_box` for the fits."""
-    box = crop_box(image_u8.shape[:2], size, fit)
-    left, top, right, bottom = box
+    left, top, right, bottom = crop_box(image_u8.shape, size, fit)
     cropped = Image.fromarray(image_u8[top:bottom, left:right])
     return np.asarray(cropped.resize(size, Image.Resampling.LANCZOS))
 
@@ -158,9 +147,8 @@ def find_foreground(image_u8: np.ndarray, foreground: str = "whole") -> np.ndarr
 
     Args:
         image_u8: shape (height, width, 3), uint8.
-        foreground: "whole": everything is object (surfaces, textures); "bright" or "dark": the object is
-            the brighter or the darker part; "auto": the object is the part that fewer pixels of the
-            image's border belong to.
+        foreground: what the object is: "whole" everything (surfaces, textures), "bright" or "dark" the
+            brighter or darker part, "auto" the part that fewer pixels of the image's border belong to.
 
     Returns:
         Shape (height, width), bool, true on the object; nowhere true when all pixels are alike.

@@ -107,10 +107,8 @@ def read_manifest(path: Path | str, check_files: bool = False) -> pd.DataFrame:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no manifest at {path}: run the notebook that makes it first")
-    log = DecisionLog(path.with_name(DECISIONS_FILE))
-    entries = (
-        log.read_new() if path.name == "manifest.csv" else []
-    )  # before the table, which may take them in
+    log = DecisionLog(path.with_name(DECISIONS_FILE))  # read before the table, which may take it in
+    entries = log.read_new() if path.name == "manifest.csv" else []
     try:
         table = pd.read_csv(path, dtype=dict.fromkeys(COLUMNS, str), keep_default_na=False, na_values=[""])
         missing = [column for column in COLUMNS if column not in table.columns]
@@ -141,7 +139,7 @@ def fold_decisions(path: Path | str) -> pd.DataFrame:
     """Read a pool's manifest, and take the decisions of the log beside it in, under the lock of the caller.
 
     Who changes decisions in the manifest itself does this first, or the log would win over the change.
-    Decisions on images that the manifest has not stay in the log. Raises what `read_manifest` raises.
+    Decisions on other images stay in the log.
     """
     path = Path(path)
     log = DecisionLog(path.with_name(DECISIONS_FILE))
@@ -163,23 +161,19 @@ def write_manifest(manifest: pd.DataFrame, path: Path | str) -> None:
 
 
 def validate_manifest(manifest: pd.DataFrame, path: Path | str, check_files: bool = False) -> None:
-    """Check the contract: known words, unique images, paths inside the folder, positives and masks.
-
-    Args:
-        manifest: the table.
-        path: where it is, or will be, stored.
-        check_files: also demand that every listed file exists.
+    """Check the contract: known words, unique images, paths inside the folder, files that exist if asked.
 
     Raises:
         ManifestError: lists every problem with its row.
     """
     problems = []
     for column, words in (("label", LABELS), ("split", SPLITS), ("origin", (REAL, *ORIGINS))):
-        for row, word in manifest[column].items():
-            if word not in words:
-                problems.append(f"row {row}: {column} {word!r} is none of {', '.join(words)}")
-    for image in manifest["image"][manifest["image"].duplicated()]:
-        problems.append(f"image {image!r} is listed more than once")
+        foreign = manifest[column][~manifest[column].isin(words)]
+        problems += [
+            f"row {row}: {column} {word!r} is none of {', '.join(words)}" for row, word in foreign.items()
+        ]
+    repeated = manifest["image"][manifest["image"].duplicated()]
+    problems += [f"image {image!r} is listed more than once" for image in repeated]
     folder = Path(path).parent
     for column in ("image", "mask"):
         for row, relative in manifest[column].items():
@@ -201,15 +195,9 @@ def is_inside(relative: str) -> bool:
 
 
 def rebase_manifest(manifest: pd.DataFrame, folder: Path | str, new_folder: Path | str) -> pd.DataFrame:
-    """Rewrite image and mask paths so that the manifest can stand in a folder further up.
+    """Rewrite paths relative to `folder` so that the manifest can stand in `new_folder`, further up.
 
-    Args:
-        manifest: a table whose paths are relative to `folder`.
-        folder: where the files are.
-        new_folder: `folder` or one of its parents.
-
-    Returns:
-        A copy with paths relative to `new_folder`; `source_image` keeps naming the data set's row.
+    `source_image` keeps naming the data set's row.
 
     Raises:
         ValueError: `folder` is not inside `new_folder`.
@@ -227,8 +215,7 @@ def check_sources(pool: pd.DataFrame, dataset: pd.DataFrame) -> None:
     """Refuse a pool any of whose images started from something else than a training image.
 
     Raises:
-        ManifestError: lists every image one of whose `SOURCE_COLUMNS` names a row of the data set that is
-            unknown or not in the train split.
+        ManifestError: lists every image and source of the `SOURCE_COLUMNS` that is not in the train split.
     """
     split_of = dict(zip(dataset["image"], dataset["split"], strict=True))
     problems = []

@@ -127,7 +127,7 @@ def run_name(scenario: str, arm: str, n_aug: int, seed: int) -> str:
 
 
 def parse_run_name(name: str) -> Run:
-    """The run that `run_name` gave this name to."""
+    """The run that `run_name` gave this name to; a `MixingError` where it gave none."""
     found = _RUN_NAME.fullmatch(name)
     if not found:
         raise MixingError(

@@ -16,6 +16,7 @@ import defaug_utils
 from defaug_utils.core.files import append_line, lock_file, write_json, write_png
 from defaug_utils.core.guards import (
     as_json,
+    check_demands,
     count_threads,
     hold_threads,
     list_differences,
@@ -87,12 +88,14 @@ class PoolPlan:
 
     def __post_init__(self) -> None:
         """Refuse numbers that make no sense."""
-        if self.count < 1 or self.seed < 0 or not 0 <= self.shard < self.shards:
-            raise ValueError(
-                f"{self}: count must be at least 1, seed not negative, shard in 0 … {self.shards - 1}"
-            )
-        if not 0 <= self.passing <= MAX_GROWTH * self.count:
-            raise ValueError(f"{self}: passing must be in 0 … {MAX_GROWTH * self.count}, twice the count")
+        limit = MAX_GROWTH * self.count
+        demands = {
+            "count must be at least 1": self.count >= 1,
+            "seed must be at least 0": self.seed >= 0,
+            f"shard must be in 0 … {self.shards - 1}": 0 <= self.shard < self.shards,
+            f"passing must be in 0 … {limit}, twice the count": 0 <= self.passing <= limit,
+        }
+        check_demands(str(self), demands)
 
     @property
     def part(self) -> int:
@@ -105,12 +108,10 @@ def make_pool(
 ) -> pd.DataFrame:
     """Make a pool of positives, going on where an earlier run of the same recipe stopped.
 
-    Groups are always made whole, with members that are finished already or lie beyond `count` (these are
-    thrown away), so that an image has the same neighbours whatever was interrupted or cut into shards.
-
-    On one machine, a pool has the same bytes in any process, in shards and after restarts: where PyTorch
-    computes, the recipe keeps the number of threads that it was begun with. Pools begun with different
-    numbers, or made on another processor, may differ by a few grey levels here and there.
+    On one machine, a pool has the same bytes in any process, in shards and after restarts. So groups are
+    always made whole (members beyond `count` are thrown away), and where PyTorch computes, the recipe keeps
+    the number of threads that it was begun with. Pools begun with different numbers, or made on another
+    processor, may differ by a few grey levels here and there.
 
     Args:
         folder: where `manifest.csv`, `recipe.json`, `images/` and `masks/` go.
@@ -127,11 +128,10 @@ def make_pool(
         ManifestError: an image started from something else than a training image of the data set.
         FileNotFoundError: there is no data set.
     """
-    folder = Path(folder)
-    recipe = _add_threads(describe_pool(method, plan.seed), folder)
+    folder, recipe = Path(folder), describe_pool(method, plan.seed)
     dataset = None if method.data is None else read_dataset(method.data)
-    key = _claim_pool(folder, recipe)
-    writer = _PoolWriter(folder, method, dataset, key, on_images or (lambda finished: None))
+    recipe = _claim_pool(folder, recipe)
+    writer = _PoolWriter(folder, method, dataset, recipe_key(recipe), on_images or (lambda finished: None))
     with _hold_threads_of(recipe):
         pool = writer.make(plan)
         while (missing := plan.passing - int((~find_failed(pool)).sum())) > 0:
@@ -158,15 +158,7 @@ def make_pools(
 
 
 def remake(folder: Path | str, image: str, method: Method) -> GeneratedImage:
-    """Make one image of a pool again; on the same machine, to the same byte.
-
-    Args:
-        folder: of the pool.
-        image: as its manifest has it.
-        method: the one that made the pool.
-
-    Returns:
-        The image, its mask and its row.
+    """Make one image of a pool again with the method that made it; on the same machine, to the same byte.
 
     Raises:
         FileNotFoundError: there is no pool, or no such image in it.
@@ -202,24 +194,25 @@ def _needs_torch(recipe: dict) -> bool:
     return "torch" in recipe.get("versions", {})
 
 
-def _add_threads(recipe: dict, folder: Path) -> dict:
-    """The recipe with the number of threads that its pool was begun with, where PyTorch computes."""
-    if not _needs_torch(recipe):
-        return recipe
-    begun = read_recipe(folder) if (folder / "recipe.json").is_file() else {}
-    return recipe | {"threads": begun.get("threads") or count_threads()}
-
-
 def _hold_threads_of(recipe: dict) -> AbstractContextManager[None]:
     return hold_threads(recipe.get("threads")) if _needs_torch(recipe) else nullcontext()
 
 
-def read_recipe(folder: Path | str, key: str = "") -> dict:
-    """The recipe of a pool, as `make_pool` wrote it; of several, as the studio keeps them, the one of a key.
+def _claim_pool(folder: Path, recipe: dict) -> dict:
+    """The recipe with the threads that its pool was begun with, where PyTorch computes; stored when new."""
+    stored = folder / "recipe.json"
+    begun = read_recipe(folder) if stored.is_file() else {}
+    if _needs_torch(recipe):
+        recipe = recipe | {"threads": begun.get("threads") or count_threads()}
+    if begun:
+        refuse_other_settings(folder, begun, recipe, "a pool")
+    else:
+        write_json(stored, {recipe_key(recipe): recipe})
+    return recipe
 
-    Raises:
-        FileNotFoundError: there is no pool.
-    """
+
+def read_recipe(folder: Path | str, key: str = "") -> dict:
+    """The recipe of a pool; of several, as the studio keeps them, the one of a key."""
     recipes = json.loads((Path(folder) / "recipe.json").read_text(encoding="utf-8"))
     if key in recipes:
         return recipes[key]
@@ -239,28 +232,15 @@ def list_versions(*libraries: str) -> dict[str, str]:
 
 
 def find_failed(pool: pd.DataFrame) -> pd.Series:
-    """Rows whose image passed no automatic check of its method: the column `check_passed` says false.
-
-    A method without checks has no such column, and no failure.
-    """
-    if "check_passed" not in pool:
-        return pd.Series(False, index=pool.index)
-    return pool["check_passed"].astype(str).str.lower() == "false"
+    """Rows whose image passed no automatic check of its method; one without checks has no `check_passed`."""
+    passed = pool.get("check_passed", pd.Series("", pool.index))
+    return passed.astype(str).str.lower() == "false"
 
 
 def list_failures(pool: pd.DataFrame) -> pd.DataFrame:
     """The images of a pool that passed no attempt, with what was asked for and the reasons."""
     columns = ["image", "prompt", "mask_name", "attempt", "check_reason"]
     return pool.loc[find_failed(pool), [column for column in columns if column in pool]]
-
-
-def _claim_pool(folder: Path, recipe: dict) -> str:
-    key, stored = recipe_key(recipe), folder / "recipe.json"
-    if stored.is_file():
-        refuse_other_settings(folder, read_recipe(folder), recipe, "a pool")
-    else:
-        write_json(stored, {key: recipe})
-    return key
 
 
 @dataclass(frozen=True)
@@ -296,7 +276,9 @@ class _PoolWriter:
     def _make_group(self, indices: range, wanted: set[int], pool_seed: int, journal: Path) -> None:
         seeds = [image_seed(pool_seed, index) for index in indices]
         images = self.method.make(indices, seeds)
-        self._check_sources(pd.DataFrame([{"image": "an image", **image.row} for image in images]))
+        if self.dataset is not None:
+            rows = pd.DataFrame([{"image": "an image", **image.row} for image in images])
+            check_sources(rows, self.dataset)
         for index, seed, generated in zip(indices, seeds, images, strict=True):
             if index in wanted:
                 row = {"label": "positive", "split": "train", **generated.row}
@@ -314,15 +296,10 @@ class _PoolWriter:
                     f"{self.folder} wait for other shards: the run that finds all of them made goes on"
                 )
             manifest = make_manifest(row_of[index] for index in sorted(row_of))
-            self._check_sources(manifest)
             write_manifest(manifest, self.folder / "manifest.csv")
         for journal in self.folder.glob("rows-*.jsonl"):
             journal.unlink(missing_ok=True)
         return manifest
-
-    def _check_sources(self, rows: pd.DataFrame) -> None:
-        if self.dataset is not None:
-            check_sources(rows, self.dataset)
 
 
 def _write_image(folder: Path, index: int, generated: GeneratedImage) -> dict:
@@ -334,23 +311,15 @@ def _write_image(folder: Path, index: int, generated: GeneratedImage) -> dict:
     return paths
 
 
-def _read_journals(folder: Path) -> list[dict]:
-    """All finished rows; a line torn by a kill is passed over, so its image is made again.
-
-    A journal that another shard has just merged into the manifest is passed over, too.
-    """
-    rows = []
-    for journal in sorted(folder.glob("rows-*.jsonl")):
-        with suppress(FileNotFoundError):
-            for line in journal.read_text(encoding="utf-8", errors="replace").splitlines():
-                with suppress(json.JSONDecodeError):
-                    rows.append(json.loads(line))
-    return rows
-
-
 def _finished_rows(folder: Path) -> dict[int, dict]:
     """Rows by index: those of the manifest (with their review) first, then those of the journals."""
-    row_of = {entry["index"]: entry["row"] for entry in _read_journals(folder)}
+    row_of = {}
+    for journal in sorted(folder.glob("rows-*.jsonl")):
+        with suppress(FileNotFoundError):  # another shard has just merged it into the manifest
+            for line in journal.read_text(encoding="utf-8", errors="replace").splitlines():
+                with suppress(json.JSONDecodeError):  # torn by a kill: its image is made again
+                    entry = json.loads(line)
+                    row_of[entry["index"]] = entry["row"]
     if (folder / "manifest.csv").is_file():
         for row in read_manifest(folder / "manifest.csv", check_files=True).to_dict("records"):
             row_of[int(Path(row["image"]).stem)] = row

@@ -1,10 +1,10 @@
 """The prompt board: what the expert asks for, how often, and what must not appear."""
 
-from array import array
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from threading import Lock
 from typing import Any, NamedTuple
+
+from defaug_utils.core.guards import raise_problems
 
 
 class Prompt(NamedTuple):
@@ -16,14 +16,11 @@ class Prompt(NamedTuple):
 
 
 def make_prompts(board: Sequence[str | Mapping], negative: str = "") -> list[Prompt]:
-    """Read a board from plain data.
+    """Read a board from plain data, one prompt a line.
 
     Args:
         board: each a text, or a mapping with `text` and optionally `negative` and `weight`.
         negative: of all lines that have none of their own.
-
-    Returns:
-        One prompt a line.
 
     Raises:
         ValueError: lists every line that is empty, repeated, or has unknown words or a wrong weight.
@@ -32,9 +29,8 @@ def make_prompts(board: Sequence[str | Mapping], negative: str = "") -> list[Pro
     for number, line in enumerate(board):
         entry = {"text": line} if isinstance(line, str) else dict(line)
         unknown = sorted(set(entry) - set(Prompt._fields))
-        prompt = Prompt(
-            **{"text": "", "negative": negative} | {n: entry[n] for n in entry if n not in unknown}
-        )
+        known = {name: value for name, value in entry.items() if name not in unknown}
+        prompt = Prompt(**{"text": "", "negative": negative} | known)
         if unknown:
             problems.append(
                 f"line {number}: unknown {', '.join(unknown)}, expected {', '.join(Prompt._fields)}"
@@ -48,53 +44,34 @@ def make_prompts(board: Sequence[str | Mapping], negative: str = "") -> list[Pro
                 f"line {number}: {prompt.text!r} is on the board already, give it a weight instead"
             )
         prompts.append(prompt)
-    if problems or not prompts:
-        raise ValueError("prompt board: " + ("; ".join(problems) or "no prompt at all"))
+    if not prompts:
+        problems.append("no prompt at all")
+    raise_problems("prompt board", problems)
     return prompts
 
 
 def choose_prompt(prompts: Sequence[Prompt], index: int) -> Prompt:
-    """The prompt of image `index`: they take turns, and among the first n each has its share to within one.
-
-    Args:
-        prompts: the board.
-        index: place in the pool, from 0.
-    """
-    return prompts[_open_turns(tuple(prompt.weight for prompt in prompts)).look_up(index)]
+    """The prompt of image `index`: they take turns, and each has its share to within one."""
+    weights = tuple(prompt.weight for prompt in prompts)
+    return prompts[_take_turns(weights, 2 ** index.bit_length())[index]]
 
 
 @lru_cache(maxsize=64)
-def _open_turns(weights: tuple[float, ...]) -> "_Turns":
-    return _Turns(weights)
-
-
-class _Turns:
-    """Whose turn it is, by weights: the one that is owed most. Turns once taken are remembered."""
-
-    def __init__(self, weights: tuple[float, ...]) -> None:
-        self.weights, self.owed, self.taken = weights, [0.0] * len(weights), array("L")
-        self.lock = Lock()
-
-    def look_up(self, index: int) -> int:
-        """The number of the one whose turn `index` is."""
-        with self.lock:
-            while len(self.taken) <= index:
-                self.owed = [debt + weight for debt, weight in zip(self.owed, self.weights, strict=True)]
-                chosen = max(range(len(self.owed)), key=self.owed.__getitem__)
-                self.owed[chosen] -= sum(self.weights)
-                self.taken.append(chosen)
-            return self.taken[index]
+def _take_turns(weights: tuple[float, ...], count: int) -> list[int]:
+    """Whose turn it is, `count` times: by weights, the one's that is owed most."""
+    owed, taken = [0.0] * len(weights), []
+    for _ in range(count):
+        owed = [debt + weight for debt, weight in zip(owed, weights, strict=True)]
+        taken.append(max(range(len(owed)), key=owed.__getitem__))
+        owed[taken[-1]] -= sum(weights)
+    return taken
 
 
 def check_prompts(model: Any, prompts: Sequence[str]) -> None:
-    """Refuse texts that the model would silently cut.
-
-    Args:
-        model: with the `pipeline` whose tokenizers read them.
-        prompts: the texts.
+    """Refuse texts that the model's `pipeline` would silently cut.
 
     Raises:
-        ValueError: lists every text that is empty or longer than the tokenizer's limit.
+        ValueError: lists every text that is empty or longer than a tokenizer's limit.
     """
     problems = []
     names = [name for name in ("tokenizer", "tokenizer_2") if getattr(model.pipeline, name, None)]
@@ -109,5 +86,4 @@ def check_prompts(model: Any, prompts: Sequence[str]) -> None:
                     f"{prompt[:60]!r}… has {count} tokens, the model's limit is {tokenizer.model_max_length}"
                 )
                 break
-    if problems:
-        raise ValueError("prompts: " + "; ".join(problems) + ": nothing is cut silently, shorten them")
+    raise_problems("prompts (nothing is cut silently, shorten them)", problems)

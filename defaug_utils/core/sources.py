@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from defaug_utils.core.files import stamp_file
 from defaug_utils.core.guards import raise_problems
 from defaug_utils.core.images import find_foreground, read_image, read_mask
 from defaug_utils.core.manifest import ManifestError, read_manifest
@@ -38,25 +39,19 @@ def list_sources(dataset: pd.DataFrame) -> pd.DataFrame:
 
 
 def survey_sources(sources: pd.DataFrame, data_folder: Path | str, foreground: str = "whole") -> dict:
-    """Read every source once, to find broken ones now and to tell this data from other.
-
-    What a file holds is remembered until the file changes, so that asking again costs next to nothing.
-
-    Args:
-        sources: rows of the data set, see `list_sources`.
-        data_folder: folder of its manifest.
-        foreground: as `find_foreground`; an image without any object is a problem.
+    """Read every source (see `list_sources`), once until its file changes: for recipes, and to find bad ones.
 
     Returns:
         The number of images, their sizes (as "128 × 384", width × height) and a hash of names and pixels.
 
     Raises:
-        ManifestError: lists every image that can't be read or shows no object.
+        ManifestError: lists every image that can't be read or shows no object, see `find_foreground`.
     """
     digest, sizes, problems = hashlib.sha256(), set(), []
     for name in sources["image"]:
+        path = (Path(data_folder) / name).resolve()
         try:
-            size, sha256, has_object = _survey_image(Path(data_folder) / name, foreground)
+            size, sha256, has_object = _survey_image(path, stamp_file(path), foreground)
         except ValueError as error:
             problems.append(str(error))
             continue
@@ -68,19 +63,9 @@ def survey_sources(sources: pd.DataFrame, data_folder: Path | str, foreground: s
     return {"count": len(sources), "sizes": sorted(sizes), "sha256": digest.hexdigest()}
 
 
-def _survey_image(path: Path, foreground: str) -> tuple[str, bytes, bool]:
-    """Size, hash of the pixels, and whether there is an object."""
-    try:
-        found = path.resolve().stat()
-    except OSError as error:
-        raise ValueError(f"{path}: not a readable image ({error})") from error
-    state = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
-    return _survey_file(path.resolve(), state, foreground)
-
-
 @lru_cache(maxsize=2**17)
-def _survey_file(path: Path, state: tuple[int, ...], foreground: str) -> tuple[str, bytes, bool]:
-    """As `_survey_image`; a file of another state (inode, size, times) is another file."""
+def _survey_image(path: Path, stamp: tuple[int, ...], foreground: str) -> tuple[str, bytes, bool]:
+    """Size, hash of the pixels, and whether there is an object; a file of another stamp is another file."""
     image_u8 = read_image(path)
     has_object = bool(find_foreground(image_u8, foreground).any())
     size = f"{image_u8.shape[1]} × {image_u8.shape[0]}"
@@ -126,11 +111,7 @@ def choose_positives(
 def check_pool(folder: Path | str, pool: pd.DataFrame, data_folder: Path | str, looked: int = 20) -> None:
     """Check a finished pool: positives only, made from training negatives, unchanged outside their masks.
 
-    Args:
-        folder: of the pool's manifest.
-        pool: its rows.
-        data_folder: folder of the data set that it was made from.
-        looked: how many rows, from the first, have their pixels compared with their source's.
+    The first `looked` rows have their pixels compared with their source's, in the folder of the data set.
 
     Raises:
         ManifestError: lists every row that fails.

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from defaug_utils.core.guards import raise_problems
-from defaug_utils.core.manifest import LABELS, SPLITS, check_sources, read_manifest
+from defaug_utils.core.manifest import LABELS, SOURCE_COLUMNS, SPLITS, check_sources, read_manifest
 from defaug_utils.core.origins import ORIGINS, SCENARIOS, Arms, MixingError, Run, arm_shares, run_name
 from defaug_utils.core.pools import find_failed
 from defaug_utils.core.sources import choose_positives, data_key, shuffle_rows
@@ -52,10 +52,9 @@ class Mix:
 
 
 def count_by_origin(n_aug: int, shares: Mapping[str, float]) -> dict[str, int]:
-    """Share out a number of images so that a larger number never takes an image from an origin.
+    """Share out a number of images (by Sainte-Laguë) so that a larger number takes none from an origin.
 
-    One image after the other goes to the origin that is owed most (the method of Sainte-Laguë): what is
-    left over of two halves goes to the one named first, for In&Out to diffusion.
+    What is left over of two halves goes to the origin named first, for In&Out to diffusion.
     """
     counts = dict.fromkeys(shares, 0)
     for _ in range(n_aug):
@@ -67,8 +66,7 @@ def count_by_origin(n_aug: int, shares: Mapping[str, float]) -> dict[str, int]:
 def usable_rows(pool: pd.DataFrame, mix: Mix | None = None) -> pd.DataFrame:
     """The rows of a pool that may be drawn: never one that a person rejected.
 
-    Images that passed none of their method's automatic checks are left out, too, unless a person accepted
-    them or the mix draws them.
+    Images that failed their method's checks are drawn where a person accepted them, or the mix says so.
     """
     mix = mix or Mix()
     is_accepted = pool["accepted"].fillna(False).astype(bool)
@@ -114,8 +112,7 @@ def compose_training_set(
     raise_problems(run_name(*run), problems, MixingError)
     for origin in counts:
         check_sources(pools[origin], data_manifest.assign(image=data_manifest["image"].map(data_key)))
-        _check_known(pools[origin], data_manifest, positives)
-        _check_learned(origin, pools.learned.get(origin, ()), data_manifest, positives)
+        _check_known(pools, origin, data_manifest, positives)
     drawn = [shuffle_rows(usable[origin], seed).iloc[:count] for origin, count in counts.items()]
     is_negative, split = data_manifest["label"] == "negative", data_manifest["split"]
     negatives = data_manifest[is_negative & (split == "train")]
@@ -157,36 +154,22 @@ def _pool_problems(
     return problems
 
 
-def _list_hidden(data_manifest: pd.DataFrame, positives: pd.DataFrame) -> set[str]:
-    """The real positives that a scenario doesn't know, of all splits."""
-    is_positive = data_manifest["label"] == "positive"
-    return set(data_manifest["image"][is_positive].map(data_key)) - set(positives["image"].map(data_key))
-
-
-def _check_known(pool: pd.DataFrame, data_manifest: pd.DataFrame, positives: pd.DataFrame) -> None:
-    """Refuse images that started from a real positive which the scenario doesn't know."""
-    hidden = _list_hidden(data_manifest, positives)
-    columns = [name for name in ("source_image", "defect_source") if name in pool]
+def _check_known(pools: RunPools, origin: str, data_manifest: pd.DataFrame, positives: pd.DataFrame) -> None:
+    """Refuse a pool that started, or whose generator learned, from real positives unknown to the scenario."""
+    pool, names = pools[origin], data_manifest["image"].map(data_key)
+    hidden = set(names[data_manifest["label"] == "positive"]) - set(positives["image"].map(data_key))
     problems = [
         f"{image}: its source {source} is a real positive that this scenario does not know"
-        for column in columns
+        for column in SOURCE_COLUMNS
+        if column in pool
         for image, source in zip(pool["image"], pool[column], strict=True)
         if source in hidden
     ]
     raise_problems("generated images", problems, MixingError)
-
-
-def _check_learned(
-    origin: str, learned: Iterable[str], data_manifest: pd.DataFrame, positives: pd.DataFrame
-) -> None:
-    """Refuse a pool whose generator was trained on such a real positive, or on no training image."""
-    hidden = _list_hidden(data_manifest, positives)
-    train = set(data_manifest["image"][data_manifest["split"] == "train"].map(data_key))
-    names = list(map(data_key, learned))
-    problems = [
-        f"{name} is a real positive that this scenario does not know" for name in names if name in hidden
-    ]
-    problems += [f"{name} is no training image" for name in names if name not in train | hidden]
+    known = set(names[data_manifest["split"] == "train"]) - hidden
+    foreign = [name for name in map(data_key, pools.learned.get(origin, ())) if name not in known]
+    wrong = {True: "a real positive that this scenario does not know", False: "no training image"}
+    problems = [f"{name} is {wrong[name in hidden]}" for name in foreign]
     title = f"the {origin} pool's generator learned from images that it must not know (make the pool anew)"
     raise_problems(title, problems, MixingError)
 

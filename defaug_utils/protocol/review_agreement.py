@@ -1,57 +1,25 @@
 """Several reviewers of one pool: how far they agree, and their decisions merged into its manifest."""
 
+from collections import Counter
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import NamedTuple
 
 import pandas as pd
-from sklearn.metrics import cohen_kappa_score, confusion_matrix
+from sklearn.metrics import cohen_kappa_score
 
-from defaug_utils.core.decisions import ImageReview, ReviewStoreError
+from defaug_utils.core.decisions import DecisionLog, ImageReview, ReviewStoreError, identify_images
 from defaug_utils.core.files import explain_read_only, lock_file
 from defaug_utils.core.manifest import fold_decisions, read_manifest, write_manifest
 from defaug_utils.protocol.review_store import (
     NOT_STORED,
     list_reviewers,
     manifest_decisions,
-    read_reviewer_file,
+    match_own,
     review_file_name,
 )
 
 DISAGREEMENTS = {"open": None, "accept": True, "reject": False}
-AGREEMENT_COLUMNS = (
-    "pool",
-    "first",
-    "second",
-    "judged by both",
-    "both accepted",
-    "both rejected",
-    "only first accepted",
-    "only second accepted",
-    "agreed",
-    "κ",
-    "remark",
-)
-
-
-class Agreement(NamedTuple):
-    """How far two reviewers agree on the images that both judged.
-
-    Attributes:
-        count: those images.
-        table: what the first said (rows) against what the second said (columns), in images.
-        agreed: part of them with the same decision, 0 to 1; None without any.
-        kappa: Cohen's κ, -1 to 1: the agreement beyond that of two who guess with these frequencies; None
-            where it is not defined.
-        remark: why κ is not defined; empty where it is.
-    """
-
-    count: int
-    table: pd.DataFrame
-    agreed: float | None
-    kappa: float | None
-    remark: str
 
 
 def read_reviewers(
@@ -71,26 +39,16 @@ def read_reviewers(
             f"{folder} has no review of {', '.join(missing) or 'anybody'} (there are: "
             f"{', '.join(present) or 'none'}); open the review grid with that reviewer's name first"
         )
-    return {name: read_reviewer_file(folder / review_file_name(name), pool) for name in names}
-
-
-def measure_agreement(folder: Path | str, first: str, second: str) -> Agreement:
-    """Compare two reviewers by Cohen's κ (Cohen 1960), on the images that both accepted or rejected.
-
-    Raises:
-        ReviewStoreError: a file is missing, or does not suit the pool.
-    """
-    reviews = read_reviewers(folder, [first, second])
-    judged = [
-        (decision.accepted, reviews[second][image].accepted)
-        for image, decision in reviews[first].items()
-        if image in reviews[second]
-    ]
-    return compare_decisions([pair for pair in judged if None not in pair], first, second)
+    paths = {name: folder / review_file_name(name) for name in names}
+    identities = identify_images(pool)
+    return {name: match_own(path, DecisionLog(path).read_new(), identities) for name, path in paths.items()}
 
 
 def tabulate_agreement(folders: Sequence[Path | str]) -> pd.DataFrame:
-    """Agreement of every two reviewers of every pool, one row a pair, with the columns `AGREEMENT_COLUMNS`.
+    """Agreement of every two reviewers of every pool, on the images that both accepted or rejected.
+
+    Returns:
+        One row a pair: `pool`, `first`, `second`, and what `compare_decisions` gives.
 
     Raises:
         ReviewStoreError: a file does not suit its pool.
@@ -98,32 +56,41 @@ def tabulate_agreement(folders: Sequence[Path | str]) -> pd.DataFrame:
     rows = []
     for folder in map(Path, folders):
         for first, second in combinations(list_reviewers(folder), 2):
-            told = measure_agreement(folder, first, second)
-            (both, only_first), (only_second, neither) = told.table.to_numpy()
-            counts = (told.count, both, neither, only_first, only_second)
-            rows.append((folder.name, first, second, *counts, told.agreed, told.kappa, told.remark))
-    return pd.DataFrame(rows, columns=list(AGREEMENT_COLUMNS)).astype({"agreed": float, "κ": float})
+            one, other = read_reviewers(folder, [first, second]).values()
+            pairs = [(one[image].accepted, other[image].accepted) for image in one if image in other]
+            told = compare_decisions([pair for pair in pairs if None not in pair])
+            rows.append({"pool": folder.name, "first": first, "second": second, **told})
+    columns = ["pool", "first", "second", *compare_decisions([])]
+    return pd.DataFrame(rows, columns=columns).astype({"agreed": float, "κ": float})
 
 
-def compare_decisions(
-    pairs: Sequence[tuple[bool, bool]], first: str = "first", second: str = "second"
-) -> Agreement:
-    """Agreement of two people by name, from the (first's, second's) decision on each image."""
-    words = ["accepted", "rejected"]
-    counts = [[0, 0], [0, 0]]
-    if pairs:
-        left, right = zip(*pairs, strict=True)
-        counts = confusion_matrix(left, right, labels=[True, False])
-    table = pd.DataFrame(
-        counts, pd.Index([f"{first} {word}" for word in words]), [f"{second} {word}" for word in words]
-    )
+def compare_decisions(pairs: Sequence[tuple[bool, bool]]) -> dict[str, int | float | str | None]:
+    """Agreement of two people, from the (first's, second's) decision on each image.
+
+    Returns:
+        Numbers of images, by what the two said; the part `agreed`, 0 to 1, or None without any image; `κ`
+        (Cohen 1960), -1 to 1, the agreement beyond that of two who guess with these frequencies, or None
+        where it is not defined; and in `remark` why it is not.
+    """
+    counts, words = Counter(pairs), {word for pair in pairs for word in pair}
+    kappa, remark = None, ""
     if not pairs:
-        return Agreement(0, table, None, None, "κ is not defined: no image was judged by both")
-    agreed = sum(a == b for a, b in pairs) / len(pairs)
-    if len(set(left) | set(right)) == 1:
-        remark = f"κ is not defined: both {words[not left[0]]} every image, so chance alone would agree, too"
-        return Agreement(len(pairs), table, agreed, None, remark)
-    return Agreement(len(pairs), table, agreed, float(cohen_kappa_score(left, right)), "")
+        remark = "κ is not defined: no image was judged by both"
+    elif len(words) == 1:
+        word = "accepted" if True in words else "rejected"
+        remark = f"κ is not defined: both {word} every image, so chance alone would agree, too"
+    else:
+        kappa = float(cohen_kappa_score(*zip(*pairs, strict=True)))
+    return {
+        "judged by both": len(pairs),
+        "both accepted": counts[True, True],
+        "both rejected": counts[False, False],
+        "only first accepted": counts[True, False],
+        "only second accepted": counts[False, True],
+        "agreed": (counts[True, True] + counts[False, False]) / len(pairs) if pairs else None,
+        "κ": kappa,
+        "remark": remark,
+    }
 
 
 def merge_reviews(

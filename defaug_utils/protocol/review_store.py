@@ -27,7 +27,7 @@ from defaug_utils.core.decisions import (
     identify_images,
     match_entries,
 )
-from defaug_utils.core.files import explain_read_only, lock_file
+from defaug_utils.core.files import explain_read_only, lock_file, stamp_file
 from defaug_utils.core.guards import raise_problems
 from defaug_utils.core.manifest import fold_decisions, read_manifest
 
@@ -94,13 +94,13 @@ class PoolReview:
         Raises:
             FileNotFoundError, ManifestError, ReviewStoreError: as when opening; or the pool was made anew.
         """
-        stamp = _stamp(self._manifest)
+        stamp = stamp_file(self._manifest)
         if not stamp or stamp != self._stamp or self._log.is_replaced:
             self._read_pool()
             self._stamp = stamp
         entries = self._log.read_new()
         if self.reviewer:
-            reviews = _match_own(self.path, entries, self._identities)
+            reviews = match_own(self.path, entries, self._identities)
         else:
             reviews, _ = match_entries(entries, self._identities)
         for image, review in reviews.items():
@@ -126,14 +126,7 @@ class PoolReview:
         self.decisions[image] = review
 
     def decide(self, image: str, accepted: bool | None) -> ImageReview:
-        """Accept (true), reject (false) or reopen (None) an image; its note stays.
-
-        Args:
-            image: its name in the manifest.
-            accepted: the decision.
-
-        Returns:
-            What is stored now.
+        """Accept (true), reject (false) or reopen (None) an image; its note stays. Gives what is stored now.
 
         Raises:
             ReviewStoreError: the pool has no such image, its file vanished, or the pool was made anew.
@@ -147,10 +140,7 @@ class PoolReview:
         return self._change(image, lambda old: old._replace(note=" ".join(note.split())))
 
     def undo(self) -> str | None:
-        """Take back the last change made through this object that is not taken back yet.
-
-        Returns:
-            The image, or None when there is nothing to undo.
+        """Take back the last change made through this object; gives the image, or None when there is none.
 
         Raises:
             ReviewStoreError: somebody has changed this image since; it stays as they left it.
@@ -204,15 +194,6 @@ def review_file_name(reviewer: str) -> str:
     return f"review-{reviewer}.csv"
 
 
-def _stamp(path: Path) -> tuple[int, ...]:
-    """What changes with every new version of a file; empty while there is none."""
-    try:
-        found = path.stat()
-    except FileNotFoundError:
-        return ()
-    return found.st_ino, found.st_mtime_ns, found.st_size
-
-
 def list_reviewers(folder: Path | str) -> list[str]:
     """Everybody who has a file of decisions in a pool, by name."""
     return sorted(path.stem.removeprefix("review-") for path in Path(folder).glob("review-*.csv"))
@@ -226,16 +207,7 @@ def manifest_decisions(pool: pd.DataFrame) -> dict[str, ImageReview]:
     }
 
 
-def read_reviewer_file(path: Path, pool: pd.DataFrame) -> dict[str, ImageReview]:
-    """Read a reviewer's own file, if there is one, on a pool's manifest.
-
-    Raises:
-        ReviewStoreError: it is no such table, or lists every line that does not suit the pool.
-    """
-    return _match_own(path, DecisionLog(path).read_new(), identify_images(pool))
-
-
-def _match_own(
+def match_own(
     path: Path, entries: Sequence[LogEntry], identities: Mapping[str, tuple[str, str]]
 ) -> dict[str, ImageReview]:
     """A reviewer's decisions, all of which must be about this pool."""

@@ -96,12 +96,10 @@ def _find_problem(name: str, scenario: str, value: object) -> str:
 def choose_instances(
     dataset: pd.DataFrame, scenario: str, plan: ScenarioPlan, pool_of_seed: int, seed: int = 0
 ) -> pd.DataFrame:
-    """The rows that a scenario's generator is fine-tuned on.
+    """The rows of the data set that a scenario's generator is fine-tuned on.
 
     Args:
-        dataset: manifest of the prepared data set.
-        scenario: word of `SCENARIOS`.
-        plan: of that scenario.
+        dataset, scenario, plan: the prepared data set's manifest, the scenario's word and its line.
         pool_of_seed: seed of the training sets that the pool is for; draws the positives of few-shot.
         seed: draws the negatives of zero-shot, which are the same for all training sets.
 
@@ -119,14 +117,7 @@ class ReviewError(ValueError):
 
 
 class PromptDecision(NamedTuple):
-    """What the expert said about a prompt after a look at its pictures.
-
-    Attributes:
-        prompt: the text looked at.
-        decision: "accept", "reject" or "reword".
-        reworded: the text to use instead, for "reword".
-        note: why.
-    """
+    """What the expert said about a prompt, and why: "accept", "reject", or "reword" with the text instead."""
 
     prompt: str
     decision: str
@@ -153,7 +144,7 @@ class Review(NamedTuple):
 def read_review(path: Path | str | None) -> Review:
     """Read a stored review; None is one without decisions.
 
-    It is YAML with the lists `prompts` and `images`, see `PromptDecision` and `ImageDecision`.
+    It is YAML with the lists `prompts` (of `PromptDecision`) and `images` (of `ImageDecision`).
 
     Raises:
         ReviewError: it is missing or no such YAML; or lists every entry that makes no sense.
@@ -243,10 +234,9 @@ def settle_prompts(board: Sequence[Prompt], review: Review) -> list[Prompt]:
 
 
 def record_review(folder: Path | str, review: Review) -> pd.DataFrame:
-    """Write a review into a pool's manifest, and return that.
+    """Write a review into a pool's manifest, and return that; pictures that nobody looked at stay open.
 
-    A picture's own decision fills `accepted`. What was decided on its prompt goes to `reviewer_note` and
-    accepts nothing: pictures that nobody looked at stay unreviewed.
+    A picture's own decision fills `accepted`; what was decided on its prompt goes to `reviewer_note` only.
 
     Raises:
         ReviewError: lists every picture that the review is about and the pool does not hold.
