@@ -31,14 +31,12 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from defaug_utils.diffusion.autoencoder import AdaptationSettings, adapt_decoder, to_floats
 from defaug_utils.diffusion.controlnet import (
     TrimapModel,
-    embed_prompts,
     make_controlnet,
     make_ddim,
     make_denoiser,
     to_conditioning,
 )
-from defaug_utils.diffusion.loading import prepare_pipeline
-from defaug_utils.diffusion.text2image import TextToImage
+from defaug_utils.diffusion.text2image import TextToImage, embed_prompts
 from defaug_utils.masks.trimaps import make_trimap
 from defaug_utils.methods.blending import Blend, BlendSettings, blend_latents, decode_adapted, scale_stages
 
@@ -92,8 +90,7 @@ def make_model(name: str, device: str) -> TrimapModel:
         feature_extractor=None,
         requires_safety_checker=False,
     ).to(device)
-    prepare_pipeline(pipeline)
-    model = TextToImage(pipeline, f"random weights of {name}", device, 1, {})
+    model = TextToImage(pipeline, f"random weights of {name}", device, clip_skip=1)
     return TrimapModel(model, make_controlnet(model))
 
 

@@ -34,7 +34,6 @@ from defaug_utils.diffusion.inpainting import (
     InpaintSettings,
     inpaint_batch,
     speed_up,
-    wrap_pipeline,
 )
 from defaug_utils.masks.sources import open_masks
 from defaug_utils.methods.diag import NEGATIVE_PROMPT, OUTPUT_SIZE, PROMPTS
@@ -297,7 +296,7 @@ def main() -> None:
 
     title = f"plain recipe, one at a time, {dtypes[0]}"
     found[title] = measure(paint_baseline, given.baseline_count, given.device)
-    inpainter = wrap_pipeline(pipeline.to(getattr(torch, dtypes[1])), given.model, given.device)
+    inpainter = Inpainter(pipeline.to(getattr(torch, dtypes[1])), given.model, given.device)
     speed_up(inpainter, given.channels_last, given.compile, given.slice_vae)
     title = f"defaug_utils, {given.batch} at once, {dtypes[1]}, {', '.join(inpainter.speed)}"
     found[title] = measure(lambda: paint_all(inpainter, jobs, settings, given), given.count, given.device)

@@ -5,13 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from defaug_utils.core.images import fit_image
 from defaug_utils.diffusion.training_images import (
     BucketError,
     BucketSettings,
     assign_buckets,
     choose_bucket,
     count_buckets,
-    fit_to_bucket,
     list_buckets,
     tell_fit,
 )
@@ -48,7 +48,8 @@ def test_the_nearest_aspect_is_chosen(width: int, height: int):
 def test_a_circle_stays_a_circle():
     rows, columns = np.mgrid[:630, :230]
     disc = (rows - 315) ** 2 + (columns - 115) ** 2 < 80**2
-    fitted = fit_to_bucket(np.repeat(disc[..., None], 3, 2).astype(np.uint8) * 255, (320, 768))[..., 0] > 127
+    disc_u8 = np.repeat(disc[..., None], 3, 2).astype(np.uint8) * 255
+    fitted = fit_image(disc_u8, (320, 768), "centre_crop")[..., 0] > 127
     assert fitted.shape == (768, 320)
     wide, high = np.ptp(np.nonzero(fitted.any(0))), np.ptp(np.nonzero(fitted.any(1)))
     assert abs(int(wide) - int(high)) <= 2 and wide == pytest.approx(160 * 320 / 230, abs=3)

@@ -115,7 +115,7 @@ def test_the_base_model_is_as_before(whole: Path, model: TextToImage):
     assert whole.is_dir()
     weights = model.pipeline.unet.state_dict()
     assert not any("lora" in key for key in weights)
-    assert fingerprint(model.pipeline) == model.describe()["fingerprint"]
+    assert fingerprint(model.pipeline.components) == model.describe()["fingerprint"]
 
 
 def test_share_0_is_the_untuned_model_and_a_share_is_not(tmp_path: Path, whole, data, model, lora):

@@ -42,7 +42,7 @@ def test_the_good_part_comes_nearer(vae, parameters: str):
     latents, good, mask = make_image(vae)
     adapted = adapt_decoder(vae, latents, good, mask, AdaptationSettings(parameters, **FAST))
     outside = ~mask.expand_as(good)
-    before, after = ((image - good)[outside].square().mean() for image in adapted[:2][::-1])
+    before, after = ((image - good)[outside].square().mean() for image in (adapted.own_image, adapted.image))
     assert after < 0.9 * before
     assert not adapted.problem and len(adapted.losses) == 31 and adapted.losses[-1] < adapted.losses[0]
 

@@ -127,7 +127,7 @@ def test_a_pool_that_never_passes_stops_growing(tmp_path: Path, data: Path, inpa
 
 def test_wrong_wishes_are_refused(data: Path, inpainter):
     for wrong, said in (
-        ({"settings": InpaintSettings((15, 48), 2)}, "not divisible"),
+        ({"settings": InpaintSettings((15, 48), 2)}, "takes multiples of 2"),
         ({"prompts": [Prompt("a" * 70)]}, "tokens"),
         ({"max_attempts": 0}, "max_attempts"),
     ):

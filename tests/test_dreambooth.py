@@ -16,15 +16,12 @@ from defaug_utils.core.origins import MixingError
 from defaug_utils.core.pools import PoolPlan, make_pool
 from defaug_utils.core.prompts import Prompt
 from defaug_utils.core.sources import choose_positives
-from defaug_utils.diffusion.dreambooth import (
-    DreamBoothRun,
-    settle_settings,
-    train_dreambooth,
-)
+from defaug_utils.diffusion.dreambooth import DreamBoothRun, train_dreambooth
 from defaug_utils.diffusion.dreambooth_plan import (
     DreamBoothError,
     DreamBoothSettings,
     plan_steps,
+    settle_settings,
     weigh_noise_levels,
 )
 from defaug_utils.diffusion.lora import LoraPlan
@@ -291,10 +288,10 @@ def test_buckets_that_the_model_cannot_take(tmp_path: Path, text_model_folder, i
         ({"identifier": " "}, "identifier is empty"),
         ({"class_prompt": "skt background"}, "class prompt .* must not hold"),
         ({"class_prompt": ""}, "class prompt is empty"),
-        ({"epochs": 0, "batch_size": 0}, "epochs 0 .*batch_size 0"),
+        ({"epochs": 0, "batch_size": 0}, "(?s)epochs 0 .*batch_size 0"),
         ({"learning_rate": 0.0}, "learning_rate"),
         ({"gamma": float("nan")}, "gamma"),
-        ({"optimiser": "lion", "precision": "fp8"}, "optimiser 'lion'.*precision 'fp8'"),
+        ({"optimiser": "lion", "precision": "fp8"}, "(?s)optimiser 'lion'.*precision 'fp8'"),
     ],
 )
 def test_settings_that_make_no_sense(wrong: dict, said: str):

@@ -33,16 +33,12 @@ def to_u8(images: Tensor) -> list[np.ndarray]:
 
 
 def encode_images(vae: nn.Module, images: Tensor) -> Tensor:
-    """The most likely latents of images (batch, 3, height, width) in [-1, 1], scaled as the U-Net expects.
-
-    Returns:
-        Shape (batch, 4, height / cell, width / cell), float32 whatever the model's type.
-    """
+    """Latents, float32, of images (batch, 3, height, width) in [-1, 1], scaled as the U-Net expects."""
     return vae.encode(images.to(vae.dtype)).latent_dist.mode().float() * vae.config.scaling_factor
 
 
 def decode_latents(vae: nn.Module, latents: Tensor) -> Tensor:
-    """Images of latents, shape (batch, 3, height, width), float32, about in [-1, 1]."""
+    """Images (batch, 3, height, width), float32, about in [-1, 1], of latents."""
     return vae.decode((latents / vae.config.scaling_factor).to(vae.dtype)).sample.float()
 
 
@@ -50,10 +46,7 @@ def decode_latents(vae: nn.Module, latents: Tensor) -> Tensor:
 def autoencode_images(
     vae: nn.Module, images_u8: Sequence[np.ndarray], size: tuple[int, int], batch_size: int = 4
 ) -> list[np.ndarray]:
-    """Images (height, width, 3), uint8, as they come back from the autoencoder at a size (width, height).
-
-    They are as soft as what the model can draw at best.
-    """
+    """Images, uint8, as they come back at a size (width, height): as soft as the model can draw at best."""
     device, returned = next(vae.parameters()).device, []
     for start in range(0, len(images_u8), batch_size):
         fitted_u8 = [fit_image(image_u8, size) for image_u8 in images_u8[start : start + batch_size]]
@@ -74,9 +67,6 @@ def draw_noise(generators: Sequence[torch.Generator], like: Tensor) -> Tensor:
     return torch.cat([torch.randn(shape, generator=one, dtype=like.dtype) for one in generators]).to(like)
 
 
-STEPS = 200  # AdaBLDM's code
-LEARNING_RATE = 1e-4  # AdaBLDM's code
-BACKGROUND_WEIGHT = 100.0  # AdaBLDM's code
 # How many of the decoder's last modules are trained; all others run once, and their output is kept.
 TRAINED_MODULES = {"all": None, "last_block": 4, "last_layer": 3}
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -84,33 +74,24 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class AdaptationSettings:
-    """How a decoder is adapted; the defaults are AdaBLDM's.
+    """How a decoder is adapted; the defaults are AdaBLDM's (its code)."""
 
-    Attributes:
-        parameters: "all" (the paper's), or faster: "last_block" (the last up-block and what follows it) or
-            "last_layer" (the last normalisation and convolution).
-        steps: of AdamW, at most.
-        learning_rate: of AdamW.
-        background_weight: of the error outside the defect.
-        patience: steps without improvement after which it stops; 0 never stops early.
-        improvement: share by which the lowest loss must fall to count as improvement.
-        precision: of the forward pass, "float32" or "bfloat16"; the weights are float32 always.
-    """
-
+    #: "all" (the paper's), or faster: "last_block" (the last up-block and what follows it) or "last_layer"
+    #: (the last normalisation and convolution)
     parameters: str = "all"
-    steps: int = STEPS
-    learning_rate: float = LEARNING_RATE
-    background_weight: float = BACKGROUND_WEIGHT
-    patience: int = 0
-    improvement: float = 0.01
+    steps: int = 200  #: of AdamW, at most
+    learning_rate: float = 1e-4  #: of AdamW
+    background_weight: float = 100.0  #: of the error outside the defect
+    patience: int = 0  #: steps without improvement after which it stops; 0 never stops early
+    improvement: float = 0.01  #: share by which the lowest loss must fall to count as improvement
+    #: of the forward pass, "float32" or "bfloat16"; the weights are float32 always
     precision: str = "float32"
 
     def __post_init__(self) -> None:
         """Refuse values that make no sense, all in one message."""
+        trained = self.parameters
         demands = {
-            f"parameters {self.parameters!r} is none of {', '.join(TRAINED_MODULES)}": (
-                self.parameters in TRAINED_MODULES
-            ),
+            f"parameters {trained!r} is none of {', '.join(TRAINED_MODULES)}": trained in TRAINED_MODULES,
             f"precision {self.precision!r} is none of {', '.join(PRECISIONS)}": self.precision in PRECISIONS,
             f"steps {self.steps} must be 1 or more": self.steps >= 1,
             f"learning_rate {self.learning_rate} must be above 0": self.learning_rate > 0,
@@ -128,27 +109,20 @@ class BackgroundError(NamedTuple):
     border: float
 
 
-class Adaptation(NamedTuple):
-    """What became of an image; the images have shape (1, 3, height, width) and are about in [-1, 1].
+@dataclass(frozen=True)
+class Adaptation:
+    """What became of an image; the images have shape (1, 3, height, width) and are about in [-1, 1]."""
 
-    Attributes:
-        image: by the adapted decoder, or by the model's own where that diverged.
-        own_image: by the model's own decoder (its trained part in float32).
-        losses: before each step, and after the last one.
-        problem: why the adaptation was thrown away; empty when it was kept.
-    """
-
-    image: Tensor
-    own_image: Tensor
-    losses: list[float]
-    problem: str
+    image: Tensor  #: by the adapted decoder, or by the model's own where that diverged
+    own_image: Tensor  #: by the model's own decoder (its trained part in float32)
+    losses: list[float]  #: before each step, and after the last one
+    problem: str  #: why the adaptation was thrown away; empty when it was kept
 
 
 def adaptation_loss(decoded: Tensor, edited: Tensor, good: Tensor, mask: Tensor, weight: float) -> Tensor:
     """Error against the edited image inside the mask plus `weight` times that against the good one outside.
 
-    Both are means over all pixels of images (batch, 3, height, width); the mask (batch, 1, height, width) is
-    true on the defect.
+    Both are means over all pixels; the mask (batch, 1, height, width) is true on the defect.
     """
     inside = mse_loss(decoded * mask, edited * mask)
     return inside + weight * mse_loss(decoded * ~mask, good * ~mask)
@@ -261,9 +235,9 @@ def find_divergence(losses: list[float]) -> str:
 
 
 def measure_background(image: Tensor, good: Tensor, mask: Tensor, width: int = 3) -> BackgroundError:
-    """How far an image, before the original is put back, is from the good one outside the mask (bool).
+    """How far an image is from the good one outside the mask (bool), and within `width` pixels of its border.
 
-    Images are (1, 3, height, width) in [-1, 1]; a seam shows in the border of `width` pixels around the mask.
+    Images are (1, 3, height, width) in [-1, 1], not yet composited.
     """
     difference = (image.clamp(-1, 1) - good).abs().mean(dim=1, keepdim=True) * 127.5
     grown = max_pool2d(mask.float(), 2 * width + 1, stride=1, padding=width) > 0

@@ -21,13 +21,8 @@ class Box(NamedTuple):
 def choose_box(mask: np.ndarray, size: tuple[int, int], padding: int | None) -> Box:
     """The part of an image that is worked on: the mask with its padding, as far as the image reaches.
 
-    As in DIAG's code, where the image is stretched to the working size before it is cut, the part has the
-    image's own aspect, so that it is stretched as the whole image would be.
-
-    Args:
-        mask: shape (height, width), bool, true where the defect goes.
-        size: working size (width, height).
-        padding: pixels of the working size around the mask; 0 cuts right at it, None takes the whole image.
+    As in DIAG's code, where the image is stretched to the working size (width, height) before it is cut, the
+    part has the image's own aspect. The padding is in pixels of the working size; None takes the whole image.
 
     Raises:
         ValueError: the padding is negative or the mask empty.
@@ -61,10 +56,7 @@ def _widen(start: int, end: int, length: int, side: int) -> tuple[int, int]:
 def cut_out(
     image_u8: np.ndarray, mask: np.ndarray, box: Box, size: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The box of an image (uint8) and of its mask (bool), both at the working size (width, height).
-
-    No pixel of a defect is lost by shrinking.
-    """
+    """The box of an image and of its mask at the working size (width, height); no defect's pixel is lost."""
     part = (slice(box.top, box.bottom), slice(box.left, box.right))
     return fit_image(image_u8[part], size), fit_mask(mask[part], size)
 
@@ -82,11 +74,7 @@ def paste_back(image_u8: np.ndarray, painted_u8: np.ndarray, box: Box) -> np.nda
 def composite(image_u8: np.ndarray, painted_u8: np.ndarray, mask: np.ndarray, feather: int = 0) -> np.ndarray:
     """Keep what was painted inside the mask, and the original's own pixels, bit for bit, everywhere else.
 
-    Args:
-        image_u8: original, shape (height, width, 3), uint8.
-        painted_u8: same shape and dtype.
-        mask: shape (height, width), bool.
-        feather: pixels inside the mask, from its edge, over which the original fades out; 0 for none.
+    Over so many pixels of `feather`, inwards from the mask's edge, the original fades out.
 
     Raises:
         ValueError: shapes or types differ, or the feather is negative.

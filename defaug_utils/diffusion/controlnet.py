@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,9 +20,9 @@ from torch.nn.functional import mse_loss
 from defaug_utils.core.files import write_json
 from defaug_utils.core.guards import check_demands
 from defaug_utils.core.manifest import image_seed
-from defaug_utils.diffusion.autoencoder import Denoise, encode_images, to_floats
-from defaug_utils.diffusion.loading import CONVERT, PICKLES, ModelError, fingerprint, quiet_libraries
-from defaug_utils.diffusion.text2image import TextToImage, embed_tokens, tokenise_prompts
+from defaug_utils.diffusion.autoencoder import Denoise, draw_noise, encode_images, to_floats
+from defaug_utils.diffusion.loading import CONVERT, ModelError, fingerprint, list_pickles, quiet_libraries
+from defaug_utils.diffusion.text2image import TextToImage, choose_target, embed_prompts
 from defaug_utils.masks.trimaps import TRIPLES, Triple, TripleSet
 from defaug_utils.training.loop import OnStep, StepDone, StepPlan, Training, open_accelerator, run_steps
 
@@ -33,43 +32,33 @@ if TYPE_CHECKING:
 CONDITIONING_CHANNELS = (16, 32, 96, 256)  # from pixels to cells of 8 (ControlNet, Zhang et al. 2023)
 TRAINING = "training.json"
 TRIMAP_CHANNELS = 3  # the trimap is repeated, so that the weights fit Stable Diffusion's ControlNets
-LEARNING_RATE = 1e-5  # AdaBLDM, section 4.1
 BATCH_SIZE = 4  # AdaBLDM, section 4.1
-EPOCHS = 10  # AdaBLDM, section 4.1
-PAPER_PLAN = StepPlan(TRIPLES * EPOCHS // BATCH_SIZE)
+PAPER_PLAN = StepPlan(TRIPLES * 10 // BATCH_SIZE)  # 10 epochs (AdaBLDM, section 4.1)
 
 
 @dataclass
 class TrimapModel:
-    """A text-to-image model and the ControlNet that reads trimaps for it.
+    """A text-to-image model and the ControlNet that reads trimaps for it."""
 
-    Attributes:
-        model: from `load_text2image`; stays frozen.
-        controlnet: from `make_controlnet` or a training.
-        training: what `train_controlnet` wrote beside the weights; empty where nothing is known.
-    """
-
-    model: TextToImage
-    controlnet: "ControlNetModel"
+    model: TextToImage  #: from `load_text2image`; stays frozen
+    controlnet: "ControlNetModel"  #: from `make_controlnet` or a training
+    #: what `train_controlnet` wrote beside the weights; empty where nothing is known
     training: dict = field(default_factory=dict)
 
     def describe(self) -> dict:
         """Both models in the recipe of a pool, with the real defects that were learned from."""
-        parts = SimpleNamespace(components={"controlnet": self.controlnet})
         trained_on = self.training.get("trained_on", {})
         known = {"steps": self.training.get("steps"), "trained_on": trained_on.get("defects", "unknown")}
         return self.model.describe() | {
             "sampler": "DDIMScheduler",
-            "controlnet": {"fingerprint": fingerprint(parts), **known},
+            "controlnet": {"fingerprint": fingerprint({"controlnet": self.controlnet}), **known},
         }
 
 
 def make_controlnet(model: TextToImage, seed: int = 0) -> "ControlNetModel":
     """A ControlNet, in float32, that starts as the U-Net's encoder and changes nothing yet.
 
-    Args:
-        model: from `load_text2image`.
-        seed: of the layers that read the trimap.
+    The seed draws the layers that read the trimap.
 
     Raises:
         ModelError: a latent cell has no power of two pixels, or too many.
@@ -126,13 +115,13 @@ def load_trimap_model(
 def load_controlnet(
     folder: Path | str, model: TextToImage, dtype: torch.dtype = torch.float32
 ) -> "ControlNetModel":
-    """Read a ControlNet in safetensors that fits the model; see `load_trimap_model` for what is refused."""
+    """Read a ControlNet in safetensors that fits the model; a ModelError says why it can't be."""
     from diffusers import ControlNetModel
 
     folder = Path(folder)
-    pickled = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
-        found = f"only {', '.join(pickled)}: {CONVERT}" if pickled else "none: train one first"
+        pickled = list_pickles(folder)
+        found = f"only {pickled}: {CONVERT}" if pickled else "none: train one first"
         raise ModelError(f"{folder}: expected config.json and weights (*.safetensors), found {found}")
     try:
         with quiet_libraries():
@@ -148,7 +137,9 @@ def check_fit(controlnet: "ControlNetModel", model: TextToImage, name: Path | st
     own, unet = controlnet.config, model.pipeline.unet.config
     names = ("block_out_channels", "layers_per_block", "cross_attention_dim", "in_channels")
     differing = [
-        f"{name} {own[name]} beside {unet[name]}" for name in names if _plain(own[name]) != _plain(unet[name])
+        f"{name} {own[name]} beside {unet[name]}"
+        for name in names
+        if json.dumps(own[name]) != json.dumps(unet[name])  # a tuple is as good as a list
     ]
     if own.conditioning_channels != TRIMAP_CHANNELS:
         differing.append(f"it reads {own.conditioning_channels} channels, trimaps are {TRIMAP_CHANNELS}")
@@ -156,24 +147,11 @@ def check_fit(controlnet: "ControlNetModel", model: TextToImage, name: Path | st
         raise ModelError(f"{name} does not fit {model.model}: {'; '.join(differing)}")
 
 
-def _plain(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
-
-
 def make_ddim(model: TextToImage) -> "DDIMScheduler":
     """DDIM with the model's own noise schedule and prediction; clean latents are not clipped."""
     from diffusers import DDIMScheduler
 
     return DDIMScheduler.from_config(model.pipeline.scheduler.config, clip_sample=False)
-
-
-@torch.no_grad()
-def embed_prompts(model: TextToImage, prompts: Sequence[str]) -> Tensor:
-    """What the U-Net reads of texts, each encoded once; shape (batch, tokens, width)."""
-    texts = list(dict.fromkeys(prompts))
-    tokens = tokenise_prompts(model, texts).to(model.device)
-    embeddings = embed_tokens(model.pipeline.text_encoder, tokens, model.clip_skip)
-    return torch.stack([embeddings[texts.index(prompt)] for prompt in prompts])
 
 
 def to_conditioning(trimaps_u8: Sequence[np.ndarray]) -> Tensor:
@@ -184,10 +162,9 @@ def to_conditioning(trimaps_u8: Sequence[np.ndarray]) -> Tensor:
 
 @torch.no_grad()
 def read_once(controlnet: "ControlNetModel", conditioning: Tensor) -> tuple["ControlNetModel", Tensor]:
-    """Read trimaps once for all steps; a small model needs as long for it as for all the rest of a step.
+    """A view of the ControlNet that takes trimaps as it has read them, and these; weights are shared.
 
-    Returns:
-        A view of the ControlNet, with the same weights, that takes trimaps as they were read; and these.
+    A small model needs as long to read them as for all the rest of a step.
     """
     view = copy.copy(controlnet)
     view._modules = dict(controlnet._modules, controlnet_cond_embedding=torch.nn.Identity())
@@ -207,7 +184,7 @@ def predict(
     """What the U-Net predicts for noisy latents under the ControlNet's guidance, one answer for each text.
 
     The ControlNet reads the empty prompt, so its one answer serves all texts. There is one time for all
-    latents or one an image; `conditioning` comes from `to_conditioning`, the texts from `embed_prompts`.
+    latents or one an image.
     """
     down, middle = controlnet(latents, times, empty, conditioning, return_dict=False)
     copies, dtype = len(texts), model.pipeline.unet.dtype
@@ -251,17 +228,11 @@ def make_denoiser(
 
 @dataclass(frozen=True)
 class ControlNetSettings:
-    """How a ControlNet is trained; the defaults are AdaBLDM's.
+    """How a ControlNet is trained; the defaults are AdaBLDM's (section 4.1)."""
 
-    Attributes:
-        batch_size: triples a step, shared by all processes.
-        learning_rate: of AdamW.
-        seed: of the new layers, the times and the noise.
-    """
-
-    batch_size: int = BATCH_SIZE
-    learning_rate: float = LEARNING_RATE
-    seed: int = 0
+    batch_size: int = BATCH_SIZE  #: triples a step, shared by all processes
+    learning_rate: float = 1e-5  #: of AdamW
+    seed: int = 0  #: of the new layers, the times and the noise
 
     def __post_init__(self) -> None:
         """Refuse values that make no sense, all in one message."""
@@ -293,8 +264,8 @@ def train_controlnet(
 ) -> ControlNetRun:
     """Train a ControlNet beside the frozen model, or go on where an earlier run stopped.
 
-    Triple p of the run, and its time and noise, depend on the seed and p alone. On one processor the
-    result repeats exactly, interrupted or not, for the same number of threads and versions.
+    Triple p of the run, and its time and noise, depend on the seed and p alone. On one processor the result
+    repeats exactly, interrupted or not, for the same number of threads and versions.
 
     Args:
         model: from `load_text2image`; stays as it is.
@@ -306,8 +277,8 @@ def train_controlnet(
         on_samples: called after each checkpoint with the steps and the ControlNet, such as to draw a grid.
 
     Raises:
-        ValueError: size or prompts don't suit the model, the batch is not divisible by the processes, or
-            the folder holds a training with other settings.
+        ValueError: size or prompts don't suit the model, the batch is not divisible by the processes, or the
+            folder holds a training with other settings.
         FloatingPointError: a loss is no number; the last checkpoint is kept.
     """
     settings, folder = settings or ControlNetSettings(), Path(folder)
@@ -353,10 +324,9 @@ def measure_loss(
     with torch.no_grad():
         images = to_floats([triple.image_u8 for triple in triples]).to(model.device)
         clean = encode_images(model.pipeline.vae, images)
-        noise = torch.cat([torch.randn((1, *clean.shape[1:]), generator=one) for one in generators]).to(clean)
+        noise = draw_noise(generators, clean)
         times = torch.cat([torch.randint(count, (1,), generator=one) for one in generators]).to(model.device)
-        is_velocity = scheduler.config.prediction_type == "v_prediction"
-        target = scheduler.get_velocity(clean, noise, times) if is_velocity else noise
+        target = choose_target(scheduler, clean, noise, times)
         texts = embed_prompts(model, [triple.prompt for triple in triples])
         empty = embed_prompts(model, [""] * len(triples))
     conditioning = to_conditioning([triple.trimap_u8 for triple in triples]).to(clean)

@@ -5,8 +5,7 @@ Ruiz et al. 2023 (prior preservation), on the adapter of In&Out (Capogrosso et a
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
-from importlib.util import find_spec
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,70 +18,34 @@ from transformers import get_scheduler
 from defaug_utils.core.files import write_png
 from defaug_utils.core.images import read_image
 from defaug_utils.core.manifest import image_seed
-from defaug_utils.diffusion.dreambooth_plan import (
-    DreamBoothError,
-    DreamBoothSettings,
-    Step,
-    plan_steps,
-    tell_identifier,
-    weigh_noise_levels,
-)
+from defaug_utils.diffusion import dreambooth_plan, text2image, training_images
+from defaug_utils.diffusion.dreambooth_plan import DreamBoothSettings
 from defaug_utils.diffusion.lora import LoraCounts, LoraPlan, attach_lora, lora_parameters
 from defaug_utils.diffusion.lora_files import save_lora
-from defaug_utils.diffusion.text2image import (
-    TextJob,
-    TextSettings,
-    TextToImage,
-    embed_tokens,
-    generate_images,
-    make_noise_schedule,
-    tokenise_prompts,
-)
-from defaug_utils.diffusion.training_images import (
-    TrainingImages,
-    cache_latents,
-    check_bucket_step,
-    count_buckets,
-    tell_fit,
-)
-from defaug_utils.training.loop import (
-    OnStep,
-    StepDone,
-    StepLoss,
-    StepPlan,
-    Training,
-    check_training,
-    open_accelerator,
-    run_steps,
-)
+from defaug_utils.diffusion.text2image import TextJob, TextSettings, TextToImage
+from defaug_utils.diffusion.training_images import TrainingImages
+from defaug_utils.training import loop
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from diffusers import DiffusionPipeline
 
 LORA = "lora.safetensors"
 
 
-class DreamBoothRun(NamedTuple):
-    """A finished fine-tuning; the model carries the trained adapter.
+@dataclass(frozen=True)
+class DreamBoothRun:
+    """A finished fine-tuning; the model carries the trained adapter."""
 
-    Attributes:
-        lora: file of the adapter.
-        history: one row a step: step (from 1), epoch, loss, loss_instance, loss_class (means over their
-            images, missing where a step has none), learning_rate, gradient_norm.
-        seconds: of training, in this call.
-        resumed_steps: how many steps an earlier call had finished.
-        buckets: see `count_buckets`.
-        adapted: layers and parameters of the adapter.
-        notices: what a user must be told.
-    """
-
-    lora: Path
+    lora: Path  #: the adapter
+    #: one row a step: step (from 1), epoch, loss, loss_instance and loss_class (means over their images,
+    #: missing where a step has none), learning_rate, gradient_norm
     history: pd.DataFrame
-    seconds: float
-    resumed_steps: int
-    buckets: pd.DataFrame
-    adapted: LoraCounts
-    notices: list[str]
+    seconds: float  #: of training, in this call
+    resumed_steps: int  #: finished by an earlier call
+    buckets: pd.DataFrame  #: see `count_buckets`
+    adapted: LoraCounts  #: layers and parameters of the adapter
+    notices: list[str]  #: what a user must be told
 
 
 class KeptSample(NamedTuple):
@@ -101,18 +64,8 @@ class Denoiser(nn.Module):
 
     def forward(self, noisy: Tensor, times: Tensor, tokens: Tensor) -> Tensor:
         """What the U-Net predicts for noisy latents (batch channels height width)."""
-        return self.unet(noisy, times, embed_tokens(self.text_encoder, tokens, self.clip_skip)).sample
-
-
-class _Inputs(NamedTuple):
-    """What one step shows the network, and what it shall say."""
-
-    noisy: Tensor
-    times: Tensor
-    tokens: Tensor
-    target: Tensor
-    weights: Tensor
-    is_class: Tensor
+        embedded = text2image.embed_tokens(self.text_encoder, tokens, self.clip_skip)
+        return self.unet(noisy, times, embedded).sample
 
 
 class _Trainer(NamedTuple):
@@ -120,7 +73,7 @@ class _Trainer(NamedTuple):
 
     accelerator: "Accelerator"
     settings: DreamBoothSettings
-    steps: list[Step]
+    steps: list[dreambooth_plan.Step]
     latents: list[tuple[Tensor, Tensor]]
     is_class: Tensor
     tokens: Tensor
@@ -134,7 +87,7 @@ def train_dreambooth(
     folder: Path | str,
     settings: DreamBoothSettings,
     plan: LoraPlan,
-    on_step: OnStep | None = None,
+    on_step: loop.OnStep | None = None,
     on_sample: Callable[[int], None] | None = None,
     sample_times: int = 1,
 ) -> DreamBoothRun:
@@ -159,15 +112,21 @@ def train_dreambooth(
         FloatingPointError: a loss or gradient is not finite; names the step and keeps the last checkpoint.
     """
     folder = Path(folder)
-    check_bucket_step(settings.buckets, model)
-    settings, notices = settle_settings(settings, model.device)
-    notices += tell_identifier(model.pipeline.tokenizer, settings.identifier)
-    notices += tell_images(images, settings) + tell_fit(images.buckets)
-    described = describe_training(model, images, settings, plan)
-    check_training(folder, described, DreamBoothError)
+    training_images.check_bucket_step(settings.buckets, model)
+    settings, notices = dreambooth_plan.settle_settings(settings, model.device)
+    notices += dreambooth_plan.tell_identifier(model.pipeline.tokenizer, settings.identifier)
+    notices += dreambooth_plan.tell_images(images, settings) + training_images.tell_fit(images.buckets)
+    described = {
+        "base": model.describe()["fingerprint"],
+        "clip_skip": model.clip_skip,
+        "dreambooth": asdict(settings),
+        "lora": asdict(plan),
+        "trained_on": images.describe(),
+    }
+    loop.check_training(folder, described, training_images.DreamBoothError)
     training, adapted, count = _prepare(model, images, settings, plan)
 
-    def tell(done: StepDone) -> None:
+    def tell(done: loop.StepDone) -> None:
         if on_step:
             on_step(done)
         if on_sample and (done.step % -(-count // sample_times) == 0 or done.step == count):
@@ -179,77 +138,37 @@ def train_dreambooth(
 
     accelerator = training.accelerator
     _set_mode(model, settings, is_training=True)
-    step_plan = StepPlan(count, settings.save_every, settings.precision, row="step")
-    run = run_steps(training, step_plan, folder, described, tell)
+    step_plan = loop.StepPlan(count, settings.save_every, settings.precision, row="step")
+    run = loop.run_steps(training, step_plan, folder, described, tell)
     _set_mode(model, settings, is_training=False)
     if accelerator.is_main_process:
         metadata = {"training": json.dumps(described, sort_keys=True)}
         save_lora(folder / LORA, model.pipeline.unet, model.pipeline.text_encoder, metadata)
     accelerator.wait_for_everyone()
-    buckets = count_buckets(images.buckets)
+    buckets = training_images.count_buckets(images.buckets)
     return DreamBoothRun(
         folder / LORA, run.history, run.seconds, run.resumed_steps, buckets, adapted, notices
     )
 
 
-def describe_training(
-    model: TextToImage, images: TrainingImages, settings: DreamBoothSettings, plan: LoraPlan
-) -> dict:
-    """Everything that the trained adapter depends on, as JSON values."""
-    return {
-        "base": model.describe()["fingerprint"],
-        "clip_skip": model.clip_skip,
-        "dreambooth": asdict(settings),
-        "lora": asdict(plan),
-        "trained_on": images.describe(),
-    }
-
-
-def settle_settings(settings: DreamBoothSettings, device: str) -> tuple[DreamBoothSettings, list[str]]:
-    """Replace what this machine does not have (half precision on a processor, bitsandbytes), and tell it."""
-    notices = []
-    if settings.precision != "no" and not device.startswith("cuda"):
-        settings = replace(settings, precision="no")
-        notices.append("a processor trains in float32, not in half precision")
-    if settings.optimiser == "adamw8bit" and not (device.startswith("cuda") and find_spec("bitsandbytes")):
-        settings = replace(settings, optimiser="adamw")
-        notices.append("plain AdamW in place of the 8-bit one, which needs bitsandbytes and a GPU")
-    return settings, notices
-
-
-def tell_images(images: TrainingImages, settings: DreamBoothSettings) -> list[str]:
-    """What a user must know about how many images there are."""
-    notices, count = [], images.count(is_class=False)
-    if count == 1:
-        notices.append("there is one instance image: the adapter will learn it by heart")
-    if not images.count(is_class=True):
-        notices.append(
-            f"prior preservation is off (prior_weight {settings.prior_weight}, no regularisation image): the "
-            "class word drifts towards the instance images"
-        )
-    return notices
-
-
 def _prepare(
     model: TextToImage, images: TrainingImages, settings: DreamBoothSettings, plan: LoraPlan
-) -> tuple[Training, LoraCounts, int]:
-    """Cache latents and attach the adapter; what is trained, the adapter's size and the number of steps."""
+) -> tuple[loop.Training, LoraCounts, int]:
+    """Cache latents and attach the adapter: what is trained, the adapter's size, the number of steps."""
     pipeline = model.pipeline
-    latents = cache_latents(model, images)
-    tokens = tokenise_prompts(model, [settings.instance_prompt, settings.class_prompt])
+    latents = training_images.cache_latents(model, images)
+    tokens = text2image.tokenise_prompts(model, [settings.instance_prompt, settings.class_prompt])
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
         adapted = attach_lora(pipeline.unet, pipeline.text_encoder, plan)
-    parameters = _collect_parameters(pipeline)
-    for parameter in parameters.values():
-        parameter.data = parameter.data.float()
-    steps = plan_steps(images.sizes(is_class=False), images.sizes(is_class=True), settings)
-    schedule = make_noise_schedule(model)
-    weights = weigh_noise_levels(schedule.alphas_cumprod, settings.gamma, model.prediction)
-    accelerator = open_accelerator(settings.precision, model.device)
+    parameters = _collect_parameters(pipeline).float()
+    steps = dreambooth_plan.plan_steps(images.sizes(is_class=False), images.sizes(is_class=True), settings)
+    schedule = text2image.make_noise_schedule(model)
+    weights = dreambooth_plan.weigh_noise_levels(schedule.alphas_cumprod, settings.gamma, model.prediction)
+    accelerator = loop.open_accelerator(settings.precision, model.device)
     is_class = torch.tensor(images.items["is_class"].to_numpy())
     trainer = _Trainer(accelerator, settings, steps, latents, is_class, tokens, weights, schedule)
-    training = Training(
+    training = loop.Training(
         Denoiser(pipeline.unet, pipeline.text_encoder, model.clip_skip),
         _make_optimiser(parameters, settings),
         lambda denoiser, number: _compute_loss(trainer, denoiser, number),
@@ -261,16 +180,14 @@ def _prepare(
     return training, adapted, len(steps)
 
 
-def _collect_parameters(pipeline: Any) -> nn.ParameterDict:
+def _collect_parameters(pipeline: "DiffusionPipeline") -> nn.ParameterDict:
     """The adapter's parameters by name, U-Net and text encoder (a name of a ParameterDict has no dots)."""
-    networks = {"unet": pipeline.unet, "text_encoder": pipeline.text_encoder}
-    return nn.ParameterDict(
-        {
-            f"{network}.{name}".replace(".", "/"): parameter
-            for network, module in networks.items()
-            for name, parameter in lora_parameters(module).items()
-        }
-    )
+    parameters = {
+        f"{network}.{name}".replace(".", "/"): parameter
+        for network in ("unet", "text_encoder")
+        for name, parameter in lora_parameters(getattr(pipeline, network)).items()
+    }
+    return nn.ParameterDict(parameters)
 
 
 def _make_optimiser(parameters: nn.ParameterDict, settings: DreamBoothSettings) -> torch.optim.Optimizer:
@@ -282,7 +199,7 @@ def _make_optimiser(parameters: nn.ParameterDict, settings: DreamBoothSettings) 
 
 
 def _rate_schedule(settings: DreamBoothSettings, count: int) -> Callable[[int], float]:
-    """The learning rate of a step, from 0: a function of the step alone, so there is no state to store."""
+    """The learning rate of a step from 0, by the step alone, so that there is no state to store."""
     schedule = get_scheduler(
         "cosine_with_restarts",
         torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0),
@@ -306,11 +223,17 @@ def _set_mode(model: TextToImage, settings: DreamBoothSettings, is_training: boo
         text_encoder.activation_checkpointing_disable()
 
 
-def _make_inputs(trainer: _Trainer, positions: Sequence[int], images: Sequence[int], number: int) -> _Inputs:
-    """Draw noise, noise level and latents for some places of a step's batch."""
+def _measure_errors(
+    trainer: _Trainer, denoiser: nn.Module, positions: Sequence[int], number: int
+) -> tuple[Tensor, Tensor]:
+    """Weighted errors at some places of a step's batch, and which of them are regularisation images.
+
+    Each place draws its latents, noise and noise level by itself.
+    """
     latents, noises, times = [], [], []
     step_seed = image_seed(trainer.settings.seed, number)
     levels = len(trainer.level_weights)
+    images = [trainer.steps[number].images[position] for position in positions]
     for position, image in zip(positions, images, strict=True):
         generator = torch.Generator().manual_seed(image_seed(step_seed, position))
         mean, deviation = trainer.latents[image]
@@ -318,26 +241,24 @@ def _make_inputs(trainer: _Trainer, positions: Sequence[int], images: Sequence[i
         noises.append(torch.randn(mean.shape, generator=generator))
         times.append(int(torch.randint(levels, (), generator=generator)))
     clean, noise, level = torch.stack(latents), torch.stack(noises), torch.tensor(times)
-    is_class = trainer.is_class[list(images)]
-    is_epsilon = trainer.schedule.config.prediction_type == "epsilon"
+    is_class = trainer.is_class[images]
     weights = trainer.level_weights[level] * torch.where(is_class, trainer.settings.prior_weight, 1.0)
-    noisy = trainer.schedule.add_noise(clean, noise, level)
-    target = noise if is_epsilon else trainer.schedule.get_velocity(clean, noise, level)
-    inputs = (noisy, level, trainer.tokens[is_class.long()], target, weights, is_class)
-    return _Inputs(*(part.to(trainer.accelerator.device) for part in inputs))
+    target = text2image.choose_target(trainer.schedule, clean, noise, level)
+    inputs = (trainer.schedule.add_noise(clean, noise, level), level, trainer.tokens[is_class.long()])
+    device = trainer.accelerator.device
+    predicted = denoiser(*(part.to(device) for part in inputs)).float()
+    errors = weights.to(device) * (predicted - target.to(device)).square().mean(dim=(1, 2, 3))
+    return errors, is_class.to(device)
 
 
-def _compute_loss(trainer: _Trainer, denoiser: nn.Module, number: int) -> StepLoss:
+def _compute_loss(trainer: _Trainer, denoiser: nn.Module, number: int) -> loop.StepLoss:
     """One step on this process's share of the batch."""
     accelerator, step = trainer.accelerator, trainer.steps[number]
     count, processes = len(step.images), accelerator.num_processes
     mine = list(range(accelerator.process_index, count, processes))
-    idle = not mine  # more processes than images: take part, but count for nothing
-    positions = mine or [0]
-    inputs = _make_inputs(trainer, positions, [step.images[position] for position in positions], number)
-    predicted = denoiser(inputs.noisy, inputs.times, inputs.tokens).float()
-    errors = inputs.weights * (predicted - inputs.target).square().mean(dim=(1, 2, 3)) * (not idle)
-    sums = torch.stack([errors.detach().sum(), (errors.detach() * inputs.is_class).sum()])
+    errors, is_class = _measure_errors(trainer, denoiser, mine or [0], number)
+    errors = errors * bool(mine)  # more processes than images: take part, but count for nothing
+    sums = torch.stack([errors.detach().sum(), (errors.detach() * is_class).sum()])
     total, of_class = accelerator.reduce(sums, "sum").tolist()
     class_count = int(trainer.is_class[list(step.images)].sum())
     numbers = {
@@ -346,7 +267,7 @@ def _compute_loss(trainer: _Trainer, denoiser: nn.Module, number: int) -> StepLo
         "loss_instance": (total - of_class) / (count - class_count) if count > class_count else None,
         "loss_class": of_class / class_count if class_count else None,
     }
-    return StepLoss(errors.sum() / count * processes, numbers)
+    return loop.StepLoss(errors.sum() / count * processes, numbers)
 
 
 def keep_sample(
@@ -354,11 +275,10 @@ def keep_sample(
 ) -> list[np.ndarray]:
     """Store adapter and sample pictures of a step in the fine-tuning's `steps/`, and return the pictures.
 
-    For `on_sample` of `train_dreambooth`, so the adapter acts beside the model's weights in full (α = 1). A
-    step that was kept before a run was interrupted is still there when it goes on.
+    For `on_sample` of `train_dreambooth`: there the adapter acts beside the model's weights in full (α = 1).
     """
     target = Path(folder) / "steps" / f"step-{step:06d}"
-    images = generate_images(model, jobs, settings)
+    images = text2image.generate_images(model, jobs, settings)
     for place, image_u8 in enumerate(images):
         write_png(target / f"{place:03d}.png", image_u8)
     save_lora(target / LORA, model.pipeline.unet, model.pipeline.text_encoder)
@@ -366,7 +286,7 @@ def keep_sample(
 
 
 def read_samples(folder: Path | str) -> dict[int, KeptSample]:
-    """Adapters and pictures that `keep_sample` stored, by the number of finished steps, in their order."""
+    """What `keep_sample` stored, by the number of finished steps, in their order."""
     kept = {}
     for adapter in sorted((Path(folder) / "steps").glob(f"step-*/{LORA}")):
         pictures = [read_image(path) for path in sorted(adapter.parent.glob("*.png"))]

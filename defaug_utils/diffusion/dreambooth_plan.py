@@ -1,97 +1,94 @@
 """DreamBooth's plan: what is trained on what, in which order, and how each noise level counts."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from defaug_utils.diffusion.training_images import BucketSettings, DreamBoothError
+from defaug_utils.core.guards import check_demands
+from defaug_utils.diffusion.training_images import BucketSettings, DreamBoothError, TrainingImages
+from defaug_utils.training.loop import PRECISIONS
 
 OPTIMISERS = ("adamw", "adamw8bit")
-PRECISIONS = ("no", "fp16", "bf16")
 
 
 @dataclass(frozen=True)
 class DreamBoothSettings:
-    """How a model is fine-tuned; the defaults are In&Out's few-shot (Capogrosso et al. 2024, section 4).
+    """How a model is fine-tuned; the defaults are In&Out's few-shot (Capogrosso et al. 2024, section 4)."""
 
-    Attributes:
-        identifier: the word that shall mean these images.
-        instance_prompt: text of every training image; holds the identifier.
-        class_prompt: text of every regularisation image; does not hold it.
-        epochs: passes over the instance images, each of them shown `repeats` times.
-        repeats: see `epochs`.
-        batch_size: images a step, all processes together.
-        learning_rate: at the start of every cosine.
-        restarts: number of cosines from the learning rate down to 0.
-        warmup_steps: over which the rate rises from 0.
-        gamma: of min-SNR-γ; 0 weights all noise levels alike.
-        prior_weight: weight of regularisation images; 0 leaves them out.
-        optimiser: "adamw8bit" (plain AdamW where bitsandbytes is missing) or "adamw".
-        weight_decay: of the optimiser.
-        max_gradient_norm: gradients are scaled down to it; 0 for never.
-        precision: "fp16" or "bf16" of the forward pass on a GPU ("no" on a processor), or "no".
-        gradient_checkpointing: compute activations twice instead of keeping them.
-        seed: draws the adapter, the order of images, noise and noise levels.
-        save_every: steps from one checkpoint to the next.
-        buckets: sizes that images are trained at.
-    """
-
-    identifier: str = "skt"
-    instance_prompt: str = "skt background"
-    class_prompt: str = "background"
-    epochs: int = 49
-    repeats: int = 10
-    batch_size: int = 12
-    learning_rate: float = 1e-5
-    restarts: int = 3
-    warmup_steps: int = 0
-    gamma: float = 5.0
-    prior_weight: float = 1.0
-    optimiser: str = "adamw8bit"
-    weight_decay: float = 0.01
-    max_gradient_norm: float = 1.0
-    precision: str = "fp16"
-    gradient_checkpointing: bool = True
-    seed: int = 1234
-    save_every: int = 100
-    buckets: BucketSettings = field(default_factory=BucketSettings)
+    identifier: str = "skt"  #: the word that shall mean these images
+    instance_prompt: str = "skt background"  #: text of every training image; holds the identifier
+    class_prompt: str = "background"  #: text of every regularisation image; does not hold it
+    epochs: int = 49  #: passes over the instance images
+    repeats: int = 10  #: of every instance image in an epoch
+    batch_size: int = 12  #: images a step, all processes together
+    learning_rate: float = 1e-5  #: at the start of every cosine
+    restarts: int = 3  #: number of cosines from the learning rate down to 0
+    warmup_steps: int = 0  #: over which the rate rises from 0
+    gamma: float = 5.0  #: of min-SNR-γ; 0 weights all noise levels alike
+    prior_weight: float = 1.0  #: weight of regularisation images; 0 leaves them out
+    optimiser: str = "adamw8bit"  #: "adamw8bit" (plain AdamW where bitsandbytes is missing) or "adamw"
+    weight_decay: float = 0.01  #: of the optimiser
+    max_gradient_norm: float = 1.0  #: gradients are scaled down to it; 0 for never
+    precision: str = "fp16"  #: of the forward pass on a GPU: "fp16" or "bf16"; "no" on a processor
+    gradient_checkpointing: bool = True  #: compute activations twice instead of keeping them
+    seed: int = 1234  #: draws the adapter, the order of images, noise and noise levels
+    save_every: int = 100  #: steps from one checkpoint to the next
+    buckets: BucketSettings = field(default_factory=BucketSettings)  #: sizes that images are trained at
 
     def __post_init__(self) -> None:
         """Refuse values that make no sense, all in one message."""
-        problems = _find_prompt_problems(self)
+        word, instance_prompt, class_prompt = self.identifier.strip(), self.instance_prompt, self.class_prompt
+        demands = {
+            "the identifier is empty: choose a rare word such as 'skt'": bool(word),
+            f"the instance prompt {instance_prompt!r} has no identifier {word!r}: without one the "
+            "fine-tuning changes what the class word means": not word or word in instance_prompt.split(),
+            f"the class prompt {class_prompt!r} must not hold {word!r}": word not in class_prompt.split(),
+            "the class prompt is empty: name the kind of thing, such as 'background'": bool(
+                class_prompt.split()
+            ),
+        }
         for name in ("epochs", "repeats", "batch_size", "restarts", "save_every"):
-            if getattr(self, name) < 1:
-                problems.append(f"{name} {getattr(self, name)} must be 1 or more")
+            value = getattr(self, name)
+            demands[f"{name} {value} must be 1 or more"] = value >= 1
         for name in ("warmup_steps", "gamma", "prior_weight", "weight_decay", "max_gradient_norm", "seed"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                problems.append(f"{name} {getattr(self, name)} must be 0 or more")
-        if not 0 < self.learning_rate < float("inf"):
-            problems.append(f"learning_rate {self.learning_rate} must be above 0")
+            value = getattr(self, name)
+            demands[f"{name} {value} must be 0 or more"] = 0 <= value < float("inf")
+        rate = self.learning_rate
+        demands[f"learning_rate {rate} must be above 0"] = 0 < rate < float("inf")
         for name, words in (("optimiser", OPTIMISERS), ("precision", PRECISIONS)):
-            if getattr(self, name) not in words:
-                problems.append(f"{name} {getattr(self, name)!r} is none of {', '.join(words)}")
-        if problems:
-            raise DreamBoothError("DreamBooth settings: " + "; ".join(problems))
+            value = getattr(self, name)
+            demands[f"{name} {value!r} is none of {', '.join(words)}"] = value in words
+        check_demands("DreamBooth settings", demands, DreamBoothError)
 
 
-def _find_prompt_problems(settings: DreamBoothSettings) -> list[str]:
-    identifier, problems = settings.identifier.strip(), []
-    if not identifier:
-        return ["the identifier is empty: choose a rare word such as 'skt'"]
-    if identifier not in settings.instance_prompt.split():
-        problems.append(
-            f"the instance prompt {settings.instance_prompt!r} has no identifier {identifier!r}: without "
-            "one the fine-tuning changes what the class word means"
+def settle_settings(settings: DreamBoothSettings, device: str) -> tuple[DreamBoothSettings, list[str]]:
+    """Replace what this machine does not have (half precision on a processor, bitsandbytes), and tell it."""
+    notices = []
+    if settings.precision != "no" and not device.startswith("cuda"):
+        settings = replace(settings, precision="no")
+        notices.append("a processor trains in float32, not in half precision")
+    if settings.optimiser == "adamw8bit" and not (device.startswith("cuda") and find_spec("bitsandbytes")):
+        settings = replace(settings, optimiser="adamw")
+        notices.append("plain AdamW in place of the 8-bit one, which needs bitsandbytes and a GPU")
+    return settings, notices
+
+
+def tell_images(images: TrainingImages, settings: DreamBoothSettings) -> list[str]:
+    """What a user must know about how many images there are."""
+    notices = []
+    if len(images.sizes(is_class=False)) == 1:
+        notices.append("there is one instance image: the adapter will learn it by heart")
+    if not images.sizes(is_class=True):
+        notices.append(
+            f"prior preservation is off (prior_weight {settings.prior_weight}, no regularisation image): the "
+            "class word drifts towards the instance images"
         )
-    if identifier in settings.class_prompt.split():
-        problems.append(f"the class prompt {settings.class_prompt!r} must not hold {identifier!r}")
-    if not settings.class_prompt.strip():
-        problems.append("the class prompt is empty: name the kind of thing, such as 'background'")
-    return problems
+    return notices
 
 
 def tell_identifier(tokenizer: Any, identifier: str) -> list[str]:
@@ -120,13 +117,8 @@ def plan_steps(
 ) -> list[Step]:
     """Which images every step shows: a function of buckets and settings alone.
 
-    An epoch is every instance image `repeats` times and as many regularisation images, which take turns
-    over the epochs. A step's images are of one bucket.
-
-    Args:
-        instance_buckets: bucket of every instance image, at positions from 0.
-        class_buckets: bucket of every regularisation image, at the positions behind them.
-        settings: its `epochs`, `repeats`, `batch_size` and `seed` count.
+    An epoch is every instance image `repeats` times and as many regularisation images, which take turns over
+    the epochs. A step's images are of one bucket; instances have the first positions.
     """
     buckets = [*instance_buckets, *class_buckets]
     shown = np.repeat(np.arange(len(instance_buckets)), settings.repeats)
@@ -152,14 +144,8 @@ def weigh_noise_levels(alphas_cumprod: Tensor, gamma: float, prediction: str) ->
 
     The weight of the predicted image's error is min(SNR, γ). The errors of noise ε and of velocity v are
     that error times SNR and times SNR + 1, so theirs are min(SNR, γ) / SNR and min(SNR, γ) / (SNR + 1).
-
-    Args:
-        alphas_cumprod: ᾱ of every noise level, shape (levels,), in [0, 1).
-        gamma: γ; 0 weights all alike.
-        prediction: "epsilon" or "v_prediction".
+    ᾱ has shape (levels,); γ = 0 weights all alike.
     """
-    if prediction not in ("epsilon", "v_prediction"):
-        raise ValueError(f"prediction {prediction!r} is neither epsilon nor v_prediction")
     if gamma == 0:
         return torch.ones(len(alphas_cumprod))
     alphas = alphas_cumprod.double()

@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import RLock
-from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -12,41 +11,34 @@ import torch
 
 from defaug_utils.core.guards import check_demands
 from defaug_utils.core.prompts import check_prompts
+from defaug_utils.diffusion import loading
 from defaug_utils.diffusion.compositing import Box, choose_box, composite, cover_cells, cut_out, paste_back
-from defaug_utils.diffusion.loading import (
-    ModelError,
-    describe_pipeline,
-    load_pipeline,
-    prepare_pipeline,
-)
 from defaug_utils.training.memory import run_in_parts
 
 if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
+    pass
+
+
+EMBEDDINGS = (  # of a text; the pooled ones for two text encoders only
+    "prompt_embeds",
+    "negative_prompt_embeds",
+    "pooled_prompt_embeds",
+    "negative_pooled_prompt_embeds",
+)
 
 
 @dataclass(frozen=True)
 class InpaintSettings:
-    """How a defect is painted; the defaults are DIAG's (section 4 and its code).
+    """How a defect is painted; the defaults are DIAG's (section 4 and its code)."""
 
-    Attributes:
-        size: working size (width, height); images are stretched to it.
-        steps: of the whole noise schedule; `effective_steps` of them are run.
-        guidance: weight of the prompt against the negative one; 1 is none.
-        strength: how much of the original is drowned in noise, in (0, 1]; SDXL fails at 1.
-        padding_mask_crop: pixels of the working size kept around the mask; 0 cuts right at the mask, None
-            works on the whole image.
-        feather: pixels inside the mask over which the original fades out.
-        cover_cells: tell the model every latent cell that the mask touches, else thin cracks slip through;
-            the finished image changes under the mask itself only.
-    """
-
-    size: tuple[int, int] = (1024, 1024)
-    steps: int = 30
-    guidance: float = 20.0
-    strength: float = 0.99
+    size: tuple[int, int] = (1024, 1024)  #: working size (width, height); images are stretched to it
+    steps: int = 30  #: of the whole noise schedule; `effective_steps` of them are run
+    guidance: float = 20.0  #: weight of the prompt against the negative one; 1 is none
+    strength: float = 0.99  #: how much of the original is drowned in noise, in (0, 1]; SDXL fails at 1
+    #: pixels of the working size kept around the mask, 0 for none; None works on the whole image
     padding_mask_crop: int | None = 2
-    feather: int = 0
+    feather: int = 0  #: pixels inside the mask over which the original fades out
+    #: show the model whole latent cells, or thin cracks slip through; only the mask itself is painted
     cover_cells: bool = True
 
     @property
@@ -56,7 +48,7 @@ class InpaintSettings:
 
     def __post_init__(self) -> None:
         """Refuse values that make no sense, all in one message."""
-        crop = self.padding_mask_crop
+        crop, can_run = self.padding_mask_crop, self.steps >= 1 and 0 < self.strength <= 1
         demands = {
             f"size {self.size} must be (width, height) of at least 8 × 8": min(self.size) >= 8,
             f"steps {self.steps} must be 1 or more": self.steps >= 1,
@@ -65,53 +57,40 @@ class InpaintSettings:
             f"padding_mask_crop {crop} must be None or 0 or more": crop is None or crop >= 0,
             f"feather {self.feather} must be 0 or more": self.feather >= 0,
             f"{self.steps} steps × strength {self.strength} leave no step to run: raise one of them": (
-                self.steps < 1 or not 0 < self.strength <= 1 or self.effective_steps >= 1
+                not can_run or self.effective_steps >= 1
             ),
         }
         check_demands("inpainting settings", demands)
 
-    def check_size(self, cell: int) -> None:
-        """Refuse a size that latent cells don't divide, naming the nearest one that they do."""
-        if any(side % cell for side in self.size):
-            width, height = (max(cell, round(side / cell) * cell) for side in self.size)
-            raise ValueError(
-                f"size {self.size[0]} × {self.size[1]} is not divisible by the model's factor {cell}: use "
-                f"{width} × {height}; images are stretched to it and back"
-            )
-
 
 @dataclass
-class Inpainter:
-    """A loaded model with what is known about it.
+class Inpainter(loading.LoadedModel):
+    """A loaded model that paints."""
 
-    Attributes:
-        pipeline: diffusers' pipeline.
-        model: name, folder or file it was loaded from.
-        device: where it runs.
-        notices: what a user must be told.
-        batch_limit: largest batch that fitted in memory; None while none failed.
-        embeddings: text embeddings by (prompt, negative prompt), computed once.
-        speed: what `speed_up` has switched on; it may change the last bits of a picture.
-        lock: held while the pipeline runs, since its scheduler counts the steps of one picture at a time.
-    """
-
-    pipeline: "DiffusionPipeline"
-    model: str
-    device: str
-    notices: list[str] = field(default_factory=list)
-    batch_limit: int | None = None
+    #: of texts, by (prompt, negative prompt)
     embeddings: dict[tuple[str, str], dict[str, torch.Tensor]] = field(default_factory=dict)
+    #: what `speed_up` has switched on; it may change the last bits of a picture
     speed: list[str] = field(default_factory=list)
+    #: held while the pipeline runs, since its scheduler counts the steps of one picture at a time
     lock: RLock = field(default_factory=RLock, repr=False, compare=False)
 
-    @property
-    def cell(self) -> int:
-        """Pixels along either side of a latent cell."""
-        return self.pipeline.vae_scale_factor
+    def __post_init__(self) -> None:
+        """Refuse a model that can't inpaint, and tell of one that only blends latents."""
+        channels = self.pipeline.unet.config.in_channels
+        if channels == 4:
+            self.notices.append(
+                f"{self.model} is a text-to-image model: it inpaints by blending latents at every step and "
+                "sees the surroundings of a mask less well than an inpainting model"
+            )
+        elif channels != 9:
+            raise loading.ModelError(
+                f"{self.model}: its U-Net takes {channels} channels, expected 9 (inpainting) or 4"
+            )
+        super().__post_init__()
 
     def describe(self) -> dict:
-        """The model in the recipe of a pool: classes, scheduler, fingerprint of its weights, type."""
-        return describe_pipeline(self.pipeline, self.device) | {"speed": sorted(self.speed)}
+        """The model in the recipe of a pool, and what speeds it up."""
+        return super().describe() | {"speed": sorted(self.speed)}
 
 
 def load_inpainter(
@@ -126,30 +105,11 @@ def load_inpainter(
         speed: what to switch on, by the names that `speed_up` takes.
 
     Raises:
-        ModelError: parts are missing, weights are pickled, or it is none of the three.
+        ModelError: parts are missing, weights are pickled, or it is no model that can inpaint.
     """
-    pipeline = load_pipeline(model, "inpainting", dtype)
-    inpainter = wrap_pipeline(pipeline.to(device), str(model), device)
+    pipeline = loading.load_pipeline(model, "inpainting", dtype)
+    inpainter = Inpainter(pipeline.to(device), str(model), device)
     speed_up(inpainter, **speed)
-    return inpainter
-
-
-def wrap_pipeline(pipeline: "DiffusionPipeline", model: str, device: str = "cpu") -> Inpainter:
-    """Set one of diffusers' inpainting pipelines up for batches: no bars, no filter that blanks pictures.
-
-    Raises:
-        ModelError: its U-Net takes neither 9 channels (inpainting) nor 4 (latent blending).
-    """
-    inpainter = Inpainter(pipeline, model, device)
-    channels = pipeline.unet.config.in_channels
-    if channels == 4:
-        inpainter.notices.append(
-            f"{model} is a text-to-image model: it inpaints by blending latents at every step and sees the "
-            "surroundings of a mask less well than an inpainting model"
-        )
-    elif channels != 9:
-        raise ModelError(f"{model}: its U-Net takes {channels} channels, expected 9 (inpainting) or 4")
-    inpainter.notices += prepare_pipeline(pipeline)
     return inpainter
 
 
@@ -159,10 +119,9 @@ def speed_up(
     """Switch on what makes large batches faster or smaller, and record it for the recipe.
 
     Args:
-        inpainter: the model, changed in place; its weights keep their names and values.
+        inpainter: changed in place; its weights keep their names and values.
         channels_last: memory layout of the convolutions that GPUs prefer.
-        compile_unet: translate the U-Net for this machine at its first use (minutes; again for every other
-            batch size), which pays for hundreds of images.
+        compile_unet: translate the U-Net at its first use (minutes; again for every other batch size).
         slice_vae: take the autoencoder's images one by one, so that a larger batch fits.
     """
     pipeline = inpainter.pipeline
@@ -187,22 +146,15 @@ class InpaintJob(NamedTuple):
     seed: int
 
 
-class InpaintedImage(NamedTuple):
-    """What became of a job.
+@dataclass(frozen=True)
+class InpaintedImage:
+    """What became of a job; images are (height, width, 3), uint8."""
 
-    Attributes:
-        image_u8: finished, shape (height, width, 3), uint8; the original's own pixels outside the mask.
-        painted_u8: what the model made, before the original was put back.
-        is_finite: false where the model gave values that are no numbers.
-        latent_cells: cells of the latent grid that the mask touched; below some ten, expect little.
-        further: columns that the method adds to the image's row.
-    """
-
-    image_u8: np.ndarray
-    painted_u8: np.ndarray
-    is_finite: bool
-    latent_cells: int
-    further: Mapping[str, object] = MappingProxyType({})
+    image_u8: np.ndarray  #: finished; the original's own pixels outside the mask
+    painted_u8: np.ndarray  #: what the model made, before the original was put back
+    is_finite: bool  #: false where the model gave values that are no numbers
+    latent_cells: int  #: cells of the latent grid that the mask touched; below some ten, expect little
+    further: Mapping[str, object] = field(default_factory=dict)  #: columns for the image's row
 
 
 def inpaint_batch(
@@ -219,17 +171,16 @@ def inpaint_batch(
 
     Args:
         inpainter: the model.
-        jobs: what to paint; images of any size.
+        jobs: images of any size.
         settings: steps, guidance, strength, sizes.
         on_images: called with the number of images just painted.
-        on_step: called after every denoising step; what it raises ends the painting there and is passed on.
+        on_step: called after every denoising step; what it raises ends the painting there.
 
     Raises:
-        ValueError: a mask is empty, full, not bool or of another size; a text is empty or too long; the
-            working size does not suit the model.
+        ValueError: masks (all are listed), texts or the working size do not suit.
         MemoryError: not even one image fits.
     """
-    settings.check_size(inpainter.cell)
+    inpainter.check_size(settings.size)
     check_jobs(jobs)
     check_prompts(inpainter, [job.prompt for job in jobs])
     check_prompts(inpainter, [job.negative_prompt for job in jobs if job.negative_prompt])
@@ -301,16 +252,7 @@ def _as_callback(on_step: Callable[[], None] | None) -> Callable[..., dict] | No
 def finish_image(
     job: InpaintJob, box: Box, pixels: np.ndarray, cells: int, feather: int = 0, further: dict | None = None
 ) -> InpaintedImage:
-    """Put what was painted back into its image, under the mask only.
-
-    Args:
-        job: what was asked for.
-        box: the part that was worked on, whose `pixels` (height, width, 3) are in [0, 1].
-        pixels: at the working size.
-        cells: of the latent grid that the mask touched.
-        feather: see `composite`.
-        further: columns that the method adds to the image's row.
-    """
+    """Put `pixels` (height, width, 3), in [0, 1], back into the image of a job, under its mask."""
     is_finite = bool(np.isfinite(pixels).all())
     pixels_u8 = np.rint(255 * np.clip(np.nan_to_num(pixels), 0, 1)).astype(np.uint8)
     painted_u8 = paste_back(job.image_u8, pixels_u8, box)
@@ -322,16 +264,15 @@ def embed_texts(
     inpainter: Inpainter, jobs: Sequence[InpaintJob], settings: InpaintSettings
 ) -> dict[str, torch.Tensor]:
     """The pipeline's text arguments for some jobs, each pair of texts encoded once."""
-    for pair in {(job.prompt, job.negative_prompt) for job in jobs} - set(inpainter.embeddings):
+    pairs = [(job.prompt, job.negative_prompt) for job in jobs]
+    for pair in set(pairs) - set(inpainter.embeddings):
         inpainter.embeddings[pair] = _embed_pair(inpainter, *pair)
-    per_job = [inpainter.embeddings[job.prompt, job.negative_prompt] for job in jobs]
+    per_job = [inpainter.embeddings[pair] for pair in pairs]
     names = [name for name in per_job[0] if settings.guidance > 1 or not name.startswith("negative")]
     return {name: torch.cat([embedded[name] for embedded in per_job]) for name in names}
 
 
 def _embed_pair(inpainter: Inpainter, prompt: str, negative_prompt: str) -> dict[str, torch.Tensor]:
-    kinds = ("prompt_embeds", "pooled_prompt_embeds")  # the second for two text encoders only
-    names = [f"{sign}{kind}" for kind in kinds for sign in ("", "negative_")]
     with torch.inference_mode():
         tensors = inpainter.pipeline.encode_prompt(
             prompt=prompt,
@@ -340,4 +281,4 @@ def _embed_pair(inpainter: Inpainter, prompt: str, negative_prompt: str) -> dict
             do_classifier_free_guidance=True,
             negative_prompt=negative_prompt,
         )
-    return dict(zip(names[: len(tensors)], tensors, strict=True))
+    return dict(zip(EMBEDDINGS[: len(tensors)], tensors, strict=True))

@@ -3,8 +3,9 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,7 +18,7 @@ from defaug_utils.core.guards import raise_problems
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
+PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 WEIGHTLESS = ("Tokenizer", "Scheduler", "FeatureExtractor", "ImageProcessor")  # ends of class names
 CONVERT = (
     "weights that are pickled can run any code when they are loaded and are refused: convert them where you "
@@ -25,7 +26,6 @@ CONVERT = (
 )
 FINGERPRINT_VALUES = 1024  # of every weight tensor that the fingerprint looks at
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-FILE_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 
 
 class ModelError(ValueError):
@@ -33,11 +33,7 @@ class ModelError(ValueError):
 
 
 def check_model_folder(folder: Path | str) -> None:
-    """Demand a complete folder of diffusers' layout with weights in safetensors.
-
-    Raises:
-        ModelError: lists every part that is missing, has no configuration, or pickled weights only.
-    """
+    """Refuse a folder of diffusers' layout that lacks parts or safetensors weights, listing all problems."""
     folder = Path(folder)
     index = folder / "model_index.json"
     if not index.is_file():
@@ -60,13 +56,15 @@ def _check_part(part: Path, class_name: str) -> list[str]:
         return [] if any(part.iterdir()) else [f"the part {part.name} ({class_name}) is empty"]
     problems = [] if (part / "config.json").is_file() else [f"{part.name} has no config.json"]
     if not any(part.glob("*.safetensors")):
-        pickled = sorted(path.name for pattern in PICKLES for path in part.glob(pattern))
-        problems.append(
-            f"{part.name} has only {', '.join(pickled)}: {CONVERT}"
-            if pickled
-            else f"{part.name} has no weights (*.safetensors)"
-        )
+        pickled = list_pickles(part)
+        found = f"only {pickled}: {CONVERT}" if pickled else "no weights (*.safetensors)"
+        problems.append(f"{part.name} has {found}")
     return problems
+
+
+def list_pickles(folder: Path) -> str:
+    """Names of the pickled weights in a folder, with commas."""
+    return ", ".join(sorted(path.name for path in folder.glob("*") if path.suffix in PICKLES))
 
 
 class Classes(NamedTuple):
@@ -86,23 +84,14 @@ PURPOSES = {
 
 
 def load_pipeline(model: Path | str, purpose: str, dtype: torch.dtype) -> "DiffusionPipeline":
-    """Load a folder, a .safetensors checkpoint or a hub id, from safetensors only.
-
-    Args:
-        model: see above; its files are looked at first.
-        purpose: a key of `PURPOSES`.
-        dtype: of the weights; half precision is for GPUs.
-
-    Raises:
-        ModelError: parts are missing, weights are pickled, or it is none of the three.
-    """
+    """Load a folder, a .safetensors checkpoint or a hub id for one of `PURPOSES`, or tell why not."""
     path = Path(model)
     if path.is_dir():
         check_model_folder(path)
     elif path.is_file():
         if path.suffix != ".safetensors":
             raise ModelError(f"{path}: expected a .safetensors file; {CONVERT}")
-    elif path.suffix in FILE_SUFFIXES or not HUB_ID.fullmatch(str(model)):
+    elif path.suffix in (".safetensors", *PICKLES) or not HUB_ID.fullmatch(str(model)):
         raise ModelError(
             f"no model at {model}: expected a folder, a .safetensors file or a hub id owner/name"
         )
@@ -130,7 +119,7 @@ def _load(model: str, classes: Classes, dtype: torch.dtype) -> "DiffusionPipelin
 
 
 def is_xl_file(path: Path | str) -> bool:
-    """Tell whether a checkpoint in one file has SDXL's second text encoder."""
+    """Whether a checkpoint in one file has SDXL's second text encoder."""
     with safe_open(path, "pt") as opened:
         return any(key.startswith("conditioner.embedders.1") for key in opened.keys())  # noqa: SIM118
 
@@ -151,35 +140,63 @@ def quiet_libraries() -> Iterator[None]:
         transformers_logging.enable_progress_bar()
 
 
-def prepare_pipeline(pipeline: "DiffusionPipeline") -> list[str]:
-    """Set a pipeline up for batches, no bars, no filter that would blank pictures of parts; what to tell."""
-    pipeline.set_progress_bar_config(disable=True)
-    if getattr(pipeline, "safety_checker", None) is None:
-        return []
-    pipeline.safety_checker = None
-    return ["the model's picture filter is off: it blanks harmless pictures of parts"]
-
-
-def describe_pipeline(pipeline: "DiffusionPipeline", device: str) -> dict:
-    """The model in the recipe of a pool: classes, scheduler, fingerprint of its weights, type."""
-    scheduler = pipeline.scheduler
-    settings = {k: v for k, v in scheduler.config.items() if not k.startswith("_")}
-    return {
-        "pipeline": type(pipeline).__name__,
-        "fingerprint": fingerprint(pipeline),
-        "scheduler": {"class": type(scheduler).__name__, **settings},
-        "dtype": str(pipeline.unet.dtype).removeprefix("torch."),
-        "device": device.partition(":")[0],
-    }
-
-
-def fingerprint(pipeline: "DiffusionPipeline") -> str:
+def fingerprint(components: Mapping[str, object]) -> str:
     """Hash of names, shapes and up to 1024 values of every weight: tells models apart, wherever they lie."""
     digest = hashlib.sha256()
-    for name, part in sorted(pipeline.components.items()):
+    for name, part in sorted(components.items()):
         if isinstance(part, torch.nn.Module):
             for key, weight in part.state_dict().items():
                 flat = weight.detach().flatten()
                 values = flat[:: max(1, flat.numel() // FINGERPRINT_VALUES)].float().cpu()
                 digest.update(f"{name}.{key} {tuple(weight.shape)}".encode() + values.numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+@dataclass
+class LoadedModel:
+    """A pipeline, set up for batches, with what is known about it."""
+
+    pipeline: "DiffusionPipeline"  #: diffusers' own
+    model: str  #: name, folder or file it was loaded from
+    device: str = "cpu"  #: where it runs
+    notices: list[str] = field(default_factory=list)  #: what a user must be told
+    batch_limit: int | None = None  #: largest batch that fitted in memory; None while none failed
+
+    def __post_init__(self) -> None:
+        """Switch off progress bars, and a filter that would blank pictures of parts."""
+        self.pipeline.set_progress_bar_config(disable=True)
+        if getattr(self.pipeline, "safety_checker", None) is not None:
+            self.pipeline.safety_checker = None
+            self.notices.append("the model's picture filter is off: it blanks harmless pictures of parts")
+
+    def describe(self) -> dict:
+        """The model in the recipe of a pool: classes, scheduler, fingerprint of its weights, type."""
+        scheduler = self.pipeline.scheduler
+        settings = {k: v for k, v in scheduler.config.items() if not k.startswith("_")}
+        return {
+            "pipeline": type(self.pipeline).__name__,
+            "fingerprint": fingerprint(self.pipeline.components),
+            "scheduler": {"class": type(scheduler).__name__, **settings},
+            "dtype": str(self.pipeline.unet.dtype).removeprefix("torch."),
+            "device": self.device.partition(":")[0],
+        }
+
+    @property
+    def cell(self) -> int:
+        """Pixels along either side of a latent cell."""
+        return self.pipeline.vae_scale_factor
+
+    @property
+    def side_step(self) -> int:
+        """Sides of images must be multiples of it."""
+        return self.cell
+
+    def check_size(self, size: tuple[int, int]) -> None:
+        """Refuse a size (width, height) that `side_step` does not divide, and name the nearest one."""
+        step = self.side_step
+        if any(side % step for side in size):
+            width, height = (max(step, round(side / step) * step) for side in size)
+            raise ValueError(
+                f"size {size[0]} × {size[1]}: {self.model} takes multiples of {step}, use {width} × {height} "
+                "(images to paint on are stretched to it and back)"
+            )

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 ADAPTER = "default"  # peft's name of the adapter
-UNET_BLOCKS = ("Transformer2DModel", "ResnetBlock2D", "Downsample2D", "Upsample2D")
-TEXT_BLOCKS = ("CLIPAttention", "CLIPMLP")
+OWN_LAYERS = re.compile(r"\.(base_layer|lora_\w+)(\.|$)")  # of the adapter, in paths
+BLOCKS = ("Transformer2DModel", "ResnetBlock2D", "Downsample2D", "Upsample2D", "CLIPAttention", "CLIPMLP")
 
 
 class LoraError(ValueError):
@@ -24,19 +24,12 @@ class LoraError(ValueError):
 
 @dataclass(frozen=True)
 class LoraPlan:
-    """Ranks and scales; an update counts alpha / rank times (In&Out, section 4.1).
+    """Ranks and scales; an update counts alpha / rank times (In&Out, section 4.1)."""
 
-    Attributes:
-        linear_rank: of linear layers and 1 × 1 convolutions.
-        linear_alpha: of the same.
-        conv_rank: of 3 × 3 convolutions; 0 leaves them out ("linear only").
-        conv_alpha: of the same.
-    """
-
-    linear_rank: int = 32
-    linear_alpha: float = 16
-    conv_rank: int = 4
-    conv_alpha: float = 1
+    linear_rank: int = 32  #: of linear layers and 1 × 1 convolutions
+    linear_alpha: float = 16  #: of the same
+    conv_rank: int = 4  #: of 3 × 3 convolutions; 0 leaves them out ("linear only")
+    conv_alpha: float = 1  #: of the same
 
     def __post_init__(self) -> None:
         """Refuse ranks and scales that adapt nothing."""
@@ -75,21 +68,15 @@ class LoraCounts(NamedTuple):
 
 
 def find_layers(network: nn.Module) -> dict[str, nn.Module]:
-    """Linear and convolution layers inside `UNET_BLOCKS` or `TEXT_BLOCKS`, by path: what LoRA-C3Lier adapts.
-
-    They are the same before and after an adapter was attached.
-    """
-    kinds = (*UNET_BLOCKS, *TEXT_BLOCKS)
-    blocks = {path for path, module in network.named_modules() if type(module).__name__ in kinds}
-    found = {}
-    for path, module in network.named_modules():
-        parents = path.split(".")
-        is_inside = any(".".join(parents[:depth]) in blocks for depth in range(1, len(parents)))
-        if is_inside and ".base_layer" not in path and isinstance(_base(module), nn.Linear | nn.Conv2d):
-            found[path] = module
-    adapted = [path for path, module in found.items() if _is_adapted(module)]
-    inside = tuple(f"{path}." for path in adapted)  # the adapter's own layers are none of the network's
-    return {path: module for path, module in found.items() if not path.startswith(inside)}
+    """Linear and convolution layers inside `BLOCKS` of U-Net or text encoder, by path, adapted or not."""
+    blocks = tuple(f"{path}." for path, module in network.named_modules() if type(module).__name__ in BLOCKS)
+    return {
+        path: module
+        for path, module in network.named_modules()
+        if path.startswith(blocks)
+        and not OWN_LAYERS.search(path)
+        and isinstance(_base(module), nn.Linear | nn.Conv2d)
+    }
 
 
 def _base(module: nn.Module) -> nn.Module:
@@ -124,7 +111,7 @@ def attach_lora(unet: nn.Module, text_encoder: nn.Module, plan: LoraPlan | None 
 
 
 def attach_layers(network: nn.Module, planned: Mapping[str, LayerPlan]) -> LoraCount:
-    """Add a fresh adapter to the planned layers of one network, and freeze all else; see `attach_lora`."""
+    """Add a fresh adapter to the planned layers of one network; see `attach_lora`."""
     from peft import LoraConfig, inject_adapter_in_model
 
     if any(_is_adapted(module) for module in network.modules()):
@@ -141,13 +128,6 @@ def attach_layers(network: nn.Module, planned: Mapping[str, LayerPlan]) -> LoraC
         )
         inject_adapter_in_model(config, network, adapter_name=ADAPTER)
     return count_lora(network)
-
-
-def look_up_pattern(pattern: Mapping[str, float], path: str, default: float | None) -> float | None:
-    """The value that one of peft's patterns (ends of paths, as regular expressions) has for a layer."""
-    from peft.utils.other import get_pattern_key
-
-    return pattern.get(get_pattern_key(list(pattern), path), default)
 
 
 def count_lora(network: nn.Module) -> LoraCount:
@@ -192,13 +172,8 @@ def lora_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
 def merge_lora(unet: nn.Module, text_encoder: nn.Module, share: float) -> None:
     """Merge the adapters: W ← W + share · (alpha / rank) · up · down, always from the base weights.
 
-    The base weights are kept beside, so that `unmerge_lora` restores them bit for bit and a second merge
-    replaces the first. With a share of 0 the model is the base model.
-
-    Args:
-        unet: with an adapter.
-        text_encoder: likewise.
-        share: α of the paper, 0.6 to 0.95 there; above 1 works with a warning.
+    These are kept beside, so that `unmerge_lora` restores them bit for bit and a second merge replaces the
+    first. The share is α of the paper, 0.6 to 0.95 there; 0 is the base model, above 1 works with a warning.
 
     Raises:
         LoraError: the share is below 0 or no number, or there is no adapter.

@@ -26,15 +26,15 @@ from defaug_utils.diffusion.lora import (
     adapted_layers,
     attach_layers,
     find_layers,
-    look_up_pattern,
 )
 
-LAYOUTS = ("kohya", "diffusers")
 KOHYA_PREFIXES = {"unet": "lora_unet_", "text_encoder": "lora_te_text_model_"}
-KOHYA_ENDINGS = {"down": "lora_down.weight", "up": "lora_up.weight", "alpha": "alpha"}
-DIFFUSERS_ENDINGS = {  # its present one first, then those of earlier versions
-    "down": ("lora_A.weight", "lora.down.weight", "lora_linear_layer.down.weight"),
-    "up": ("lora_B.weight", "lora.up.weight", "lora_linear_layer.up.weight"),
+ENDINGS = {  # of a layer's keys, by layout
+    "kohya": {"down": ("lora_down.weight",), "up": ("lora_up.weight",), "alpha": ("alpha",)},
+    "diffusers": {  # its present one first, then those of earlier versions
+        "down": ("lora_A.weight", "lora.down.weight", "lora_linear_layer.down.weight"),
+        "up": ("lora_B.weight", "lora.up.weight", "lora_linear_layer.up.weight"),
+    },
 }
 DIFFUSERS_METADATA = "lora_adapter_metadata"  # diffusers' name, JSON in the header of the file
 
@@ -45,14 +45,6 @@ class StoredLayer(NamedTuple):
     down: Tensor
     up: Tensor
     alpha: float
-
-
-class StoredPart(NamedTuple):
-    """What a key of a file stands for: the "down" or "up" matrix or the "alpha" of a layer."""
-
-    network: str
-    path: str
-    part: str
 
 
 def save_lora(
@@ -74,13 +66,20 @@ def save_lora(
     Raises:
         LoraError: unknown layout, or there is no adapter.
     """
-    if layout not in LAYOUTS:
-        raise LoraError(f"layout {layout!r} is none of {', '.join(LAYOUTS)}")
+    if layout not in ENDINGS:
+        raise LoraError(f"layout {layout!r} is none of {', '.join(ENDINGS)}")
     networks = {"unet": adapted_layers(unet), "text_encoder": adapted_layers(text_encoder)}
     if not any(networks.values()):
         raise LoraError("there is no adapter to save: attach or load one first")
-    tensors, header = (_lay_out_kohya if layout == "kohya" else _lay_out_diffusers)(networks)
-    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+    tensors = {}
+    for network, layers in networks.items():
+        for layer_path, layer in layers.items():
+            name = _name_layer(layout, network, layer_path)
+            alpha = torch.tensor(float(layer.lora_alpha[ADAPTER]))
+            parts = {"down": layer.lora_A[ADAPTER].weight, "up": layer.lora_B[ADAPTER].weight, "alpha": alpha}
+            for part, endings in ENDINGS[layout].items():
+                tensors[f"{name}.{endings[0]}"] = parts[part].detach().cpu().contiguous()
+    header = {"ss_network_module": "networks.lora"} if layout == "kohya" else _make_header(networks)
     with write_atomically(Path(path)) as temporary:
         written = save(tensors, {"format": "pt", **header, **(metadata or {})})
         Path(temporary).write_bytes(sort_metadata(written))
@@ -96,34 +95,28 @@ def sort_metadata(written: bytes) -> bytes:
     return len(padded).to_bytes(8, "little") + padded + written[8 + length :]
 
 
-def _kohya_name(network: str, path: str) -> str:
-    return KOHYA_PREFIXES[network] + path.removeprefix("text_model.").replace(".", "_")
+def _name_layer(layout: str, network: str, path: str) -> str:
+    """A layer's name in a file, the same whether or not transformers has `text_model` in its path."""
+    path = path.removeprefix("text_model.")
+    if layout == "kohya":
+        return KOHYA_PREFIXES[network] + path.replace(".", "_")
+    return f"text_encoder.text_model.{path}" if network == "text_encoder" else f"{network}.{path}"
 
 
-def _diffusers_name(network: str, path: str) -> str:
-    """With `text_model` in the text encoder's paths, whatever transformers calls its modules."""
-    path = f"text_model.{path.removeprefix('text_model.')}" if network == "text_encoder" else path
-    return f"{network}.{path}"
+def _list_keys(network: str, path: str) -> dict[str, str]:
+    """Every key that a layer may have in a file, and what it stands for: "down", "up" or "alpha"."""
+    return {
+        f"{_name_layer(layout, network, path)}.{ending}": part
+        for layout, parts in ENDINGS.items()
+        for part, endings in parts.items()
+        for ending in endings
+    }
 
 
-def _lay_out_kohya(networks: Mapping[str, Mapping[str, nn.Module]]) -> tuple[dict[str, Tensor], dict]:
-    tensors = {}
+def _make_header(networks: Mapping[str, Mapping[str, nn.Module]]) -> dict[str, str]:
+    """Diffusers' metadata: ranks and alphas as peft's configuration has them."""
+    header = {}
     for network, layers in networks.items():
-        for path, layer in layers.items():
-            name = _kohya_name(network, path)
-            tensors[f"{name}.{KOHYA_ENDINGS['down']}"] = layer.lora_A[ADAPTER].weight
-            tensors[f"{name}.{KOHYA_ENDINGS['up']}"] = layer.lora_B[ADAPTER].weight
-            tensors[f"{name}.{KOHYA_ENDINGS['alpha']}"] = torch.tensor(float(layer.lora_alpha[ADAPTER]))
-    return tensors, {"ss_network_module": "networks.lora"}
-
-
-def _lay_out_diffusers(networks: Mapping[str, Mapping[str, nn.Module]]) -> tuple[dict[str, Tensor], dict]:
-    tensors, header = {}, {}
-    for network, layers in networks.items():
-        for path, layer in layers.items():
-            name = _diffusers_name(network, path)
-            tensors[f"{name}.{DIFFUSERS_ENDINGS['down'][0]}"] = layer.lora_A[ADAPTER].weight
-            tensors[f"{name}.{DIFFUSERS_ENDINGS['up'][0]}"] = layer.lora_B[ADAPTER].weight
         if layers:  # peft matches the ends of paths: without `text_model` they fit every version
             ends = {path.removeprefix("text_model."): layer for path, layer in layers.items()}
             first = next(iter(layers.values()))
@@ -132,7 +125,7 @@ def _lay_out_diffusers(networks: Mapping[str, Mapping[str, nn.Module]]) -> tuple
             header[f"{network}.target_modules"] = sorted(ends)
             header[f"{network}.rank_pattern"] = {end: layer.r[ADAPTER] for end, layer in ends.items()}
             header[f"{network}.alpha_pattern"] = {e: layer.lora_alpha[ADAPTER] for e, layer in ends.items()}
-    return tensors, {DIFFUSERS_METADATA: json.dumps(header, sort_keys=True)}
+    return {DIFFUSERS_METADATA: json.dumps(header, sort_keys=True)}
 
 
 def load_lora(path: Path | str, unet: nn.Module, text_encoder: nn.Module) -> LoraCounts:
@@ -147,7 +140,7 @@ def load_lora(path: Path | str, unet: nn.Module, text_encoder: nn.Module) -> Lor
     stored = _match_keys(tensors, json.loads(header.get(DIFFUSERS_METADATA, "{}")), networks)
     counts = []
     for network, module in networks.items():
-        layers = stored.get(network, {})
+        layers = stored[network]
         planned = {path: LayerPlan(len(layer.down), layer.alpha) for path, layer in layers.items()}
         counts.append(attach_layers(module, planned))
         for path, adapted in adapted_layers(module).items():
@@ -171,49 +164,31 @@ def _read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def _match_keys(
     tensors: Mapping[str, Tensor], known: Mapping, networks: Mapping[str, nn.Module]
 ) -> dict[str, dict[str, StoredLayer]]:
-    """The layers of a file by network and path, once every key, pair and shape fits.
-
-    `known` is diffusers' metadata of the file, empty where there is none.
-    """
-    layers = {network: find_layers(module) for network, module in networks.items()}
-    keys = _list_keys(layers)
-    problems = [] if tensors else ["the file holds no adapter"]
-    parts: dict[tuple[str, str], dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        if key in keys:
-            network, path, part = keys[key]
-            parts.setdefault((network, path), {})[part] = tensor
-        else:
-            problems.append(f"{key} is unknown to this model")
-    stored: dict[str, dict[str, StoredLayer]] = {}
-    for (network, path), entry in parts.items():
-        missing = [part for part in ("down", "up") if part not in entry]
-        problems += [f"{network}.{path} has no {part} matrix" for part in missing]
-        if not missing:
-            problems += _list_shape_problems(f"{network}.{path}", entry, layers[network][path])
-            alpha = float(entry.get("alpha", _look_up_alpha(known, network, path, len(entry["down"]))))
-            stored.setdefault(network, {})[path] = StoredLayer(entry["down"], entry["up"], alpha)
+    """The layers of a file by network and path, all checked; `known` is diffusers' metadata or empty."""
+    rest, problems = dict(tensors), [] if tensors else ["the file holds no adapter"]
+    stored: dict[str, dict[str, StoredLayer]] = {network: {} for network in networks}
+    for network, module in networks.items():
+        for path, layer in find_layers(module).items():
+            found = {part: rest.pop(key) for key, part in _list_keys(network, path).items() if key in rest}
+            missing = [part for part in ("down", "up") if found and part not in found]
+            problems += [f"{network}.{path} has no {part} matrix" for part in missing]
+            if found and not missing:
+                problems += _list_shape_problems(f"{network}.{path}", found, layer)
+                alpha = float(found.get("alpha", _look_up_alpha(known, network, path, len(found["down"]))))
+                stored[network][path] = StoredLayer(found["down"], found["up"], alpha)
+    problems += [f"{key} is unknown to this model" for key in rest]
     unfit = "the adapter does not fit this model (another base, rank or kind of adapter)"
     raise_problems(unfit, sorted(problems), LoraError)
     return stored
 
 
-def _list_keys(layers: Mapping[str, Mapping[str, nn.Module]]) -> dict[str, StoredPart]:
-    """Every key that a file may have for these layers."""
-    keys = {}
-    for network, path in ((network, path) for network, paths in layers.items() for path in paths):
-        for part, ending in KOHYA_ENDINGS.items():
-            keys[f"{_kohya_name(network, path)}.{ending}"] = StoredPart(network, path, part)
-        for part, endings in DIFFUSERS_ENDINGS.items():
-            for ending in endings:
-                keys[f"{_diffusers_name(network, path)}.{ending}"] = StoredPart(network, path, part)
-    return keys
-
-
 def _look_up_alpha(known: Mapping, network: str, path: str, rank: int) -> float:
     """A layer's alpha in diffusers' metadata; the rank where it says nothing."""
+    from peft.utils.other import get_pattern_key
+
     pattern = known.get(f"{network}.alpha_pattern") or {}
-    alpha = look_up_pattern(pattern, path.removeprefix("text_model."), known.get(f"{network}.lora_alpha"))
+    key = get_pattern_key(list(pattern), path.removeprefix("text_model."))
+    alpha = pattern.get(key, known.get(f"{network}.lora_alpha"))
     return rank if alpha is None else alpha
 
 

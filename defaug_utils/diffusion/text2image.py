@@ -11,51 +11,47 @@ from torch import Tensor, nn
 
 from defaug_utils.core.guards import check_demands
 from defaug_utils.core.prompts import check_prompts
-from defaug_utils.diffusion.loading import (
-    ModelError,
-    describe_pipeline,
-    load_pipeline,
-    prepare_pipeline,
-)
+from defaug_utils.diffusion import loading
 from defaug_utils.training.memory import run_in_parts
 
 if TYPE_CHECKING:
-    from diffusers import DDPMScheduler, StableDiffusionPipeline
+    from diffusers import DDPMScheduler
 
 CLIP_SKIP = 2  # In&Out's configuration: the text encoder's last layer but one
 PREDICTIONS = ("epsilon", "v_prediction")
 
 
 @dataclass
-class TextToImage:
-    """A loaded model with what is known about it.
+class TextToImage(loading.LoadedModel):
+    """A loaded model that makes pictures from text."""
 
-    Attributes:
-        pipeline: diffusers' pipeline.
-        model: name, folder or file it was loaded from.
-        device: where it runs.
-        clip_skip: text encoder's layer that is read: 1 for the last, 2 for the last but one.
-        description: for recipes, of the model as it was loaded, whatever is trained onto it later.
-        notices: what a user must be told.
-        batch_limit: largest batch that fitted in memory; None while none failed.
-    """
+    clip_skip: int = CLIP_SKIP  #: text encoder's layer that is read: 1 for the last, 2 for the last but one
+    description: dict = field(init=False, repr=False)  #: as it was loaded, whatever is trained later
 
-    pipeline: "StableDiffusionPipeline"
-    model: str
-    device: str
-    clip_skip: int
-    description: dict
-    notices: list[str] = field(default_factory=list)
-    batch_limit: int | None = None
-
-    @property
-    def cell(self) -> int:
-        """Pixels along either side of a latent cell."""
-        return self.pipeline.vae_scale_factor
+    def __post_init__(self) -> None:
+        """Refuse a model of another family, or with fewer layers than `clip_skip`."""
+        pipeline, model = self.pipeline, self.model
+        if getattr(pipeline, "text_encoder_2", None) or not getattr(pipeline, "unet", None):
+            raise loading.ModelError(
+                f"{model}: {type(pipeline).__name__} has not one text encoder and a U-Net: expected Stable "
+                "Diffusion 1.5 or 2"
+            )
+        channels, layers = pipeline.unet.config.in_channels, pipeline.text_encoder.config.num_hidden_layers
+        known, clip_skip = ", ".join(PREDICTIONS), self.clip_skip
+        demands = {
+            f"its U-Net takes {channels} channels, expected 4: an inpainting model won't do": channels == 4,
+            f"it predicts {self.prediction!r}, expected one of {known}": self.prediction in PREDICTIONS,
+            f"clip_skip {clip_skip} must be 1 … {layers}, the layers of the text encoder": (
+                1 <= clip_skip <= layers
+            ),
+        }
+        check_demands(model, demands, loading.ModelError)
+        super().__post_init__()
+        self.description = super().describe() | {"clip_skip": clip_skip}
 
     @property
     def side_step(self) -> int:
-        """Sides of images must be multiples of it, so that the U-Net's halved maps meet again."""
+        """The smallest step at which the U-Net's halved maps meet again."""
         return self.cell * 2 ** (len(self.pipeline.unet.config.block_out_channels) - 1)
 
     @property
@@ -65,7 +61,7 @@ class TextToImage:
 
     def describe(self) -> dict:
         """The model in the recipe of a pool."""
-        return self.description | {"clip_skip": self.clip_skip}
+        return dict(self.description)
 
 
 class TextJob(NamedTuple):
@@ -78,17 +74,11 @@ class TextJob(NamedTuple):
 
 @dataclass(frozen=True)
 class TextSettings:
-    """How pictures are made from text.
+    """How pictures are made from text."""
 
-    Attributes:
-        size: (width, height), pixels.
-        steps: of denoising.
-        guidance: weight of the prompt against the negative one; 1 is none.
-    """
-
-    size: tuple[int, int] = (512, 512)
-    steps: int = 30
-    guidance: float = 7.0
+    size: tuple[int, int] = (512, 512)  #: (width, height), pixels
+    steps: int = 30  #: of denoising
+    guidance: float = 7.0  #: weight of the prompt against the negative one; 1 is none
 
     def __post_init__(self) -> None:
         """Refuse values that make no sense, all in one message."""
@@ -109,43 +99,17 @@ def load_text2image(
         model: a folder of diffusers' layout, a single .safetensors checkpoint, or a hub id.
         device: such as "cpu" or "cuda".
         dtype: of the weights; half precision is for GPUs.
-        clip_skip: see `TextToImage`.
+        clip_skip: layer of the text encoder that is read, counted from the last, which is 1.
 
     Raises:
-        ModelError: parts are missing, weights are pickled, it has not one text encoder and a U-Net of 4
-            channels, or the text encoder has too few layers.
+        ModelError: parts are missing, weights are pickled, or it is no Stable Diffusion 1.5 or 2.
     """
-    pipeline = load_pipeline(model, "text to image", dtype)
-    problems = _find_problems(pipeline, clip_skip)
-    if problems:
-        raise ModelError(f"{model}: " + "; ".join(problems))
-    pipeline = pipeline.to(device)
-    notices = prepare_pipeline(pipeline)
-    return TextToImage(pipeline, str(model), device, clip_skip, describe_pipeline(pipeline, device), notices)
-
-
-def _find_problems(pipeline: "StableDiffusionPipeline", clip_skip: int) -> list[str]:
-    if getattr(pipeline, "text_encoder_2", None) or not getattr(pipeline, "unet", None):
-        name = type(pipeline).__name__
-        return [f"{name} has not one text encoder and a U-Net: expected Stable Diffusion 1.5 or 2"]
-    problems = []
-    channels, prediction = pipeline.unet.config.in_channels, pipeline.scheduler.config.prediction_type
-    layers = pipeline.text_encoder.config.num_hidden_layers
-    if channels != 4:
-        problems.append(f"its U-Net takes {channels} channels, expected 4: an inpainting model does not do")
-    if prediction not in PREDICTIONS:
-        problems.append(f"it predicts {prediction!r}, expected one of {', '.join(PREDICTIONS)}")
-    if not 1 <= clip_skip <= layers:
-        problems.append(f"clip_skip {clip_skip} must be 1 … {layers}, the text encoder has {layers} layers")
-    return problems
+    pipeline = loading.load_pipeline(model, "text to image", dtype).to(device)
+    return TextToImage(pipeline, str(model), device, clip_skip=clip_skip)
 
 
 def tokenise_prompts(model: TextToImage, prompts: Sequence[str]) -> Tensor:
-    """Token ids of texts, padded to the tokenizer's length, shape (batch, tokens).
-
-    Raises:
-        ValueError: lists every text that is longer than the tokenizer's limit; nothing is cut.
-    """
+    """Token ids, shape (batch, tokens), of texts; one that the tokenizer would cut is refused."""
     check_prompts(model, [prompt for prompt in prompts if prompt])
     tokenizer = model.pipeline.tokenizer
     return tokenizer(
@@ -154,20 +118,32 @@ def tokenise_prompts(model: TextToImage, prompts: Sequence[str]) -> Tensor:
 
 
 def embed_tokens(text_encoder: nn.Module, tokens: Tensor, clip_skip: int) -> Tensor:
-    """What the U-Net reads of a text: a layer's output, then the final layer norm.
-
-    Token ids (batch, tokens) become embeddings (batch, tokens, width); `clip_skip` is `TextToImage`'s.
-    """
+    """Embeddings (batch, tokens, width) of token ids: a layer's output, then the final layer norm."""
     states = text_encoder(tokens, output_hidden_states=True).hidden_states
     layer_norm = getattr(text_encoder, "text_model", text_encoder).final_layer_norm
     return layer_norm(states[-clip_skip])
 
 
+@torch.no_grad()
+def embed_prompts(model: TextToImage, prompts: Sequence[str]) -> Tensor:
+    """What the U-Net reads of texts, each encoded once; shape (batch, tokens, width)."""
+    texts = list(dict.fromkeys(prompts))
+    tokens = tokenise_prompts(model, texts).to(model.device)
+    embeddings = embed_tokens(model.pipeline.text_encoder, tokens, model.clip_skip)
+    return torch.stack([embeddings[texts.index(prompt)] for prompt in prompts])
+
+
 def make_noise_schedule(model: TextToImage) -> "DDPMScheduler":
-    """The model's noise schedule with what training needs of it: `add_noise` and `get_velocity`."""
+    """The model's noise schedule, with `add_noise` and `get_velocity` for training."""
     from diffusers import DDPMScheduler
 
     return DDPMScheduler.from_config(model.pipeline.scheduler.config)
+
+
+def choose_target(schedule: "DDPMScheduler", clean: Tensor, noise: Tensor, times: Tensor) -> Tensor:
+    """What the network is to predict: the noise, or the velocity."""
+    is_velocity = schedule.config.prediction_type == "v_prediction"
+    return schedule.get_velocity(clean, noise, times) if is_velocity else noise
 
 
 def generate_images(
@@ -182,7 +158,7 @@ def generate_images(
     one size; in a smaller or larger one the last bits may differ.
 
     Args:
-        model: from `load_text2image`, with or without an adapter.
+        model: with or without an adapter.
         jobs: texts and seeds.
         settings: size, steps, guidance.
         on_images: called with the number of pictures just made.
@@ -192,32 +168,18 @@ def generate_images(
         FloatingPointError: lists the seeds for which the model gave values that are no numbers.
         MemoryError: not even one image fits.
     """
-    check_size(model, settings.size)
+    model.check_size(settings.size)
     check_prompts(model, [job.prompt for job in jobs])
     return run_in_parts(jobs, lambda part: _draw(model, part, settings), model, settings.size, on_images)
-
-
-def check_size(model: TextToImage, size: tuple[int, int]) -> None:
-    """Refuse a size that is no multiple of the model's `side_step`, naming the nearest one that is."""
-    step = model.side_step
-    if any(side % step for side in size):
-        width, height = (max(step, round(side / step) * step) for side in size)
-        raise ValueError(
-            f"size {size[0]} × {size[1]}: {model.model} takes multiples of {step}, use {width} × {height}"
-        )
 
 
 @torch.inference_mode()
 def _draw(model: TextToImage, jobs: Sequence[TextJob], settings: TextSettings) -> list[np.ndarray]:
     """One call of the pipeline."""
-    texts = list(dict.fromkeys(text for job in jobs for text in (job.prompt, job.negative_prompt)))
-    tokens = tokenise_prompts(model, texts).to(model.device)
-    embeddings = embed_tokens(model.pipeline.text_encoder, tokens, model.clip_skip)
-    embedded = dict(zip(texts, embeddings, strict=True))
-    negatives = torch.stack([embedded[job.negative_prompt] for job in jobs])
+    embeddings = embed_prompts(model, [text for job in jobs for text in (job.prompt, job.negative_prompt)])
     pixels = model.pipeline(
-        prompt_embeds=torch.stack([embedded[job.prompt] for job in jobs]),
-        negative_prompt_embeds=negatives if settings.guidance > 1 else None,
+        prompt_embeds=embeddings[::2],
+        negative_prompt_embeds=embeddings[1::2] if settings.guidance > 1 else None,
         width=settings.size[0],
         height=settings.size[1],
         num_inference_steps=settings.steps,

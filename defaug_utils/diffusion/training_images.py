@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
@@ -32,35 +31,23 @@ class BucketError(ValueError):
 
 @dataclass(frozen=True)
 class BucketSettings:
-    """Which sizes there are; the defaults are In&Out's (sides 256 … 1024 in steps of 64, area 512²).
+    """Which sizes there are; the defaults are In&Out's (sides 256 … 1024 in steps of 64, area 512²)."""
 
-    Attributes:
-        area: pixels that no bucket exceeds.
-        smallest: shortest side, pixels.
-        largest: longest side, pixels.
-        step: all sides are multiples of it, pixels.
-        may_enlarge: allow images that are smaller than their bucket; they are blurred by it, and told.
-    """
-
-    area: int = 512 * 512
-    smallest: int = 256
-    largest: int = 1024
-    step: int = 64
-    may_enlarge: bool = True
+    area: int = 512 * 512  #: pixels that no bucket exceeds
+    smallest: int = 256  #: shortest side, pixels
+    largest: int = 1024  #: longest side, pixels
+    step: int = 64  #: all sides are multiples of it, pixels
+    may_enlarge: bool = True  #: allow images that are smaller than their bucket; it blurs them, and is told
 
     def __post_init__(self) -> None:
         """Refuse values that make no sense, all in one message."""
+        area, smallest, largest, step = self.area, self.smallest, self.largest, self.step
+        is_multiple = smallest >= 1 and step >= 1 and smallest % step == 0
         demands = {
-            f"step {self.step} must be 1 or more": self.step >= 1,
-            f"smallest {self.smallest} must be a multiple of the step {self.step}": (
-                self.smallest >= 1 and self.step >= 1 and self.smallest % self.step == 0
-            ),
-            f"largest {self.largest} must not be below smallest {self.smallest}": (
-                self.largest >= self.smallest
-            ),
-            f"area {self.area} must hold smallest² = {self.smallest**2} pixels": (
-                self.area >= self.smallest**2
-            ),
+            f"step {step} must be 1 or more": step >= 1,
+            f"smallest {smallest} must be a multiple of the step {step}": is_multiple,
+            f"largest {largest} must not be below smallest {smallest}": largest >= smallest,
+            f"area {area} must hold smallest² = {smallest**2} pixels": area >= smallest**2,
         }
         check_demands("bucket settings", demands, BucketError)
 
@@ -85,11 +72,6 @@ def choose_bucket(size: tuple[int, int], buckets: Sequence[tuple[int, int]]) -> 
     return min(buckets, key=lambda b: (round(abs(math.log(b[0] / b[1]) - aspect), 9), -b[0] * b[1]))
 
 
-def fit_to_bucket(image_u8: np.ndarray, bucket: tuple[int, int]) -> np.ndarray:
-    """Scale an image (uint8) until it covers its bucket, and cut off what stands over on both sides."""
-    return fit_image(image_u8, bucket, "centre_crop")
-
-
 def measure_fit(size: tuple[int, int], bucket: tuple[int, int]) -> tuple[float, float]:
     """How many times larger an image (width, height) becomes in its bucket, and the share that is cut off."""
     left, top, right, bottom = crop_box((size[1], size[0]), bucket, "centre_crop")
@@ -99,11 +81,7 @@ def measure_fit(size: tuple[int, int], bucket: tuple[int, int]) -> tuple[float, 
 
 
 def assign_buckets(sizes: Mapping[str, tuple[int, int]], settings: BucketSettings) -> pd.DataFrame:
-    """Give every image its bucket.
-
-    Args:
-        sizes: image name → (width, height).
-        settings: of the buckets.
+    """Give every image, by its name and (width, height), a bucket.
 
     Returns:
         One row an image: image, width and height of the bucket, scale (above 1 enlarges), cropped (share).
@@ -114,17 +92,16 @@ def assign_buckets(sizes: Mapping[str, tuple[int, int]], settings: BucketSetting
     buckets = list_buckets(settings)
     if not buckets:
         raise BucketError(f"{settings} leaves no bucket: raise the area or the largest side")
-    chosen = {image: choose_bucket(size, buckets) for image, size in sizes.items()}
-    rows = [(image, *bucket, *measure_fit(sizes[image], bucket)) for image, bucket in chosen.items()]
-    table = pd.DataFrame(rows, columns=["image", "width", "height", "scale", "cropped"])
-    if not settings.may_enlarge:
-        advice = "lower the area, bring larger images, or allow enlarging (may_enlarge)"
-        small = [
-            f"{row.image} {sizes[row.image][0]} × {sizes[row.image][1]} (bucket {row.width} × {row.height})"
-            for row in table[table["scale"] > 1].itertuples()
-        ]
-        raise_problems(f"{len(table)} images, some smaller than their bucket: {advice}", small, BucketError)
-    return table
+    rows, small = [], []
+    for image, size in sizes.items():
+        bucket = choose_bucket(size, buckets)
+        scale, cropped = measure_fit(size, bucket)
+        rows.append((image, *bucket, scale, cropped))
+        if scale > 1 and not settings.may_enlarge:
+            small.append(f"{image} {size[0]} × {size[1]} (bucket {bucket[0]} × {bucket[1]})")
+    advice = "lower the area, bring larger images, or allow enlarging (may_enlarge)"
+    raise_problems(f"{len(rows)} images, some smaller than their bucket: {advice}", small, BucketError)
+    return pd.DataFrame(rows, columns=["image", "width", "height", "scale", "cropped"])
 
 
 def count_buckets(assigned: pd.DataFrame) -> pd.DataFrame:
@@ -193,11 +170,7 @@ def choose_training_rows(
 
 
 def check_training_rows(rows: pd.DataFrame, dataset: pd.DataFrame) -> None:
-    """Refuse to fine-tune a generator on anything but real training images of the data set.
-
-    Raises:
-        DreamBoothError: there is no image; or lists every row that is unknown, generated, or not in train.
-    """
+    """Refuse, naming every such row, to fine-tune on anything but real images of the train split."""
     if rows.empty:
         raise DreamBoothError("there is no instance image to fine-tune on: give at least one, better five")
     known = dataset.set_index("image")[["split", "origin"]]
@@ -213,21 +186,11 @@ def check_training_rows(rows: pd.DataFrame, dataset: pd.DataFrame) -> None:
 
 @dataclass(frozen=True)
 class TrainingImages:
-    """Images to train on: instances first, then regularisation images.
+    """Images to train on: instances first, then regularisation images."""
 
-    Attributes:
-        items: one row an image: image (name), path, is_class.
-        buckets: see `assign_buckets`, in the same order.
-        digest: hash of the instances' names and all files' contents.
-    """
-
-    items: pd.DataFrame
-    buckets: pd.DataFrame
-    digest: str
-
-    def count(self, is_class: bool) -> int:
-        """How many there are."""
-        return int((self.items["is_class"] == is_class).sum())
+    items: pd.DataFrame  #: one row an image: image (name), path, is_class
+    buckets: pd.DataFrame  #: see `assign_buckets`, in the same order
+    digest: str  #: hash of the instances' names and all files' contents
 
     def sizes(self, is_class: bool) -> list[tuple[int, int]]:
         """The buckets of all instances, or of all regularisation images."""
@@ -237,7 +200,7 @@ class TrainingImages:
     def describe(self) -> dict:
         """Which instances, how many regularisation images, and a hash of all."""
         names = self.items["image"][~self.items["is_class"]].tolist()
-        return {"instances": names, "class_images": self.count(is_class=True), "sha256": self.digest}
+        return {"instances": names, "class_images": len(self.sizes(is_class=True)), "sha256": self.digest}
 
 
 def read_training_images(
@@ -257,8 +220,8 @@ def read_training_images(
         class_folder: pool of regularisation images; None trains without prior preservation.
 
     Raises:
-        DreamBoothError: see `check_training_rows`; or lists every image that can't be read.
-        BucketError: see `assign_buckets`.
+        DreamBoothError: no or wrong rows, or images that can't be read; lists all.
+        BucketError: there is no bucket for an image; see `assign_buckets`.
     """
     check_training_rows(rows, dataset)
     items = [(name, Path(data_folder) / name, False) for name in rows["image"]]
@@ -268,19 +231,15 @@ def read_training_images(
     digest, sizes, problems = hashlib.sha256(), {}, []
     for name, path, _ in items:
         try:
-            sizes[name] = _read_size(path)
+            with Image.open(path) as opened:
+                opened.verify()
+                sizes[name] = opened.size
             digest.update(f"{name}\n".encode() + path.read_bytes())
         except (OSError, ValueError) as error:
             problems.append(f"{path}: not a readable image ({error})")
     raise_problems("images to train on", problems, DreamBoothError)
     table = pd.DataFrame(items, columns=["image", "path", "is_class"])
     return TrainingImages(table, assign_buckets(sizes, buckets), digest.hexdigest()[:16])
-
-
-def _read_size(path: Path) -> tuple[int, int]:
-    with Image.open(path) as opened:
-        opened.verify()
-        return opened.size
 
 
 def check_bucket_step(buckets: BucketSettings, model: TextToImage) -> None:
@@ -297,15 +256,13 @@ def check_bucket_step(buckets: BucketSettings, model: TextToImage) -> None:
 def cache_latents(model: TextToImage, images: TrainingImages) -> list[tuple[Tensor, Tensor]]:
     """Mean and deviation of every image's latents (channels, height, width), scaled as the U-Net wants them.
 
-    Training draws from them anew at every step, as if the image were encoded each time.
-
-    Raises:
-        DreamBoothError: lists every image whose latents are no numbers.
+    Training draws from them anew at every step. Raises a DreamBoothError that lists all that are no numbers.
     """
     vae, cached, broken = model.pipeline.vae, [], []
     sizes = images.buckets[["width", "height"]].to_numpy()
     for name, path, size in zip(images.items["image"], images.items["path"], sizes, strict=True):
-        image = to_floats([fit_to_bucket(read_image(path), tuple(size.tolist()))]).contiguous()
+        image_u8 = fit_image(read_image(path), tuple(size.tolist()), "centre_crop")
+        image = to_floats([image_u8]).contiguous()
         posterior = vae.encode(image.to(model.device, vae.dtype)).latent_dist
         scaled = [vae.config.scaling_factor * part[0] for part in (posterior.mean, posterior.std)]
         mean, deviation = (part.float().cpu().clone() for part in scaled)

@@ -16,7 +16,6 @@ from defaug_utils.diffusion.autoencoder import AdaptationSettings, to_floats
 from defaug_utils.diffusion.compositing import choose_box, cover_cells, cut_out
 from defaug_utils.diffusion.controlnet import TrimapModel, make_ddim, make_denoiser
 from defaug_utils.diffusion.inpainting import InpaintedImage, InpaintJob, check_jobs, finish_image
-from defaug_utils.diffusion.text2image import check_size
 from defaug_utils.masks.objects import ObjectFinder
 from defaug_utils.masks.patches import move_inside
 from defaug_utils.masks.trimaps import FindForeground, make_trimap
@@ -59,7 +58,7 @@ def blend_batch(
         MemoryError: not even one image fits.
     """
     model = trimap_model.model
-    check_size(model, settings.size)
+    model.check_size(settings.size)
     check_jobs(jobs)
     check_prompts(model, [job.prompt for job in jobs])
 
@@ -128,7 +127,7 @@ class AdaBLDM(Painting):
     def __post_init__(self) -> None:
         """Refuse a size or texts that the model can't take."""
         super().__post_init__()
-        check_size(self.model.model, self.settings.size)
+        self.model.model.check_size(self.settings.size)
         check_prompts(self.model.model, self.texts)
 
     @property

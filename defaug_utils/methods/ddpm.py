@@ -23,7 +23,7 @@ from defaug_utils.core.prompts import Prompt, check_prompts, choose_prompt
 from defaug_utils.core.sources import list_sources, read_dataset, survey_sources
 from defaug_utils.diffusion.lora import merge_lora
 from defaug_utils.diffusion.lora_files import load_lora
-from defaug_utils.diffusion.text2image import TextJob, TextSettings, TextToImage, check_size, generate_images
+from defaug_utils.diffusion.text2image import TextJob, TextSettings, TextToImage, generate_images
 from defaug_utils.diffusion.training_images import check_training_rows
 
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "numpy", "pillow")
@@ -178,7 +178,7 @@ class DDPM:
         """Refuse a size or texts that the model can't take, and a share that can't be merged."""
         if not 0 <= self.share < float("inf"):
             raise ValueError(f"merge weight {self.share} must be 0 or more")
-        check_size(self.model, self.settings.size)
+        self.model.check_size(self.settings.size)
         texts = [text for prompt in self.prompts for text in (prompt.text, prompt.negative or "-")]
         check_prompts(self.model, texts)
 

@@ -33,7 +33,7 @@ class DIAG(Painting):
     def __post_init__(self) -> None:
         """Refuse a size or texts that the model can't take."""
         super().__post_init__()
-        self.settings.check_size(self.inpainter.cell)
+        self.inpainter.check_size(self.settings.size)
         check_prompts(self.inpainter, self.texts)
 
     def describe(self) -> dict:

@@ -158,7 +158,7 @@ class Studio:
         limits: CheckLimits | None = None,
     ) -> None:
         """Look up what may be painted on; a ValueError refuses a size that the model can't take."""
-        settings.check_size(inpainter.cell)
+        inpainter.check_size(settings.size)
         self.folder, self.data_folder, self.inpainter = Path(folder), Path(data_folder), inpainter
         self.settings, self.limits = settings, limits or CheckLimits()
         sources = list_sources(read_dataset(data_folder))
