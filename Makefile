@@ -24,7 +24,7 @@ pixels: $(INSTALLED)
 	$(BIN)/python -m snakemake pixel_level --cores $(CORES) --config profile="$(PROFILE)" data="$(DATA)"
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n $(CORES) --maxprocesses 8 --dist worksteal
+	$(BIN)/python -m pytest -n $(CORES) --maxprocesses 8 --dist worksteal -m "not book"
 
 lab: $(INSTALLED)
 	$(BIN)/python -m jupyter lab --LabApp.default_url=/lab/tree/notebooks/01_data_prep.ipynb

@@ -71,6 +71,7 @@ def start_snakemake(run: Path, log: Path) -> subprocess.Popen:
         )
 
 
+@pytest.mark.book
 def test_a_killed_run_goes_on_and_the_book_comes_out_whole(tmp_path):
     run = tmp_path / "smoke"
     first = start_snakemake(run, tmp_path / "first.log")
