@@ -1,11 +1,13 @@
 """What every notebook of the book holds to; each law is a small look at its cells."""
 
 import ast
+import builtins
 import json
 import re
 import statistics
 from collections.abc import Iterator
 from importlib import import_module
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 
@@ -317,3 +319,28 @@ def test_notebooks_are_the_books_chapters_and_the_profiles_sections():
     assert sorted(page for page in pages if not page.startswith("notebooks/")) == sorted(
         f"book/{page.stem}" for page in (ROOT / "book").glob("*.md")
     )
+
+
+def test_solutions_use_only_names_that_their_notebook_knows(notebook: NotebookNode):
+    trees = [ast.parse(cell.source) for cell in code_cells(notebook)]
+    solutions = [ast.parse(code) for code in re.findall(r"```python\n(.*?)```", prose(notebook), re.DOTALL)]
+    known = {*dir(builtins), *(name for tree in [*trees, *solutions] for name in list_names(tree))}
+    rooms = {name for name in known if find_spec(f"defaug_utils.{name}")}
+    for part in chain.from_iterable(map(ast.walk, solutions)):
+        if isinstance(part, ast.Name):
+            assert part.id in known, f"{part.id} is not known to {notebook.cells[0].source[:40]!r}"
+        elif isinstance(part, ast.Attribute) and ast.unparse(part.value) in rooms:
+            assert hasattr(import_module(f"defaug_utils.{part.value.id}"), part.attr), ast.unparse(part)
+
+
+def list_names(tree: ast.AST) -> Iterator[str]:
+    """The names that some code binds, as variable, argument, function or import."""
+    for part in ast.walk(tree):
+        if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store):
+            yield part.id
+        elif isinstance(part, ast.FunctionDef):
+            yield part.name
+        elif isinstance(part, ast.arg):
+            yield part.arg
+        elif isinstance(part, ast.alias):
+            yield (part.asname or part.name).split(".")[0]
