@@ -165,9 +165,16 @@ class OpenNotebook:
         self.page.locator(".jp-Dialog").get_by_role("button", name="Confirm Kernel Restart").click()
         self.wait_until_idle()
 
-    def kill_kernel(self) -> None:
-        """End the kernel's process at once, as a full memory does; JupyterLab starts another one."""
-        os.kill(self.ask_kernel("import os", "os.getpid()"), signal.SIGKILL)
+    def freeze_kernel(self) -> int:
+        """Let the kernel answer no more, without JupyterLab noticing; returns its process."""
+        process = self.ask_kernel("import os", "os.getpid()")
+        os.kill(process, signal.SIGSTOP)
+        return process
+
+    def kill_kernel(self, process: int) -> None:
+        """End a frozen kernel, as a full memory does; JupyterLab says so in a dialog and starts another one."""
+        os.kill(process, signal.SIGKILL)
+        self.page.locator(".jp-Dialog").get_by_role("button", name="Ok").click()
 
     def take_screenshot(self, name: str) -> Path:
         SCREENSHOTS.mkdir(exist_ok=True)

@@ -165,12 +165,13 @@ def test_what_goes_wrong_is_told_and_a_dead_kernel_too(lab: Lab, page: Page, poo
     expect(reviewer.card(NAMES[1]).locator(".review-grid-note")).to_have_text("not stored")
     assert accepted(pool) == {NAMES[0]: True}
     notebook.take_screenshot("review-6-vanished")
-    notebook.kill_kernel()
+    kernel = notebook.freeze_kernel()
     reviewer.press("r")
     expect(reviewer.root.locator(".is-problem")).to_contain_text("kernel does not answer")
     expect(reviewer.root.locator(".is-problem")).to_contain_text(f"Not stored: {NAMES[2]}")
     assert accepted(pool) == {NAMES[0]: True}
     notebook.take_screenshot("review-7-dead")
+    notebook.kill_kernel(kernel)
 
 
 def test_it_is_usable_in_a_narrow_window_and_by_clicks_alone(lab: Lab, page: Page, pool: Path):
