@@ -39,11 +39,9 @@ class MaskSource(Protocol):
 
     def draw(self, seed: int, size: tuple[int, int]) -> MaskDraw:
         """The mask of a seed at a size (width, height), with at least one pixel on and one off."""
-        ...
 
     def describe(self) -> dict:
         """Everything on which the masks depend, as JSON values."""
-        ...
 
 
 def is_leak(mask_source: str, scenario: str) -> bool:
@@ -52,17 +50,13 @@ def is_leak(mask_source: str, scenario: str) -> bool:
 
 
 def open_masks(
-    word: str,
-    drawn_folder: Path | str = "",
-    data_folder: Path | str = "",
-    priors: ShapePriors | None = None,
+    word: str, drawn_folder: Path | str = "", data_folder: Path | str = "", priors: ShapePriors | None = None
 ) -> MaskSource:
     """Open a mask source by its name.
 
     Args:
-        word: "drawn" (files of a folder), "procedural" (drawn by formula), "train_positives" (the masks
-            of real training defects, as DIAG's published code does; see `is_leak`). The shapes of a few
-            known defects are not opened by name, but by `TurnedMasks`.
+        word: "drawn" (files of a folder), "procedural" (drawn by formula), "train_positives" (the masks of
+            real training defects, as DIAG's published code does; see `is_leak`).
         drawn_folder: for "drawn": the folder of its PNG files.
         data_folder: for "train_positives": the folder of the data set's manifest.
         priors: for "procedural": the expert's shapes, sizes and directions.
