@@ -86,8 +86,6 @@ def make_pool(
 
     Args:
         folder: where `manifest.csv`, `recipe.json`, `images/` and `masks/` go.
-        method: what makes the images.
-        plan: how many, and which part.
         on_images: called with the number of images just finished (for a progress bar).
 
     Returns:
@@ -200,8 +198,7 @@ def list_versions(*libraries: str) -> dict[str, str]:
 
 def find_failed(pool: pd.DataFrame) -> pd.Series:
     """Rows whose image passed no automatic check of its method; one without checks has no `check_passed`."""
-    passed = pool.get("check_passed", pd.Series("", pool.index))
-    return passed.astype(str).str.lower() == "false"
+    return pool.get("check_passed", pd.Series("", pool.index)).astype(str).str.lower() == "false"
 
 
 def list_failures(pool: pd.DataFrame) -> pd.DataFrame:
@@ -211,14 +208,14 @@ def list_failures(pool: pd.DataFrame) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class _PoolWriter:
-    """Makes and stores the missing images of a pool; attributes as in `make_pool`; key: of the recipe."""
+    """Makes and stores the missing images of a pool."""
 
     folder: Path
     method: Method
-    dataset: pd.DataFrame | None
-    key: str
+    dataset: pd.DataFrame | None  #: whose training images may be sources
+    key: str  #: of the recipe
     report: Callable[[int], None]
-    told: set[int] = field(default_factory=set)
+    told: set[int] = field(default_factory=set)  #: what was reported
 
     def _tell(self, finished: set[int]) -> None:
         """Report images, each once."""

@@ -74,11 +74,8 @@ def check_image(job: InpaintJob, painted: InpaintedImage, limits: CheckLimits) -
         "boundary_iou": measure_boundary_iou(mask, is_changed, limits.boundary_width),
     }
     outside = int(difference[~mask].max(initial=0))
-    reasons = [
-        f"{name} {value:.3g} below {getattr(limits, name):g}"
-        for name, value in measured.items()
-        if value < getattr(limits, name)
-    ]
+    least = asdict(limits)
+    reasons = [f"{name} {v:.3g} below {least[name]:g}" for name, v in measured.items() if v < least[name]]
     if outside:
         reasons.append(f"changed by {outside} outside the mask")
     if not painted.is_finite:
@@ -185,7 +182,7 @@ class Painting(ABC):
         ]
 
     def plan_image(self, index: int, seed: int) -> tuple[InpaintJob, dict]:
-        """Choose negative and mask by the image's seed, the prompt by its place, and fill the row's columns."""
+        """Choose negative and mask by the image's seed, and the prompt by its place; with the row."""
         generator = np.random.default_rng(seed)
         source = self.sources.iloc[int(generator.integers(len(self.sources)))]
         image_u8 = read_image(Path(self.data) / source["image"])
@@ -224,8 +221,7 @@ def attempt_seed(seed: int, attempt: int) -> int:
 def paint_until_passed(method: Painting, jobs: Sequence[InpaintJob]) -> list[PaintResult]:
     """Paint jobs together, and those that fail their checks again with their next seeds.
 
-    Returns:
-        One result a job: the first that passed, else the one with the strongest contrast.
+    Of a job that never passes, the result with the strongest contrast is taken.
     """
     best: dict[int, PaintResult] = {}
     failed = list(range(len(jobs)))
