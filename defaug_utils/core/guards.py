@@ -13,12 +13,12 @@ MAX_LISTED_PROBLEMS = 20
 
 def raise_problems(what: str, problems: Sequence[str], error: type[Exception] = ValueError) -> None:
     """Raise one error that lists every problem (the first 20 in full), or return when there is none."""
-    if not problems:
-        return
-    listed = [f"\n  - {problem}" for problem in problems[:MAX_LISTED_PROBLEMS]]
-    more = len(problems) - MAX_LISTED_PROBLEMS
-    tail = f"\n  … and {more} more" if more > 0 else ""
-    raise error(f"{what}: {len(problems)} problem(s){''.join(listed)}{tail}")
+    if problems:
+        lines = [f"{what}: {len(problems)} problem(s)"]
+        lines += [f"  - {problem}" for problem in problems[:MAX_LISTED_PROBLEMS]]
+        if len(problems) > MAX_LISTED_PROBLEMS:
+            lines.append(f"  … and {len(problems) - MAX_LISTED_PROBLEMS} more")
+        raise error("\n".join(lines))
 
 
 @contextmanager
@@ -35,13 +35,6 @@ def check_demands(what: str, demands: Mapping[str, bool], error: type[Exception]
     raise_problems(what, [message for message, is_met in demands.items() if not is_met], error)
 
 
-def count_threads() -> int:
-    """Threads that PyTorch works with."""
-    import torch  # only here: what plans or draws runs without it
-
-    return torch.get_num_threads()
-
-
 @contextmanager
 def hold_threads(count: int | None = None) -> Iterator[None]:
     """Let PyTorch, and Intel's MKL below it, work with exactly so many threads.
@@ -49,7 +42,7 @@ def hold_threads(count: int | None = None) -> Iterator[None]:
     Threads share out a sum, and so decide its last bits. Until PyTorch is told a number, even the one it has
     (None), MKL takes fewer where it sees fit: what a process did before would decide what it computes.
     """
-    import torch
+    import torch  # only here: what plans or draws runs without it
 
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
@@ -66,22 +59,13 @@ def claim_folder(
     file: str = "settings.json",
     error: type[Exception] = ValueError,
 ) -> None:
-    """Note in a folder what its content depends on; a folder that was there stays as it is.
+    """Note in a folder all that its content (`what`, such as "a pool") depends on, as JSON values.
 
-    Args:
-        folder: made when missing.
-        settings: everything that the content depends on, as JSON values.
-        what: is in the folder, such as "a pool".
-        file: name of the note.
-        error: class of the error.
-
-    Raises:
-        error: the folder holds content of other settings (all differences are named), or its note is damaged.
+    A folder with a note stays as it is; one of other settings, or a damaged note, raises `error`.
     """
     path = Path(folder) / file
     if not path.is_file():
-        write_json(path, settings)
-        return
+        return write_json(path, settings)
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as problem:
@@ -110,15 +94,12 @@ def list_differences(found: Mapping, asked: Mapping, prefix: str = "") -> list[s
         if isinstance(one, dict) and isinstance(other, dict):
             listed += list_differences(one, other, f"{prefix}{name}.")
         elif one != other:
-            listed.append(f"{prefix}{name} ({_shorten(one)}, asked for {_shorten(other)})")
+            texts = (str(value) for value in (one, other))
+            shown, wanted = (t if len(t) <= MAX_SHOWN else f"{t[:MAX_SHOWN]}…" for t in texts)
+            listed.append(f"{prefix}{name} ({shown}, asked for {wanted})")
     return listed
 
 
 def as_json(settings: Mapping) -> dict:
     """Settings as they read back from JSON: a tuple is a list, a key is text."""
     return json.loads(json.dumps(settings, allow_nan=False))
-
-
-def _shorten(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"

@@ -13,15 +13,8 @@ import numpy as np
 import pandas as pd
 
 import defaug_utils
+from defaug_utils.core import guards
 from defaug_utils.core.files import append_line, lock_file, write_json, write_png
-from defaug_utils.core.guards import (
-    as_json,
-    check_demands,
-    count_threads,
-    hold_threads,
-    list_differences,
-    refuse_other_settings,
-)
 from defaug_utils.core.manifest import check_sources, image_seed, make_manifest, read_manifest, write_manifest
 from defaug_utils.core.sources import read_dataset
 
@@ -33,58 +26,36 @@ class PoolUnfinished(Exception):
 
 
 class GeneratedImage(NamedTuple):
-    """One image of a pool, before it is written.
+    """One image of a pool, before it is written."""
 
-    Attributes:
-        image_u8: shape (height, width, 3), uint8.
-        mask: shape (height, width), bool, true on the defect; None where none is known.
-        row: manifest columns that the method knows (source_image, mask_source, prompt, …).
-    """
-
-    image_u8: np.ndarray
-    mask: np.ndarray | None
-    row: dict
+    image_u8: np.ndarray  #: shape (height, width, 3), uint8
+    mask: np.ndarray | None  #: shape (height, width), bool, true on the defect; None where none is known
+    row: dict  #: manifest columns that the method knows (source_image, mask_source, prompt, …)
 
 
 class Method(Protocol):
-    """What makes images, with all its settings. See `book/adding_a_method.md`.
+    """What makes images, with all its settings. See `book/adding_a_method.md`."""
 
-    Attributes:
-        origin: its row in the registry of origins.
-        data: folder of the data set whose training images may be sources; None where there is no source.
-        group: images that are made together, since they depend on their neighbours' last bits; else 1.
-    """
-
-    origin: str
-    data: Path | None
-    group: int
+    origin: str  #: its row in the registry of origins
+    data: Path | None  #: the data set whose training images may be sources; None where there is no source
+    group: int  #: images made together, since they depend on their neighbours' last bits; else 1
 
     def describe(self) -> dict:
         """Everything but the seed that an image depends on, as JSON values; refuses what makes no sense."""
-        ...
 
     def make(self, indices: Sequence[int], seeds: Sequence[int]) -> list[GeneratedImage]:
         """One image for each index, made from its index, its seed and the whole group alone."""
-        ...
 
 
 @dataclass(frozen=True)
 class PoolPlan:
-    """How much of a pool is made, and which part of it.
+    """How much of a pool is made, and which part of it."""
 
-    Attributes:
-        count: images of the whole pool, all shards together; a pool may be made larger later.
-        seed: from which the images' own seeds are derived.
-        shard: the part to make, from 0: the groups g with g mod `shards` = `shard`.
-        shards: number of parts.
-        passing: images that have to pass their method's checks; for them the pool grows, up to twice `count`.
-    """
-
-    count: int
-    seed: int = 0
-    shard: int = 0
-    shards: int = 1
-    passing: int = 0
+    count: int  #: images of the whole pool, all shards together; a pool may be made larger later
+    seed: int = 0  #: from which the images' own seeds are derived
+    shard: int = 0  #: the part to make, from 0: the groups g with g mod `shards` = `shard`
+    shards: int = 1  #: number of parts
+    passing: int = 0  #: images that have to pass their checks; for them the pool grows, up to twice `count`
 
     def __post_init__(self) -> None:
         """Refuse numbers that make no sense."""
@@ -95,7 +66,7 @@ class PoolPlan:
             f"shard must be in 0 … {self.shards - 1}": 0 <= self.shard < self.shards,
             f"passing must be in 0 … {limit}, twice the count": 0 <= self.passing <= limit,
         }
-        check_demands(str(self), demands)
+        guards.check_demands(str(self), demands)
 
     @property
     def part(self) -> int:
@@ -115,8 +86,6 @@ def make_pool(
 
     Args:
         folder: where `manifest.csv`, `recipe.json`, `images/` and `masks/` go.
-        method: what makes the images.
-        plan: how many, and which part.
         on_images: called with the number of images just finished (for a progress bar).
 
     Returns:
@@ -132,13 +101,11 @@ def make_pool(
     dataset = None if method.data is None else read_dataset(method.data)
     recipe = _claim_pool(folder, recipe)
     writer = _PoolWriter(folder, method, dataset, recipe_key(recipe), on_images or (lambda finished: None))
+    limit = MAX_GROWTH * plan.count
     with _hold_threads_of(recipe):
         pool = writer.make(plan)
-        while (missing := plan.passing - int((~find_failed(pool)).sum())) > 0:
-            larger = min(MAX_GROWTH * plan.count, len(pool) + missing)
-            if larger <= len(pool):
-                break
-            pool = writer.make(replace(plan, count=larger, shard=0, shards=1))
+        while len(pool) < limit and (missing := plan.passing - int((~find_failed(pool)).sum())) > 0:
+            pool = writer.make(replace(plan, count=min(limit, len(pool) + missing), shard=0, shards=1))
     return pool
 
 
@@ -169,7 +136,7 @@ def remake(folder: Path | str, image: str, method: Method) -> GeneratedImage:
         raise FileNotFoundError(f"{folder} has no image {image!r}: take one of its manifest")
     recipe = read_recipe(folder, pool.loc[image, "recipe"])
     found = {name: value for name, value in recipe.items() if name != "threads"}  # these are kept below
-    differing = list_differences(found, describe_pool(method, recipe.get("pool_seed")))
+    differing = guards.list_differences(found, describe_pool(method, recipe.get("pool_seed")))
     if differing:
         raise ValueError(
             f"{image} can't be made again: {'; '.join(differing)} differ from the pool's recipe: "
@@ -187,25 +154,23 @@ def remake(folder: Path | str, image: str, method: Method) -> GeneratedImage:
 def describe_pool(method: Method, seed: int | None) -> dict:
     """A pool's recipe: what its images depend on, as it reads back from JSON; None where there is no seed."""
     own_seed = {} if seed is None else {"pool_seed": seed}
-    return as_json({**method.describe(), "origin": method.origin, **own_seed})
-
-
-def _needs_torch(recipe: dict) -> bool:
-    return "torch" in recipe.get("versions", {})
+    return guards.as_json({**method.describe(), "origin": method.origin, **own_seed})
 
 
 def _hold_threads_of(recipe: dict) -> AbstractContextManager[None]:
-    return hold_threads(recipe.get("threads")) if _needs_torch(recipe) else nullcontext()
+    return guards.hold_threads(recipe["threads"]) if "threads" in recipe else nullcontext()
 
 
 def _claim_pool(folder: Path, recipe: dict) -> dict:
     """The recipe with the threads that its pool was begun with, where PyTorch computes; stored when new."""
     stored = folder / "recipe.json"
     begun = read_recipe(folder) if stored.is_file() else {}
-    if _needs_torch(recipe):
-        recipe = recipe | {"threads": begun.get("threads") or count_threads()}
+    if "torch" in recipe.get("versions", {}):
+        import torch  # only here: what plans or draws runs without it
+
+        recipe = recipe | {"threads": begun.get("threads") or torch.get_num_threads()}
     if begun:
-        refuse_other_settings(folder, begun, recipe, "a pool")
+        guards.refuse_other_settings(folder, begun, recipe, "a pool")
     else:
         write_json(stored, {recipe_key(recipe): recipe})
     return recipe
@@ -233,26 +198,24 @@ def list_versions(*libraries: str) -> dict[str, str]:
 
 def find_failed(pool: pd.DataFrame) -> pd.Series:
     """Rows whose image passed no automatic check of its method; one without checks has no `check_passed`."""
-    passed = pool.get("check_passed", pd.Series("", pool.index))
-    return passed.astype(str).str.lower() == "false"
+    return pool.get("check_passed", pd.Series("", pool.index)).astype(str).str.lower() == "false"
 
 
 def list_failures(pool: pd.DataFrame) -> pd.DataFrame:
     """The images of a pool that passed no attempt, with what was asked for and the reasons."""
-    columns = ["image", "prompt", "mask_name", "attempt", "check_reason"]
-    return pool.loc[find_failed(pool), [column for column in columns if column in pool]]
+    return pool[find_failed(pool)].filter(["image", "prompt", "mask_name", "attempt", "check_reason"])
 
 
 @dataclass(frozen=True)
 class _PoolWriter:
-    """Makes and stores the missing images of a pool; attributes as in `make_pool`; key: of the recipe."""
+    """Makes and stores the missing images of a pool."""
 
     folder: Path
     method: Method
-    dataset: pd.DataFrame | None
-    key: str
+    dataset: pd.DataFrame | None  #: whose training images may be sources
+    key: str  #: of the recipe
     report: Callable[[int], None]
-    told: set[int] = field(default_factory=set)
+    told: set[int] = field(default_factory=set)  #: what was reported
 
     def _tell(self, finished: set[int]) -> None:
         """Report images, each once."""
@@ -262,10 +225,9 @@ class _PoolWriter:
     def make(self, plan: PoolPlan) -> pd.DataFrame:
         """Make what a plan lacks, group by group, and gather the pool."""
         group = self.method.group
-        finished = _finished_rows(self.folder)
-        mine = [index for index in range(plan.count) if index // group % plan.shards == plan.shard]
-        wanted = {index for index in mine if index not in finished}
-        self._tell(set(mine) - wanted)
+        mine = {index for index in range(plan.count) if index // group % plan.shards == plan.shard}
+        wanted = mine - _read_rows(self.folder).keys()
+        self._tell(mine - wanted)
         journal = self.folder / f"rows-{plan.shard}-of-{plan.shards}.jsonl"
         for number in sorted({index // group for index in wanted}):
             indices = range(number * group, (number + 1) * group)
@@ -277,18 +239,21 @@ class _PoolWriter:
         seeds = [image_seed(pool_seed, index) for index in indices]
         images = self.method.make(indices, seeds)
         if self.dataset is not None:
-            rows = pd.DataFrame([{"image": "an image", **image.row} for image in images])
-            check_sources(rows, self.dataset)
-        for index, seed, generated in zip(indices, seeds, images, strict=True):
-            if index in wanted:
-                row = {"label": "positive", "split": "train", **generated.row}
-                row |= _write_image(self.folder, index, generated)
-                row |= {"seed": seed, "origin": self.method.origin, "recipe": self.key}
-                append_line(journal, json.dumps({"index": index, "row": row}).encode())
+            check_sources(pd.DataFrame([{"image": "an image", **made.row} for made in images]), self.dataset)
+        for index, seed, made in zip(indices, seeds, images, strict=True):
+            if index not in wanted:
+                continue
+            row = {"label": "positive", "split": "train", **made.row, "image": f"images/{index:06d}.png"}
+            write_png(self.folder / row["image"], made.image_u8)
+            if made.mask is not None:
+                row["mask"] = f"masks/{index:06d}.png"
+                write_png(self.folder / row["mask"], made.mask.astype(bool))
+            row |= {"seed": seed, "origin": self.method.origin, "recipe": self.key}
+            append_line(journal, json.dumps({"index": index, "row": row}).encode())
 
     def _gather(self, plan: PoolPlan) -> pd.DataFrame:
         with lock_file(self.folder / "manifest.csv"):  # a decision of a reviewer may come in just now
-            row_of = _finished_rows(self.folder)
+            row_of = _read_rows(self.folder)
             missing = sum(index not in row_of for index in range(plan.count))
             if missing:
                 raise PoolUnfinished(
@@ -302,16 +267,7 @@ class _PoolWriter:
         return manifest
 
 
-def _write_image(folder: Path, index: int, generated: GeneratedImage) -> dict:
-    paths = {"image": f"images/{index:06d}.png"}
-    write_png(folder / paths["image"], generated.image_u8)
-    if generated.mask is not None:
-        paths["mask"] = f"masks/{index:06d}.png"
-        write_png(folder / paths["mask"], generated.mask.astype(bool))
-    return paths
-
-
-def _finished_rows(folder: Path) -> dict[int, dict]:
+def _read_rows(folder: Path) -> dict[int, dict]:
     """Rows by index: those of the manifest (with their review) first, then those of the journals."""
     row_of = {}
     for journal in sorted(folder.glob("rows-*.jsonl")):

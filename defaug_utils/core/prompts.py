@@ -16,11 +16,9 @@ class Prompt(NamedTuple):
 
 
 def make_prompts(board: Sequence[str | Mapping], negative: str = "") -> list[Prompt]:
-    """Read a board from plain data, one prompt a line.
+    """Read a board, each line a text or a mapping with `text` and optionally `negative` and `weight`.
 
-    Args:
-        board: each a text, or a mapping with `text` and optionally `negative` and `weight`.
-        negative: of all lines that have none of their own.
+    Lines without a negative prompt of their own take `negative`.
 
     Raises:
         ValueError: lists every line that is empty, repeated, or has unknown words or a wrong weight.
@@ -31,18 +29,15 @@ def make_prompts(board: Sequence[str | Mapping], negative: str = "") -> list[Pro
         unknown = sorted(set(entry) - set(Prompt._fields))
         known = {name: value for name, value in entry.items() if name not in unknown}
         prompt = Prompt(**{"text": "", "negative": negative} | known)
-        if unknown:
-            problems.append(
-                f"line {number}: unknown {', '.join(unknown)}, expected {', '.join(Prompt._fields)}"
-            )
-        if not prompt.text.strip():
-            problems.append(f"line {number}: the prompt is empty, say what defect to paint")
-        if not 0 < prompt.weight < float("inf"):
-            problems.append(f"line {number}: weight {prompt.weight} must be above 0")
-        if prompt[:2] in [other[:2] for other in prompts]:
-            problems.append(
-                f"line {number}: {prompt.text!r} is on the board already, give it a weight instead"
-            )
+        found = {
+            f"unknown {', '.join(unknown)}, expected {', '.join(Prompt._fields)}": unknown,
+            "the prompt is empty, say what defect to paint": not prompt.text.strip(),
+            f"weight {prompt.weight} must be above 0": not 0 < prompt.weight < float("inf"),
+            f"{prompt.text!r} is on the board already, give it a weight instead": (
+                prompt[:2] in [other[:2] for other in prompts]
+            ),
+        }
+        problems += [f"line {number}: {problem}" for problem, is_found in found.items() if is_found]
         prompts.append(prompt)
     if not prompts:
         problems.append("no prompt at all")
@@ -68,18 +63,13 @@ def _take_turns(weights: tuple[float, ...], count: int) -> list[int]:
 
 
 def check_prompts(model: Any, prompts: Sequence[str]) -> None:
-    """Refuse texts that the model's `pipeline` would silently cut.
-
-    Raises:
-        ValueError: lists every text that is empty or longer than a tokenizer's limit.
-    """
+    """Refuse texts that are empty or that the model's `pipeline` would silently cut, all in one message."""
     problems = []
-    names = [name for name in ("tokenizer", "tokenizer_2") if getattr(model.pipeline, name, None)]
+    tokenizers = [getattr(model.pipeline, name, None) for name in ("tokenizer", "tokenizer_2")]
     for prompt in dict.fromkeys(prompts):
         if not prompt.strip():
             problems.append("a prompt is empty: say what defect to paint")
-        for name in names:
-            tokenizer = getattr(model.pipeline, name)
+        for tokenizer in filter(None, tokenizers):
             count = len(tokenizer(prompt, truncation=False, verbose=False).input_ids)
             if count > tokenizer.model_max_length:
                 problems.append(

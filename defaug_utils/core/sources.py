@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from defaug_utils.core.files import stamp_file
-from defaug_utils.core.guards import raise_problems
+from defaug_utils.core.guards import collect_problems, raise_problems
 from defaug_utils.core.images import find_foreground, read_image, read_mask
 from defaug_utils.core.manifest import ManifestError, read_manifest
 from defaug_utils.core.origins import SCENARIOS, MixingError
@@ -24,17 +24,11 @@ def read_dataset(data_folder: Path | str) -> pd.DataFrame:
 
 
 def list_sources(dataset: pd.DataFrame) -> pd.DataFrame:
-    """The only rows that anomalies may start from, sorted: real, without defect, of the train split.
-
-    Raises:
-        ManifestError: there is none.
-    """
+    """The only rows that anomalies may start from, sorted: real, without defect, of the train split."""
     is_source = (dataset["split"] == "train") & (dataset["label"] == "negative")
     sources = dataset[is_source & (dataset["origin"] == "real")]
     if sources.empty:
-        raise ManifestError(
-            f"none of the data set's {len(dataset)} rows is a training negative to put an anomaly on"
-        )
+        raise ManifestError(f"none of {len(dataset)} rows of the data set is a training negative to paint on")
     return sources.sort_values("image", ignore_index=True)
 
 
@@ -50,15 +44,12 @@ def survey_sources(sources: pd.DataFrame, data_folder: Path | str, foreground: s
     digest, sizes, problems = hashlib.sha256(), set(), []
     for name in sources["image"]:
         path = (Path(data_folder) / name).resolve()
-        try:
+        with collect_problems(problems):
             size, sha256, has_object = _survey_image(path, stamp_file(path), foreground)
-        except ValueError as error:
-            problems.append(str(error))
-            continue
-        if not has_object:
-            problems.append(f"{name}: foreground {foreground!r} finds no object; use 'whole' for surfaces")
-        digest.update(f"{name}\n{size}\n".encode() + sha256)
-        sizes.add(size)
+            if not has_object:
+                problems.append(f"{name}: foreground {foreground!r} finds no object; use 'whole' on surfaces")
+            digest.update(f"{name}\n{size}\n".encode() + sha256)
+            sizes.add(size)
     raise_problems(f"training negatives in {data_folder}", problems, ManifestError)
     return {"count": len(sources), "sizes": sorted(sizes), "sha256": digest.hexdigest()}
 

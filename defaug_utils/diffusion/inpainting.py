@@ -4,27 +4,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import RLock
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from defaug_utils.core.guards import check_demands
+from defaug_utils.core.guards import check_demands, raise_problems
 from defaug_utils.core.prompts import check_prompts
 from defaug_utils.diffusion import loading
 from defaug_utils.diffusion.compositing import Box, choose_box, composite, cover_cells, cut_out, paste_back
 from defaug_utils.training.memory import run_in_parts
 
-if TYPE_CHECKING:
-    pass
-
-
-EMBEDDINGS = (  # of a text; the pooled ones for two text encoders only
-    "prompt_embeds",
-    "negative_prompt_embeds",
-    "pooled_prompt_embeds",
-    "negative_pooled_prompt_embeds",
-)
+# A text's arguments of a pipeline; the pooled ones for two text encoders only.
+EMBEDDINGS = [f"{kind}prompt_embeds" for kind in ("", "negative_", "pooled_", "negative_pooled_")]
 
 
 @dataclass(frozen=True)
@@ -44,21 +36,20 @@ class InpaintSettings:
     @property
     def effective_steps(self) -> int:
         """Steps that are really run: the whole part of steps × strength."""
-        return min(int(self.steps * self.strength), self.steps)
+        return int(self.steps * self.strength)
 
     def __post_init__(self) -> None:
         """Refuse values that make no sense, all in one message."""
-        crop, can_run = self.padding_mask_crop, self.steps >= 1 and 0 < self.strength <= 1
+        steps, strength, crop = self.steps, self.strength, self.padding_mask_crop
+        run = steps * strength
         demands = {
             f"size {self.size} must be (width, height) of at least 8 × 8": min(self.size) >= 8,
-            f"steps {self.steps} must be 1 or more": self.steps >= 1,
+            f"steps {steps} must be 1 or more": steps >= 1,
             f"guidance {self.guidance} must be in 1 … 100": 1 <= self.guidance <= 100,
-            f"strength {self.strength} must be in 0 … 1, 0 excluded": 0 < self.strength <= 1,
+            f"strength {strength} must be in 0 … 1, 0 excluded": 0 < strength <= 1,
             f"padding_mask_crop {crop} must be None or 0 or more": crop is None or crop >= 0,
             f"feather {self.feather} must be 0 or more": self.feather >= 0,
-            f"{self.steps} steps × strength {self.strength} leave no step to run: raise one of them": (
-                not can_run or self.effective_steps >= 1
-            ),
+            f"{steps} steps × strength {strength} leave no step to run: raise one of them": not 0 < run < 1,
         }
         check_demands("inpainting settings", demands)
 
@@ -102,13 +93,12 @@ def load_inpainter(
         model: a folder of diffusers' layout, a single .safetensors checkpoint, or a hub id.
         device: such as "cpu" or "cuda".
         dtype: of the weights; half precision is for GPUs, where bfloat16 is the one that does not overflow.
-        speed: what to switch on, by the names that `speed_up` takes.
+        speed: what `speed_up` switches on.
 
     Raises:
         ModelError: parts are missing, weights are pickled, or it is no model that can inpaint.
     """
-    pipeline = loading.load_pipeline(model, "inpainting", dtype)
-    inpainter = Inpainter(pipeline.to(device), str(model), device)
+    inpainter = Inpainter(loading.load_pipeline(model, "inpainting", dtype).to(device), str(model), device)
     speed_up(inpainter, **speed)
     return inpainter
 
@@ -126,8 +116,8 @@ def speed_up(
     """
     pipeline = inpainter.pipeline
     if channels_last:
-        for part in (pipeline.unet, pipeline.vae):
-            part.to(memory_format=torch.channels_last)
+        pipeline.unet.to(memory_format=torch.channels_last)
+        pipeline.vae.to(memory_format=torch.channels_last)
     if slice_vae:
         pipeline.vae.enable_slicing()
     if compile_unet:
@@ -166,13 +156,10 @@ def inpaint_batch(
 ) -> list[InpaintedImage]:
     """Paint all jobs at once, in order; when memory does not suffice, in halves.
 
-    Each image has a CPU generator of its own seed. On one machine an image is the same at any place of a
-    batch of one size; in a smaller or larger one the last bits may differ.
+    Images may have any size, and each has a CPU generator of its own seed. On one machine an image is the
+    same at any place of a batch of one size; in a smaller or larger one the last bits may differ.
 
     Args:
-        inpainter: the model.
-        jobs: images of any size.
-        settings: steps, guidance, strength, sizes.
         on_images: called with the number of images just painted.
         on_step: called after every denoising step; what it raises ends the painting there.
 
@@ -182,8 +169,8 @@ def inpaint_batch(
     """
     inpainter.check_size(settings.size)
     check_jobs(jobs)
-    check_prompts(inpainter, [job.prompt for job in jobs])
-    check_prompts(inpainter, [job.negative_prompt for job in jobs if job.negative_prompt])
+    negatives = [job.negative_prompt for job in jobs if job.negative_prompt]
+    check_prompts(inpainter, [job.prompt for job in jobs] + negatives)
     return run_in_parts(
         jobs, lambda part: _paint(inpainter, part, settings, on_step), inpainter, settings.size, on_images
     )
@@ -202,15 +189,14 @@ def check_jobs(jobs: Sequence[InpaintJob]) -> None:
             problems.append(f"job {number}: the mask is empty, there is nothing to paint")
         elif job.mask.all():
             problems.append(f"job {number}: the mask covers everything, nothing of the part would be left")
-    if problems:
-        raise ValueError("inpainting: " + "; ".join(problems))
+    raise_problems("inpainting", problems)
 
 
 def _paint(
     inpainter: Inpainter,
     jobs: Sequence[InpaintJob],
     settings: InpaintSettings,
-    on_step: Callable[[], None] | None = None,
+    on_step: Callable[[], None] | None,
 ) -> list[InpaintedImage]:
     """One call of the pipeline, and its pictures put back under their masks."""
     boxes = [choose_box(job.mask, settings.size, settings.padding_mask_crop) for job in jobs]
@@ -218,6 +204,11 @@ def _paint(
     covers = [cover_cells(mask, inpainter.cell) for _, mask in cuts]
     masks = covers if settings.cover_cells else [mask for _, mask in cuts]
     images = torch.stack([torch.from_numpy(image.copy()).permute(2, 0, 1) for image, _ in cuts]).float() / 255
+
+    def tell(*_: object) -> dict:  # diffusers asks for the tensors that a callback changes: none
+        on_step()
+        return {}
+
     with inpainter.lock, torch.inference_mode():
         painted = inpainter.pipeline(
             image=images,
@@ -229,7 +220,7 @@ def _paint(
             strength=settings.strength,
             generator=[torch.Generator("cpu").manual_seed(job.seed) for job in jobs],
             output_type="pt",
-            callback_on_step_end=_as_callback(on_step),
+            callback_on_step_end=tell if on_step else None,
             **embed_texts(inpainter, jobs, settings),
         ).images.float()
     painted = painted.permute(0, 2, 3, 1).cpu().numpy()
@@ -237,16 +228,6 @@ def _paint(
         finish_image(job, box, pixels, int(cover.sum()) // inpainter.cell**2, settings.feather)
         for job, box, pixels, cover in zip(jobs, boxes, painted, covers, strict=True)
     ]
-
-
-def _as_callback(on_step: Callable[[], None] | None) -> Callable[..., dict] | None:
-    """A callback as diffusers' pipelines ask for it, which changes nothing in them."""
-
-    def call(pipeline: object, step: int, timestep: object, tensors: dict) -> dict:
-        on_step()
-        return tensors
-
-    return call if on_step else None
 
 
 def finish_image(
@@ -265,15 +246,7 @@ def embed_texts(
 ) -> dict[str, torch.Tensor]:
     """The pipeline's text arguments for some jobs, each pair of texts encoded once."""
     pairs = [(job.prompt, job.negative_prompt) for job in jobs]
-    for pair in set(pairs) - set(inpainter.embeddings):
-        inpainter.embeddings[pair] = _embed_pair(inpainter, *pair)
-    per_job = [inpainter.embeddings[pair] for pair in pairs]
-    names = [name for name in per_job[0] if settings.guidance > 1 or not name.startswith("negative")]
-    return {name: torch.cat([embedded[name] for embedded in per_job]) for name in names}
-
-
-def _embed_pair(inpainter: Inpainter, prompt: str, negative_prompt: str) -> dict[str, torch.Tensor]:
-    with torch.inference_mode():
+    for prompt, negative_prompt in set(pairs) - set(inpainter.embeddings):
         tensors = inpainter.pipeline.encode_prompt(
             prompt=prompt,
             device=inpainter.device,
@@ -281,4 +254,7 @@ def _embed_pair(inpainter: Inpainter, prompt: str, negative_prompt: str) -> dict
             do_classifier_free_guidance=True,
             negative_prompt=negative_prompt,
         )
-    return dict(zip(EMBEDDINGS[: len(tensors)], tensors, strict=True))
+        inpainter.embeddings[prompt, negative_prompt] = dict(zip(EMBEDDINGS, tensors, strict=False))
+    per_job = [inpainter.embeddings[pair] for pair in pairs]
+    names = [name for name in per_job[0] if settings.guidance > 1 or not name.startswith("negative")]
+    return {name: torch.cat([embedded[name] for embedded in per_job]) for name in names}

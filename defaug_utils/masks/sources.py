@@ -39,11 +39,9 @@ class MaskSource(Protocol):
 
     def draw(self, seed: int, size: tuple[int, int]) -> MaskDraw:
         """The mask of a seed at a size (width, height), with at least one pixel on and one off."""
-        ...
 
     def describe(self) -> dict:
         """Everything on which the masks depend, as JSON values."""
-        ...
 
 
 def is_leak(mask_source: str, scenario: str) -> bool:
@@ -52,17 +50,13 @@ def is_leak(mask_source: str, scenario: str) -> bool:
 
 
 def open_masks(
-    word: str,
-    drawn_folder: Path | str = "",
-    data_folder: Path | str = "",
-    priors: ShapePriors | None = None,
+    word: str, drawn_folder: Path | str = "", data_folder: Path | str = "", priors: ShapePriors | None = None
 ) -> MaskSource:
     """Open a mask source by its name.
 
     Args:
-        word: "drawn" (files of a folder), "procedural" (drawn by formula), "train_positives" (the masks
-            of real training defects, as DIAG's published code does; see `is_leak`). The shapes of a few
-            known defects are not opened by name, but by `TurnedMasks`.
+        word: "drawn" (files of a folder), "procedural" (drawn by formula), "train_positives" (the masks of
+            real training defects, as DIAG's published code does; see `is_leak`).
         drawn_folder: for "drawn": the folder of its PNG files.
         data_folder: for "train_positives": the folder of the data set's manifest.
         priors: for "procedural": the expert's shapes, sizes and directions.
@@ -85,7 +79,7 @@ class ProceduralMasks:
 
     priors: ShapePriors
     word: str = "procedural"
-    notices: tuple[str, ...] = ()
+    notices: Sequence[str] = ()
 
     def draw(self, seed: int, size: tuple[int, int]) -> MaskDraw:
         """Draw the kind by its weight, then the shape within the priors."""
@@ -106,26 +100,26 @@ class StoredMasks:
     def __init__(self, word: str, paths: dict[str, Path]) -> None:
         """Read all files once; those that are unreadable, empty or full are refused together."""
         self.word, self.names, self.notices = word, tuple(paths), []
-        self._masks, problems = [], []
+        self._masks, problems = {}, []
         for name, path in paths.items():
             with collect_problems(problems):
-                self._masks.append(read_mask(path))
-                if not self._masks[-1].any():
+                mask = self._masks[name] = read_mask(path)
+                if not mask.any():
                     problems.append(f"{name}: the mask is empty; draw a defect or remove the file")
-                elif self._masks[-1].all():
+                elif mask.all():
                     problems.append(f"{name}: the mask covers everything, nothing would be left of the part")
-        raise_problems(f"masks ({word})", problems, ValueError)
-        self._sha256 = hash_masks(zip(self.names, self._masks, strict=True), "\n")
+        raise_problems(f"masks ({word})", problems)
+        self._sha256 = hash_masks(self._masks.items(), "\n")
 
     def draw(self, seed: int, size: tuple[int, int]) -> MaskDraw:
         """Choose a file by the seed; one that covers everything at this size is refused."""
-        index = int(np.random.default_rng(seed).integers(len(self.names)))
-        mask = fit_mask(self._masks[index], size)
+        name = self.names[np.random.default_rng(seed).integers(len(self.names))]
+        mask = fit_mask(self._masks[name], size)
         if mask.all():
             raise ValueError(
-                f"mask {self.names[index]} covers everything at {size[0]} × {size[1]} pixels: draw it smaller"
+                f"mask {name} covers everything at {size[0]} × {size[1]} pixels: draw it smaller"
             )
-        return MaskDraw(mask, self.names[index])
+        return MaskDraw(mask, name)
 
     def describe(self) -> dict:
         """Source, number and content of the masks."""

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import pandas as pd
+from scipy.ndimage import binary_erosion
 
 from defaug_utils.core.images import read_image
 from defaug_utils.core.manifest import image_seed
@@ -26,22 +27,14 @@ LIBRARIES = ("torch", "diffusers", "transformers", "numpy", "opencv-python-headl
 
 @dataclass(frozen=True)
 class CheckLimits:
-    """What an image must reach to pass.
+    """What an image must reach to pass."""
 
-    Attributes:
-        changed_from: grey levels from which a pixel counts as changed, above the autoencoder's haze.
-        contrast: least mean change inside the mask, grey levels.
-        completeness: least share of the mask that changed.
-        precision: least share of what changed, before the original was put back, that lies in the mask.
-        boundary_iou: least agreement of the outlines, `boundary_width` pixels, of what changed and the mask.
-    """
-
-    changed_from: float = 10.0
-    contrast: float = 4.0
-    completeness: float = 0.1
-    precision: float = 0.0
-    boundary_iou: float = 0.0
-    boundary_width: int = 2
+    changed_from: float = 10.0  #: grey levels from which a pixel has changed, above the autoencoder's haze
+    contrast: float = 4.0  #: least mean change inside the mask, grey levels
+    completeness: float = 0.1  #: least share of the mask that changed
+    precision: float = 0.0  #: least share of all changes, before the original was put back, in the mask
+    boundary_iou: float = 0.0  #: least agreement of the outlines of what changed and of the mask
+    boundary_width: int = 2  #: of these outlines, pixels
 
     def __post_init__(self) -> None:
         """Refuse limits that nothing or everything would meet by mistake."""
@@ -54,22 +47,15 @@ class CheckLimits:
 
 
 class Check(NamedTuple):
-    """What was measured, as `CheckLimits` has it, in the order of the manifest's columns `check_…`.
-
-    Attributes:
-        precision: 1 where nothing changed.
-        outside: largest change outside the mask in the finished image, grey levels; must be 0.
-        passed: whether all limits are met.
-        reason: what failed, in words; empty when it passed.
-    """
+    """What was measured, as `CheckLimits` has it, in the order of the manifest's columns `check_…`."""
 
     contrast: float
     completeness: float
-    precision: float
+    precision: float  #: 1 where nothing changed
     boundary_iou: float
-    outside: int
-    passed: bool
-    reason: str
+    outside: int  #: largest change outside the mask in the finished image, grey levels; must be 0
+    passed: bool  #: whether all limits are met
+    reason: str  #: what failed, in words; empty when it passed
 
     def as_row(self) -> dict:
         """Manifest columns, rounded so that they read well."""
@@ -82,17 +68,14 @@ def check_image(job: InpaintJob, painted: InpaintedImage, limits: CheckLimits) -
     mask, difference = job.mask, find_change(job.image_u8, painted.image_u8)
     is_changed = find_change(job.image_u8, painted.painted_u8) >= limits.changed_from
     measured = {
-        "contrast": float(difference[mask].mean()) if mask.any() else 0.0,
-        "completeness": float(np.mean(difference[mask] >= limits.changed_from)) if mask.any() else 0.0,
+        "contrast": float(difference[mask].mean()),
+        "completeness": float(np.mean(difference[mask] >= limits.changed_from)),
         "precision": float(mask[is_changed].mean()) if is_changed.any() else 1.0,
         "boundary_iou": measure_boundary_iou(mask, is_changed, limits.boundary_width),
     }
     outside = int(difference[~mask].max(initial=0))
-    reasons = [
-        f"{name} {value:.3g} below {getattr(limits, name):g}"
-        for name, value in measured.items()
-        if value < getattr(limits, name)
-    ]
+    least = asdict(limits)
+    reasons = [f"{name} {v:.3g} below {least[name]:g}" for name, v in measured.items() if v < least[name]]
     if outside:
         reasons.append(f"changed by {outside} outside the mask")
     if not painted.is_finite:
@@ -114,15 +97,10 @@ def is_blank(image_u8: np.ndarray) -> bool:
 
 def measure_boundary_iou(first: np.ndarray, second: np.ndarray, width: int = 2) -> float:
     """Overlap (IoU) of two regions' outlines, `width` pixels inwards (Cheng et al. 2021); 1 for two empty."""
-    outlines = [_find_outline(region, width) for region in (first, second)]
-    union = np.count_nonzero(outlines[0] | outlines[1])
-    return float(np.count_nonzero(outlines[0] & outlines[1]) / union) if union else 1.0
-
-
-def _find_outline(region: np.ndarray, width: int) -> np.ndarray:
-    padded = np.pad(region.astype(np.uint8), width)
-    kept = cv2.erode(padded, np.ones((3, 3), np.uint8), iterations=width)
-    return region & ~kept[width:-width, width:-width].astype(bool)
+    square = np.ones((3, 3))
+    one, other = (region & ~binary_erosion(region, square, iterations=width) for region in (first, second))
+    union = np.count_nonzero(one | other)
+    return float(np.count_nonzero(one & other) / union) if union else 1.0
 
 
 class PaintResult(NamedTuple):
@@ -139,8 +117,8 @@ class PaintResult(NamedTuple):
 
     def as_row(self) -> dict:
         """Manifest columns."""
-        row = self.check.as_row() | {"attempt": self.attempt, "latent_cells": self.painted.latent_cells}
-        return row | dict(self.painted.further)
+        told = {"attempt": self.attempt, "latent_cells": self.painted.latent_cells}
+        return self.check.as_row() | told | dict(self.painted.further)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -150,22 +128,14 @@ class Painting(ABC):
     The last bits of a picture depend on how many are painted at once, so the group is part of the recipe.
     Rows have the further columns `mask_name`, `negative_prompt`, `attempt`, `latent_cells` and `check_…`;
     images that never passed stay, with `check_passed` false.
-
-    Attributes:
-        data: folder of the prepared data set.
-        prompts: the board, see `make_prompts`.
-        masks: where defects go, see `open_masks`; a mask may bring a prompt of the board along.
-        limits: of the automatic checks.
-        max_attempts: pictures painted for one image until one passes the checks.
-        group: images painted at once.
     """
 
-    data: Path
-    prompts: Sequence[Prompt]
-    masks: MaskSource
-    limits: CheckLimits = field(default_factory=CheckLimits)
-    max_attempts: int = 3
-    group: int = 4
+    data: Path  #: folder of the prepared data set
+    prompts: Sequence[Prompt]  #: the board, see `make_prompts`
+    masks: MaskSource  #: where defects go, see `open_masks`; a mask may bring a prompt of the board along
+    limits: CheckLimits = field(default_factory=CheckLimits)  #: of the automatic checks
+    max_attempts: int = 3  #: pictures painted for one image until one passes the checks
+    group: int = 4  #: images painted at once
 
     def __post_init__(self) -> None:
         """Refuse numbers that make no sense."""
@@ -205,19 +175,14 @@ class Painting(ABC):
 
     def make(self, indices: Sequence[int], seeds: Sequence[int]) -> list[GeneratedImage]:
         """Images that are painted at once, with their masks and rows."""
-        plans = [self.plan_image(index, seed) for index, seed in zip(indices, seeds, strict=True)]
-        results = paint_until_passed(self, [job for job, _ in plans])
+        jobs, rows = zip(*map(self.plan_image, indices, seeds), strict=True)
+        results = zip(jobs, rows, paint_until_passed(self, jobs), strict=True)
         return [
-            GeneratedImage(result.painted.image_u8, job.mask, row | result.as_row())
-            for (job, row), result in zip(plans, results, strict=True)
+            GeneratedImage(one.painted.image_u8, job.mask, row | one.as_row()) for job, row, one in results
         ]
 
     def plan_image(self, index: int, seed: int) -> tuple[InpaintJob, dict]:
-        """Choose negative and mask by the image's seed, and the prompt by its place; and the row's columns.
-
-        Raises:
-            ValueError: no mask of 50 draws fits into the negative.
-        """
+        """Choose negative and mask by the image's seed, and the prompt by its place; with the row."""
         generator = np.random.default_rng(seed)
         source = self.sources.iloc[int(generator.integers(len(self.sources)))]
         image_u8 = read_image(Path(self.data) / source["image"])
@@ -256,8 +221,7 @@ def attempt_seed(seed: int, attempt: int) -> int:
 def paint_until_passed(method: Painting, jobs: Sequence[InpaintJob]) -> list[PaintResult]:
     """Paint jobs together, and those that fail their checks again with their next seeds.
 
-    Returns:
-        One result a job: the first that passed, else the one with the strongest contrast.
+    Of a job that never passes, the result with the strongest contrast is taken.
     """
     best: dict[int, PaintResult] = {}
     failed = list(range(len(jobs)))
