@@ -48,7 +48,6 @@ class Origin:
 
 
 IN_AND_OUT = Arm({"ddpm": 0.5, "memseg": 0.5}, "In&Out", "#009E73", "d")
-NO_AUGMENTATION = Arm({}, "no augmentation", "#000000", "X")
 
 ORIGINS: dict[str, Origin] = {
     "memseg": Origin("MemSeg", "#0072B2", "o", "02_memseg", wants_gpu=False),
@@ -69,7 +68,7 @@ ORIGINS: dict[str, Origin] = {
 
 def list_arms() -> dict[str, Arm]:
     """Every built-in arm by its word, in the order of results."""
-    arms = {"none": NO_AUGMENTATION}
+    arms = {"none": Arm({}, "no augmentation", "#000000", "X")}
     for word, row in ORIGINS.items():
         arms[word] = Arm({word: 1.0}, row.label, row.colour, row.marker)
         arms |= dict(row.mixes)
