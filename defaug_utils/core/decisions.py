@@ -72,18 +72,15 @@ class DecisionLog:
     @property
     def is_replaced(self) -> bool:
         """Whether the file is no longer the one that was read, so that it must be read from the beginning."""
-        if not self._end:
-            return False
-        found = self.path.stat() if self.path.is_file() else None
-        return found is None or found.st_ino != self._inode or found.st_size < self._end
+        if not self._end or not self.path.is_file():
+            return self._end > 0
+        found = self.path.stat()
+        return found.st_ino != self._inode or found.st_size < self._end
 
     def read_new(self) -> list[LogEntry]:
-        """The entries since the last call.
+        """The entries since the last call, without a line that a killed process left unfinished.
 
-        A line with too few columns is one that a killed process left unfinished, and is passed over.
-
-        Raises:
-            ReviewStoreError: the file is no such table, or lists every line that can't be read.
+        A ReviewStoreError lists every line that can't be read.
         """
         if not self.path.is_file():
             return []

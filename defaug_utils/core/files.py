@@ -66,12 +66,8 @@ def write_atomically(path: Path | str) -> Iterator[Path]:
 def lock_file(path: Path | str, seconds: float = LOCK_SECONDS) -> Iterator[None]:
     """Let one process at a time read, change and write a file, which need not exist yet; others wait.
 
-    The lock is the system's, on a hidden file beside `path`, and ends with the process that holds it. Those
-    who only read need none, since files are renamed into place.
-
-    Raises:
-        TimeoutError: another process has held the lock for so many seconds.
-        OSError: the folder is missing or can't be written.
+    The lock is the system's, on a hidden file beside `path`, and ends with the process that holds it; after
+    `seconds` without it there is a TimeoutError. Those who only read need none: files are renamed into place.
     """
     path = Path(path)
     try:

@@ -16,12 +16,11 @@ DECODING_ERRORS = (OSError, SyntaxError, ValueError, LookupError, EOFError, Imag
 def read_image(path: Path | str) -> np.ndarray:
     """Read an image as RGB, shape (height, width, 3), uint8.
 
-    16 bits are brought to 8 (0 … 65535 onto 0 … 255), a palette is resolved, an alpha channel is
-    dropped, grey is repeated over three channels, and a camera's orientation tag is obeyed.
+    16 bits are brought to 8 (0 … 65535 onto 0 … 255), a palette is resolved, alpha is dropped, grey is
+    repeated over three channels, and a camera's orientation tag is obeyed.
 
     Raises:
-        ValueError: the file is missing, truncated, no image, or holds fractions instead of whole
-            numbers; the message names it.
+        ValueError: the file is missing, truncated, no image, or holds fractions instead of whole numbers.
     """
     opened = _open(path)
     if opened.mode == "F":
@@ -36,8 +35,7 @@ def read_mask(path: Path | str) -> np.ndarray:
     """Read a mask (height, width), bool: true where any colour channel is above 0 (alpha does not count).
 
     Raises:
-        ValueError: the file is missing, truncated, no image, or compressed with loss, whatever its name
-            says; the message names it.
+        ValueError: the file is missing, truncated, no image, or compressed with loss, whatever its name says.
     """
     opened = _open(path)
     if lossy := _find_loss(opened, path):
@@ -45,7 +43,7 @@ def read_mask(path: Path | str) -> np.ndarray:
             f"{path}: is a {lossy} file, whose compression noise would count as defect: export the mask as "
             "PNG from where it was drawn, or set a threshold when you convert it"
         )
-    if opened.mode in ("1", "L", "I", "F") or opened.mode.startswith("I;"):
+    if opened.mode in ("1", "L", "F") or opened.mode.startswith("I"):
         return np.asarray(opened) > 0
     if opened.info["has_16_bit_colours"]:
         # Pillow keeps the high byte only, which would lose a defect drawn with values below 256.
@@ -73,12 +71,12 @@ def _open(path: Path | str) -> Image.Image:
 
 def _find_loss(opened: Image.Image, path: Path | str) -> str:
     """Name of the format where a file's content is compressed with loss, else empty."""
-    if opened.info["format"] in LOSSY_FORMATS:
-        return opened.info["format"]
+    name = opened.info["format"]
     if "jpeg" in str(opened.info.get("compression")):
-        return f"JPEG-compressed {opened.info['format']}"
-    is_lossy_webp = opened.info["format"] == "WEBP" and b"VP8L" not in Path(path).read_bytes()
-    return "lossy WEBP" if is_lossy_webp else ""
+        return f"JPEG-compressed {name}"
+    if name == "WEBP" and b"VP8L" not in Path(path).read_bytes():
+        return "lossy WEBP"
+    return name if name in LOSSY_FORMATS else ""
 
 
 def fit_image(image_u8: np.ndarray, size: tuple[int, int], fit: str = "resize") -> np.ndarray:
@@ -117,9 +115,6 @@ def crop_box(shape: tuple[int, ...], size: tuple[int, int], fit: str) -> tuple[i
         shape: (height, width, …) of the image.
         size: (width, height) that the part will be resized to.
         fit: "resize" keeps everything, "centre_crop" the largest centred part of the size's aspect.
-
-    Raises:
-        ValueError: unknown fit, or a size without pixels.
     """
     if fit not in FITS:
         raise ValueError(f"fit {fit!r} is none of {', '.join(FITS)}")
@@ -152,9 +147,6 @@ def find_foreground(image_u8: np.ndarray, foreground: str = "whole") -> np.ndarr
 
     Returns:
         Shape (height, width), bool, true on the object; nowhere true when all pixels are alike.
-
-    Raises:
-        ValueError: the word is none of `FOREGROUNDS`.
     """
     if foreground not in FOREGROUNDS:
         raise ValueError(f"foreground {foreground!r} is none of {', '.join(FOREGROUNDS)}")

@@ -1,31 +1,20 @@
 """The manifest: one table, one row an image, that every stage reads and writes."""
 
 from collections.abc import Iterable
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PureWindowsPath
 
 import numpy as np
 import pandas as pd
 
 from defaug_utils.core.decisions import DECISIONS_FILE, DecisionLog, LogEntry, identify_images, match_entries
 from defaug_utils.core.files import write_csv
-from defaug_utils.core.guards import raise_problems
+from defaug_utils.core.guards import check_demands, raise_problems
 from defaug_utils.core.origins import ORIGINS, REAL
 
 COLUMNS = (
-    "image",
-    "mask",
-    "label",
-    "split",
-    "origin",
-    "category",
-    "defect_type",
-    "source_image",
-    "mask_source",
-    "prompt",
-    "seed",
-    "recipe",
-    "accepted",
-    "reviewer_note",
+    *("image", "mask", "label", "split", "origin", "category", "defect_type"),
+    *("source_image", "mask_source", "prompt", "seed", "recipe"),  # of generated images
+    *("accepted", "reviewer_note"),  # of reviewed ones
 )
 LABELS = ("negative", "positive")
 SPLITS = ("train", "val", "test")
@@ -45,8 +34,7 @@ def image_seed(pool_seed: int, index: int) -> int:
 def make_manifest(rows: Iterable[dict]) -> pd.DataFrame:
     """Build a manifest from row dictionaries; missing columns are empty, further ones are kept.
 
-    Raises:
-        ManifestError: lists every seed and every `accepted` that can't be read.
+    A ManifestError lists every seed and every `accepted` that can't be read.
     """
     manifest = pd.DataFrame(list(rows), dtype=object)
     further = [column for column in manifest.columns if column not in COLUMNS]
@@ -63,8 +51,7 @@ def make_manifest(rows: Iterable[dict]) -> pd.DataFrame:
                 problems.append(f"row {row}: column {column}: {value!r} {error}")
         manifest[column] = pd.array(values, dtype=dtype)
     raise_problems("manifest", problems, ManifestError)
-    for column in further:
-        manifest[column] = manifest[column].infer_objects()
+    manifest[further] = manifest[further].infer_objects()
     return manifest
 
 
@@ -89,15 +76,11 @@ PARSERS = {"seed": (_parse_seed, None, "Int64"), "accepted": (_parse_accepted, N
 
 
 def read_manifest(path: Path | str, check_files: bool = False) -> pd.DataFrame:
-    """Read and validate a manifest.
-
-    Args:
-        path: the CSV file; the paths in it are relative to its folder.
-        check_files: also demand that every listed image and mask exists.
+    """Read and validate a manifest; `check_files` also demands that every listed image and mask exists.
 
     Returns:
-        One row an image, with the columns of `COLUMNS` and any further ones of the file; decisions that are
-        still in the log beside it are shown as if they stood in it.
+        One row an image, with `COLUMNS` and any further ones of the file; paths are relative to its folder.
+        Decisions that are still in the log beside it are shown as if they stood in it.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -111,8 +94,7 @@ def read_manifest(path: Path | str, check_files: bool = False) -> pd.DataFrame:
     entries = log.read_new() if path.name == "manifest.csv" else []
     try:
         table = pd.read_csv(path, dtype=dict.fromkeys(COLUMNS, str), keep_default_na=False, na_values=[""])
-        missing = [column for column in COLUMNS if column not in table.columns]
-        raise_problems("columns", [f"column {column} is missing" for column in missing], ManifestError)
+        check_demands("columns", {f"column {column} is missing": column in table for column in COLUMNS})
         manifest = make_manifest(table.to_dict("records"))
     except ValueError as error:  # all of the reader's own errors are ValueErrors
         raise ManifestError(f"manifest {path} is not a readable table: {error}") from error
@@ -123,31 +105,24 @@ def read_manifest(path: Path | str, check_files: bool = False) -> pd.DataFrame:
 
 def _show_decisions(manifest: pd.DataFrame, entries: list[LogEntry]) -> list[LogEntry]:
     """Bring decisions to their rows; those on images that the manifest has not are given back."""
-    if not entries:
-        return []
     reviews, foreign = match_entries(entries, identify_images(manifest))
-    accepted, notes = manifest["accepted"].to_list(), manifest["reviewer_note"].to_list()
-    for row, image in enumerate(manifest["image"]):
-        if image in reviews:
-            accepted[row], notes[row] = reviews[image]
-    manifest["accepted"] = pd.array(accepted, dtype="boolean")
-    manifest["reviewer_note"] = pd.array(notes, dtype="str")
+    is_reviewed = manifest["image"].isin(list(reviews))
+    found = [reviews[image] for image in manifest["image"][is_reviewed]]
+    manifest.loc[is_reviewed, "accepted"] = pd.array([review.accepted for review in found], dtype="boolean")
+    manifest.loc[is_reviewed, "reviewer_note"] = pd.array([review.note for review in found], dtype="str")
     return foreign
 
 
 def fold_decisions(path: Path | str) -> pd.DataFrame:
     """Read a pool's manifest, and take the decisions of the log beside it in, under the lock of the caller.
 
-    Who changes decisions in the manifest itself does this first, or the log would win over the change.
-    Decisions on other images stay in the log.
+    Who changes decisions in the manifest does this first, or the log would win. Foreign ones stay in the log.
     """
-    path = Path(path)
-    log = DecisionLog(path.with_name(DECISIONS_FILE))
+    log = DecisionLog(Path(path).with_name(DECISIONS_FILE))
     entries, manifest = log.read_new(), read_manifest(path)
     if entries:
         write_manifest(manifest, path)
-        left = _show_decisions(manifest, entries)
-        if left:
+        if left := _show_decisions(manifest, entries):
             log.rewrite(left)
         else:
             log.path.unlink()
@@ -163,8 +138,7 @@ def write_manifest(manifest: pd.DataFrame, path: Path | str) -> None:
 def validate_manifest(manifest: pd.DataFrame, path: Path | str, check_files: bool = False) -> None:
     """Check the contract: known words, unique images, paths inside the folder, files that exist if asked.
 
-    Raises:
-        ManifestError: lists every problem with its row.
+    A ManifestError lists every problem with its row.
     """
     problems = []
     for column, words in (("label", LABELS), ("split", SPLITS), ("origin", (REAL, *ORIGINS))):
@@ -189,34 +163,23 @@ def validate_manifest(manifest: pd.DataFrame, path: Path | str, check_files: boo
 
 def is_inside(relative: str) -> bool:
     """Tell whether a stored path is relative and stays inside its folder."""
-    parts = PurePosixPath(relative.replace("\\", "/"))
-    has_drive = len(relative) > 1 and relative[1] == ":"
-    return not parts.is_absolute() and ".." not in parts.parts and not has_drive
+    path = PureWindowsPath(relative)  # which knows both slashes, and drives
+    return not path.anchor and ".." not in path.parts
 
 
 def rebase_manifest(manifest: pd.DataFrame, folder: Path | str, new_folder: Path | str) -> pd.DataFrame:
     """Rewrite paths relative to `folder` so that the manifest can stand in `new_folder`, further up.
 
-    `source_image` keeps naming the data set's row.
-
-    Raises:
-        ValueError: `folder` is not inside `new_folder`.
+    `source_image` keeps naming the data set's row. A folder that is not inside is a ValueError.
     """
-    prefix = Path(folder).resolve().relative_to(Path(new_folder).resolve()).as_posix()
-    rebased = manifest.copy()
-    for column in ("image", "mask"):
-        rebased[column] = [
-            f"{prefix}/{path}" if path and prefix != "." else path for path in manifest[column]
-        ]
+    prefix = Path(folder).resolve().relative_to(Path(new_folder).resolve())
+    rebased, columns = manifest.copy(), ["image", "mask"]
+    rebased[columns] = manifest[columns].map(lambda path: path and (prefix / path).as_posix())
     return rebased
 
 
 def check_sources(pool: pd.DataFrame, dataset: pd.DataFrame) -> None:
-    """Refuse a pool any of whose images started from something else than a training image.
-
-    Raises:
-        ManifestError: lists every image and source of the `SOURCE_COLUMNS` that is not in the train split.
-    """
+    """Refuse, and list, images whose source (any of the `SOURCE_COLUMNS`) is not in the train split."""
     split_of = dict(zip(dataset["image"], dataset["split"], strict=True))
     problems = []
     for column in SOURCE_COLUMNS:

@@ -24,48 +24,30 @@ class MixingError(ValueError):
 
 @dataclass(frozen=True)
 class Arm:
-    """Where the generated positives of a run come from, and how results show it.
+    """Where the generated positives of a run come from, and how results show it."""
 
-    Attributes:
-        shares: origin → part, which add up to 1; empty for no augmentation.
-        label: in words.
-        colour: from Okabe and Ito's palette, or another that every kind of colour vision tells apart.
-        marker: of matplotlib.
-    """
-
-    shares: Shares
+    shares: Shares  # origin → part, which add up to 1; empty for no augmentation
     label: str
-    colour: str
-    marker: str
+    colour: str  # from Okabe and Ito's palette, or another that every kind of colour vision tells apart
+    marker: str  # of matplotlib
 
 
 @dataclass(frozen=True)
 class Origin:
-    """A method's row. Its word is the origin in manifests, the folder of its pools, and its own arm.
+    """A method's row. Its word is the origin in manifests, the folder of its pools, and its own arm."""
 
-    Attributes:
-        label, colour, marker: see `Arm`.
-        notebook: that makes its pool.
-        gives_masks: whether its images have exact masks.
-        needs_positives: whether it is made from real positives, of which zero-shot knows none.
-        learns: whether what it is made from depends on scenario and seed, so that each has its own pool.
-        wants_gpu: whether its notebook wants a GPU.
-        mixes: further arms, word → arm, shown after its own.
-    """
-
-    label: str
+    label: str  # this, colour and marker: see `Arm`
     colour: str
     marker: str
-    notebook: str
-    gives_masks: bool = True
-    needs_positives: bool = False
-    learns: bool = False
+    notebook: str  # that makes its pool
+    gives_masks: bool = True  # exact ones
+    needs_positives: bool = False  # is made from real positives, of which zero-shot knows none
+    learns: bool = False  # what it is made from depends on scenario and seed, so that each has its own pool
     wants_gpu: bool = True
-    mixes: tuple[tuple[str, Arm], ...] = ()
+    mixes: tuple[tuple[str, Arm], ...] = ()  # further arms, by word, shown after its own
 
 
 IN_AND_OUT = Arm({"ddpm": 0.5, "memseg": 0.5}, "In&Out", "#009E73", "d")
-NO_AUGMENTATION = Arm({}, "no augmentation", "#000000", "X")
 
 ORIGINS: dict[str, Origin] = {
     "memseg": Origin("MemSeg", "#0072B2", "o", "02_memseg", wants_gpu=False),
@@ -86,7 +68,7 @@ ORIGINS: dict[str, Origin] = {
 
 def list_arms() -> dict[str, Arm]:
     """Every built-in arm by its word, in the order of results."""
-    arms = {"none": NO_AUGMENTATION}
+    arms = {"none": Arm({}, "no augmentation", "#000000", "X")}
     for word, row in ORIGINS.items():
         arms[word] = Arm({word: 1.0}, row.label, row.colour, row.marker)
         arms |= dict(row.mixes)
@@ -99,19 +81,12 @@ def list_notebooks() -> list[str]:
 
 
 class Run(NamedTuple):
-    """One classifier run of the protocol.
+    """One classifier run of the protocol."""
 
-    Attributes:
-        scenario: word of `SCENARIOS`: how many real positives are known.
-        arm: word of `list_arms`, or one of the profile's own: where generated positives come from.
-        n_aug: number of generated positives; 0 for the arm "none" and for no other.
-        seed: draws the real positives of few-shot, and the generated ones.
-    """
-
-    scenario: str
-    arm: str
-    n_aug: int
-    seed: int
+    scenario: str  # word of `SCENARIOS`: how many real positives are known
+    arm: str  # word of `list_arms`, or one of the profile's own: where generated positives come from
+    n_aug: int  # generated positives; 0 for the arm "none" and for no other
+    seed: int  # draws the real positives of few-shot, and the generated ones
 
     @property
     def name(self) -> str:
@@ -138,10 +113,7 @@ def parse_run_name(name: str) -> Run:
 
 
 def pool_name(scenario: str, seed: int) -> str:
-    """What the pool of a generator that learns from a scenario's images is called, in the origin's folder.
-
-    Only few-shot draws its real positives by seed: `few-shot-seed0`, but `zero-shot` and `full-shot`.
-    """
+    """Name of a pool that learns: `few-shot-seed0`, but `zero-shot`, which draws no positives by seed."""
     return f"{scenario}-seed{seed}" if scenario == "few-shot" else scenario
 
 
@@ -174,55 +146,47 @@ def planned_runs(
         MixingError: an entry is no list, a word or a number is wrong, or no run is left.
     """
     given = {"scenarios": scenarios, "arms": arms, "n_aug": n_aug, "seeds": seeds}
-    no_lists = [f"{name} is {entry!r}, not a list" for name, entry in given.items() if not _is_list(entry)]
+    no_lists = [
+        f"{name} is {entry!r}, not a list"
+        for name, entry in given.items()
+        if isinstance(entry, str | Mapping) or not isinstance(entry, Iterable)
+    ]
     raise_problems("planned runs", no_lists, MixingError)
     given = {name: list(entry) for name, entry in given.items()}
-    wrong = [
-        f"scenario {word!r} is none of {', '.join(SCENARIOS)}"
-        for word in given["scenarios"]
-        if word not in SCENARIOS
-    ]
+    scenarios, arms, n_aug, seeds = given.values()
+    unknown = [word for word in scenarios if word not in SCENARIOS]
+    wrong = [f"scenario {word!r} is none of {', '.join(SCENARIOS)}" for word in unknown]
     skipped = {(scenario, arm) for scenario, words in (left_out or {}).items() for arm in words}
     wrong += [
         f"left_out names {arm!r} in {scenario!r}, which is not planned anyway"
         for scenario, arm in sorted(skipped)
-        if scenario not in given["scenarios"] or arm not in given["arms"]
+        if scenario not in scenarios or arm not in arms
     ]
-    wrong += [
-        f"{number!r} is no whole number of at least 0"
-        for number in given["n_aug"] + given["seeds"]
-        if type(number) is not int or number < 0
-    ]
+    negative = [number for number in n_aug + seeds if type(number) is not int or number < 0]
+    wrong += [f"{number!r} is no whole number of at least 0" for number in negative]
     raise_problems("planned runs", wrong, MixingError)
+    origins = {arm: arm_shares(arm, extra_arms=extra_arms) for arm in arms}
+    real = {word for word, row in ORIGINS.items() if row.needs_positives}
     runs = [
         Run(scenario, arm, number, seed)
-        for scenario in given["scenarios"]
-        for arm in given["arms"]
-        for number in (given["n_aug"] if arm_shares(arm, extra_arms=extra_arms) else [0])
-        for seed in given["seeds"]
+        for scenario in scenarios
+        for arm in arms
+        for number in (n_aug if origins[arm] else [0])
+        for seed in seeds
         if (number > 0 or arm == "none")
         and (scenario, arm) not in skipped
-        and not (scenario == "zero-shot" and _needs_positives(arm, extra_arms))
+        and (scenario != "zero-shot" or (origins[arm] and not real & origins[arm].keys()))
     ]
     if not runs:
         raise MixingError(f"no run is left of {given}: every arm but none needs an n_aug above 0")
     return [parse_run_name(run.name) for run in dict.fromkeys(runs)]
 
 
-def _needs_positives(arm: str, extra_arms: Arms | None) -> bool:
-    origins = arm_shares(arm, extra_arms=extra_arms)
-    return not origins or any(ORIGINS[origin].needs_positives for origin in origins)
-
-
-def _is_list(entry: object) -> bool:
-    return isinstance(entry, Iterable) and not isinstance(entry, str | Mapping)
-
-
 def arm_shares(arm: str, share: float = 0.5, extra_arms: Arms | None = None) -> dict[str, float]:
     """What part of an arm's generated positives comes from which pool.
 
     Args:
-        arm: its name.
+        arm: its word.
         share: part of diffusion in the arm "in_and_out", in [0, 1]; the rest is MemSeg's.
         extra_arms: further arms, name → (origin → share), such as {"diag_memseg": {"diag": 0.3,
             "memseg": 0.7}}; the shares of one arm add up to 1.

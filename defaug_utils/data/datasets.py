@@ -7,6 +7,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -42,8 +43,7 @@ def load_dataset(
         root: the data set's folder.
         layout: "ksdd2", "mvtec", "btad" or "folder" (see `layouts`), or "auto" to tell by the folders.
         category: the only category (product) to load, empty for all; for MVTec AD and BTAD.
-        test_share: share of the images drawn for test where a folder of own parts has no test part.
-        seed: decides that draw.
+        test_share: drawn for test, by the seed, where a folder of own parts has no test part.
         on_image: called with 1 for every checked image (such as `tqdm.update`).
 
     Returns:
@@ -56,11 +56,9 @@ def load_dataset(
     """
     listing = list_files(root, layout, category)
     rows, problems = [], listing.problems
-    for row, row_problems in map_in_threads(lambda row: _check_row(listing.root, row), listing.rows):
+    for row, found in map_in_threads(lambda row: _check_row(listing.root, row), listing.rows, on_image):
         rows.append(row)
-        problems += row_problems
-        if on_image:
-            on_image(1)
+        problems += found
     raise_problems(f"data set {root}", problems, DatasetError)
     manifest = make_manifest(rows)
     if "test" not in set(manifest["split"]):
@@ -69,10 +67,14 @@ def load_dataset(
     return manifest
 
 
-def map_in_threads(function: Callable, values: list) -> Iterator:
-    """Results in order; after the first error nothing new begins."""
-    with ThreadPoolExecutor(min(MAX_WORKERS, os.cpu_count() or 1)) as executor:
-        yield from executor.map(function, values)
+def map_in_threads(function: Callable, values: list, on_image: Callable | None = None) -> Iterator:
+    """Results in order, and a call with 1 behind each; after the first error nothing new begins."""
+    workers = min(MAX_WORKERS, os.cpu_count() or 1)
+    with ThreadPoolExecutor(workers) as executor, closing(executor.map(function, values)) as results:
+        for result in results:
+            yield result
+            if on_image:
+                on_image(1)
 
 
 def _check_row(root: Path, row: dict) -> tuple[dict, list[str]]:
@@ -118,7 +120,7 @@ def _warn_about(manifest: pd.DataFrame, skipped: list[str], root: Path | str) ->
 
 
 def _warn(what: str, names: list[str]) -> None:
-    listed = [*names[:MAX_LISTED_PROBLEMS], *["…"] * (len(names) > MAX_LISTED_PROBLEMS)]
+    listed = names[:MAX_LISTED_PROBLEMS] + ["…"] * (len(names) > MAX_LISTED_PROBLEMS)
     warnings.warn(what + (": " if listed else "") + ", ".join(listed), DatasetWarning, stacklevel=4)
 
 
@@ -132,8 +134,8 @@ def draw_validation(manifest: pd.DataFrame, share: float, seed: int) -> pd.DataF
 def draw_split(manifest: pd.DataFrame, split: str, share: float, seed: int) -> pd.DataFrame:
     """Move a share of the training images to `val` or `test`, evenly over labels and defect types.
 
-    The share of every category and label is in [0, 1); above 0, at least one of each is drawn and at least
-    one stays, so that a single image stays. The rows' order plays no part.
+    Above 0, at least one of every category and label is drawn and at least one stays, so that a single image
+    stays. The rows' order plays no part.
     """
     if not 0 <= share < 1:
         raise ValueError(f"share {share} of the training images for {split} must be in [0, 1)")
@@ -169,9 +171,8 @@ def draw_few_shot(
         chosen: `image` of the rows to move, whatever their number; empty to draw them.
 
     Raises:
-        DatasetError: types with too few images (all types are listed), a category with no defective image
-            left for test, defective images in train already, or wrong names in the list.
-        ValueError: the count is below 1.
+        DatasetError: types with too few images, a category with no defective image left for test, defective
+            images in train already, or wrong names in the list.
     """
     if count < 1:
         raise ValueError(f"few-shot count {count} must be 1 or more")
@@ -190,12 +191,10 @@ def draw_few_shot(
     wrong += [f"{name}: is listed twice" for name, times in Counter(images).items() if times > 1]
     raise_problems("few-shot list", sorted(wrong), DatasetError)
     left = candidates[~candidates["image"].isin(images)]
-    bare = [
-        f"{category or 'defects'}: no defective image in test"
-        for category in sorted({*dataset["category"]} - {*left["category"]})
-    ]
+    bare = sorted({*dataset["category"]} - {*left["category"]})
+    problems = [f"{category or 'defects'}: no defective image in test" for category in bare]
     what = f"few-shot: with {len(images)} image(s) for training nothing is left to be judged on"
-    raise_problems(what, bare, DatasetError)
+    raise_problems(what, problems, DatasetError)
     return dataset.assign(split=dataset["split"].mask(dataset["image"].isin(images), "train"))
 
 
@@ -208,12 +207,11 @@ def _draw_per_type(candidates: pd.DataFrame, count: int, seed: int) -> list[str]
             + " (too few)" * (len(images) < count)
             for key, images in groups.items()
         ]
-        raise_problems(
+        what = (
             f"few-shot: {count} defective images of every type are asked for; ask for at most {fewest}, "
-            "give a list of images, or leave the types with fewer out of the data set",
-            sorted(listed, key=lambda line: "too few" not in line),
-            DatasetError,
+            "give a list of images, or leave the types with fewer out of the data set"
         )
+        raise_problems(what, sorted(listed, key=lambda line: "too few" not in line), DatasetError)
     drawn = []
     for key, images in groups.items():
         generator = np.random.default_rng([seed, zlib.crc32("/".join(key).encode())])
@@ -222,10 +220,7 @@ def _draw_per_type(candidates: pd.DataFrame, count: int, seed: int) -> list[str]
 
 
 def summarise_dataset(manifest: pd.DataFrame) -> pd.DataFrame:
-    """Count the images of `load_dataset` by category, split, label and defect type, one row a group.
-
-    The further columns are `images`, `min_width` … `max_height`, and `min_`, `median_`, `max_defect_pixels`.
-    """
+    """Number and sizes of images, and their defect pixels, by category, split, label and defect type."""
     keys = ["category", "split", "label", "defect_type"]
     table = manifest.assign(split=pd.Categorical(manifest["split"], SPLITS, ordered=True))
     spread = {"width": ("min", "max"), "height": ("min", "max"), "defect_pixels": ("min", "median", "max")}

@@ -50,7 +50,7 @@ def download_dataset(
 
     Args:
         folder: where the archive and the unpacked data set go; an archive put there by hand is used.
-        archive: by default KolektorSDD2, licence CC BY-NC-SA 4.0.
+        archive: by default KolektorSDD2.
         on_bytes: called with the number of bytes just fetched (such as `tqdm.update`).
 
     Returns:
@@ -139,10 +139,10 @@ def _check_hash(found: Path, path: Path, archive: Archive) -> None:
         md5 = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
     if md5 == archive.md5:
         return
-    size = found.stat().st_size
+    size, what_to_do = found.stat().st_size, "Delete it and run again"
     if found != path:
         found.unlink()
-    what_to_do = "Delete it and run again" if found == path else "It is deleted: run again"
+        what_to_do = "It is deleted: run again"
     raise DownloadError(
         f"{found} ({size:,} bytes) has MD5 {md5}, expected {archive.md5}: it was damaged on the way, or is "
         f"another version. {what_to_do}, {_by_hand(path, archive)}"
@@ -150,13 +150,7 @@ def _check_hash(found: Path, path: Path, archive: Archive) -> None:
 
 
 def unpack_archive(path: Path | str, folder: Path | str, max_bytes: int = MAX_UNPACKED) -> None:
-    """Unpack a zip archive into a new folder, whole or not at all, after checking every member.
-
-    Raises:
-        FileExistsError: the folder is there already.
-        ValueError: no zip archive, or members that must not be unpacked, see `_check_members`.
-        OSError: the disk is full.
-    """
+    """Unpack a zip archive into a new folder, whole or not at all, after checking every member."""
     path, folder = Path(path), Path(folder)
     if folder.exists():
         raise FileExistsError(f"{folder} is there already: delete it to unpack {path.name} again")

@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,18 +48,13 @@ class ExportError(ValueError):
 
 
 class Export(NamedTuple):
-    """What an export wrote: its folder, and numbers.
-
-    Attributes:
-        instances: connected parts of all masks, each of them one object in COCO and YOLO.
-        left_out: positives that were left out because they have no mask.
-    """
+    """What an export wrote: its folder, and numbers."""
 
     folder: Path
     images: int
     positives: int
-    instances: int
-    left_out: int
+    instances: int  # connected parts of all masks, each of them one object in COCO and YOLO
+    left_out: int  # positives without a mask
 
 
 def export_training_set(
@@ -76,19 +71,18 @@ def export_training_set(
 
     Args:
         training_set: manifest with paths relative to `folder`.
-        folder: where its images are.
         target: folder to make, or an empty one.
         export_format: word of `FORMATS`.
         skip_unmasked: leave positives without a mask out, and count them, instead of refusing them.
-        by_defect_type: a class for every defect type in COCO and YOLO, instead of one class "defect";
-            positives of unknown type, as generated ones are, stay in the class "defect".
-        coco_masks: "rle" keeps every pixel; "polygon" is for tools that read nothing else: most of them
-            draw an outline half a pixel too small all around, so that a crack of 1 pixel vanishes.
+        by_defect_type: a class for every defect type in COCO and YOLO, instead of one class "defect", in
+            which positives of unknown type, as generated ones are, stay.
+        coco_masks: "rle" keeps every pixel; "polygon" is for tools that read nothing else: most of them draw
+            an outline half a pixel too small all around, so that a crack of 1 pixel vanishes.
         overwrite: replace an earlier export in the same format.
 
     Raises:
-        ExportError: positives without mask, masks without a defect or of another size, a target that
-            holds something else, or an unknown word.
+        ExportError: positives without mask, masks without a defect or of another size, a target that holds
+            something else, or an unknown word.
         ManifestError: the training set names files that don't exist.
     """
     folder, target = Path(folder), Path(target)
@@ -233,28 +227,25 @@ def find_parts(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _make_traceable(part: np.ndarray) -> np.ndarray:
     """The part; with its hole filled where no seam reaches that; widened where it is a line or a speck."""
-    changes = (
-        lambda: part,
-        lambda: binary_fill_holes(part),
-        lambda: binary_dilation(part, np.ones((2, 2))),
-        lambda: binary_dilation(part, np.ones((3, 3))),
-    )
-    return next(changed for change in changes if _trace(changed := change()))
+    if _trace(part):
+        return part
+    if _trace(filled := binary_fill_holes(part)):
+        return filled
+    wider = binary_dilation(part, np.ones((2, 2)))
+    return wider if _trace(wider) else binary_dilation(part, np.ones((3, 3)))
 
 
 def _trace(part: np.ndarray) -> list[np.ndarray]:
     """Outline of a part, holes joined to it; empty when there is none."""
-    try:
+    with suppress(ValueError):
         return approximate_mask_with_polygons(part, bridge_holes=True)
-    except ValueError:
-        return []
+    return []
 
 
 def _detect(mask: np.ndarray, class_id: int, form: str) -> sv.Detections:
     """The parts of a mask as objects, with traceable masks ("yolo") or what COCO stores ("rle", "polygon").
 
-    `iscrowd` is 0 for all of them: supervision alone would call a part with a hole a crowd, and trainers
-    pass over crowds.
+    `iscrowd` is always 0: supervision would call a part with a hole a crowd, which trainers pass over.
     """
     parts, boxes = find_parts(mask)
     detections = sv.Detections(xyxy=boxes, class_id=np.full(len(parts), class_id))
@@ -267,11 +258,8 @@ def _detect(mask: np.ndarray, class_id: int, form: str) -> sv.Detections:
             segmentations[index] = {"counts": mask_to_rle(part), "size": list(part.shape)}
         else:
             segmentations[index] = [outline.ravel().tolist() for outline in _trace(_make_traceable(part))]
-    detections.data = {
-        "iscrowd": np.zeros(len(parts), dtype=int),
-        "area": parts.sum(axis=(1, 2)).astype(float),
-        COCO_RAW_SEGMENTATION: segmentations,
-    }
+    detections.data = {"iscrowd": np.zeros(len(parts), dtype=int), COCO_RAW_SEGMENTATION: segmentations}
+    detections.data["area"] = parts.sum(axis=(1, 2)).astype(float)
     return detections
 
 
@@ -290,18 +278,13 @@ def _write_coco(rows: pd.DataFrame, staging: Path, classes: list[str], coco_mask
     for split, part in rows.groupby("split"):
         path = staging / "annotations" / f"instances_{split}.json"
         dataset = _make_dataset(part, staging, classes, coco_masks)
-        image_id, object_id = dataset.as_coco(
-            annotations_path=str(path), starting_image_id=image_id, starting_annotation_id=object_id
-        )
-        _remove_claims(path)
-
-
-def _remove_claims(path: Path) -> None:
-    """Take out what supervision writes of its own: a CC BY licence that isn't ours to give, and the time."""
-    content = json.loads(path.read_text(encoding="utf-8")) | {"licenses": []}
-    for image in content["images"]:
-        del image["license"], image["date_captured"]
-    path.write_text(json.dumps(content), encoding="utf-8")
+        starts = {"starting_image_id": image_id, "starting_annotation_id": object_id}
+        image_id, object_id = dataset.as_coco(annotations_path=str(path), **starts)
+        # Without what supervision adds: a CC BY licence that isn't ours to give, and the time.
+        content = json.loads(path.read_text(encoding="utf-8")) | {"licenses": []}
+        for image in content["images"]:
+            del image["license"], image["date_captured"]
+        path.write_text(json.dumps(content), encoding="utf-8")
 
 
 def _write_yolo(rows: pd.DataFrame, staging: Path, classes: list[str]) -> None:

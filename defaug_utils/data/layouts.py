@@ -20,6 +20,8 @@ from defaug_utils.core.manifest import SPLITS
 KSDD2_NAME = re.compile(r"(\d+)(_GT)?\.png", re.ASCII)
 IMAGE_SUFFIXES = (".png", ".bmp", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")
 FOLDER_GROUPS = ("negative", "positive", "images")
+GOOD_FOLDERS = {"mvtec": "good", "btad": "ok"}  # the layouts with categories
+LAYOUTS = ("ksdd2", *GOOD_FOLDERS, "folder")
 EXPECTED = """\
   - ksdd2: train/10000.png with train/10000_GT.png, test/20000.png with test/20000_GT.png
   - mvtec: [<category>/]train/good, test/<defect type>, ground_truth/<defect type>
@@ -33,18 +35,12 @@ class DatasetError(ValueError):
 
 @dataclass
 class Listing:
-    """What a data set's folder holds, by the names of its files.
-
-    Attributes:
-        rows: of the manifest, relative to `root`; `label` is missing where only the mask can tell.
-        skipped: files that don't belong to the layout.
-        problems: what is missing, ambiguous or twice there.
-    """
+    """What a data set's folder holds, by the names of its files."""
 
     root: Path
-    rows: list[dict] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
+    rows: list[dict] = field(default_factory=list)  # of the manifest; no `label` where only the mask can tell
+    skipped: list[str] = field(default_factory=list)  # files that don't belong to the layout
+    problems: list[str] = field(default_factory=list)  # what is missing, ambiguous or twice there
 
     def name(self, path: Path) -> str:
         """A path relative to the root, with slashes."""
@@ -85,7 +81,16 @@ def list_files(root: Path | str, layout: str = "auto", category: str = "") -> Li
         _check_root(root)
         layout = _find_layout(root) if layout == "auto" else layout
         listing = Listing(root)
-        LAYOUTS[layout](listing, category)
+        if layout in GOOD_FOLDERS:
+            _list_parts(listing, category, layout)
+        elif category:
+            raise DatasetError(
+                f"{root} is of layout {layout}, which has no categories: leave category {category!r} out"
+            )
+        elif layout == "ksdd2":
+            _list_ksdd2(listing)
+        else:
+            _list_folder(listing)
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -114,7 +119,7 @@ def _guess_layout(root: Path) -> str | None:
     for split in ("train", "test"):
         if (root / split).is_dir() and any(KSDD2_NAME.fullmatch(name) for name in os.listdir(root / split)):
             return "ksdd2"
-    for layout, good in (("mvtec", "good"), ("btad", "ok")):
+    for layout, good in GOOD_FOLDERS.items():
         if _find_parts(root, good):
             return layout
     bases = (root, *(root / split for split in SPLITS))
@@ -150,8 +155,7 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-def _list_ksdd2(listing: Listing, category: str) -> None:
-    _refuse_category(listing, "ksdd2", category)
+def _list_ksdd2(listing: Listing) -> None:
     path_of: dict[int, Path] = {}
     types = _read_defect_types(listing.root / "surfaces.csv")
     for split in ("train", "test"):
@@ -163,10 +167,8 @@ def _list_ksdd2(listing: Listing, category: str) -> None:
             else:
                 listing.skipped.append(listing.name(path))
         images, masks = (listing.index(paths, _number) for paths in found.values())
-        of_split = {
-            number: {"split": split, "defect_type": types.get(listing.name(path), "")}
-            for number, path in images.items()
-        }
+        kinds = {number: types.get(listing.name(path), "") for number, path in images.items()}
+        of_split = {number: {"split": split, "defect_type": kind} for number, kind in kinds.items()}
         listing.pair(images, masks, of_split.get)
         listing.index([*path_of.values(), *images.values()], _number)
         path_of |= images
@@ -193,8 +195,9 @@ def _find_parts(root: Path, good: str) -> list[Path]:
     return sorted(path for path in root.iterdir() if (path / "train" / good).is_dir())
 
 
-def _list_parts(listing: Listing, category: str, layout: str, good: str) -> None:
+def _list_parts(listing: Listing, category: str, layout: str) -> None:
     """MVTec AD and BTAD: good images for training; the test folder's name is the defect type."""
+    good = GOOD_FOLDERS[layout]
     folder_of = {part.resolve().name: part for part in _find_parts(listing.root, good)}
     if category and category not in folder_of:
         known = ", ".join(folder_of) or "none"
@@ -230,8 +233,7 @@ def _index_under(listing: Listing, folder: Path, required: bool = True) -> dict:
     return listing.index(_files(listing, folder, required), key_of)
 
 
-def _list_folder(listing: Listing, category: str) -> None:
-    _refuse_category(listing, "folder", category)
+def _list_folder(listing: Listing) -> None:
     root = listing.root
     bases = [root / split for split in SPLITS if _has_groups(root / split)]
     if bases and _has_groups(root):
@@ -258,18 +260,3 @@ def _list_folder_split(listing: Listing, base: Path, split: str) -> None:
         images |= found
         label_of |= dict.fromkeys(found, label)
     listing.pair(images, masks, lambda key: {"split": split, "defect_type": key[0], **label_of[key]})
-
-
-def _refuse_category(listing: Listing, layout: str, category: str) -> None:
-    if category:
-        raise DatasetError(
-            f"{listing.root} is of layout {layout}, which has no categories: leave category {category!r} out"
-        )
-
-
-LAYOUTS: dict[str, Callable[[Listing, str], None]] = {
-    "ksdd2": _list_ksdd2,
-    "mvtec": lambda listing, category: _list_parts(listing, category, "mvtec", "good"),
-    "btad": lambda listing, category: _list_parts(listing, category, "btad", "ok"),
-    "folder": _list_folder,
-}

@@ -36,28 +36,24 @@ def prepare_dataset(
 ) -> pd.DataFrame:
     """Bring every image and mask to one size: `folder/images`, `folder/masks`, `folder/manifest.csv`.
 
-    Shrinking loses no defect. An interrupted call goes on where it stopped, and what changed in the data set
-    since is made again. The manifest is written last: when it is there, everything is.
+    Shrinking loses no defect. An interrupted call goes on where it stopped, also after a full disk, and what
+    changed in the data set since is made again. The manifest is written last: then everything is there.
 
     Args:
-        dataset: of `load_dataset`, with or without a validation part.
-        root: the folder that the data set's paths are relative to.
-        folder: where the results go.
+        dataset: of `load_dataset`, with or without a validation part; its paths are relative to `root`.
         size: (width, height) in pixels.
         fit: "resize" stretches the whole image; "centre_crop" cuts its centre out at the right aspect;
-            "three_crops" makes three images of an upright one, squares of its full width. A defect may
-            then be seen in two of them, and a crop without defect is a negative.
+            "three_crops" makes three images of an upright one, squares of its full width. A defect may then
+            be seen in two of them, and a crop without defect is a negative.
         on_image: called with 1 for every image that is ready (such as `tqdm.update`).
 
     Returns:
-        The manifest, paths relative to `folder`, with the further columns `original_image` and
-        `defect_pixels` (at the new size), for crops also `crop`. Negatives have no mask.
+        The manifest, paths relative to `folder`, with the further columns `original_image`, `defect_pixels`
+        (at the new size) and, for crops, `crop`. Negatives have no mask.
 
     Raises:
-        DatasetError: the crop cuts the whole defect of an image away, or images can't be cut into three
-            squares (all such images are listed), the folder holds images of another size or fit, or files
-            changed since they were loaded.
-        OSError: the disk is full; what is finished is kept.
+        DatasetError: lists the images whose whole defect a crop cuts away, or that can't be cut into three
+            squares; the folder holds images of another size or fit; or files changed since they were loaded.
         ValueError: unknown fit, or the size makes no sense.
     """
     root, folder = Path(root), Path(folder)
@@ -68,19 +64,16 @@ def prepare_dataset(
         _refuse_uncuttable(dataset, size)
     if fit == "centre_crop":
         _refuse_lost_defects(dataset, root, size)
-    settings = {"size": [int(side) for side in size], "fit": fit}
-    claim_folder(folder, settings, "images", error=DatasetError)
+    claim_folder(folder, {"size": [int(side) for side in size], "fit": fit}, "images", error=DatasetError)
     jobs = _list_jobs(dataset, fit, _read_journal(folder))
     if not all(job["done"] for job in jobs):
         (folder / "manifest.csv").unlink(missing_ok=True)
-    rows = []
-    with closing(map_in_threads(lambda job: _prepare_image(job, root, folder, size, fit), jobs)) as results:
-        for job, row in zip(jobs, results, strict=True):
+    rows, made = [], map_in_threads(lambda job: _prepare_image(job, root, folder, size, fit), jobs, on_image)
+    with closing(made):
+        for job, row in zip(jobs, made, strict=True):
             if not job["done"]:
                 append_line(folder / JOURNAL, json.dumps([job["name"], job["content"], row]).encode())
             rows.append({column: job[column] for column in COLUMNS} | row)
-            if on_image:
-                on_image(1)
     _check_labels(dataset, rows)
     manifest = make_manifest(rows)
     write_manifest(manifest, folder / "manifest.csv")
@@ -100,22 +93,17 @@ def _list_jobs(dataset: pd.DataFrame, fit: str, finished: dict[tuple[str, str], 
 
 
 def name_files(images: Iterable[str]) -> list[str]:
-    """A file name (without suffix) for every path: plain ASCII, and unique where case is ignored, too.
-
-    `test/bent/000.png` becomes `test-bent-000`.
-    """
-    images = list(images)
-    names = []
+    """A file name for every path, ASCII and unique in any case: `test/bent/000.png` gives `test-bent-000`."""
+    images, names = list(images), []
     for image in images:
         ascii_path = unicodedata.normalize("NFKD", str(PurePosixPath(image).with_suffix("")))
         name = re.sub(r"[^A-Za-z0-9_]+", "-", ascii_path.encode("ascii", "ignore").decode()).strip("-")
         names.append(name[-MAX_NAME:] or "image")
     uses = Counter(name.lower() for name in names)
-    digests = (hashlib.blake2b(image.encode(), digest_size=4).hexdigest() for image in images)
-    return [
-        name if uses[name.lower()] == 1 else f"{name}-{digest}"
-        for name, digest in zip(names, digests, strict=True)
-    ]
+    for index, image in enumerate(images):
+        if uses[names[index].lower()] > 1:
+            names[index] += "-" + hashlib.blake2b(image.encode(), digest_size=4).hexdigest()
+    return names
 
 
 def _prepare_image(job: dict, root: Path, folder: Path, size: tuple[int, int], fit: str) -> dict:
@@ -166,12 +154,11 @@ def _refuse_lost_defects(dataset: pd.DataFrame, root: Path, size: tuple[int, int
         lambda mask: fit_mask(read_mask(root / mask), size, "centre_crop").any(), list(positives["mask"])
     )
     lost = [image for image, kept in zip(positives["image"], keeps, strict=True) if not kept]
-    raise_problems(
+    what = (
         f"centre_crop to {size[0]} × {size[1]} cuts the whole defect away, so that the label would be false: "
-        "use fit 'resize', a size with another aspect, or leave these images out of the data set",
-        lost,
-        DatasetError,
+        "use fit 'resize', a size with another aspect, or leave these images out of the data set"
     )
+    raise_problems(what, lost, DatasetError)
 
 
 def _check_labels(dataset: pd.DataFrame, rows: list[dict]) -> None:

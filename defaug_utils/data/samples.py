@@ -1,13 +1,15 @@
 """A training set in memory: every image, and where asked for every mask, decoded once."""
 
 import hashlib
+from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from defaug_utils.core.guards import collect_problems, raise_problems
@@ -17,19 +19,14 @@ from defaug_utils.data.datasets import map_in_threads
 
 
 class Samples(NamedTuple):
-    """All images of a training set's manifest, row by row.
+    """All images of a training set's manifest, row by row."""
 
-    Attributes:
-        images_u8: shape (images, height, width, 3), uint8.
-        labels: shape (images,), float32, 1 for positive.
-        table: the manifest's rows.
-        masks: of `load_masked_samples` only: shape (images, height, width), bool, true on the defect.
-    """
-
-    images_u8: Tensor
-    labels: Tensor
-    table: pd.DataFrame
-    masks: Tensor | None = None
+    images_u8: Tensor  # shape (images, height, width, 3), uint8
+    labels: Tensor  # shape (images,), float32, 1 for positive
+    table: pd.DataFrame  # the manifest's rows
+    masks: Tensor | None = (
+        None  # of `load_masked_samples`: shape (images, height, width), bool, true on defects
+    )
 
     def indices(self, split: str) -> np.ndarray:
         """Positions of a split's images."""
@@ -45,30 +42,26 @@ def load_samples(
     """Decode every image of a manifest into memory, at one size.
 
     Args:
-        manifest: rows of the splits train, val and test.
-        folder: what the manifest's paths are relative to.
+        manifest: rows of the splits train, val and test, with paths relative to `folder`.
         input_size: (width, height) to which images are resized; (0, 0) for that of the stored real ones.
         needs_validation: demand negatives in the split val, which choose a classifier's threshold.
 
     Raises:
-        ManifestError: a split lacks a class that it needs; images can't be read (all are listed); or
-            no size was given and the real images differ in size.
+        ManifestError: a split lacks a class that it needs; images can't be read (all are listed); or no size
+            was given and the real images differ in size.
     """
     check_classes(manifest, needs_validation)
     folder = Path(folder)
     width, height = input_size if min(input_size) > 0 else _common_size(manifest, folder)
     images_u8 = np.empty((len(manifest), height, width, 3), np.uint8)
 
-    def load(index: int) -> str:
-        try:
+    def load(index: int) -> list[str]:
+        with collect_problems(problems := []):
             image_u8 = read_image(folder / manifest["image"].iloc[index])
-        except ValueError as error:
-            return str(error)
-        is_fitting = image_u8.shape[:2] == (height, width)
-        images_u8[index] = image_u8 if is_fitting else fit_image(image_u8, (width, height))
-        return ""
+            images_u8[index] = fit_image(image_u8, (width, height))
+        return problems
 
-    problems = list(filter(None, map_in_threads(load, range(len(manifest)))))
+    problems = list(chain.from_iterable(map_in_threads(load, range(len(manifest)))))
     raise_problems(f"training set in {folder}", problems, ManifestError)
     labels = torch.tensor((manifest["label"] == "positive").to_numpy(np.float32))
     return Samples(torch.from_numpy(images_u8), labels, manifest.reset_index(drop=True))
@@ -97,11 +90,8 @@ def _common_size(manifest: pd.DataFrame, folder: Path) -> tuple[int, int]:
     """(width, height) of the real images, read from the files' heads."""
     sizes: dict[tuple[int, int], str] = {}
     for image in manifest["image"][manifest["origin"] == "real"]:
-        try:
-            with Image.open(folder / image) as opened:
-                sizes.setdefault(opened.size, image)
-        except (OSError, UnidentifiedImageError):
-            continue  # load_samples reports every unreadable file at once
+        with suppress(OSError), Image.open(folder / image) as opened:  # load_samples lists what is unreadable
+            sizes.setdefault(opened.size, image)
     if len(sizes) == 1:
         return next(iter(sizes))
     if not sizes:
@@ -116,11 +106,9 @@ def _common_size(manifest: pd.DataFrame, folder: Path) -> tuple[int, int]:
 def load_masked_samples(
     manifest: pd.DataFrame, folder: Path | str, input_size: tuple[int, int] = (0, 0)
 ) -> Samples:
-    """Decode images and masks; arguments as of `load_samples`, but no validation part is demanded.
+    """Decode images and masks, see `load_samples`; no validation part is demanded.
 
-    Raises:
-        ManifestError: lists every positive without mask, or every mask that can't be read or is empty; or
-            see `load_samples`.
+    A ManifestError lists every positive without mask, or every mask that can't be read or is empty.
     """
     is_positive = manifest["label"] == "positive"
     unmasked = [

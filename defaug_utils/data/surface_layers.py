@@ -127,13 +127,8 @@ def draw_edge_chips(canvas: Canvas) -> np.ndarray:
 
 
 HARMLESS_LAYERS = (
-    draw_grain,
-    draw_bands,
-    draw_illumination,
-    draw_pores_and_dust,
-    draw_roller_lines,
-    draw_lint,
-    draw_edge_chips,
+    *(draw_grain, draw_bands, draw_illumination, draw_pores_and_dust),
+    *(draw_roller_lines, draw_lint, draw_edge_chips),
 )
 
 
@@ -191,18 +186,14 @@ def draw_white_mark(canvas: Canvas, size: float) -> np.ndarray:
 
 
 class DefectLook(NamedTuple):
-    """How a defect looks.
+    """How a defect looks."""
 
-    Attributes:
-        draw: gives its strength on a canvas at a size (about 1).
-        contrast: change of brightness at severity 0 and 1, in spreads of the texture around.
-        colour: share of the change that red, green and blue get.
-    """
-
-    draw: Callable[[Canvas, float], np.ndarray]
-    contrast: tuple[float, float]
+    draw: Callable[[Canvas, float], np.ndarray]  # its strength on a canvas at a size (about 1)
+    contrast: tuple[
+        float, float
+    ]  # change of brightness at severity 0 and 1, in spreads of the texture around
     is_bright: bool
-    colour: tuple[float, float, float] = (1, 1, 1)
+    colour: tuple[float, float, float] = (1, 1, 1)  # share of the change that red, green and blue get
 
 
 LOOKS = {

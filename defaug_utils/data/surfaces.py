@@ -6,7 +6,6 @@ distractors whether or not it has a defect.
 
 import os
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,15 +29,10 @@ CLEAN, DEFECT, SEVERITY = range(3)  # random streams of a surface
 
 
 class Surface(NamedTuple):
-    """One drawn part; type and severity are None without a defect.
+    """One drawn part; type and severity are None without a defect."""
 
-    Attributes:
-        image_u8: shape (height, width, 3), uint8.
-        mask: shape (height, width), bool: exactly the pixels that the defect changed.
-    """
-
-    image_u8: np.ndarray
-    mask: np.ndarray
+    image_u8: np.ndarray  # shape (height, width, 3), uint8
+    mask: np.ndarray  # shape (height, width), bool: exactly the pixels that the defect changed
     defect_type: str | None
     severity: float | None
 
@@ -133,8 +127,7 @@ def write_surfaces(
 
     Args:
         folder: where the data set goes.
-        train_count: images in `train`, at most 10,000.
-        test_count: images in `test`, likewise.
+        train_count, test_count: images in `train` and in `test`, at most 10,000 each.
         seed: decides all images, not negative; image 10000 is the same part however many there are.
         positive_share: share of the images with a defect, in [0, 1].
         size: (width, height) in pixels.
@@ -142,7 +135,6 @@ def write_surfaces(
 
     Raises:
         ValueError: the folder holds other surfaces or foreign images, or the numbers make no sense.
-        OSError: the disk is full; what is finished is kept.
     """
     folder, counts = Path(folder), {"train": train_count, "test": test_count}
     demands = {
@@ -161,10 +153,7 @@ def write_surfaces(
     note = finished if finished.is_file() else begun
     claim_folder(folder, settings | {"drawing_version": DRAWING_VERSION}, "surfaces", note.name)
     rows = [row for split in counts for row in _plan_split(split, counts[split], positive_share, seed)]
-    with closing(map_in_threads(lambda row: _write_surface(folder, row, size), rows)) as written:
-        for _ in written:
-            if on_image:
-                on_image(1)
+    list(map_in_threads(lambda row: _write_surface(folder, row, size), rows, on_image))
     write_csv(pd.DataFrame(rows).drop(columns="seed"), folder / "surfaces.csv")
     os.replace(note, finished)
 

@@ -17,16 +17,12 @@ from torch.nn.functional import interpolate
 from transformers import ResNetConfig, ResNetForImageClassification
 from transformers.utils import logging as transformers_logging
 
-from defaug_utils.core.guards import check_demands, raise_problems
+from defaug_utils.core.guards import raise_problems
 from defaug_utils.core.images import fit_image
 
 _QUARTER = {"layer_type": "basic", "embedding_size": 16, "hidden_sizes": [16, 32, 64, 128]}
 BACKBONES = {
-    "resnet50": {
-        "depths": [3, 4, 6, 3],
-        "layer_type": "bottleneck",
-        "hidden_sizes": [256, 512, 1024, 2048],
-    },
+    "resnet50": {"depths": [3, 4, 6, 3], "layer_type": "bottleneck", "hidden_sizes": [256, 512, 1024, 2048]},
     "resnet18": {"depths": [2, 2, 2, 2], "layer_type": "basic", "hidden_sizes": [64, 128, 256, 512]},
     "resnet18_quarter": {"depths": [2, 2, 2, 2], **_QUARTER},
     "resnet10_quarter": {"depths": [1, 1, 1, 1], **_QUARTER},
@@ -37,10 +33,6 @@ NORMALISATIONS = {  # name: mean and standard deviation by channel, of values in
     "symmetric": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),  # onto [-1, 1]
 }
 PICKLE_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".pkl")
-CONVERSION = (
-    'python -c "import torch; from safetensors.torch import save_file; '
-    "save_file(torch.load('resnet50.pth', weights_only=True), 'resnet50.safetensors')\""
-)
 HEAD_KEYS = ("classifier.1.weight", "classifier.1.bias")
 _RENAMES = (  # transformers' names to torchvision's
     (r"^resnet\.embedder\.embedder\.convolution\.", "conv1."),
@@ -67,9 +59,9 @@ def build_classifier(backbone: str, weights: str = "") -> ResNetForImageClassifi
 
     Args:
         backbone: a name in `BACKBONES`.
-        weights: "" for random ones from PyTorch's global generator; a `.safetensors` file with
-            torchvision's key names; a folder or hub id that `from_pretrained` reads. A classification
-            head of more than one class is dropped (and logged): ours starts at random.
+        weights: "" for random ones from PyTorch's global generator; a `.safetensors` file with torchvision's
+            key names; a folder or hub id that `from_pretrained` reads. A classification head of more than one
+            class is dropped (and logged): ours starts at random.
 
     Returns:
         The model, in evaluation mode, on the processor.
@@ -104,11 +96,7 @@ def torchvision_keys(model: ResNetForImageClassification) -> dict[str, str]:
 
 
 def load_torchvision_weights(model: ResNetForImageClassification, path: Path | str) -> tuple[str, ...]:
-    """Load a torchvision state dict into a transformers ResNet, in place, see `build_classifier`.
-
-    Returns:
-        The file's keys that were left out: the head, where it has another number of classes.
-    """
+    """Load torchvision's weights in place; the head's keys are left out and returned where classes differ."""
     loaded = _read_safetensors(Path(path))
     current, our_key = model.state_dict(), torchvision_keys(model)
     head = [torchvision_key(key) for key in HEAD_KEYS]
@@ -131,7 +119,9 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     if path.suffix in PICKLE_SUFFIXES:
         raise ValueError(
             f"weights {path}: pickled files can run code when they are read, so only .safetensors files "
-            f"are; convert it once, where you trust its source:\n  {CONVERSION}"
+            "are; convert it once, where you trust its source:\n"
+            '  python -c "import torch; from safetensors.torch import save_file; '
+            "save_file(torch.load('resnet50.pth', weights_only=True), 'resnet50.safetensors')\""
         )
     if not path.is_file():
         raise FileNotFoundError(f"no weights at {path}")
@@ -150,18 +140,11 @@ def _load_pretrained(weights: str, backbone: str, config: ResNetConfig) -> ResNe
     try:
         found, wanted = ResNetConfig.from_pretrained(weights).to_dict(), config.to_dict()
         names = ("depths", "layer_type", "embedding_size", "hidden_sizes", "downsample_in_bottleneck")
-        demands = {
-            f"{name} is {found[name]}, {backbone} has {wanted[name]}": found[name] == wanted[name]
-            for name in names
-        }
-        check_demands(f"weights {weights} are of another backbone", demands)
-        model, report = ResNetForImageClassification.from_pretrained(
-            weights,
-            num_labels=1,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
+        differing = [name for name in names if found[name] != wanted[name]]
+        problems = [f"{name} is {found[name]}, {backbone} has {wanted[name]}" for name in differing]
+        raise_problems(f"weights {weights} are of another backbone", problems)
+        options = {"use_safetensors": True, "ignore_mismatched_sizes": True, "output_loading_info": True}
+        model, report = ResNetForImageClassification.from_pretrained(weights, num_labels=1, **options)
     except OSError as error:
         raise FileNotFoundError(
             f"weights {weights!r}: no file, no folder with a safetensors model, and not on the model hub "
@@ -175,15 +158,10 @@ def _load_pretrained(weights: str, backbone: str, config: ResNetConfig) -> ResNe
 
 
 def normalise_images(images_u8: Tensor, normalisation: str = "imagenet") -> Tensor:
-    """Bring uint8 images (batch, height, width, 3) to a network's input (batch, 3, height, width), float32.
-
-    The normalisation is a name in `NORMALISATIONS`.
-    """
+    """Bring uint8 images (batch, height, width, 3) to float32 input (batch, 3, height, width)."""
     if normalisation not in NORMALISATIONS:
         raise ValueError(f"normalisation {normalisation!r} is none of {', '.join(NORMALISATIONS)}")
-    mean, deviation = (
-        torch.tensor(values, device=images_u8.device) for values in NORMALISATIONS[normalisation]
-    )
+    mean, deviation = torch.tensor(NORMALISATIONS[normalisation], device=images_u8.device)
     return ((images_u8.float() / 255 - mean) / deviation).permute(0, 3, 1, 2)
 
 
@@ -198,40 +176,29 @@ def hash_weights(module: nn.Module) -> str:
 
 @dataclass(frozen=True)
 class FeatureNetwork:
-    """The first parts of a pretrained network, to be looked into.
-
-    Attributes:
-        backbone: its name.
-        parts: name of a layer → what leads to it from the layer before; in evaluation mode.
-        normalisation: of its input, a name in `NORMALISATIONS`.
-        side: pixels of the square that images are stretched to, 0 for their own size.
-    """
+    """The first parts of a pretrained network, to be looked into."""
 
     backbone: str
-    parts: Mapping[str, nn.Module]
-    normalisation: str = "imagenet"
-    side: int = 0
+    parts: Mapping[str, nn.Module]  # layer → what leads to it from the layer before; in evaluation mode
+    normalisation: str = "imagenet"  # of its input, a name in `NORMALISATIONS`
+    side: int = 0  # pixels of the square that images are stretched to, 0 for their own size
 
     def describe(self) -> dict:
         """Name and fingerprint, for recipes."""
         return {"backbone": self.backbone, "fingerprint": hash_weights(nn.ModuleDict(self.parts))[:16]}
 
     def name_distance(self, kind: str) -> str:
-        """The honest name of a Fréchet ("FD") or kernel distance ("KD") over these features: "FD-resnet50".
-
-        FID and KID are names for Inception alone, and torchvision's weights are not the usual programs'.
-        """
+        """The honest name of a Fréchet ("FD") or kernel distance ("KD"): FID and KID are Inception's."""
         if self.backbone == INCEPTION:
             return {"FD": "FID", "KD": "KID"}[kind] + " (torchvision)"
         return f"{kind}-{self.backbone}"
 
     @torch.inference_mode()
     def read_maps(self, images_u8: np.ndarray, layers: Sequence[str] = DIAG_LAYERS) -> dict[str, Tensor]:
-        """What the layers answer to some images; no part beyond the last of them is run.
+        """What some of the `parts` answer to images; none beyond the last of them is run.
 
         Args:
             images_u8: shape (batch, height, width, 3), uint8.
-            layers: names of `parts`; others are refused.
 
         Returns:
             Layer → shape (batch, channels, rows, columns), float32.
@@ -254,16 +221,11 @@ class FeatureNetwork:
 
 
 def open_features(backbone: str, weights: str, device: str | torch.device = "cpu") -> FeatureNetwork:
-    """Open a pretrained network by its name.
+    """Open a pretrained network by its name, with the layers `DIAG_LAYERS` (a ResNet: of all its stages).
 
     Args:
         backbone: a name in `BACKBONES`, or "inception" (torchvision's, where it is installed).
-        weights: for a ResNet what `build_classifier` takes (a folder, a `.safetensors` file with
-            torchvision's key names or a hub id); for Inception such a file.
-        device: where it runs.
-
-    Returns:
-        The network with the layers `DIAG_LAYERS`; a ResNet also has the others of its stages.
+        weights: what `build_classifier` takes; for Inception a `.safetensors` file of torchvision's keys.
 
     Raises:
         ValueError: unknown backbone, weights that don't fit, or none (random features say nothing).
@@ -308,21 +270,13 @@ def read_in_batches(
     """What the layers answer to images, batch by batch, as `FeatureNetwork.read_maps` gives it.
 
     Args:
-        network: from `open_features`.
-        images_u8: each of shape (height, width, 3), uint8; may be read on the way, so that memory does not
-            grow with their number.
-        layers: names of layers.
+        images_u8: each of shape (height, width, 3), uint8; may be read on the way, to save memory.
         size: (width, height) that images of another size are resized to; that of the first if None.
-        batch_size: images looked at together.
-
-    Raises:
-        ValueError: a layer is unknown, or its output is not finite.
     """
     remaining = iter(images_u8)
     while batch := list(islice(remaining, batch_size)):
         size = size or (batch[0].shape[1], batch[0].shape[0])
-        same = [image if image.shape[1::-1] == size else fit_image(image, size) for image in batch]
-        maps = network.read_maps(np.stack(same), layers)
+        maps = network.read_maps(np.stack([fit_image(image, size) for image in batch]), layers)
         if not all(found.isfinite().all() for found in maps.values()):
             raise ValueError(f"features of {network.backbone} are not finite: its weights are broken")
         yield maps
@@ -331,11 +285,7 @@ def read_in_batches(
 def average_features(
     network: FeatureNetwork, images_u8: Iterable[np.ndarray], layer: str, batch_size: int = 16
 ) -> np.ndarray:
-    """The feature of every image: the mean of a layer's output over all places, see `read_in_batches`.
-
-    Returns:
-        Shape (images, channels), float32.
-    """
+    """The mean of a layer's output over all places of every image, shape (images, channels), float32."""
     batches = read_in_batches(network, images_u8, [layer], batch_size=batch_size)
     features = [maps[layer].mean(dim=(2, 3)).cpu().numpy() for maps in batches]
     if not features:

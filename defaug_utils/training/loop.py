@@ -28,20 +28,12 @@ ROWS = ("step", "checkpoint", "epoch")
 
 @dataclass(frozen=True)
 class StepPlan:
-    """How long, and how often the state is kept.
+    """How long, and how often the state is kept."""
 
-    Attributes:
-        steps: in all; a finished training may be made longer.
-        save_every: steps between checkpoints.
-        precision: of the forward pass: "no" (float32), "bf16" or "fp16".
-        row: what a row of the history stands for: each "step", the mean since the last "checkpoint", or the
-            same counted as an "epoch".
-    """
-
-    steps: int
-    save_every: int = 500
-    precision: str = "no"
-    row: str = "checkpoint"
+    steps: int  # in all; a finished training may be made longer
+    save_every: int = 500  # steps between checkpoints
+    precision: str = "no"  # of the forward pass, a word of `PRECISIONS`; "no" is float32
+    row: str = "checkpoint"  # of the history: a "step", or the mean since a "checkpoint" (counted as "epoch")
 
     def __post_init__(self) -> None:
         """Refuse values that make no sense, all in one message."""
@@ -55,32 +47,20 @@ class StepPlan:
 
 
 class StepLoss(NamedTuple):
-    """What one step computes.
+    """What one step computes."""
 
-    Attributes:
-        loss: of this process's part of the batch; its gradient is followed.
-        numbers: what the step's row of the history tells; without a `loss` that is the mean of all processes.
-        weight: of the loss in the mean of several steps, such as the number of images.
-    """
-
-    loss: Tensor
-    numbers: Mapping[str, float | None] = {}
-    weight: float = 1.0
+    loss: Tensor  # of this process's part of the batch; its gradient is followed
+    numbers: Mapping[str, float | None] = {}  # for the history; without a `loss`: the mean of all processes'
+    weight: float = 1.0  # of the loss in the mean of several steps, such as the number of images
 
 
 class StepDone(NamedTuple):
-    """A step that was just taken, as `on_step` hears of it.
+    """A step that was just taken, as `on_step` hears of it."""
 
-    Attributes:
-        step: its number, from 1, of `steps` in all.
-        numbers: its loss and whatever else the step tells.
-        is_saved: a checkpoint was just written.
-    """
-
-    step: int
-    steps: int
-    numbers: dict
-    is_saved: bool
+    step: int  # from 1
+    steps: int  # in all
+    numbers: dict  # its loss and whatever else the step tells
+    is_saved: bool  # a checkpoint was just written
 
     @property
     def loss(self) -> float:
@@ -95,24 +75,17 @@ OnStep = Callable[[StepDone], None]
 class Training:
     """What is trained, and how a step is taken.
 
-    Attributes:
-        module: what computes, and is wrapped by accelerate.
-        optimiser: over the parameters that are trained.
-        compute_loss: takes the module (as accelerate wraps it) and a step's number from 0; must depend on
-            nothing else, so that a resumed training draws what an uninterrupted one does.
-        accelerator: from `open_accelerator`.
-        rate_of: learning rate of a step from 0; the optimiser's own when None.
-        largest_gradient: norm that gradients are scaled down to (infinity: measured only); None for neither.
-        kept: all that the checkpoint holds of the model; the whole module when None.
+    `compute_loss` takes the module (as accelerate wraps it) and a step's number from 0. It must depend on
+    nothing else, so that a resumed training draws what an uninterrupted one does.
     """
 
     module: nn.Module
-    optimiser: Optimizer
+    optimiser: Optimizer  # over the parameters that are trained
     compute_loss: Callable[[nn.Module, int], Tensor | StepLoss]
-    accelerator: "Accelerator"
-    rate_of: Callable[[int], float] | None = None
-    largest_gradient: float | None = None
-    kept: nn.Module | None = None
+    accelerator: "Accelerator"  # from `open_accelerator`
+    rate_of: Callable[[int], float] | None = None  # learning rate of a step from 0; None: the optimiser's own
+    largest_gradient: float | None = None  # norm to scale gradients down to (infinity: only measured)
+    kept: nn.Module | None = None  # all that a checkpoint holds of the model; None: the whole module
 
 
 class StepRun(NamedTuple):
@@ -131,19 +104,12 @@ def open_accelerator(precision: str, device: str) -> "Accelerator":
 
 
 class Checkpoint(NamedTuple):
-    """What a checkpoint file holds.
+    """What a checkpoint file holds."""
 
-    Attributes:
-        tensors: `model.<key>` and `optimiser.<parameter index>.<name>`.
-        settings: everything that the training depends on, as JSON values.
-        history: its rows, in order.
-        scaler: state of the mixed-precision loss scaler, empty where there is none.
-    """
-
-    tensors: dict[str, Tensor]
-    settings: dict
-    history: list[dict]
-    scaler: dict
+    tensors: dict[str, Tensor]  # `model.<key>` and `optimiser.<parameter index>.<name>`
+    settings: dict  # everything that the training depends on, as JSON values
+    history: list[dict]  # its rows, in order
+    scaler: dict  # state of the mixed-precision loss scaler, empty where there is none
 
 
 def read_checkpoint(path: Path) -> Checkpoint | None:
@@ -160,11 +126,7 @@ def read_checkpoint(path: Path) -> Checkpoint | None:
 def check_training(
     folder: Path | str, settings: Mapping, error: type[Exception] = ValueError
 ) -> Checkpoint | None:
-    """The checkpoint of a folder, if there is one; a training of other settings is refused.
-
-    Raises:
-        error: names every setting that differs, or the checkpoint can't be read. Nothing is deleted.
-    """
+    """The checkpoint of a folder, if there is one; refused if it has other settings or can't be read."""
     path = Path(folder) / CHECKPOINT
     if not path.is_file():
         return None
@@ -182,8 +144,7 @@ def run_steps(
     """Train until all steps are done, going on from the folder's checkpoint.
 
     Args:
-        training: what is trained.
-        plan: steps, checkpoints and precision.
+        training, plan: what is trained, and how long.
         folder: where `checkpoint.safetensors` and `history.csv` go.
         settings: everything else that the training depends on, as JSON values.
         on_step: called after each step (and after its checkpoint), such as to show progress or draw samples.
@@ -194,8 +155,7 @@ def run_steps(
     """
     loop = _Loop(training, plan, Path(folder), as_json(settings))
     resumed, begun = loop.resume(), time.perf_counter()
-    accelerator = training.accelerator
-    module, optimiser = accelerator.prepare(training.module, training.optimiser)
+    module, optimiser = training.accelerator.prepare(training.module, training.optimiser)
     since = begun
     for step in range(resumed, plan.steps):
         numbers = loop.take_step(module, optimiser, step)
@@ -206,7 +166,7 @@ def run_steps(
             since = now
         if on_step:
             on_step(StepDone(step + 1, plan.steps, numbers, is_saved))
-    accelerator.unwrap_model(module, keep_fp32_wrapper=False)
+    training.accelerator.unwrap_model(module, keep_fp32_wrapper=False)
     return StepRun(pd.DataFrame(loop.history), resumed, time.perf_counter() - begun)
 
 
@@ -246,9 +206,8 @@ class _Loop:
         return done
 
     def _count_steps(self) -> int:
-        if self.plan.row == "epoch":
-            return self.history[-1]["epoch"] * self.plan.save_every
-        return self.history[-1]["step"]
+        last = self.history[-1] if self.history else {"epoch": 0, "step": 0}
+        return last["epoch"] * self.plan.save_every if self.plan.row == "epoch" else last["step"]
 
     def take_step(self, module: nn.Module, optimiser: Optimizer, step: int) -> dict:
         """One step of the optimiser; what it tells."""
@@ -282,9 +241,8 @@ class _Loop:
             return
         epoch = f" (epoch {numbers['epoch']})" if "epoch" in numbers else ""
         found = ", ".join(str(numbers[name]) for name in broken)
-        kept = "no checkpoint is there yet"
-        if self.history:
-            kept = f"step {self._count_steps()}'s checkpoint is kept"
+        done = self._count_steps()
+        kept = f"step {done}'s checkpoint is kept" if done else "no checkpoint is there yet"
         raise FloatingPointError(
             f"{self.folder}: {' and '.join(broken)} of step {step}{epoch} is no number ({found}): the "
             f"learning rate {optimiser.param_groups[0]['lr']:.3g} may be too high, fp16 too narrow (bf16 is "
@@ -310,9 +268,8 @@ class _Loop:
             return [{"step": first + place} | numbers for place, (numbers, _) in enumerate(self.pending)]
         weights = [weight for _, weight in self.pending]
         loss = sum(numbers["loss"] * weight for numbers, weight in self.pending) / sum(weights)
-        count = done if self.plan.row == "checkpoint" else done // self.plan.save_every
-        name = "step" if self.plan.row == "checkpoint" else "epoch"
-        return [{name: count, "loss": loss, "seconds": seconds}]
+        count = {"step": done} if self.plan.row == "checkpoint" else {"epoch": done // self.plan.save_every}
+        return [{**count, "loss": loss, "seconds": seconds}]
 
 
 def _write_checkpoint(path: Path, model: nn.Module, optimiser: Optimizer, metadata: dict) -> None:

@@ -31,9 +31,7 @@ def run_in_parts(
     MKL is held to PyTorch's number of threads, so that no image hangs on what the process did before.
 
     Args:
-        jobs: what to do.
         make: does some jobs, one result each.
-        model: keeps the limit in `batch_limit`.
         size: (width, height) of the images, for the message.
         on_images: called with the number of images just made.
 
@@ -42,8 +40,7 @@ def run_in_parts(
     """
     results: list[Result] = []
     while len(results) < len(jobs):
-        limit = model.batch_limit or len(jobs)
-        part = jobs[len(results) : len(results) + limit]
+        part = jobs[len(results) : len(results) + (model.batch_limit or len(jobs))]
         try:
             results += make(part)
         except torch.OutOfMemoryError as error:
@@ -57,8 +54,7 @@ def run_in_parts(
             if on_images:
                 on_images(len(part))
             continue
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        torch.cuda.empty_cache()  # only here, where the failed batch has been let go of
     return results
 
 
