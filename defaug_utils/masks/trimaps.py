@@ -24,7 +24,6 @@ SCALE_RANGE = 0.15  # of 1, both ways (AdaBLDM's code)
 MAX_ATTEMPTS = 50  # turned shapes tried before it is given up
 TRIPLES = 20_000  # AdaBLDM's code
 TEMPLATE = "a {category} with a {defect_type}"  # such as "a hazelnut with a hole" (AdaBLDM, section 3.2)
-FIELDS = ("category", "defect_type")
 
 # image (height, width, 3), uint8 → shape (height, width), bool, true on the object
 FindForeground = Callable[[np.ndarray], np.ndarray]
@@ -40,36 +39,24 @@ class GoodImage(NamedTuple):
 
 
 class Triple(NamedTuple):
-    """What the ControlNet learns from: image, trimap (see `make_trimap`) and prompt.
-
-    Attributes:
-        mask: shape (height, width), bool, true on the defect.
-        good: name of the good image; `defect` is that of the defect's.
-        attempt: how many turned defects before fitted nowhere.
-    """
+    """What the ControlNet learns from: image, trimap (see `make_trimap`) and prompt."""
 
     image_u8: np.ndarray
     trimap_u8: np.ndarray
     prompt: str
-    mask: np.ndarray
-    good: str
-    defect: str
-    attempt: int
+    mask: np.ndarray  #: shape (height, width), bool, true on the defect
+    good: str  #: name of the good image
+    defect: str  #: name of the image with the defect
+    attempt: int  #: how many turned defects before fitted nowhere
 
 
 @dataclass(frozen=True)
 class TripleSettings:
-    """How triples are made; the defaults are AdaBLDM's.
+    """How triples are made; the defaults are AdaBLDM's."""
 
-    Attributes:
-        scale_range: scales are drawn from 1 ± this.
-        template: of the prompt; may name {category} and {defect_type}.
-        max_attempts: turned defects tried on random good images before it is given up.
-    """
-
-    scale_range: float = SCALE_RANGE
-    template: str = TEMPLATE
-    max_attempts: int = MAX_ATTEMPTS
+    scale_range: float = SCALE_RANGE  #: scales are drawn from 1 ± this
+    template: str = TEMPLATE  #: of the prompt; may name {category} and {defect_type}
+    max_attempts: int = MAX_ATTEMPTS  #: turned defects tried on random good images before it is given up
 
     def __post_init__(self) -> None:
         """Refuse values that make no sense."""
@@ -87,7 +74,7 @@ def find_fields(template: str) -> list[str]:
         fields = [name for _, name, _, _ in Formatter().parse(template) if name is not None]
     except ValueError as error:
         raise ValueError(f"template {template!r} can't be read ({error})") from error
-    if not template.strip() or set(fields) - set(FIELDS):
+    if not template.strip() or set(fields) - {"category", "defect_type"}:
         raise ValueError(
             f"template {template!r}: expected words, no fields but {{category}}, {{defect_type}}"
         )
@@ -99,9 +86,8 @@ def write_prompt(template: str, category: str, defect_type: str) -> str:
     values = {"category": category, "defect_type": defect_type}
     empty = sorted(name for name in set(find_fields(template)) if not values[name])
     if empty:
-        raise ValueError(
-            f"template {template!r}: the data set has no {', '.join(empty)}; write it out instead"
-        )
+        names = ", ".join(empty)
+        raise ValueError(f"template {template!r}: the data set has no {names}; write it out instead")
     return template.format(**{name: value.replace("_", " ") for name, value in values.items()})
 
 
@@ -111,10 +97,8 @@ def make_trimap(mask: np.ndarray, foreground: np.ndarray) -> np.ndarray:
     Mask and foreground must be bool of one shape (height, width), each with a true pixel, or it is refused.
     """
     if mask.shape != foreground.shape or mask.dtype != bool or foreground.dtype != bool:
-        raise ValueError(
-            f"mask {mask.shape} of {mask.dtype}, foreground {foreground.shape} of {foreground.dtype}: "
-            "expected one shape and bool"
-        )
+        found = f"mask {mask.shape} of {mask.dtype}, foreground {foreground.shape} of {foreground.dtype}"
+        raise ValueError(f"{found}: expected one shape and bool")
     if not mask.any() or not foreground.any():
         missing = "defect" if foreground.any() else "object"
         raise ValueError(f"the trimap has no {missing}: expected at least one pixel of it")
@@ -133,7 +117,7 @@ def read_good_images(
         sources: rows of the data set, see `list_sources`.
         data_folder: its folder.
         size: (width, height).
-        find_foreground: tells where the object is; None for textures, which are object everywhere.
+        find_foreground: None for textures, which are object everywhere.
 
     Raises:
         ManifestError: lists every image that can't be read or shows no object.
@@ -185,32 +169,26 @@ def _tell_misfit(defect: Defect, good: GoodImage, attempts: int) -> str:
     )
 
 
+@dataclass(eq=False, repr=False)
 class TripleSet(Sequence[Triple]):
     """Triples by index, made when asked for: none is stored."""
 
-    def __init__(
-        self,
-        defects: Sequence[Defect],
-        goods: Sequence[GoodImage],
-        settings: TripleSettings | None = None,
-        count: int = TRIPLES,
-        seed: int = 0,
-    ) -> None:
-        """Keep the sources.
+    defects: Sequence[Defect]
+    goods: Sequence[GoodImage]
+    settings: TripleSettings = TripleSettings()
+    count: int = TRIPLES  #: how many there are
+    seed: int = 0
 
-        Raises:
-            ManifestError: no defect or no good image, categories without good images, wrong templates.
-        """
-        self.defects, self.goods, self.settings = list(defects), list(goods), settings or TripleSettings()
-        self.count, self.seed = count, seed
+    def __post_init__(self) -> None:
+        """Refuse no defect or no good image, categories without good images, wrong templates."""
         problems = [] if self.defects and self.goods else ["no defects or no good images"]
         for category, defect_type in sorted({defect[2:4] for defect in self.defects}):
             with collect_problems(problems):
                 write_prompt(self.settings.template, category, defect_type)
             if category not in {good.category for good in self.goods}:
                 problems.append(f"category {category!r} has defects, but no good image to paste them into")
-        if count < 1:
-            problems.append(f"count {count} must be 1 or more")
+        if self.count < 1:
+            problems.append(f"count {self.count} must be 1 or more")
         raise_problems("triples", problems, ManifestError)
 
     def describe(self) -> dict:
@@ -224,11 +202,11 @@ class TripleSet(Sequence[Triple]):
 
     def list_names(self) -> dict[str, list[str]]:
         """Images that the triples are made of: those with defects, and the good ones."""
-        pairs = (("defects", self.defects), ("goods", self.goods))
-        return {name: sorted({source.name for source in sources}) for name, sources in pairs}
+        sources = {"defects": self.defects, "goods": self.goods}
+        return {kind: sorted({source.name for source in of_kind}) for kind, of_kind in sources.items()}
 
     def __len__(self) -> int:
-        """How many there are before they repeat."""
+        """See `count`."""
         return self.count
 
     def __getitem__(self, index: int) -> Triple:
@@ -257,13 +235,11 @@ class TurnedMasks:
             ValueError: there is no defect, the range makes no sense, or the template does not suit.
         """
         if not defects or not 0 <= scale_range < 1:
-            raise ValueError(
-                f"{len(defects)} defects, scale_range {scale_range}: expected at least one defect, and 0 … 1"
-            )
+            found = f"{len(defects)} defects, scale_range {scale_range}"
+            raise ValueError(f"{found}: expected at least one defect, and 0 … 1")
         self._defects, self._scale_range = list(defects), scale_range
-        self._texts = {
-            defect[2:4]: write_prompt(template, *defect[2:4]) if template else "" for defect in self._defects
-        }
+        kinds = {defect[2:4] for defect in defects}
+        self._texts = {kind: write_prompt(template, *kind) if template else "" for kind in kinds}
         self.notices = [f"these masks are the shapes of {len(defects)} real training defects"]
 
     def draw(self, seed: int, size: tuple[int, int]) -> MaskDraw:
@@ -276,10 +252,10 @@ class TurnedMasks:
             if box:
                 mask = place_mask(turned.mask, box, frame.shape)
                 return MaskDraw(mask, defect.name, self._texts[defect[2:4]])
+        height, width = turned.mask.shape
         raise ValueError(
             f"none of {MAX_ATTEMPTS} turned shapes fits into {size[0]} × {size[1]} pixels; the last one "
-            f"({defect.name}) is {turned.mask.shape[1]} × {turned.mask.shape[0]}: "
-            "read the defects at that size"
+            f"({defect.name}) is {width} × {height}: read the defects at that size"
         )
 
     def describe(self) -> dict:
