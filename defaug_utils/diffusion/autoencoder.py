@@ -145,9 +145,6 @@ def adapt_decoder(
         mask: shape (1, 1, height, width), bool, true on the defect.
         settings: the paper's when None.
         on_step: called with a step's number (from 0) and the loss before it.
-
-    Raises:
-        ValueError: not one image, or shapes that don't fit.
     """
     settings = settings or AdaptationSettings()
     if good.shape != (1, 3, *mask.shape[2:]) or mask.shape[:2] != (1, 1) or len(latents) != 1:
@@ -177,10 +174,10 @@ def adapt_decoder(
 
 def split_decoder(vae: nn.Module, latents: Tensor, parameters: str) -> tuple[nn.Module, Tensor]:
     """A float32 copy of the decoder's trained part, and what the part before it makes of latents."""
-    decoder, count = vae.decoder, TRAINED_MODULES[parameters]
+    decoder = vae.decoder
     ending = [decoder.conv_norm_out, decoder.conv_act, decoder.conv_out]
     modules = [decoder.conv_in, decoder.mid_block, *decoder.up_blocks, *ending]
-    cut = 0 if count is None else len(modules) - count
+    cut = len(modules) - (TRAINED_MODULES[parameters] or len(modules))
     with torch.no_grad():
         features = (latents / vae.config.scaling_factor).to(vae.dtype)
         if vae.post_quant_conv is not None:
@@ -189,13 +186,8 @@ def split_decoder(vae: nn.Module, latents: Tensor, parameters: str) -> tuple[nn.
             features = module(features)
     trained = copy.deepcopy(nn.Sequential(*modules[cut:])).float().requires_grad_(True)
     # On processors PyTorch 2.13 crashes in this layout's backward pass on some shapes.
-    layout = torch.channels_last if uses_gpu(trained) else torch.contiguous_format
+    layout = torch.channels_last if features.is_cuda else torch.contiguous_format
     return trained.to(memory_format=layout), features.float().contiguous(memory_format=layout)
-
-
-def uses_gpu(module: nn.Module) -> bool:
-    """Whether a module lies on a GPU, where other layouts and optimisers are faster."""
-    return next(module.parameters()).is_cuda
 
 
 @torch.enable_grad()
@@ -206,8 +198,8 @@ def _descend(
     on_step: Callable[[int, float], None] | None,
 ) -> list[float]:
     """Steps of AdamW until all are done, nothing improves or the loss is no number; losses before them."""
-    optimiser = torch.optim.AdamW(trained.parameters(), settings.learning_rate, fused=uses_gpu(trained))
-    losses: list[float] = []
+    parameters, losses = list(trained.parameters()), []
+    optimiser = torch.optim.AdamW(parameters, settings.learning_rate, fused=parameters[0].is_cuda)
     lowest, waited = float("inf"), 0
     for step in range(settings.steps):
         _, loss = measure()

@@ -102,7 +102,7 @@ def train_dreambooth(
         folder: where `checkpoint.safetensors`, `lora.safetensors` and `history.csv` go.
         settings: how to train.
         plan: ranks of the adapter.
-        on_step: called after each step, see `run_steps`; its numbers are the step's row of the history.
+        on_step: see `run_steps`; its numbers are the step's row of the history.
         on_sample: called with the number of finished steps, the model ready to make pictures.
         sample_times: how often, evenly over the training; the last time at its end.
 
@@ -111,7 +111,7 @@ def train_dreambooth(
             ones are named), or a checkpoint that can't be read.
         FloatingPointError: a loss or gradient is not finite; names the step and keeps the last checkpoint.
     """
-    folder = Path(folder)
+    folder, lora = Path(folder), Path(folder) / LORA
     training_images.check_bucket_step(settings.buckets, model)
     settings, notices = dreambooth_plan.settle_settings(settings, model.device)
     notices += dreambooth_plan.tell_identifier(model.pipeline.tokenizer, settings.identifier)
@@ -143,12 +143,10 @@ def train_dreambooth(
     _set_mode(model, settings, is_training=False)
     if accelerator.is_main_process:
         metadata = {"training": json.dumps(described, sort_keys=True)}
-        save_lora(folder / LORA, model.pipeline.unet, model.pipeline.text_encoder, metadata)
+        save_lora(lora, model.pipeline.unet, model.pipeline.text_encoder, metadata)
     accelerator.wait_for_everyone()
     buckets = training_images.count_buckets(images.buckets)
-    return DreamBoothRun(
-        folder / LORA, run.history, run.seconds, run.resumed_steps, buckets, adapted, notices
-    )
+    return DreamBoothRun(lora, run.history, run.seconds, run.resumed_steps, buckets, adapted, notices)
 
 
 def _prepare(
@@ -232,15 +230,14 @@ def _measure_errors(
     """
     latents, noises, times = [], [], []
     step_seed = image_seed(trainer.settings.seed, number)
-    levels = len(trainer.level_weights)
     images = [trainer.steps[number].images[position] for position in positions]
     for position, image in zip(positions, images, strict=True):
         generator = torch.Generator().manual_seed(image_seed(step_seed, position))
         mean, deviation = trainer.latents[image]
         latents.append(mean + deviation * torch.randn(mean.shape, generator=generator))
         noises.append(torch.randn(mean.shape, generator=generator))
-        times.append(int(torch.randint(levels, (), generator=generator)))
-    clean, noise, level = torch.stack(latents), torch.stack(noises), torch.tensor(times)
+        times.append(torch.randint(len(trainer.level_weights), (), generator=generator))
+    clean, noise, level = map(torch.stack, (latents, noises, times))
     is_class = trainer.is_class[images]
     weights = trainer.level_weights[level] * torch.where(is_class, trainer.settings.prior_weight, 1.0)
     target = text2image.choose_target(trainer.schedule, clean, noise, level)

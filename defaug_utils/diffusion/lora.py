@@ -91,8 +91,7 @@ def plan_layers(network: nn.Module, plan: LoraPlan) -> dict[str, LayerPlan]:
     """Rank and alpha of every layer to be adapted, by its path."""
     planned = {}
     for path, module in find_layers(network).items():
-        is_wide = isinstance(_base(module), nn.Conv2d) and _base(module).kernel_size != (1, 1)
-        if not is_wide:
+        if _base(module).weight.shape[2:] in ((), (1, 1)):
             planned[path] = LayerPlan(plan.linear_rank, plan.linear_alpha)
         elif plan.conv_rank:
             planned[path] = LayerPlan(plan.conv_rank, plan.conv_alpha)
@@ -100,18 +99,13 @@ def plan_layers(network: nn.Module, plan: LoraPlan) -> dict[str, LayerPlan]:
 
 
 def attach_lora(unet: nn.Module, text_encoder: nn.Module, plan: LoraPlan | None = None) -> LoraCounts:
-    """Add fresh adapters (the paper's plan if None), which change no output, and freeze everything else.
-
-    Raises:
-        LoraError: one of the networks has an adapter already.
-    """
-    plan = plan or LoraPlan()
-    networks = (unet, text_encoder)
+    """Add fresh adapters (the paper's plan if None), which change no output, and freeze everything else."""
+    plan, networks = plan or LoraPlan(), (unet, text_encoder)
     return LoraCounts(*(attach_layers(network, plan_layers(network, plan)) for network in networks))
 
 
 def attach_layers(network: nn.Module, planned: Mapping[str, LayerPlan]) -> LoraCount:
-    """Add a fresh adapter to the planned layers of one network; see `attach_lora`."""
+    """Add a fresh adapter to the planned layers of one network, which may have none yet."""
     from peft import LoraConfig, inject_adapter_in_model
 
     if any(_is_adapted(module) for module in network.modules()):

@@ -54,12 +54,11 @@ def save_lora(
     metadata: Mapping[str, str] | None = None,
     layout: str = "kohya",
 ) -> None:
-    """Write an adapter to one safetensors file; equal adapters give equal bytes.
+    """Write the adapter of both networks to one safetensors file; equal adapters give equal bytes.
 
     Args:
         path: the file.
-        unet: with an adapter.
-        text_encoder: likewise.
+        unet, text_encoder: at least one of them has an adapter.
         metadata: further texts for the file's header, such as base model and prompts.
         layout: "kohya" (image-generation tools and diffusers read it) or "diffusers".
 

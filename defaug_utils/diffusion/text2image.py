@@ -37,13 +37,11 @@ class TextToImage(loading.LoadedModel):
                 "Diffusion 1.5 or 2"
             )
         channels, layers = pipeline.unet.config.in_channels, pipeline.text_encoder.config.num_hidden_layers
-        known, clip_skip = ", ".join(PREDICTIONS), self.clip_skip
+        known, clip_skip, used = ", ".join(PREDICTIONS), self.clip_skip, range(1, layers + 1)
         demands = {
             f"its U-Net takes {channels} channels, expected 4: an inpainting model won't do": channels == 4,
             f"it predicts {self.prediction!r}, expected one of {known}": self.prediction in PREDICTIONS,
-            f"clip_skip {clip_skip} must be 1 … {layers}, the layers of the text encoder": (
-                1 <= clip_skip <= layers
-            ),
+            f"clip_skip {clip_skip} must be 1 … {layers}, the layers of the text encoder": clip_skip in used,
         }
         check_demands(model, demands, loading.ModelError)
         super().__post_init__()
@@ -99,7 +97,7 @@ def load_text2image(
         model: a folder of diffusers' layout, a single .safetensors checkpoint, or a hub id.
         device: such as "cpu" or "cuda".
         dtype: of the weights; half precision is for GPUs.
-        clip_skip: layer of the text encoder that is read, counted from the last, which is 1.
+        clip_skip: see `TextToImage`.
 
     Raises:
         ModelError: parts are missing, weights are pickled, or it is no Stable Diffusion 1.5 or 2.
@@ -155,13 +153,7 @@ def generate_images(
     """Make all pictures, (height, width, 3) and uint8, at once; when memory does not suffice, in halves.
 
     Each has a CPU generator of its own seed. On one machine a picture is the same at any place of a batch of
-    one size; in a smaller or larger one the last bits may differ.
-
-    Args:
-        model: with or without an adapter.
-        jobs: texts and seeds.
-        settings: size, steps, guidance.
-        on_images: called with the number of pictures just made.
+    one size; in a smaller or larger one the last bits may differ. `on_images` hears how many were just made.
 
     Raises:
         ValueError: a text is empty or too long, or the size does not suit the model.
