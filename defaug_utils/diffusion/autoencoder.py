@@ -1,8 +1,4 @@
-"""The autoencoder: pictures to latents and back, and a decoder that is adapted to one picture.
-
-Li et al. (AdaBLDM, 2024), section 3.4: a copy of the decoder learns to leave the good part of an image alone;
-the model's own decoder is never written to.
-"""
+"""Pictures to latents and back, and a decoder adapted to one (AdaBLDM: Li et al. 2024, section 3.4)."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -76,16 +72,14 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 class AdaptationSettings:
     """How a decoder is adapted; the defaults are AdaBLDM's (its code)."""
 
-    #: "all" (the paper's), or faster: "last_block" (the last up-block and what follows it) or "last_layer"
-    #: (the last normalisation and convolution)
+    #: "all", or faster: "last_block" (up-block and what follows) or "last_layer" (normalisation, convolution)
     parameters: str = "all"
     steps: int = 200  #: of AdamW, at most
     learning_rate: float = 1e-4  #: of AdamW
     background_weight: float = 100.0  #: of the error outside the defect
     patience: int = 0  #: steps without improvement after which it stops; 0 never stops early
     improvement: float = 0.01  #: share by which the lowest loss must fall to count as improvement
-    #: of the forward pass, "float32" or "bfloat16"; the weights are float32 always
-    precision: str = "float32"
+    precision: str = "float32"  #: of the forward pass, or "bfloat16"; the weights are float32 always
 
     def __post_init__(self) -> None:
         """Refuse values that make no sense, all in one message."""
@@ -136,14 +130,13 @@ def adapt_decoder(
     settings: AdaptationSettings | None = None,
     on_step: Callable[[int, float], None] | None = None,
 ) -> Adaptation:
-    """Decode one image by a copy of the decoder that is adapted to it and then thrown away.
+    """Decode one image by a copy of the decoder that learns to leave the good part alone.
 
     Args:
         vae: diffusers' AutoencoderKL; left as it is, bit for bit.
         latents: clean ones of one image, shape (1, 4, height / cell, width / cell).
         good: the good image, shape (1, 3, height, width) in [-1, 1].
         mask: shape (1, 1, height, width), bool, true on the defect.
-        settings: the paper's when None.
         on_step: called with a step's number (from 0) and the loss before it.
     """
     settings = settings or AdaptationSettings()
@@ -227,10 +220,7 @@ def find_divergence(losses: list[float]) -> str:
 
 
 def measure_background(image: Tensor, good: Tensor, mask: Tensor, width: int = 3) -> BackgroundError:
-    """How far an image is from the good one outside the mask (bool), and within `width` pixels of its border.
-
-    Images are (1, 3, height, width) in [-1, 1], not yet composited.
-    """
+    """How far an image, not yet composited, is from the good one outside the mask; border: `width` pixels."""
     difference = (image.clamp(-1, 1) - good).abs().mean(dim=1, keepdim=True) * 127.5
     grown = max_pool2d(mask.float(), 2 * width + 1, stride=1, padding=width) > 0
     return BackgroundError(float(difference[~mask].mean()), float(difference[grown & ~mask].mean()))

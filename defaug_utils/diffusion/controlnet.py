@@ -1,7 +1,4 @@
-"""A trimap ControlNet beside a frozen text-to-image U-Net: its files, its answers, its training.
-
-Li et al. (AdaBLDM, 2024), section 3.2; Zhang et al. 2023 (ControlNet).
-"""
+"""A trimap ControlNet (Zhang et al. 2023) beside a frozen U-Net (AdaBLDM: Li et al. 2024, section 3.2)."""
 
 import copy
 import json
@@ -22,12 +19,12 @@ from defaug_utils.core.guards import check_demands
 from defaug_utils.core.manifest import image_seed
 from defaug_utils.diffusion.autoencoder import Denoise, draw_noise, encode_images, to_floats
 from defaug_utils.diffusion.loading import ModelError, fingerprint, quiet_libraries, tell_pickles
-from defaug_utils.diffusion.text2image import TextToImage, choose_target, embed_prompts
+from defaug_utils.diffusion.text2image import TextToImage, choose_target, embed_prompts, make_ddim
 from defaug_utils.masks.trimaps import TRIPLES, Triple, TripleSet
 from defaug_utils.training.loop import OnStep, StepDone, StepPlan, Training, open_accelerator, run_steps
 
 if TYPE_CHECKING:
-    from diffusers import ControlNetModel, DDIMScheduler
+    from diffusers import ControlNetModel
 
 CONDITIONING_CHANNELS = (16, 32, 96, 256)  # from pixels to cells of 8 (ControlNet, Zhang et al. 2023)
 TRAINING = "training.json"
@@ -42,24 +39,20 @@ class TrimapModel:
 
     model: TextToImage  #: from `load_text2image`; stays frozen
     controlnet: "ControlNetModel"  #: from `make_controlnet` or a training
-    #: what `train_controlnet` wrote beside the weights; empty where nothing is known
-    training: dict = field(default_factory=dict)
+    training: dict = field(default_factory=dict)  #: what `train_controlnet` wrote beside it, where known
 
     def describe(self) -> dict:
         """Both models in the recipe of a pool, with the real defects that were learned from."""
-        trained_on = self.training.get("trained_on", {})
-        known = {"steps": self.training.get("steps"), "trained_on": trained_on.get("defects", "unknown")}
-        return self.model.describe() | {
-            "sampler": "DDIMScheduler",
-            "controlnet": {"fingerprint": fingerprint({"controlnet": self.controlnet}), **known},
+        controlnet = {
+            "fingerprint": fingerprint({"controlnet": self.controlnet}),
+            "steps": self.training.get("steps"),
+            "trained_on": self.training.get("trained_on", {}).get("defects", "unknown"),
         }
+        return self.model.describe() | {"sampler": "DDIMScheduler", "controlnet": controlnet}
 
 
 def make_controlnet(model: TextToImage, seed: int = 0) -> "ControlNetModel":
-    """A ControlNet, in float32, that starts as the U-Net's encoder and changes nothing yet.
-
-    The seed draws the layers that read the trimap. A ModelError tells of latent cells of unfit size.
-    """
+    """A ControlNet, in float32, that starts as the U-Net's encoder; the seed draws what reads the trimap."""
     from diffusers import ControlNetModel
 
     count = math.log2(model.cell) + 1
@@ -138,13 +131,6 @@ def _list_differences(own: Any, unet: Any) -> list[str]:
     return differing
 
 
-def make_ddim(model: TextToImage) -> "DDIMScheduler":
-    """DDIM with the model's own noise schedule and prediction; clean latents are not clipped."""
-    from diffusers import DDIMScheduler
-
-    return DDIMScheduler.from_config(model.pipeline.scheduler.config, clip_sample=False)
-
-
 def to_conditioning(trimaps_u8: Sequence[np.ndarray]) -> Tensor:
     """Trimaps (height, width), uint8, as the ControlNet reads them: (batch, 3, height, width) in [0, 1]."""
     stacked = torch.from_numpy(np.stack(trimaps_u8))[:, None].float() / 255
@@ -174,8 +160,7 @@ def predict(
 ) -> list[Tensor]:
     """What the U-Net predicts for noisy latents under the ControlNet's guidance, one answer for each text.
 
-    The ControlNet reads the empty prompt, so its one answer serves all texts. There is one time for all
-    latents or one an image.
+    The ControlNet reads the empty prompt, so its one answer serves all texts. Times: one, or one an image.
     """
     down, middle = controlnet(latents, times, empty, conditioning, return_dict=False)
     copies, dtype = len(texts), model.pipeline.unet.dtype
@@ -197,17 +182,13 @@ def make_denoiser(
     negative_prompts: Sequence[str],
     guidance: float,
 ) -> Denoise:
-    """The network as `blend_latents` asks for it: latents and time in, guided prediction out.
-
-    Trimaps (height, width), uint8, and prompts come one an image; at guidance 1 only the prompt is asked.
-    """
+    """The network as `blend_latents` asks for it; trimaps (height, width), uint8, prompts: one an image."""
     model, controlnet = trimap_model.model, trimap_model.controlnet
     conditioning = to_conditioning(trimaps_u8).to(model.device, controlnet.dtype)
     controlnet, conditioning = read_once(controlnet, conditioning)
     empty = embed_prompts(model, [""] * len(prompts)).to(controlnet.dtype)
-    texts = [embed_prompts(model, prompts)]
-    if guidance > 1:
-        texts.insert(0, embed_prompts(model, negative_prompts))
+    asked = [negative_prompts, prompts] if guidance > 1 else [prompts]
+    texts = [embed_prompts(model, of_images) for of_images in asked]
 
     def denoise(latents: Tensor, time: Tensor) -> Tensor:
         inputs = latents.to(controlnet.dtype)

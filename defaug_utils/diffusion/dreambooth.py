@@ -1,7 +1,4 @@
-"""DreamBooth: a LoRA adapter taught what a word means, from a few images, with an exact restart.
-
-Ruiz et al. 2023 (prior preservation), on the adapter of In&Out (Capogrosso et al. 2024, section 3.2).
-"""
+"""DreamBooth (Ruiz et al. 2023) by the LoRA adapter of In&Out (Capogrosso et al. 2024), restarted exactly."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -41,7 +38,6 @@ class DreamBoothRun:
     #: one row a step: step (from 1), epoch, loss, loss_instance and loss_class (means over their images,
     #: missing where a step has none), learning_rate, gradient_norm
     history: pd.DataFrame
-    seconds: float  #: of training, in this call
     resumed_steps: int  #: finished by an earlier call
     buckets: pd.DataFrame  #: see `count_buckets`
     adapted: LoraCounts  #: layers and parameters of the adapter
@@ -100,8 +96,7 @@ def train_dreambooth(
         model: as it was loaded, without an adapter; it carries the trained one afterwards.
         images: from `read_training_images`.
         folder: where `checkpoint.safetensors`, `lora.safetensors` and `history.csv` go.
-        settings: how to train.
-        plan: ranks of the adapter.
+        settings, plan: how to train, and ranks of the adapter.
         on_step: see `run_steps`; its numbers are the step's row of the history.
         on_sample: called with the number of finished steps, the model ready to make pictures.
         sample_times: how often, evenly over the training; the last time at its end.
@@ -146,7 +141,7 @@ def train_dreambooth(
         save_lora(lora, model.pipeline.unet, model.pipeline.text_encoder, metadata)
     accelerator.wait_for_everyone()
     buckets = training_images.count_buckets(images.buckets)
-    return DreamBoothRun(lora, run.history, run.seconds, run.resumed_steps, buckets, adapted, notices)
+    return DreamBoothRun(lora, run.history, run.resumed_steps, buckets, adapted, notices)
 
 
 def _prepare(
@@ -161,7 +156,7 @@ def _prepare(
         adapted = attach_lora(pipeline.unet, pipeline.text_encoder, plan)
     parameters = _collect_parameters(pipeline).float()
     steps = dreambooth_plan.plan_steps(images.sizes(is_class=False), images.sizes(is_class=True), settings)
-    schedule = text2image.make_noise_schedule(model)
+    schedule = text2image.make_ddim(model)
     weights = dreambooth_plan.weigh_noise_levels(schedule.alphas_cumprod, settings.gamma, model.prediction)
     accelerator = loop.open_accelerator(settings.precision, model.device)
     is_class = torch.tensor(images.items["is_class"].to_numpy())
@@ -224,10 +219,7 @@ def _set_mode(model: TextToImage, settings: DreamBoothSettings, is_training: boo
 def _measure_errors(
     trainer: _Trainer, denoiser: nn.Module, positions: Sequence[int], number: int
 ) -> tuple[Tensor, Tensor]:
-    """Weighted errors at some places of a step's batch, and which of them are regularisation images.
-
-    Each place draws its latents, noise and noise level by itself.
-    """
+    """Weighted errors at places of a batch, each with its own draws, and which are regularisation images."""
     latents, noises, times = [], [], []
     step_seed = image_seed(trainer.settings.seed, number)
     images = [trainer.steps[number].images[position] for position in positions]
@@ -270,10 +262,7 @@ def _compute_loss(trainer: _Trainer, denoiser: nn.Module, number: int) -> loop.S
 def keep_sample(
     folder: Path | str, step: int, model: TextToImage, jobs: Sequence[TextJob], settings: TextSettings
 ) -> list[np.ndarray]:
-    """Store adapter and sample pictures of a step in the fine-tuning's `steps/`, and return the pictures.
-
-    For `on_sample` of `train_dreambooth`: there the adapter acts beside the model's weights in full (α = 1).
-    """
+    """Store the adapter of a step and its sample pictures (α = 1) in `steps/`, and return the pictures."""
     target = Path(folder) / "steps" / f"step-{step:06d}"
     images = text2image.generate_images(model, jobs, settings)
     for place, image_u8 in enumerate(images):

@@ -116,8 +116,8 @@ def plan_steps(
 ) -> list[Step]:
     """Which images every step shows: a function of buckets and settings alone.
 
-    An epoch is every instance image `repeats` times and as many regularisation images, which take turns over
-    the epochs. A step's images are of one bucket; instances have the first positions.
+    An epoch is every instance `repeats` times and as many regularisation images, which take turns over the
+    epochs. A step's images are of one bucket; instances have the first positions.
     """
     buckets = [*instance_buckets, *class_buckets]
     shown = np.repeat(np.arange(len(instance_buckets)), settings.repeats)

@@ -15,7 +15,7 @@ from defaug_utils.diffusion import loading
 from defaug_utils.training.memory import run_in_parts
 
 if TYPE_CHECKING:
-    from diffusers import DDPMScheduler
+    from diffusers import DDIMScheduler
 
 CLIP_SKIP = 2  # In&Out's configuration: the text encoder's last layer but one
 PREDICTIONS = ("epsilon", "v_prediction")
@@ -95,8 +95,7 @@ def load_text2image(
 
     Args:
         model: a folder of diffusers' layout, a single .safetensors checkpoint, or a hub id.
-        device: such as "cpu" or "cuda".
-        dtype: of the weights; half precision is for GPUs.
+        device, dtype: of the weights; half precision is for GPUs.
         clip_skip: see `TextToImage`.
 
     Raises:
@@ -131,14 +130,14 @@ def embed_prompts(model: TextToImage, prompts: Sequence[str]) -> Tensor:
     return torch.stack([embeddings[texts.index(prompt)] for prompt in prompts])
 
 
-def make_noise_schedule(model: TextToImage) -> "DDPMScheduler":
-    """The model's noise schedule, with `add_noise` and `get_velocity` for training."""
-    from diffusers import DDPMScheduler
+def make_ddim(model: TextToImage) -> "DDIMScheduler":
+    """DDIM with the model's own noise schedule and prediction; clean latents are not clipped."""
+    from diffusers import DDIMScheduler
 
-    return DDPMScheduler.from_config(model.pipeline.scheduler.config)
+    return DDIMScheduler.from_config(model.pipeline.scheduler.config, clip_sample=False)
 
 
-def choose_target(schedule: "DDPMScheduler", clean: Tensor, noise: Tensor, times: Tensor) -> Tensor:
+def choose_target(schedule: "DDIMScheduler", clean: Tensor, noise: Tensor, times: Tensor) -> Tensor:
     """What the network is to predict: the noise, or the velocity."""
     is_velocity = schedule.config.prediction_type == "v_prediction"
     return schedule.get_velocity(clean, noise, times) if is_velocity else noise
@@ -167,7 +166,6 @@ def generate_images(
 
 @torch.inference_mode()
 def _draw(model: TextToImage, jobs: Sequence[TextJob], settings: TextSettings) -> list[np.ndarray]:
-    """One call of the pipeline."""
     embeddings = embed_prompts(model, [text for job in jobs for text in (job.prompt, job.negative_prompt)])
     pixels = model.pipeline(
         prompt_embeds=embeddings[::2],

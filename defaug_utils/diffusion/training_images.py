@@ -53,10 +53,7 @@ class BucketSettings:
 
 
 def list_buckets(settings: BucketSettings) -> list[tuple[int, int]]:
-    """All sizes (width, height), from the most upright to the widest.
-
-    For every width the largest height that the area allows, and the same lying; and the largest square.
-    """
+    """For every width the largest height that the area allows, both ways, and the largest square; sorted."""
     side = math.isqrt(settings.area) // settings.step * settings.step
     buckets = {(side, side)} if settings.smallest <= side <= settings.largest else set()
     for width in range(settings.smallest, settings.largest + 1, settings.step):
@@ -73,13 +70,9 @@ def choose_bucket(size: tuple[int, int], buckets: Sequence[tuple[int, int]]) -> 
 
 
 def assign_buckets(sizes: Mapping[str, tuple[int, int]], settings: BucketSettings) -> pd.DataFrame:
-    """Give every image, by its name and (width, height), a bucket.
+    """Give every image, by its name and (width, height), a bucket, or list all that may not be enlarged.
 
-    Returns:
-        One row an image: image, width and height of the bucket, scale (above 1 enlarges), cropped (share).
-
-    Raises:
-        BucketError: there is no bucket; or lists all images that may not be enlarged.
+    Columns: image, width and height of the bucket, scale (above 1 enlarges), cropped (share).
     """
     buckets = list_buckets(settings)
     if not buckets:
@@ -201,8 +194,7 @@ def read_training_images(
 
     Args:
         rows: instances, of `choose_training_rows`.
-        dataset: manifest of the prepared data set, which the rows are checked against.
-        data_folder: folder of that manifest.
+        dataset, data_folder: the prepared data set, which the rows are checked against.
         buckets: sizes to train at.
         class_folder: pool of regularisation images; None trains without prior preservation.
 
@@ -241,10 +233,7 @@ def check_bucket_step(buckets: BucketSettings, model: TextToImage) -> None:
 
 @torch.inference_mode()
 def cache_latents(model: TextToImage, images: TrainingImages) -> list[tuple[Tensor, Tensor]]:
-    """Mean and deviation of every image's latents (channels, height, width), scaled as the U-Net wants them.
-
-    Training draws from them anew at every step. Raises a DreamBoothError that lists all that are no numbers.
-    """
+    """Mean and deviation of every image's latents (channels, height, width), scaled for the U-Net."""
     vae, cached, broken = model.pipeline.vae, [], []
     sizes = images.buckets[["width", "height"]].itertuples(index=False, name=None)
     for name, path, size in zip(images.items["image"], images.items["path"], sizes, strict=True):

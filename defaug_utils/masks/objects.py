@@ -91,13 +91,8 @@ def fit_object_finder(
 ) -> ObjectFinder:
     """Learn from good images of one category what is object and what is background.
 
-    Args:
-        images_u8: each (height, width, 3), uint8; the first `MAX_FIT_IMAGES` are used, one will do.
-        read_features: such as a `FeatureReader`.
-        seed: of the clusters' start.
-
-    Raises:
-        ValueError: there is no image, all places look alike, or the border votes for neither cluster.
+    The first `MAX_FIT_IMAGES` images (height, width, 3), uint8, are used; one will do. A ValueError tells of
+    no image, places that all look alike, or a border that votes for neither cluster.
     """
     maps = [read_features(image_u8) for image_u8 in images_u8[:MAX_FIT_IMAGES]]
     if not maps:

@@ -54,11 +54,7 @@ class ShapePriors:
 def draw_shape(
     kind: str, size: tuple[int, int], priors: ShapePriors, generator: np.random.Generator
 ) -> np.ndarray:
-    """Draw one shape of `SHAPES` with its centre in the image: (height, width), bool, neither empty nor full.
-
-    Raises:
-        ValueError: the image (width, height) is too small for such shapes.
-    """
+    """Draw one of `SHAPES` with its centre in the image: (height, width), bool, neither empty nor full."""
     for _ in range(MAX_DRAWS):
         canvas = np.zeros((size[1], size[0]), np.uint8)
         centre = generator.uniform(0, 1, 2) * size
@@ -144,14 +140,8 @@ def draw_gradients(lattice: tuple[int, int], generator: np.random.Generator) -> 
 def evaluate_noise(gradients: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Perlin noise (Perlin 1985) of given gradients at every pixel of an image.
 
-    Pixel x of a row stands at x · columns / width in lattice units, whether or not that is whole.
-
-    Args:
-        gradients: of `draw_gradients`.
-        size: (width, height) in pixels.
-
-    Returns:
-        Shape (height, width), float32, about in [-1, 1].
+    Pixel x of a row stands at x · columns / width in lattice units, whether or not that is whole. Values are
+    float32, about in [-1, 1].
     """
     if gradients.ndim != 3 or gradients.shape[2] != 2 or min(gradients.shape[:2]) < 2 or min(size) < 1:
         raise ValueError(

@@ -1,14 +1,11 @@
-"""Trimaps, and what AdaBLDM makes of few defects on the fly: masks, and triples of image, trimap and prompt.
-
-Li et al. (AdaBLDM, 2024), section 3.2; 20,000 triples in its code.
-"""
+"""Trimaps, and the masks and triples that AdaBLDM (Li et al. 2024, section 3.2) makes of few defects."""
 
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from string import Formatter
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -47,7 +44,6 @@ class Triple(NamedTuple):
     mask: np.ndarray  #: shape (height, width), bool, true on the defect
     good: str  #: name of the good image
     defect: str  #: name of the image with the defect
-    attempt: int  #: how many turned defects before fitted nowhere
 
 
 @dataclass(frozen=True)
@@ -140,22 +136,21 @@ def make_triple(
 ) -> Triple:
     """Turn a random defect and paste it where it lies fully inside the object of a random good image.
 
-    Each defect type is drawn as often, whatever number of images it has, and good images of its category. A
-    ValueError says so where no defect fits within `max_attempts`.
+    Each defect type is drawn as often, whatever number of images it has, and good images of its category.
     """
     generator = np.random.default_rng(seed)
     types = sorted({defect[2:4] for defect in defects})
     category, defect_type = types[generator.integers(len(types))]
     defects = [defect for defect in defects if defect[2:4] == (category, defect_type)]
     goods = [good for good in goods if good.category == category]
-    for attempt in range(settings.max_attempts):
+    for _ in range(settings.max_attempts):
         good, defect = (choices[generator.integers(len(choices))] for choices in (goods, defects))
         turned, box = draw_turned(defect, good.foreground, settings.scale_range, generator)
         if box:
             image_u8, mask = paste_defect(good.image_u8, turned, box)
             trimap_u8 = make_trimap(mask, good.foreground)
             prompt = write_prompt(settings.template, category, defect_type)
-            return Triple(image_u8, trimap_u8, prompt, mask, good.name, defect.name, attempt)
+            return Triple(image_u8, trimap_u8, prompt, mask, good.name, defect.name)
     raise ValueError(_tell_misfit(turned, good, settings.max_attempts))
 
 
@@ -216,39 +211,31 @@ class TripleSet(Sequence[Triple]):
         return make_triple(self.defects, self.goods, self.settings, image_seed(self.seed, index))
 
 
+@dataclass(eq=False, repr=False)
 class TurnedMasks:
     """Masks of a few real training defects, turned and scaled, never as they were (AdaBLDM, section 3.2)."""
 
-    word = FEW_SHOT
+    word: ClassVar[str] = FEW_SHOT
+    defects: Sequence[Defect]  #: from `read_defects`, at the size of the images that masks are drawn for
+    scale_range: float = SCALE_RANGE  #: scales are drawn from 1 ± this
+    template: str = ""  #: see `write_prompt`; a shape then brings the prompt of its defect along
 
-    def __init__(
-        self, defects: Sequence[Defect], scale_range: float = SCALE_RANGE, template: str = ""
-    ) -> None:
-        """Keep the shapes.
-
-        Args:
-            defects: from `read_defects`, at the size of the images that masks are drawn for.
-            scale_range: scales are drawn from 1 ± this.
-            template: see `write_prompt`; a shape then brings the prompt of its defect along.
-
-        Raises:
-            ValueError: there is no defect, the range makes no sense, or the template does not suit.
-        """
-        if not defects or not 0 <= scale_range < 1:
-            found = f"{len(defects)} defects, scale_range {scale_range}"
+    def __post_init__(self) -> None:
+        """Refuse no defect, a range that makes no sense and a template that does not suit."""
+        count, kinds = len(self.defects), {defect[2:4] for defect in self.defects}
+        if not count or not 0 <= self.scale_range < 1:
+            found = f"{count} defects, scale_range {self.scale_range}"
             raise ValueError(f"{found}: expected at least one defect, and 0 … 1")
-        self._defects, self._scale_range = list(defects), scale_range
-        kinds = {defect[2:4] for defect in defects}
-        self._texts = {kind: write_prompt(template, *kind) if template else "" for kind in kinds}
-        self.notices = [f"these masks are the shapes of {len(defects)} real training defects"]
+        self._texts = {kind: write_prompt(self.template, *kind) if self.template else "" for kind in kinds}
+        self.notices = [f"these masks are the shapes of {count} real training defects"]
 
     def draw(self, seed: int, size: tuple[int, int]) -> MaskDraw:
         """Choose, turn and place a shape by the seed; one that fits nowhere in the image is refused."""
         generator = np.random.default_rng(seed)
         frame = np.ones((size[1], size[0]), bool)
         for _ in range(MAX_ATTEMPTS):
-            defect = self._defects[generator.integers(len(self._defects))]
-            turned, box = draw_turned(defect, frame, self._scale_range, generator)
+            defect = self.defects[generator.integers(len(self.defects))]
+            turned, box = draw_turned(defect, frame, self.scale_range, generator)
             if box:
                 mask = place_mask(turned.mask, box, frame.shape)
                 return MaskDraw(mask, defect.name, self._texts[defect[2:4]])
@@ -262,8 +249,8 @@ class TurnedMasks:
         """Source, names and content of the shapes."""
         return {
             "mask_source": self.word,
-            "mask_names": sorted({defect.name for defect in self._defects}),
-            "mask_scale_range": self._scale_range,
-            "mask_sha256": hash_masks([(one.name, one.mask) for one in self._defects], " "),
+            "mask_names": sorted({defect.name for defect in self.defects}),
+            "mask_scale_range": self.scale_range,
+            "mask_sha256": hash_masks([(one.name, one.mask) for one in self.defects], " "),
             "mask_texts": sorted(set(self._texts.values())),
         }
