@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from transformers import get_scheduler
+from transformers import get_cosine_with_hard_restarts_schedule_with_warmup
 
 from defaug_utils.core.files import write_png
 from defaug_utils.core.images import read_image
@@ -25,7 +25,6 @@ from defaug_utils.training import loop
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-    from diffusers import DiffusionPipeline
 
 LORA = "lora.safetensors"
 
@@ -102,8 +101,7 @@ def train_dreambooth(
         sample_times: how often, evenly over the training; the last time at its end.
 
     Raises:
-        DreamBoothError: the folder holds a run of other settings, images, base model or rank (all differing
-            ones are named), or a checkpoint that can't be read.
+        DreamBoothError: the folder holds a run of other settings (all are named) or an unreadable checkpoint.
         FloatingPointError: a loss or gradient is not finite; names the step and keeps the last checkpoint.
     """
     folder, lora = Path(folder), Path(folder) / LORA
@@ -154,7 +152,7 @@ def _prepare(
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
         adapted = attach_lora(pipeline.unet, pipeline.text_encoder, plan)
-    parameters = _collect_parameters(pipeline).float()
+    parameters = _collect_parameters(model).float()
     steps = dreambooth_plan.plan_steps(images.sizes(is_class=False), images.sizes(is_class=True), settings)
     schedule = text2image.make_ddim(model)
     weights = dreambooth_plan.weigh_noise_levels(schedule.alphas_cumprod, settings.gamma, model.prediction)
@@ -173,12 +171,12 @@ def _prepare(
     return training, adapted, len(steps)
 
 
-def _collect_parameters(pipeline: "DiffusionPipeline") -> nn.ParameterDict:
+def _collect_parameters(model: TextToImage) -> nn.ParameterDict:
     """The adapter's parameters by name, U-Net and text encoder (a name of a ParameterDict has no dots)."""
     parameters = {
         f"{network}.{name}".replace(".", "/"): parameter
         for network in ("unet", "text_encoder")
-        for name, parameter in lora_parameters(getattr(pipeline, network)).items()
+        for name, parameter in lora_parameters(getattr(model.pipeline, network)).items()
     }
     return nn.ParameterDict(parameters)
 
@@ -193,12 +191,9 @@ def _make_optimiser(parameters: nn.ParameterDict, settings: DreamBoothSettings) 
 
 def _rate_schedule(settings: DreamBoothSettings, count: int) -> Callable[[int], float]:
     """The learning rate of a step from 0, by the step alone, so that there is no state to store."""
-    schedule = get_scheduler(
-        "cosine_with_restarts",
-        torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0),
-        num_warmup_steps=settings.warmup_steps,
-        num_training_steps=count,
-        scheduler_specific_kwargs={"num_cycles": settings.restarts},
+    unused = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = get_cosine_with_hard_restarts_schedule_with_warmup(
+        unused, settings.warmup_steps, count, settings.restarts
     )
     return lambda step: settings.learning_rate * schedule.lr_lambdas[0](step)
 

@@ -132,8 +132,7 @@ def choose_training_rows(
 ) -> pd.DataFrame:
     """The rows that a scenario's generator is fine-tuned on (Capogrosso et al. 2024, section 4).
 
-    Zero-shot takes random negatives, few-shot and full-shot the positives that training sets of the same seed
-    hold.
+    Zero-shot takes random negatives, the others the positives that training sets of the same seed hold.
 
     Raises:
         DreamBoothError: there are fewer negatives than asked for.

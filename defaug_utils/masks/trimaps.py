@@ -110,8 +110,7 @@ def read_good_images(
     """Read training negatives at the working size, with their foregrounds.
 
     Args:
-        sources: rows of the data set, see `list_sources`.
-        data_folder: its folder.
+        sources, data_folder: rows of the data set, see `list_sources`, and its folder.
         size: (width, height).
         find_foreground: None for textures, which are object everywhere.
 
