@@ -32,11 +32,10 @@ from defaug_utils.diffusion.autoencoder import AdaptationSettings, adapt_decoder
 from defaug_utils.diffusion.controlnet import (
     TrimapModel,
     make_controlnet,
-    make_ddim,
     make_denoiser,
     to_conditioning,
 )
-from defaug_utils.diffusion.text2image import TextToImage, embed_prompts
+from defaug_utils.diffusion.text2image import TextToImage, embed_prompts, make_ddim
 from defaug_utils.masks.trimaps import make_trimap
 from defaug_utils.methods.blending import Blend, BlendSettings, blend_latents, decode_adapted, scale_stages
 

@@ -33,7 +33,7 @@ from defaug_utils.diffusion.autoencoder import to_floats
 from defaug_utils.diffusion.dreambooth import train_dreambooth
 from defaug_utils.diffusion.dreambooth_plan import DreamBoothSettings
 from defaug_utils.diffusion.lora import LoraPlan, attach_lora, lora_parameters
-from defaug_utils.diffusion.text2image import TextToImage, embed_tokens, make_noise_schedule, tokenise_prompts
+from defaug_utils.diffusion.text2image import TextToImage, embed_tokens, make_ddim, tokenise_prompts
 from defaug_utils.diffusion.training_images import BucketSettings, read_training_images
 
 PROMPT, CLASS_PROMPT = "skt background", "background"
@@ -105,7 +105,7 @@ def train_plainly(model: TextToImage, paths: list[Path], given: argparse.Namespa
     parameters = [*lora_parameters(pipeline.unet).values(), *lora_parameters(pipeline.text_encoder).values()]
     optimiser = torch.optim.AdamW(parameters, lr=1e-5)
     scaler = torch.amp.GradScaler(given.device, enabled=is_half)
-    schedule = make_noise_schedule(model)
+    schedule = make_ddim(model)
     tokens = tokenise_prompts(model, [PROMPT] * given.batch).to(given.device)
     for _ in range(given.warmup + given.steps):
         pixels = to_floats([read_image(path) for path in paths]).to(given.device)

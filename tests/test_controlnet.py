@@ -17,14 +17,13 @@ from defaug_utils.diffusion.controlnet import (
     load_controlnet,
     load_trimap_model,
     make_controlnet,
-    make_ddim,
     make_denoiser,
     save_controlnet,
     to_conditioning,
     train_controlnet,
 )
 from defaug_utils.diffusion.loading import ModelError
-from defaug_utils.diffusion.text2image import TextToImage, load_text2image
+from defaug_utils.diffusion.text2image import TextToImage, load_text2image, make_ddim
 from defaug_utils.masks.patches import cut_defect
 from defaug_utils.masks.trimaps import GoodImage, TripleSet
 from defaug_utils.methods.blending import BlendSettings, blend_latents

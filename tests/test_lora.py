@@ -18,7 +18,6 @@ from defaug_utils.diffusion.lora import (
     LoraPlan,
     adapted_layers,
     attach_lora,
-    count_lora,
     count_planned,
     lora_parameters,
     merge_lora,
@@ -100,7 +99,7 @@ def test_the_reference_counts_on_stable_diffusion():
         counts = attach_lora(unet, text_encoder)
     assert (linear_only.linear, linear_only.conv_1x1, linear_only.conv_3x3) == (182, 46, 0)
     assert counts.unet == LoraCount(linear=182, conv_1x1=46, conv_3x3=50, parameters=18_394_112)
-    assert counts.unet.layers == 278
+    assert sum(counts.unet[:3]) == 278
     assert counts.text_encoder == LoraCount(linear=72, conv_1x1=0, conv_3x3=0, parameters=5_308_416)
 
 
@@ -108,7 +107,6 @@ def test_the_reference_counts_on_stable_diffusion():
 def test_planned_layers_are_counted_as_attached_ones(networks, plan: LoraPlan):
     planned = count_planned(*networks, plan)
     assert planned == attach_lora(*networks, plan)
-    assert list(planned) == [count_lora(network) for network in networks]
     assert planned == count_planned(*networks, plan)
 
 
@@ -223,7 +221,7 @@ def test_a_file_gives_the_same_adapter_back(adapted, tmp_path: Path, layout: str
     save_lora(tmp_path / "adapter.safetensors", *adapted, layout=layout)
     parts = make_parts(4)
     counts = load_lora(tmp_path / "adapter.safetensors", parts["unet"], parts["text_encoder"])
-    assert counts.unet.layers == len(adapted_layers(adapted[0]))
+    assert sum(counts.unet[:3]) == len(adapted_layers(adapted[0]))
     assert torch.equal(run_unet(parts["unet"].eval()), run_unet(adapted[0]))
     assert torch.equal(run_text(parts["text_encoder"].eval()), run_text(adapted[1]))
 

@@ -1,8 +1,4 @@
-"""The autoencoder: pictures to latents and back, and a decoder that is adapted to one picture.
-
-Li et al. (AdaBLDM, 2024), section 3.4: a copy of the decoder learns to leave the good part of an image alone;
-the model's own decoder is never written to.
-"""
+"""Pictures to latents and back, and a decoder adapted to one (AdaBLDM: Li et al. 2024, section 3.4)."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -76,16 +72,14 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 class AdaptationSettings:
     """How a decoder is adapted; the defaults are AdaBLDM's (its code)."""
 
-    #: "all" (the paper's), or faster: "last_block" (the last up-block and what follows it) or "last_layer"
-    #: (the last normalisation and convolution)
+    #: "all", or faster: "last_block" (up-block and what follows) or "last_layer" (normalisation, convolution)
     parameters: str = "all"
     steps: int = 200  #: of AdamW, at most
     learning_rate: float = 1e-4  #: of AdamW
     background_weight: float = 100.0  #: of the error outside the defect
     patience: int = 0  #: steps without improvement after which it stops; 0 never stops early
     improvement: float = 0.01  #: share by which the lowest loss must fall to count as improvement
-    #: of the forward pass, "float32" or "bfloat16"; the weights are float32 always
-    precision: str = "float32"
+    precision: str = "float32"  #: of the forward pass, or "bfloat16"; the weights are float32 always
 
     def __post_init__(self) -> None:
         """Refuse values that make no sense, all in one message."""
@@ -136,18 +130,14 @@ def adapt_decoder(
     settings: AdaptationSettings | None = None,
     on_step: Callable[[int, float], None] | None = None,
 ) -> Adaptation:
-    """Decode one image by a copy of the decoder that is adapted to it and then thrown away.
+    """Decode one image by a copy of the decoder that learns to leave the good part alone.
 
     Args:
         vae: diffusers' AutoencoderKL; left as it is, bit for bit.
         latents: clean ones of one image, shape (1, 4, height / cell, width / cell).
         good: the good image, shape (1, 3, height, width) in [-1, 1].
         mask: shape (1, 1, height, width), bool, true on the defect.
-        settings: the paper's when None.
         on_step: called with a step's number (from 0) and the loss before it.
-
-    Raises:
-        ValueError: not one image, or shapes that don't fit.
     """
     settings = settings or AdaptationSettings()
     if good.shape != (1, 3, *mask.shape[2:]) or mask.shape[:2] != (1, 1) or len(latents) != 1:
@@ -177,10 +167,10 @@ def adapt_decoder(
 
 def split_decoder(vae: nn.Module, latents: Tensor, parameters: str) -> tuple[nn.Module, Tensor]:
     """A float32 copy of the decoder's trained part, and what the part before it makes of latents."""
-    decoder, count = vae.decoder, TRAINED_MODULES[parameters]
+    decoder = vae.decoder
     ending = [decoder.conv_norm_out, decoder.conv_act, decoder.conv_out]
     modules = [decoder.conv_in, decoder.mid_block, *decoder.up_blocks, *ending]
-    cut = 0 if count is None else len(modules) - count
+    cut = len(modules) - (TRAINED_MODULES[parameters] or len(modules))
     with torch.no_grad():
         features = (latents / vae.config.scaling_factor).to(vae.dtype)
         if vae.post_quant_conv is not None:
@@ -189,13 +179,8 @@ def split_decoder(vae: nn.Module, latents: Tensor, parameters: str) -> tuple[nn.
             features = module(features)
     trained = copy.deepcopy(nn.Sequential(*modules[cut:])).float().requires_grad_(True)
     # On processors PyTorch 2.13 crashes in this layout's backward pass on some shapes.
-    layout = torch.channels_last if uses_gpu(trained) else torch.contiguous_format
+    layout = torch.channels_last if features.is_cuda else torch.contiguous_format
     return trained.to(memory_format=layout), features.float().contiguous(memory_format=layout)
-
-
-def uses_gpu(module: nn.Module) -> bool:
-    """Whether a module lies on a GPU, where other layouts and optimisers are faster."""
-    return next(module.parameters()).is_cuda
 
 
 @torch.enable_grad()
@@ -206,8 +191,8 @@ def _descend(
     on_step: Callable[[int, float], None] | None,
 ) -> list[float]:
     """Steps of AdamW until all are done, nothing improves or the loss is no number; losses before them."""
-    optimiser = torch.optim.AdamW(trained.parameters(), settings.learning_rate, fused=uses_gpu(trained))
-    losses: list[float] = []
+    parameters, losses = list(trained.parameters()), []
+    optimiser = torch.optim.AdamW(parameters, settings.learning_rate, fused=parameters[0].is_cuda)
     lowest, waited = float("inf"), 0
     for step in range(settings.steps):
         _, loss = measure()
@@ -235,10 +220,7 @@ def find_divergence(losses: list[float]) -> str:
 
 
 def measure_background(image: Tensor, good: Tensor, mask: Tensor, width: int = 3) -> BackgroundError:
-    """How far an image is from the good one outside the mask (bool), and within `width` pixels of its border.
-
-    Images are (1, 3, height, width) in [-1, 1], not yet composited.
-    """
+    """How far an image, not yet composited, is from the good one outside the mask; border: `width` pixels."""
     difference = (image.clamp(-1, 1) - good).abs().mean(dim=1, keepdim=True) * 127.5
     grown = max_pool2d(mask.float(), 2 * width + 1, stride=1, padding=width) > 0
     return BackgroundError(float(difference[~mask].mean()), float(difference[grown & ~mask].mean()))

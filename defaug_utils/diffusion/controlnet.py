@@ -1,7 +1,4 @@
-"""A trimap ControlNet beside a frozen text-to-image U-Net: its files, its answers, its training.
-
-Li et al. (AdaBLDM, 2024), section 3.2; Zhang et al. 2023 (ControlNet).
-"""
+"""A trimap ControlNet (Zhang et al. 2023) beside a frozen U-Net (AdaBLDM: Li et al. 2024, section 3.2)."""
 
 import copy
 import json
@@ -21,13 +18,13 @@ from defaug_utils.core.files import write_json
 from defaug_utils.core.guards import check_demands
 from defaug_utils.core.manifest import image_seed
 from defaug_utils.diffusion.autoencoder import Denoise, draw_noise, encode_images, to_floats
-from defaug_utils.diffusion.loading import CONVERT, ModelError, fingerprint, list_pickles, quiet_libraries
-from defaug_utils.diffusion.text2image import TextToImage, choose_target, embed_prompts
+from defaug_utils.diffusion.loading import ModelError, fingerprint, quiet_libraries, tell_pickles
+from defaug_utils.diffusion.text2image import TextToImage, choose_target, embed_prompts, make_ddim
 from defaug_utils.masks.trimaps import TRIPLES, Triple, TripleSet
 from defaug_utils.training.loop import OnStep, StepDone, StepPlan, Training, open_accelerator, run_steps
 
 if TYPE_CHECKING:
-    from diffusers import ControlNetModel, DDIMScheduler
+    from diffusers import ControlNetModel
 
 CONDITIONING_CHANNELS = (16, 32, 96, 256)  # from pixels to cells of 8 (ControlNet, Zhang et al. 2023)
 TRAINING = "training.json"
@@ -42,27 +39,20 @@ class TrimapModel:
 
     model: TextToImage  #: from `load_text2image`; stays frozen
     controlnet: "ControlNetModel"  #: from `make_controlnet` or a training
-    #: what `train_controlnet` wrote beside the weights; empty where nothing is known
-    training: dict = field(default_factory=dict)
+    training: dict = field(default_factory=dict)  #: what `train_controlnet` wrote beside it, where known
 
     def describe(self) -> dict:
         """Both models in the recipe of a pool, with the real defects that were learned from."""
-        trained_on = self.training.get("trained_on", {})
-        known = {"steps": self.training.get("steps"), "trained_on": trained_on.get("defects", "unknown")}
-        return self.model.describe() | {
-            "sampler": "DDIMScheduler",
-            "controlnet": {"fingerprint": fingerprint({"controlnet": self.controlnet}), **known},
+        controlnet = {
+            "fingerprint": fingerprint({"controlnet": self.controlnet}),
+            "steps": self.training.get("steps"),
+            "trained_on": self.training.get("trained_on", {}).get("defects", "unknown"),
         }
+        return self.model.describe() | {"sampler": "DDIMScheduler", "controlnet": controlnet}
 
 
 def make_controlnet(model: TextToImage, seed: int = 0) -> "ControlNetModel":
-    """A ControlNet, in float32, that starts as the U-Net's encoder and changes nothing yet.
-
-    The seed draws the layers that read the trimap.
-
-    Raises:
-        ModelError: a latent cell has no power of two pixels, or too many.
-    """
+    """A ControlNet, in float32, that starts as the U-Net's encoder; the seed draws what reads the trimap."""
     from diffusers import ControlNetModel
 
     count = math.log2(model.cell) + 1
@@ -88,12 +78,7 @@ def save_controlnet(controlnet: "ControlNetModel", folder: Path | str, training:
 def load_trimap_model(
     folder: Path | str, model: TextToImage, dtype: torch.dtype = torch.float32
 ) -> TrimapModel:
-    """Read a ControlNet, with what is known of its training, for its text-to-image model.
-
-    Args:
-        folder: from `train_controlnet`, or any ControlNet of diffusers' layout that reads trimaps.
-        model: the text-to-image model that it was trained beside.
-        dtype: of the ControlNet's weights; half precision is for GPUs.
+    """Read a ControlNet of diffusers' layout, and what is known of its training, for its text-to-image model.
 
     Raises:
         ModelError: there is none, it does not fit the model, or it was trained beside another one.
@@ -120,21 +105,21 @@ def load_controlnet(
 
     folder = Path(folder)
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
-        pickled = list_pickles(folder)
-        found = f"only {pickled}: {CONVERT}" if pickled else "none: train one first"
+        found = tell_pickles(folder) or "none: train one first"
         raise ModelError(f"{folder}: expected config.json and weights (*.safetensors), found {found}")
     try:
         with quiet_libraries():
             controlnet = ControlNetModel.from_pretrained(folder, dtype=dtype, use_safetensors=True)
     except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
         raise ModelError(f"{folder} can't be loaded as a ControlNet: {error}") from error
-    check_fit(controlnet, model, folder)
+    differing = _list_differences(controlnet.config, model.pipeline.unet.config)
+    if differing:
+        raise ModelError(f"{folder} does not fit {model.model}: {'; '.join(differing)}")
     return controlnet.to(model.device).eval()
 
 
-def check_fit(controlnet: "ControlNetModel", model: TextToImage, name: Path | str) -> None:
-    """Refuse a ControlNet of another U-Net's shape, naming every setting in which they differ."""
-    own, unet = controlnet.config, model.pipeline.unet.config
+def _list_differences(own: Any, unet: Any) -> list[str]:
+    """Settings of a ControlNet that don't fit a U-Net's."""
     names = ("block_out_channels", "layers_per_block", "cross_attention_dim", "in_channels")
     differing = [
         f"{name} {own[name]} beside {unet[name]}"
@@ -143,15 +128,7 @@ def check_fit(controlnet: "ControlNetModel", model: TextToImage, name: Path | st
     ]
     if own.conditioning_channels != TRIMAP_CHANNELS:
         differing.append(f"it reads {own.conditioning_channels} channels, trimaps are {TRIMAP_CHANNELS}")
-    if differing:
-        raise ModelError(f"{name} does not fit {model.model}: {'; '.join(differing)}")
-
-
-def make_ddim(model: TextToImage) -> "DDIMScheduler":
-    """DDIM with the model's own noise schedule and prediction; clean latents are not clipped."""
-    from diffusers import DDIMScheduler
-
-    return DDIMScheduler.from_config(model.pipeline.scheduler.config, clip_sample=False)
+    return differing
 
 
 def to_conditioning(trimaps_u8: Sequence[np.ndarray]) -> Tensor:
@@ -167,7 +144,7 @@ def read_once(controlnet: "ControlNetModel", conditioning: Tensor) -> tuple["Con
     A small model needs as long to read them as for all the rest of a step.
     """
     view = copy.copy(controlnet)
-    view._modules = dict(controlnet._modules, controlnet_cond_embedding=torch.nn.Identity())
+    view._modules = dict(controlnet._modules, controlnet_cond_embedding=nn.Identity())
     view.__dict__.pop("forward", None)  # in mixed precision accelerate binds it to the original
     return view, controlnet.controlnet_cond_embedding(conditioning)
 
@@ -183,8 +160,7 @@ def predict(
 ) -> list[Tensor]:
     """What the U-Net predicts for noisy latents under the ControlNet's guidance, one answer for each text.
 
-    The ControlNet reads the empty prompt, so its one answer serves all texts. There is one time for all
-    latents or one an image.
+    The ControlNet reads the empty prompt, so its one answer serves all texts. Times: one, or one an image.
     """
     down, middle = controlnet(latents, times, empty, conditioning, return_dict=False)
     copies, dtype = len(texts), model.pipeline.unet.dtype
@@ -206,17 +182,13 @@ def make_denoiser(
     negative_prompts: Sequence[str],
     guidance: float,
 ) -> Denoise:
-    """The network as `blend_latents` asks for it: latents and time in, guided prediction out.
-
-    Trimaps (height, width), uint8, and prompts come one an image; at guidance 1 only the prompt is asked.
-    """
+    """The network as `blend_latents` asks for it; trimaps (height, width), uint8, prompts: one an image."""
     model, controlnet = trimap_model.model, trimap_model.controlnet
     conditioning = to_conditioning(trimaps_u8).to(model.device, controlnet.dtype)
     controlnet, conditioning = read_once(controlnet, conditioning)
     empty = embed_prompts(model, [""] * len(prompts)).to(controlnet.dtype)
-    texts = [embed_prompts(model, prompts)]
-    if guidance > 1:
-        texts.insert(0, embed_prompts(model, negative_prompts))
+    asked = [negative_prompts, prompts] if guidance > 1 else [prompts]
+    texts = [embed_prompts(model, of_images) for of_images in asked]
 
     def denoise(latents: Tensor, time: Tensor) -> Tensor:
         inputs = latents.to(controlnet.dtype)
@@ -268,12 +240,12 @@ def train_controlnet(
     repeats exactly, interrupted or not, for the same number of threads and versions.
 
     Args:
-        model: from `load_text2image`; stays as it is.
+        model: stays as it is.
         triples: at a size that suits the model.
         folder: for the checkpoint, `history.csv` and, in the end, `controlnet/` in diffusers' layout.
         settings: the paper's when None.
         plan: steps, checkpoints and precision.
-        on_step: called after each step, see `run_steps`.
+        on_step: see `run_steps`.
         on_samples: called after each checkpoint with the steps and the ControlNet, such as to draw a grid.
 
     Raises:

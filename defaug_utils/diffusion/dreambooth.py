@@ -1,7 +1,4 @@
-"""DreamBooth: a LoRA adapter taught what a word means, from a few images, with an exact restart.
-
-Ruiz et al. 2023 (prior preservation), on the adapter of In&Out (Capogrosso et al. 2024, section 3.2).
-"""
+"""DreamBooth (Ruiz et al. 2023) by the LoRA adapter of In&Out (Capogrosso et al. 2024), restarted exactly."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -13,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from transformers import get_scheduler
+from transformers import get_cosine_with_hard_restarts_schedule_with_warmup
 
 from defaug_utils.core.files import write_png
 from defaug_utils.core.images import read_image
@@ -28,7 +25,6 @@ from defaug_utils.training import loop
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-    from diffusers import DiffusionPipeline
 
 LORA = "lora.safetensors"
 
@@ -41,7 +37,6 @@ class DreamBoothRun:
     #: one row a step: step (from 1), epoch, loss, loss_instance and loss_class (means over their images,
     #: missing where a step has none), learning_rate, gradient_norm
     history: pd.DataFrame
-    seconds: float  #: of training, in this call
     resumed_steps: int  #: finished by an earlier call
     buckets: pd.DataFrame  #: see `count_buckets`
     adapted: LoraCounts  #: layers and parameters of the adapter
@@ -100,18 +95,16 @@ def train_dreambooth(
         model: as it was loaded, without an adapter; it carries the trained one afterwards.
         images: from `read_training_images`.
         folder: where `checkpoint.safetensors`, `lora.safetensors` and `history.csv` go.
-        settings: how to train.
-        plan: ranks of the adapter.
-        on_step: called after each step, see `run_steps`; its numbers are the step's row of the history.
+        settings, plan: how to train, and ranks of the adapter.
+        on_step: see `run_steps`; its numbers are the step's row of the history.
         on_sample: called with the number of finished steps, the model ready to make pictures.
         sample_times: how often, evenly over the training; the last time at its end.
 
     Raises:
-        DreamBoothError: the folder holds a run of other settings, images, base model or rank (all differing
-            ones are named), or a checkpoint that can't be read.
+        DreamBoothError: the folder holds a run of other settings (all are named) or an unreadable checkpoint.
         FloatingPointError: a loss or gradient is not finite; names the step and keeps the last checkpoint.
     """
-    folder = Path(folder)
+    folder, lora = Path(folder), Path(folder) / LORA
     training_images.check_bucket_step(settings.buckets, model)
     settings, notices = dreambooth_plan.settle_settings(settings, model.device)
     notices += dreambooth_plan.tell_identifier(model.pipeline.tokenizer, settings.identifier)
@@ -143,12 +136,10 @@ def train_dreambooth(
     _set_mode(model, settings, is_training=False)
     if accelerator.is_main_process:
         metadata = {"training": json.dumps(described, sort_keys=True)}
-        save_lora(folder / LORA, model.pipeline.unet, model.pipeline.text_encoder, metadata)
+        save_lora(lora, model.pipeline.unet, model.pipeline.text_encoder, metadata)
     accelerator.wait_for_everyone()
     buckets = training_images.count_buckets(images.buckets)
-    return DreamBoothRun(
-        folder / LORA, run.history, run.seconds, run.resumed_steps, buckets, adapted, notices
-    )
+    return DreamBoothRun(lora, run.history, run.resumed_steps, buckets, adapted, notices)
 
 
 def _prepare(
@@ -161,9 +152,9 @@ def _prepare(
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
         adapted = attach_lora(pipeline.unet, pipeline.text_encoder, plan)
-    parameters = _collect_parameters(pipeline).float()
+    parameters = _collect_parameters(model).float()
     steps = dreambooth_plan.plan_steps(images.sizes(is_class=False), images.sizes(is_class=True), settings)
-    schedule = text2image.make_noise_schedule(model)
+    schedule = text2image.make_ddim(model)
     weights = dreambooth_plan.weigh_noise_levels(schedule.alphas_cumprod, settings.gamma, model.prediction)
     accelerator = loop.open_accelerator(settings.precision, model.device)
     is_class = torch.tensor(images.items["is_class"].to_numpy())
@@ -180,12 +171,12 @@ def _prepare(
     return training, adapted, len(steps)
 
 
-def _collect_parameters(pipeline: "DiffusionPipeline") -> nn.ParameterDict:
+def _collect_parameters(model: TextToImage) -> nn.ParameterDict:
     """The adapter's parameters by name, U-Net and text encoder (a name of a ParameterDict has no dots)."""
     parameters = {
         f"{network}.{name}".replace(".", "/"): parameter
         for network in ("unet", "text_encoder")
-        for name, parameter in lora_parameters(getattr(pipeline, network)).items()
+        for name, parameter in lora_parameters(getattr(model.pipeline, network)).items()
     }
     return nn.ParameterDict(parameters)
 
@@ -200,12 +191,9 @@ def _make_optimiser(parameters: nn.ParameterDict, settings: DreamBoothSettings) 
 
 def _rate_schedule(settings: DreamBoothSettings, count: int) -> Callable[[int], float]:
     """The learning rate of a step from 0, by the step alone, so that there is no state to store."""
-    schedule = get_scheduler(
-        "cosine_with_restarts",
-        torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0),
-        num_warmup_steps=settings.warmup_steps,
-        num_training_steps=count,
-        scheduler_specific_kwargs={"num_cycles": settings.restarts},
+    unused = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = get_cosine_with_hard_restarts_schedule_with_warmup(
+        unused, settings.warmup_steps, count, settings.restarts
     )
     return lambda step: settings.learning_rate * schedule.lr_lambdas[0](step)
 
@@ -226,21 +214,17 @@ def _set_mode(model: TextToImage, settings: DreamBoothSettings, is_training: boo
 def _measure_errors(
     trainer: _Trainer, denoiser: nn.Module, positions: Sequence[int], number: int
 ) -> tuple[Tensor, Tensor]:
-    """Weighted errors at some places of a step's batch, and which of them are regularisation images.
-
-    Each place draws its latents, noise and noise level by itself.
-    """
+    """Weighted errors at places of a batch, each with its own draws, and which are regularisation images."""
     latents, noises, times = [], [], []
     step_seed = image_seed(trainer.settings.seed, number)
-    levels = len(trainer.level_weights)
     images = [trainer.steps[number].images[position] for position in positions]
     for position, image in zip(positions, images, strict=True):
         generator = torch.Generator().manual_seed(image_seed(step_seed, position))
         mean, deviation = trainer.latents[image]
         latents.append(mean + deviation * torch.randn(mean.shape, generator=generator))
         noises.append(torch.randn(mean.shape, generator=generator))
-        times.append(int(torch.randint(levels, (), generator=generator)))
-    clean, noise, level = torch.stack(latents), torch.stack(noises), torch.tensor(times)
+        times.append(torch.randint(len(trainer.level_weights), (), generator=generator))
+    clean, noise, level = map(torch.stack, (latents, noises, times))
     is_class = trainer.is_class[images]
     weights = trainer.level_weights[level] * torch.where(is_class, trainer.settings.prior_weight, 1.0)
     target = text2image.choose_target(trainer.schedule, clean, noise, level)
@@ -273,10 +257,7 @@ def _compute_loss(trainer: _Trainer, denoiser: nn.Module, number: int) -> loop.S
 def keep_sample(
     folder: Path | str, step: int, model: TextToImage, jobs: Sequence[TextJob], settings: TextSettings
 ) -> list[np.ndarray]:
-    """Store adapter and sample pictures of a step in the fine-tuning's `steps/`, and return the pictures.
-
-    For `on_sample` of `train_dreambooth`: there the adapter acts beside the model's weights in full (α = 1).
-    """
+    """Store the adapter of a step and its sample pictures (α = 1) in `steps/`, and return the pictures."""
     target = Path(folder) / "steps" / f"step-{step:06d}"
     images = text2image.generate_images(model, jobs, settings)
     for place, image_u8 in enumerate(images):

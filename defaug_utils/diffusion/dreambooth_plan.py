@@ -43,14 +43,13 @@ class DreamBoothSettings:
     def __post_init__(self) -> None:
         """Refuse values that make no sense, all in one message."""
         word, instance_prompt, class_prompt = self.identifier.strip(), self.instance_prompt, self.class_prompt
+        class_words = class_prompt.split()
         demands = {
             "the identifier is empty: choose a rare word such as 'skt'": bool(word),
             f"the instance prompt {instance_prompt!r} has no identifier {word!r}: without one the "
             "fine-tuning changes what the class word means": not word or word in instance_prompt.split(),
-            f"the class prompt {class_prompt!r} must not hold {word!r}": word not in class_prompt.split(),
-            "the class prompt is empty: name the kind of thing, such as 'background'": bool(
-                class_prompt.split()
-            ),
+            f"the class prompt {class_prompt!r} must not hold {word!r}": word not in class_words,
+            "the class prompt is empty: name the kind of thing, such as 'background'": bool(class_words),
         }
         for name in ("epochs", "repeats", "batch_size", "restarts", "save_every"):
             value = getattr(self, name)
@@ -117,8 +116,8 @@ def plan_steps(
 ) -> list[Step]:
     """Which images every step shows: a function of buckets and settings alone.
 
-    An epoch is every instance image `repeats` times and as many regularisation images, which take turns over
-    the epochs. A step's images are of one bucket; instances have the first positions.
+    An epoch is every instance `repeats` times and as many regularisation images, which take turns over the
+    epochs. A step's images are of one bucket; instances have the first positions.
     """
     buckets = [*instance_buckets, *class_buckets]
     shown = np.repeat(np.arange(len(instance_buckets)), settings.repeats)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import safe_open
@@ -24,6 +24,14 @@ CONVERT = (
     "weights that are pickled can run any code when they are loaded and are refused: convert them where you "
     "trust them, with diffusers' from_pretrained(…).save_pretrained(…, safe_serialization=True)"
 )
+PURPOSES = {  # diffusers' classes for a folder or hub id, for one file, and for SDXL's (empty: it won't do)
+    "inpainting": (
+        "AutoPipelineForInpainting",
+        "StableDiffusionInpaintPipeline",
+        "StableDiffusionXLInpaintPipeline",
+    ),
+    "text to image": ("AutoPipelineForText2Image", "StableDiffusionPipeline", ""),
+}
 FINGERPRINT_VALUES = 1024  # of every weight tensor that the fingerprint looks at
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -56,31 +64,14 @@ def _check_part(part: Path, class_name: str) -> list[str]:
         return [] if any(part.iterdir()) else [f"the part {part.name} ({class_name}) is empty"]
     problems = [] if (part / "config.json").is_file() else [f"{part.name} has no config.json"]
     if not any(part.glob("*.safetensors")):
-        pickled = list_pickles(part)
-        found = f"only {pickled}: {CONVERT}" if pickled else "no weights (*.safetensors)"
-        problems.append(f"{part.name} has {found}")
+        problems.append(f"{part.name} has {tell_pickles(part) or 'no weights (*.safetensors)'}")
     return problems
 
 
-def list_pickles(folder: Path) -> str:
-    """Names of the pickled weights in a folder, with commas."""
-    return ", ".join(sorted(path.name for path in folder.glob("*") if path.suffix in PICKLES))
-
-
-class Classes(NamedTuple):
-    """Diffusers' classes for a folder or hub id, for one file, and for SDXL's (empty: it does not do)."""
-
-    folder: str
-    file: str
-    xl_file: str
-
-
-PURPOSES = {
-    "inpainting": Classes(
-        "AutoPipelineForInpainting", "StableDiffusionInpaintPipeline", "StableDiffusionXLInpaintPipeline"
-    ),
-    "text to image": Classes("AutoPipelineForText2Image", "StableDiffusionPipeline", ""),
-}
+def tell_pickles(folder: Path) -> str:
+    """Names of the pickled weights in a folder without others, and what to do; empty where there are none."""
+    names = sorted(path.name for path in folder.glob("*") if path.suffix in PICKLES)
+    return f"only {', '.join(names)}: {CONVERT}" if names else ""
 
 
 def load_pipeline(model: Path | str, purpose: str, dtype: torch.dtype) -> "DiffusionPipeline":
@@ -97,7 +88,7 @@ def load_pipeline(model: Path | str, purpose: str, dtype: torch.dtype) -> "Diffu
         )
     try:
         with quiet_libraries():
-            return _load(str(model), PURPOSES[purpose], dtype)
+            return _load(str(model), purpose, dtype)
     except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
         raise ModelError(
             f"{model} can't be loaded for {purpose}: {error}; expected a complete Stable Diffusion "
@@ -105,23 +96,19 @@ def load_pipeline(model: Path | str, purpose: str, dtype: torch.dtype) -> "Diffu
         ) from error
 
 
-def _load(model: str, classes: Classes, dtype: torch.dtype) -> "DiffusionPipeline":
+def _load(model: str, purpose: str, dtype: torch.dtype) -> "DiffusionPipeline":
     import diffusers
 
+    of_folder, of_file, of_xl_file = PURPOSES[purpose]
     if not Path(model).is_file():
-        return getattr(diffusers, classes.folder).from_pretrained(model, dtype=dtype, use_safetensors=True)
-    chosen = classes.xl_file if is_xl_file(model) else classes.file
-    if not chosen:
+        return getattr(diffusers, of_folder).from_pretrained(model, dtype=dtype, use_safetensors=True)
+    with safe_open(model, "pt") as opened:  # only SDXL has a second text encoder
+        is_xl = any(key.startswith("conditioner.embedders.1") for key in opened.keys())  # noqa: SIM118
+    if is_xl and not of_xl_file:
         raise ValueError(
             "it is an SDXL checkpoint with two text encoders, expected Stable Diffusion 1.5 or 2"
         )
-    return getattr(diffusers, chosen).from_single_file(model, dtype=dtype)
-
-
-def is_xl_file(path: Path | str) -> bool:
-    """Whether a checkpoint in one file has SDXL's second text encoder."""
-    with safe_open(path, "pt") as opened:
-        return any(key.startswith("conditioner.embedders.1") for key in opened.keys())  # noqa: SIM118
+    return getattr(diffusers, of_xl_file if is_xl else of_file).from_single_file(model, dtype=dtype)
 
 
 @contextmanager

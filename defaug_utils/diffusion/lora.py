@@ -1,7 +1,6 @@
 """LoRA-C3Lier on peft: low-rank updates of linear and of 3 × 3 convolution layers, merged at any weight.
 
-Hu et al. 2022 (LoRA); Capogrosso et al. 2024, section 3.2 (In&Out). A 3 × 3 update is a 3 × 3 convolution
-down to the rank and a 1 × 1 convolution up.
+Hu et al. 2022 (LoRA); In&Out, section 3.2. A 3 × 3 update is a 3 × 3 convolution down, a 1 × 1 one up.
 """
 
 import re
@@ -54,11 +53,6 @@ class LoraCount(NamedTuple):
     conv_3x3: int
     parameters: int
 
-    @property
-    def layers(self) -> int:
-        """All adapted layers."""
-        return self.linear + self.conv_1x1 + self.conv_3x3
-
 
 class LoraCounts(NamedTuple):
     """What is adapted in U-Net and text encoder."""
@@ -91,8 +85,7 @@ def plan_layers(network: nn.Module, plan: LoraPlan) -> dict[str, LayerPlan]:
     """Rank and alpha of every layer to be adapted, by its path."""
     planned = {}
     for path, module in find_layers(network).items():
-        is_wide = isinstance(_base(module), nn.Conv2d) and _base(module).kernel_size != (1, 1)
-        if not is_wide:
+        if _base(module).weight.shape[2:] in ((), (1, 1)):
             planned[path] = LayerPlan(plan.linear_rank, plan.linear_alpha)
         elif plan.conv_rank:
             planned[path] = LayerPlan(plan.conv_rank, plan.conv_alpha)
@@ -100,18 +93,13 @@ def plan_layers(network: nn.Module, plan: LoraPlan) -> dict[str, LayerPlan]:
 
 
 def attach_lora(unet: nn.Module, text_encoder: nn.Module, plan: LoraPlan | None = None) -> LoraCounts:
-    """Add fresh adapters (the paper's plan if None), which change no output, and freeze everything else.
-
-    Raises:
-        LoraError: one of the networks has an adapter already.
-    """
-    plan = plan or LoraPlan()
-    networks = (unet, text_encoder)
+    """Add fresh adapters (the paper's plan if None), which change no output, and freeze everything else."""
+    plan, networks = plan or LoraPlan(), (unet, text_encoder)
     return LoraCounts(*(attach_layers(network, plan_layers(network, plan)) for network in networks))
 
 
 def attach_layers(network: nn.Module, planned: Mapping[str, LayerPlan]) -> LoraCount:
-    """Add a fresh adapter to the planned layers of one network; see `attach_lora`."""
+    """Add a fresh adapter to the planned layers of one network, which may have none yet."""
     from peft import LoraConfig, inject_adapter_in_model
 
     if any(_is_adapted(module) for module in network.modules()):
@@ -127,11 +115,6 @@ def attach_layers(network: nn.Module, planned: Mapping[str, LayerPlan]) -> LoraC
             alpha_pattern={path: layer.alpha for path, layer in planned.items()},
         )
         inject_adapter_in_model(config, network, adapter_name=ADAPTER)
-    return count_lora(network)
-
-
-def count_lora(network: nn.Module) -> LoraCount:
-    """Count the adapted layers of a network, by kind."""
     return _count((_base(layer).weight, layer.r[ADAPTER]) for layer in adapted_layers(network).values())
 
 
@@ -174,9 +157,6 @@ def merge_lora(unet: nn.Module, text_encoder: nn.Module, share: float) -> None:
 
     These are kept beside, so that `unmerge_lora` restores them bit for bit and a second merge replaces the
     first. The share is α of the paper, 0.6 to 0.95 there; 0 is the base model, above 1 works with a warning.
-
-    Raises:
-        LoraError: the share is below 0 or no number, or there is no adapter.
     """
     if not 0 <= share < float("inf"):
         raise LoraError(f"merge weight {share} must be 0 or more")

@@ -1,9 +1,8 @@
 """Adapters in files: kohya's key format and diffusers' own, both ways, and not one key left over.
 
-Kohya: `lora_unet_<path with underscores>.lora_down.weight`, `.lora_up.weight`, `.alpha`, and
-`lora_te_text_model_…` for the text encoder. Diffusers: `unet.<path>.lora_A.weight`, `.lora_B.weight`, with
-alphas in the file's metadata. Diffusers' reader drops keys that it can't use and stops at the first matrix
-that is missing, and its writer of kohya's format sets every alpha to the rank: so we do both ourselves.
+Kohya's keys are `lora_unet_<path with underscores>.lora_down.weight`, diffusers' `unet.<path>.lora_A.weight`
+with alphas in the file's metadata. Diffusers' reader drops keys that it can't use and stops at the first
+missing matrix, and its writer of kohya's format sets every alpha to the rank: so we do both ourselves.
 """
 
 import json
@@ -54,12 +53,11 @@ def save_lora(
     metadata: Mapping[str, str] | None = None,
     layout: str = "kohya",
 ) -> None:
-    """Write an adapter to one safetensors file; equal adapters give equal bytes.
+    """Write the adapter of both networks to one safetensors file; equal adapters give equal bytes.
 
     Args:
-        path: the file.
-        unet: with an adapter.
-        text_encoder: likewise.
+        path: of the file.
+        unet, text_encoder: at least one of them has an adapter.
         metadata: further texts for the file's header, such as base model and prompts.
         layout: "kohya" (image-generation tools and diffusers read it) or "diffusers".
 

@@ -15,7 +15,7 @@ from defaug_utils.diffusion import loading
 from defaug_utils.training.memory import run_in_parts
 
 if TYPE_CHECKING:
-    from diffusers import DDPMScheduler
+    from diffusers import DDIMScheduler
 
 CLIP_SKIP = 2  # In&Out's configuration: the text encoder's last layer but one
 PREDICTIONS = ("epsilon", "v_prediction")
@@ -37,13 +37,11 @@ class TextToImage(loading.LoadedModel):
                 "Diffusion 1.5 or 2"
             )
         channels, layers = pipeline.unet.config.in_channels, pipeline.text_encoder.config.num_hidden_layers
-        known, clip_skip = ", ".join(PREDICTIONS), self.clip_skip
+        known, clip_skip, used = ", ".join(PREDICTIONS), self.clip_skip, range(1, layers + 1)
         demands = {
             f"its U-Net takes {channels} channels, expected 4: an inpainting model won't do": channels == 4,
             f"it predicts {self.prediction!r}, expected one of {known}": self.prediction in PREDICTIONS,
-            f"clip_skip {clip_skip} must be 1 … {layers}, the layers of the text encoder": (
-                1 <= clip_skip <= layers
-            ),
+            f"clip_skip {clip_skip} must be 1 … {layers}, the layers of the text encoder": clip_skip in used,
         }
         check_demands(model, demands, loading.ModelError)
         super().__post_init__()
@@ -97,9 +95,8 @@ def load_text2image(
 
     Args:
         model: a folder of diffusers' layout, a single .safetensors checkpoint, or a hub id.
-        device: such as "cpu" or "cuda".
-        dtype: of the weights; half precision is for GPUs.
-        clip_skip: layer of the text encoder that is read, counted from the last, which is 1.
+        device, dtype: of the weights; half precision is for GPUs.
+        clip_skip: see `TextToImage`.
 
     Raises:
         ModelError: parts are missing, weights are pickled, or it is no Stable Diffusion 1.5 or 2.
@@ -133,14 +130,14 @@ def embed_prompts(model: TextToImage, prompts: Sequence[str]) -> Tensor:
     return torch.stack([embeddings[texts.index(prompt)] for prompt in prompts])
 
 
-def make_noise_schedule(model: TextToImage) -> "DDPMScheduler":
-    """The model's noise schedule, with `add_noise` and `get_velocity` for training."""
-    from diffusers import DDPMScheduler
+def make_ddim(model: TextToImage) -> "DDIMScheduler":
+    """DDIM with the model's own noise schedule and prediction; clean latents are not clipped."""
+    from diffusers import DDIMScheduler
 
-    return DDPMScheduler.from_config(model.pipeline.scheduler.config)
+    return DDIMScheduler.from_config(model.pipeline.scheduler.config, clip_sample=False)
 
 
-def choose_target(schedule: "DDPMScheduler", clean: Tensor, noise: Tensor, times: Tensor) -> Tensor:
+def choose_target(schedule: "DDIMScheduler", clean: Tensor, noise: Tensor, times: Tensor) -> Tensor:
     """What the network is to predict: the noise, or the velocity."""
     is_velocity = schedule.config.prediction_type == "v_prediction"
     return schedule.get_velocity(clean, noise, times) if is_velocity else noise
@@ -155,13 +152,7 @@ def generate_images(
     """Make all pictures, (height, width, 3) and uint8, at once; when memory does not suffice, in halves.
 
     Each has a CPU generator of its own seed. On one machine a picture is the same at any place of a batch of
-    one size; in a smaller or larger one the last bits may differ.
-
-    Args:
-        model: with or without an adapter.
-        jobs: texts and seeds.
-        settings: size, steps, guidance.
-        on_images: called with the number of pictures just made.
+    one size; in a smaller or larger one the last bits may differ. `on_images` hears how many were just made.
 
     Raises:
         ValueError: a text is empty or too long, or the size does not suit the model.
@@ -175,7 +166,6 @@ def generate_images(
 
 @torch.inference_mode()
 def _draw(model: TextToImage, jobs: Sequence[TextJob], settings: TextSettings) -> list[np.ndarray]:
-    """One call of the pipeline."""
     embeddings = embed_prompts(model, [text for job in jobs for text in (job.prompt, job.negative_prompt)])
     pixels = model.pipeline(
         prompt_embeds=embeddings[::2],

@@ -53,10 +53,7 @@ class BucketSettings:
 
 
 def list_buckets(settings: BucketSettings) -> list[tuple[int, int]]:
-    """All sizes (width, height), from the most upright to the widest.
-
-    For every width the largest height that the area allows, and the same lying; and the largest square.
-    """
+    """For every width the largest height that the area allows, both ways, and the largest square; sorted."""
     side = math.isqrt(settings.area) // settings.step * settings.step
     buckets = {(side, side)} if settings.smallest <= side <= settings.largest else set()
     for width in range(settings.smallest, settings.largest + 1, settings.step):
@@ -72,33 +69,23 @@ def choose_bucket(size: tuple[int, int], buckets: Sequence[tuple[int, int]]) -> 
     return min(buckets, key=lambda b: (round(abs(math.log(b[0] / b[1]) - aspect), 9), -b[0] * b[1]))
 
 
-def measure_fit(size: tuple[int, int], bucket: tuple[int, int]) -> tuple[float, float]:
-    """How many times larger an image (width, height) becomes in its bucket, and the share that is cut off."""
-    left, top, right, bottom = crop_box((size[1], size[0]), bucket, "centre_crop")
-    width, height = right - left, bottom - top
-    scale = max(bucket[0] / size[0], bucket[1] / size[1])
-    return scale, 1 - width * height / (size[0] * size[1])
-
-
 def assign_buckets(sizes: Mapping[str, tuple[int, int]], settings: BucketSettings) -> pd.DataFrame:
-    """Give every image, by its name and (width, height), a bucket.
+    """Give every image, by its name and (width, height), a bucket, or list all that may not be enlarged.
 
-    Returns:
-        One row an image: image, width and height of the bucket, scale (above 1 enlarges), cropped (share).
-
-    Raises:
-        BucketError: there is no bucket; or lists all images that may not be enlarged.
+    Columns: image, width and height of the bucket, scale (above 1 enlarges), cropped (share).
     """
     buckets = list_buckets(settings)
     if not buckets:
         raise BucketError(f"{settings} leaves no bucket: raise the area or the largest side")
     rows, small = [], []
-    for image, size in sizes.items():
-        bucket = choose_bucket(size, buckets)
-        scale, cropped = measure_fit(size, bucket)
+    for image, (width, height) in sizes.items():
+        bucket = choose_bucket((width, height), buckets)
+        scale = max(bucket[0] / width, bucket[1] / height)
+        left, top, right, bottom = crop_box((height, width), bucket, "centre_crop")
+        cropped = 1 - (right - left) * (bottom - top) / (width * height)
         rows.append((image, *bucket, scale, cropped))
         if scale > 1 and not settings.may_enlarge:
-            small.append(f"{image} {size[0]} × {size[1]} (bucket {bucket[0]} × {bucket[1]})")
+            small.append(f"{image} {width} × {height} (bucket {bucket[0]} × {bucket[1]})")
     advice = "lower the area, bring larger images, or allow enlarging (may_enlarge)"
     raise_problems(f"{len(rows)} images, some smaller than their bucket: {advice}", small, BucketError)
     return pd.DataFrame(rows, columns=["image", "width", "height", "scale", "cropped"])
@@ -119,9 +106,9 @@ def count_buckets(assigned: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def tell_fit(assigned: pd.DataFrame, crop_limit: float = 0.05) -> list[str]:
-    """How many images are enlarged, and how many lose more than a share of their area at the edges."""
-    enlarged, cropped = assigned[assigned["scale"] > 1], assigned[assigned["cropped"] > crop_limit]
+def tell_fit(assigned: pd.DataFrame) -> list[str]:
+    """How many images are enlarged, and how many lose more than 5 % of their area at the edges."""
+    enlarged, cropped = assigned[assigned["scale"] > 1], assigned[assigned["cropped"] > 0.05]
     notices = []
     if len(enlarged):
         notices.append(
@@ -147,13 +134,6 @@ def choose_training_rows(
 
     Zero-shot takes random negatives, the others the positives that training sets of the same seed hold.
 
-    Args:
-        dataset: manifest of the prepared data set.
-        scenario: "zero-shot", "few-shot" or "full-shot".
-        seed: draws them.
-        few_shot_count: positives in few-shot.
-        negative_count: negatives in zero-shot.
-
     Raises:
         DreamBoothError: there are fewer negatives than asked for.
         MixingError: the scenario is unknown, or there are too few positives.
@@ -162,10 +142,9 @@ def choose_training_rows(
         return choose_positives(dataset, scenario, seed, few_shot_count)
     negatives = list_sources(dataset)
     if not 1 <= negative_count <= len(negatives):
-        raise DreamBoothError(
-            f"negative_count is {negative_count}, expected 1 … {len(negatives)}: the train split has "
-            f"{len(negatives)} negatives"
-        )
+        known = len(negatives)
+        expected = f"expected 1 … {known}: the train split has {known} negatives"
+        raise DreamBoothError(f"negative_count is {negative_count}, {expected}")
     return negatives.sample(negative_count, random_state=seed)
 
 
@@ -195,7 +174,7 @@ class TrainingImages:
     def sizes(self, is_class: bool) -> list[tuple[int, int]]:
         """The buckets of all instances, or of all regularisation images."""
         chosen = self.buckets[self.items["is_class"] == is_class]
-        return [(int(width), int(height)) for width, height in chosen[["width", "height"]].to_numpy()]
+        return list(chosen[["width", "height"]].itertuples(index=False, name=None))
 
     def describe(self) -> dict:
         """Which instances, how many regularisation images, and a hash of all."""
@@ -214,8 +193,7 @@ def read_training_images(
 
     Args:
         rows: instances, of `choose_training_rows`.
-        dataset: manifest of the prepared data set, which the rows are checked against.
-        data_folder: folder of that manifest.
+        dataset, data_folder: the prepared data set, which the rows are checked against.
         buckets: sizes to train at.
         class_folder: pool of regularisation images; None trains without prior preservation.
 
@@ -254,22 +232,17 @@ def check_bucket_step(buckets: BucketSettings, model: TextToImage) -> None:
 
 @torch.inference_mode()
 def cache_latents(model: TextToImage, images: TrainingImages) -> list[tuple[Tensor, Tensor]]:
-    """Mean and deviation of every image's latents (channels, height, width), scaled as the U-Net wants them.
-
-    Training draws from them anew at every step. Raises a DreamBoothError that lists all that are no numbers.
-    """
+    """Mean and deviation of every image's latents (channels, height, width), scaled for the U-Net."""
     vae, cached, broken = model.pipeline.vae, [], []
-    sizes = images.buckets[["width", "height"]].to_numpy()
+    sizes = images.buckets[["width", "height"]].itertuples(index=False, name=None)
     for name, path, size in zip(images.items["image"], images.items["path"], sizes, strict=True):
-        image_u8 = fit_image(read_image(path), tuple(size.tolist()), "centre_crop")
-        image = to_floats([image_u8]).contiguous()
+        image = to_floats([fit_image(read_image(path), size, "centre_crop")]).contiguous()
         posterior = vae.encode(image.to(model.device, vae.dtype)).latent_dist
         scaled = [vae.config.scaling_factor * part[0] for part in (posterior.mean, posterior.std)]
         mean, deviation = (part.float().cpu().clone() for part in scaled)
         cached.append((mean, deviation))
         if not (mean.isfinite().all() and deviation.isfinite().all()):
             broken.append(name)
-    raise_problems(
-        "latents that are no numbers (load the model in float32 or bfloat16)", broken, DreamBoothError
-    )
+    what = "latents that are no numbers (load the model in float32 or bfloat16)"
+    raise_problems(what, broken, DreamBoothError)
     return cached

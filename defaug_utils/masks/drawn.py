@@ -32,14 +32,14 @@ def save_drawn(folder: Path | str, data_folder: Path | str, source_image: str, m
     """Store a mask, a copy of its image and then their row, each whole or not at all; return the mask's file.
 
     Args:
-        folder: where drawn masks are kept, and `open_masks("drawn", folder)` finds them; made when missing.
+        folder: where `open_masks("drawn", folder)` finds them; made when missing.
         data_folder: folder of the data set's manifest.
         source_image: the image's name in it, a training negative.
         mask: shape (height, width), bool, not empty and not full.
 
     Raises:
-        ManifestError: the image is none of the training negatives, another image's mask has its file
-            name, or the manifest is broken.
+        ManifestError: the image is no training negative, another's mask has its file name, or the manifest
+            is broken.
         ValueError: the mask is empty, full or not of the image's size, or the image can't be read.
         PermissionError: the folder can't be written to.
     """

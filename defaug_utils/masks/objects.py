@@ -22,42 +22,29 @@ CLOSING = (5, 5)  # pixels (AdaBLDM's code)
 MAX_FIT_IMAGES = 32  # of a category; more change the line little
 COLOUR_WEIGHT = 4.0  # ours; of Lab colours (0 … 1) beside features of unit length
 
+# image (height, width, 3), uint8 → features (rows, columns, channels)
 ReadFeatures = Callable[[np.ndarray], np.ndarray]
 
 
 class ForegroundSteps(NamedTuple):
-    """How an object was found, step by step.
+    """How an object was found; the first two steps are of the features' shape, the others of the image's."""
 
-    Attributes:
-        is_object_cluster: shape (rows, columns) of the features, bool: the nearer cluster is the object's.
-        separation: same shape, float: the line's value, above 0 where the object is more likely.
-        separation_u8: shape (height, width): the same from 0 (least) to 255.
-        thresholded: same shape, bool.
-        foreground: same shape, bool, after closing.
-    """
-
-    is_object_cluster: np.ndarray
-    separation: np.ndarray
-    separation_u8: np.ndarray
-    thresholded: np.ndarray
-    foreground: np.ndarray
+    is_object_cluster: np.ndarray  #: bool: the nearer cluster is the object's
+    separation: np.ndarray  #: float: the line's value, above 0 where the object is more likely
+    separation_u8: np.ndarray  #: the same from 0 (least) to 255
+    thresholded: np.ndarray  #: bool
+    foreground: np.ndarray  #: bool, after closing
 
 
 @dataclass(frozen=True)
 class ObjectFinder:
-    """Finds the object on images of one category; calling it gives the mask alone.
-
-    Attributes:
-        read_features: image (height, width, 3), uint8 → features (rows, columns, channels).
-        line: separates the two clusters.
-        border_share: part of the border's places that voted for the background's cluster.
-    """
+    """Finds the object on images of one category; calling it gives the mask alone."""
 
     read_features: ReadFeatures
     clusters: KMeans
     object_cluster: int
-    line: LinearDiscriminantAnalysis
-    border_share: float
+    line: LinearDiscriminantAnalysis  #: separates the two clusters
+    border_share: float  #: part of the border's places that voted for the background's cluster
 
     def find_steps(self, image_u8: np.ndarray) -> ForegroundSteps:
         """All steps for one image, shape (height, width, 3), uint8."""
@@ -65,8 +52,9 @@ class ObjectFinder:
         flat = features.reshape(-1, features.shape[2]).astype(np.float64)
         nearest = (self.clusters.predict(flat) == self.object_cluster).reshape(features.shape[:2])
         separation = self.line.decision_function(flat).reshape(features.shape[:2])
-        size = image_u8.shape[1::-1]
-        separation_u8 = _stretch_levels(cv2.resize(separation, size, interpolation=cv2.INTER_LINEAR))
+        raised = cv2.resize(separation, image_u8.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+        raised = raised - raised.min()
+        separation_u8 = np.rint(255 * (raised / (raised.max() or 1))).astype(np.uint8)
         thresholded = separation_u8 > THRESHOLD
         foreground = closing(np.pad(thresholded, CLOSING, mode="edge"), footprint_rectangle(CLOSING))
         inner = foreground[CLOSING[0] : -CLOSING[0], CLOSING[1] : -CLOSING[1]]
@@ -83,12 +71,6 @@ class ObjectFinder:
         features = getattr(self.read_features, "describe", dict)()
         learned = {"border_share": round(self.border_share, 4), "sha256": digest}
         return {"method": "k-means and LDA", "features": features, **learned}
-
-
-def _stretch_levels(values: np.ndarray) -> np.ndarray:
-    """Smallest to 0, largest to 255."""
-    raised = values - values.min()
-    return np.rint(255 * (raised / (raised.max() or 1))).astype(np.uint8)
 
 
 def open_object_finder(
@@ -109,14 +91,8 @@ def fit_object_finder(
 ) -> ObjectFinder:
     """Learn from good images of one category what is object and what is background.
 
-    Args:
-        images_u8: each (height, width, 3), uint8; the first `MAX_FIT_IMAGES` are used, one will do.
-        read_features: see `FeatureReader`.
-        seed: of the clusters' start.
-
-    Raises:
-        ValueError: there is no image, all places look alike, or the border votes for neither cluster (the
-            parts fill the frame: such categories are textures, all foreground).
+    The first `MAX_FIT_IMAGES` images (height, width, 3), uint8, are used; one will do. A ValueError tells of
+    no image, places that all look alike, or a border that votes for neither cluster.
     """
     maps = [read_features(image_u8) for image_u8 in images_u8[:MAX_FIT_IMAGES]]
     if not maps:
@@ -143,17 +119,11 @@ def _mark_border(shape: tuple[int, int]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class FeatureReader:
-    """Features of a backbone and Lab colours as one function of an image (height, width, 3), uint8.
-
-    Attributes:
-        network: from `open_features`.
-        layers: names of its layers, the finest first; all are brought to that one's resolution.
-        colour_weight: of the colours, the last three channels; 0 leaves them out, as AdaBLDM does.
-    """
+    """Features of a backbone and Lab colours as one function of an image (height, width, 3), uint8."""
 
     network: FeatureNetwork
-    layers: Sequence[str] = ("quarter", "eighth")
-    colour_weight: float = COLOUR_WEIGHT
+    layers: Sequence[str] = ("quarter", "eighth")  #: the finest first; its resolution is everyone's
+    colour_weight: float = COLOUR_WEIGHT  #: of the last three channels; 0 leaves them out, as AdaBLDM does
 
     def __post_init__(self) -> None:
         """Refuse a negative weight."""
@@ -173,8 +143,7 @@ class FeatureReader:
 
     def describe(self) -> dict:
         """Backbone, fingerprint and settings."""
-        settings = {"layers": list(self.layers), "colour_weight": self.colour_weight}
-        return self.network.describe() | settings
+        return self.network.describe() | {"layers": list(self.layers), "colour_weight": self.colour_weight}
 
 
 def _bring_to(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -29,10 +29,7 @@ class Defect(NamedTuple):
 def read_defects(dataset: pd.DataFrame, data_folder: Path | str, size: tuple[int, int]) -> list[Defect]:
     """Cut the defects of all real training positives out, one an image, in the order of the images' names.
 
-    Args:
-        dataset: manifest of the prepared data set.
-        data_folder: its folder.
-        size: (width, height) to which images and masks are brought first.
+    Images and masks are first brought to a size (width, height).
 
     Raises:
         ManifestError: no positive has a mask, or a list of every file that can't be read or whose mask is
@@ -140,13 +137,7 @@ def place_mask(shape: np.ndarray, box: tuple[slice, slice], size: tuple[int, int
 def move_inside(
     mask: np.ndarray, foreground: np.ndarray, generator: np.random.Generator
 ) -> np.ndarray | None:
-    """A mask that lies fully inside an object: itself, else moved by chance; None where it fits nowhere.
-
-    Args:
-        mask: shape (height, width), bool, not empty.
-        foreground: same shape, bool, true on the object.
-        generator: draws the place.
-    """
+    """A mask that lies fully inside an object: itself, else moved by chance; None where it fits nowhere."""
     if foreground[mask].all():
         return mask
     shape = mask[find_box(mask)]

@@ -11,6 +11,8 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
+from defaug_utils.core.guards import check_demands
+
 SHIFT = 4  # fractional bits of OpenCV's coordinates
 MAX_DRAWS = 50  # a shape that stays empty this often never comes
 RANGES = {  # of the priors' pairs: least, largest, and what is asked for
@@ -28,45 +30,31 @@ NOISE_SCALE = math.sqrt(2)  # brings the values into [-1, 1] (the usual re-imple
 
 @dataclass(frozen=True)
 class ShapePriors:
-    """What the expert expects, pairs from smallest to largest; the defaults suit unknown surfaces.
+    """What the expert expects, pairs from smallest to largest; the defaults suit unknown surfaces."""
 
-    Attributes:
-        weights: how often each kind comes, by its word in `SHAPES`.
-        length: as shares of the image's shorter side.
-        width: of scratches and cracks, pixels.
-        orientation: angle of the long axis, degrees; 0 is level, 90 upright.
-        roundness: ratio of a blob's short to its long axis.
-    """
-
+    #: how often each kind comes, by its word in `SHAPES`
     weights: dict[str, float] = field(default_factory=lambda: {"scratch": 1.0, "crack": 1.0, "blob": 1.0})
-    length: tuple[float, float] = (0.15, 0.8)
-    width: tuple[float, float] = (2.0, 6.0)
-    orientation: tuple[float, float] = (-90.0, 90.0)
-    roundness: tuple[float, float] = (0.3, 1.0)
+    length: tuple[float, float] = (0.15, 0.8)  #: as shares of the image's shorter side
+    width: tuple[float, float] = (2.0, 6.0)  #: of scratches and cracks, pixels
+    orientation: tuple[float, float] = (-90.0, 90.0)  #: of the long axis, degrees; 0 is level, 90 upright
+    roundness: tuple[float, float] = (0.3, 1.0)  #: ratio of a blob's short to its long axis
 
     def __post_init__(self) -> None:
         """Refuse priors that make no sense, all in one message."""
-        known, counts = set(self.weights) <= set(SHAPES), self.weights.values()
-        broken = []
-        if not known or min(counts, default=-1) < 0 or sum(counts) == 0:
-            names = ", ".join(SHAPES)
-            broken = [f"weights {self.weights} must name some of {names}, none negative, not all 0"]
+        names, counts = ", ".join(SHAPES), self.weights.values()
+        are_usable = self.weights.keys() <= SHAPES.keys() and min(counts, default=0) >= 0 and sum(counts) > 0
+        message = f"weights {self.weights} must name some of {names}, none negative, not all 0"
+        demands = {message: are_usable}
         for name, (low, high, demand) in RANGES.items():
             smallest, largest = getattr(self, name)
-            if not low <= smallest <= largest <= high:
-                broken.append(f"{name} {getattr(self, name)} must {demand}")
-        if broken:
-            raise ValueError("shape priors: " + "; ".join(broken))
+            demands[f"{name} {(smallest, largest)} must {demand}"] = low <= smallest <= largest <= high
+        check_demands("shape priors", demands)
 
 
 def draw_shape(
     kind: str, size: tuple[int, int], priors: ShapePriors, generator: np.random.Generator
 ) -> np.ndarray:
-    """Draw one shape of `SHAPES` with its centre in the image: (height, width), bool, neither empty nor full.
-
-    Raises:
-        ValueError: the image (width, height) is too small for such shapes.
-    """
+    """Draw one of `SHAPES` with its centre in the image: (height, width), bool, neither empty nor full."""
     for _ in range(MAX_DRAWS):
         canvas = np.zeros((size[1], size[0]), np.uint8)
         centre = generator.uniform(0, 1, 2) * size
@@ -125,7 +113,7 @@ def _wander(start: np.ndarray, span: np.ndarray, steps: int, generator: np.rando
 def _draw_line(canvas: np.ndarray, points: np.ndarray, widths: np.ndarray) -> None:
     """A line of changing width through points (x, y)."""
     fixed = np.rint(points * 2**SHIFT).astype(int)
-    for start, end, width in zip(fixed[:-1], fixed[1:], widths, strict=False):
+    for start, end, width in zip(fixed, fixed[1:], widths, strict=False):
         cv2.line(canvas, start.tolist(), end.tolist(), 1, max(1, round(width)), cv2.LINE_8, SHIFT)
 
 
@@ -152,17 +140,8 @@ def draw_gradients(lattice: tuple[int, int], generator: np.random.Generator) -> 
 def evaluate_noise(gradients: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Perlin noise (Perlin 1985) of given gradients at every pixel of an image.
 
-    Pixel x of a row stands at x · columns / width in lattice units, whether or not that is whole.
-
-    Args:
-        gradients: of `draw_gradients`.
-        size: (width, height) in pixels.
-
-    Returns:
-        Shape (height, width), float32, about in [-1, 1].
-
-    Raises:
-        ValueError: the size is not positive or the gradients have another shape.
+    Pixel x of a row stands at x · columns / width in lattice units, whether or not that is whole. Values are
+    float32, about in [-1, 1].
     """
     if gradients.ndim != 3 or gradients.shape[2] != 2 or min(gradients.shape[:2]) < 2 or min(size) < 1:
         raise ValueError(

@@ -1,14 +1,11 @@
-"""Trimaps, and what AdaBLDM makes of few defects on the fly: masks, and triples of image, trimap and prompt.
-
-Li et al. (AdaBLDM, 2024), section 3.2; 20,000 triples in its code.
-"""
+"""Trimaps, and the masks and triples that AdaBLDM (Li et al. 2024, section 3.2) makes of few defects."""
 
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from string import Formatter
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -24,7 +21,6 @@ SCALE_RANGE = 0.15  # of 1, both ways (AdaBLDM's code)
 MAX_ATTEMPTS = 50  # turned shapes tried before it is given up
 TRIPLES = 20_000  # AdaBLDM's code
 TEMPLATE = "a {category} with a {defect_type}"  # such as "a hazelnut with a hole" (AdaBLDM, section 3.2)
-FIELDS = ("category", "defect_type")
 
 # image (height, width, 3), uint8 → shape (height, width), bool, true on the object
 FindForeground = Callable[[np.ndarray], np.ndarray]
@@ -40,36 +36,23 @@ class GoodImage(NamedTuple):
 
 
 class Triple(NamedTuple):
-    """What the ControlNet learns from: image, trimap (see `make_trimap`) and prompt.
-
-    Attributes:
-        mask: shape (height, width), bool, true on the defect.
-        good: name of the good image; `defect` is that of the defect's.
-        attempt: how many turned defects before fitted nowhere.
-    """
+    """What the ControlNet learns from: image, trimap (see `make_trimap`) and prompt."""
 
     image_u8: np.ndarray
     trimap_u8: np.ndarray
     prompt: str
-    mask: np.ndarray
-    good: str
-    defect: str
-    attempt: int
+    mask: np.ndarray  #: shape (height, width), bool, true on the defect
+    good: str  #: name of the good image
+    defect: str  #: name of the image with the defect
 
 
 @dataclass(frozen=True)
 class TripleSettings:
-    """How triples are made; the defaults are AdaBLDM's.
+    """How triples are made; the defaults are AdaBLDM's."""
 
-    Attributes:
-        scale_range: scales are drawn from 1 ± this.
-        template: of the prompt; may name {category} and {defect_type}.
-        max_attempts: turned defects tried on random good images before it is given up.
-    """
-
-    scale_range: float = SCALE_RANGE
-    template: str = TEMPLATE
-    max_attempts: int = MAX_ATTEMPTS
+    scale_range: float = SCALE_RANGE  #: scales are drawn from 1 ± this
+    template: str = TEMPLATE  #: of the prompt; may name {category} and {defect_type}
+    max_attempts: int = MAX_ATTEMPTS  #: turned defects tried on random good images before it is given up
 
     def __post_init__(self) -> None:
         """Refuse values that make no sense."""
@@ -87,7 +70,7 @@ def find_fields(template: str) -> list[str]:
         fields = [name for _, name, _, _ in Formatter().parse(template) if name is not None]
     except ValueError as error:
         raise ValueError(f"template {template!r} can't be read ({error})") from error
-    if not template.strip() or set(fields) - set(FIELDS):
+    if not template.strip() or set(fields) - {"category", "defect_type"}:
         raise ValueError(
             f"template {template!r}: expected words, no fields but {{category}}, {{defect_type}}"
         )
@@ -99,9 +82,8 @@ def write_prompt(template: str, category: str, defect_type: str) -> str:
     values = {"category": category, "defect_type": defect_type}
     empty = sorted(name for name in set(find_fields(template)) if not values[name])
     if empty:
-        raise ValueError(
-            f"template {template!r}: the data set has no {', '.join(empty)}; write it out instead"
-        )
+        names = ", ".join(empty)
+        raise ValueError(f"template {template!r}: the data set has no {names}; write it out instead")
     return template.format(**{name: value.replace("_", " ") for name, value in values.items()})
 
 
@@ -111,10 +93,8 @@ def make_trimap(mask: np.ndarray, foreground: np.ndarray) -> np.ndarray:
     Mask and foreground must be bool of one shape (height, width), each with a true pixel, or it is refused.
     """
     if mask.shape != foreground.shape or mask.dtype != bool or foreground.dtype != bool:
-        raise ValueError(
-            f"mask {mask.shape} of {mask.dtype}, foreground {foreground.shape} of {foreground.dtype}: "
-            "expected one shape and bool"
-        )
+        found = f"mask {mask.shape} of {mask.dtype}, foreground {foreground.shape} of {foreground.dtype}"
+        raise ValueError(f"{found}: expected one shape and bool")
     if not mask.any() or not foreground.any():
         missing = "defect" if foreground.any() else "object"
         raise ValueError(f"the trimap has no {missing}: expected at least one pixel of it")
@@ -130,10 +110,9 @@ def read_good_images(
     """Read training negatives at the working size, with their foregrounds.
 
     Args:
-        sources: rows of the data set, see `list_sources`.
-        data_folder: its folder.
+        sources, data_folder: rows of the data set, see `list_sources`, and its folder.
         size: (width, height).
-        find_foreground: tells where the object is; None for textures, which are object everywhere.
+        find_foreground: None for textures, which are object everywhere.
 
     Raises:
         ManifestError: lists every image that can't be read or shows no object.
@@ -156,22 +135,21 @@ def make_triple(
 ) -> Triple:
     """Turn a random defect and paste it where it lies fully inside the object of a random good image.
 
-    Each defect type is drawn as often, whatever number of images it has, and good images of its category. A
-    ValueError says so where no defect fits within `max_attempts`.
+    Each defect type is drawn as often, whatever number of images it has, and good images of its category.
     """
     generator = np.random.default_rng(seed)
     types = sorted({defect[2:4] for defect in defects})
     category, defect_type = types[generator.integers(len(types))]
     defects = [defect for defect in defects if defect[2:4] == (category, defect_type)]
     goods = [good for good in goods if good.category == category]
-    for attempt in range(settings.max_attempts):
+    for _ in range(settings.max_attempts):
         good, defect = (choices[generator.integers(len(choices))] for choices in (goods, defects))
         turned, box = draw_turned(defect, good.foreground, settings.scale_range, generator)
         if box:
             image_u8, mask = paste_defect(good.image_u8, turned, box)
             trimap_u8 = make_trimap(mask, good.foreground)
             prompt = write_prompt(settings.template, category, defect_type)
-            return Triple(image_u8, trimap_u8, prompt, mask, good.name, defect.name, attempt)
+            return Triple(image_u8, trimap_u8, prompt, mask, good.name, defect.name)
     raise ValueError(_tell_misfit(turned, good, settings.max_attempts))
 
 
@@ -185,32 +163,26 @@ def _tell_misfit(defect: Defect, good: GoodImage, attempts: int) -> str:
     )
 
 
+@dataclass(eq=False, repr=False)
 class TripleSet(Sequence[Triple]):
     """Triples by index, made when asked for: none is stored."""
 
-    def __init__(
-        self,
-        defects: Sequence[Defect],
-        goods: Sequence[GoodImage],
-        settings: TripleSettings | None = None,
-        count: int = TRIPLES,
-        seed: int = 0,
-    ) -> None:
-        """Keep the sources.
+    defects: Sequence[Defect]
+    goods: Sequence[GoodImage]
+    settings: TripleSettings = TripleSettings()
+    count: int = TRIPLES  #: how many there are
+    seed: int = 0
 
-        Raises:
-            ManifestError: no defect or no good image, categories without good images, wrong templates.
-        """
-        self.defects, self.goods, self.settings = list(defects), list(goods), settings or TripleSettings()
-        self.count, self.seed = count, seed
+    def __post_init__(self) -> None:
+        """Refuse no defect or no good image, categories without good images, wrong templates."""
         problems = [] if self.defects and self.goods else ["no defects or no good images"]
         for category, defect_type in sorted({defect[2:4] for defect in self.defects}):
             with collect_problems(problems):
                 write_prompt(self.settings.template, category, defect_type)
             if category not in {good.category for good in self.goods}:
                 problems.append(f"category {category!r} has defects, but no good image to paste them into")
-        if count < 1:
-            problems.append(f"count {count} must be 1 or more")
+        if self.count < 1:
+            problems.append(f"count {self.count} must be 1 or more")
         raise_problems("triples", problems, ManifestError)
 
     def describe(self) -> dict:
@@ -224,11 +196,11 @@ class TripleSet(Sequence[Triple]):
 
     def list_names(self) -> dict[str, list[str]]:
         """Images that the triples are made of: those with defects, and the good ones."""
-        pairs = (("defects", self.defects), ("goods", self.goods))
-        return {name: sorted({source.name for source in sources}) for name, sources in pairs}
+        sources = {"defects": self.defects, "goods": self.goods}
+        return {kind: sorted({source.name for source in of_kind}) for kind, of_kind in sources.items()}
 
     def __len__(self) -> int:
-        """How many there are before they repeat."""
+        """See `count`."""
         return self.count
 
     def __getitem__(self, index: int) -> Triple:
@@ -238,56 +210,46 @@ class TripleSet(Sequence[Triple]):
         return make_triple(self.defects, self.goods, self.settings, image_seed(self.seed, index))
 
 
+@dataclass(eq=False, repr=False)
 class TurnedMasks:
     """Masks of a few real training defects, turned and scaled, never as they were (AdaBLDM, section 3.2)."""
 
-    word = FEW_SHOT
+    word: ClassVar[str] = FEW_SHOT
+    defects: Sequence[Defect]  #: from `read_defects`, at the size of the images that masks are drawn for
+    scale_range: float = SCALE_RANGE  #: scales are drawn from 1 ± this
+    template: str = ""  #: see `write_prompt`; a shape then brings the prompt of its defect along
 
-    def __init__(
-        self, defects: Sequence[Defect], scale_range: float = SCALE_RANGE, template: str = ""
-    ) -> None:
-        """Keep the shapes.
-
-        Args:
-            defects: from `read_defects`, at the size of the images that masks are drawn for.
-            scale_range: scales are drawn from 1 ± this.
-            template: see `write_prompt`; a shape then brings the prompt of its defect along.
-
-        Raises:
-            ValueError: there is no defect, the range makes no sense, or the template does not suit.
-        """
-        if not defects or not 0 <= scale_range < 1:
-            raise ValueError(
-                f"{len(defects)} defects, scale_range {scale_range}: expected at least one defect, and 0 … 1"
-            )
-        self._defects, self._scale_range = list(defects), scale_range
-        self._texts = {
-            defect[2:4]: write_prompt(template, *defect[2:4]) if template else "" for defect in self._defects
-        }
-        self.notices = [f"these masks are the shapes of {len(defects)} real training defects"]
+    def __post_init__(self) -> None:
+        """Refuse no defect, a range that makes no sense and a template that does not suit."""
+        count, kinds = len(self.defects), {defect[2:4] for defect in self.defects}
+        if not count or not 0 <= self.scale_range < 1:
+            found = f"{count} defects, scale_range {self.scale_range}"
+            raise ValueError(f"{found}: expected at least one defect, and 0 … 1")
+        self._texts = {kind: write_prompt(self.template, *kind) if self.template else "" for kind in kinds}
+        self.notices = [f"these masks are the shapes of {count} real training defects"]
 
     def draw(self, seed: int, size: tuple[int, int]) -> MaskDraw:
         """Choose, turn and place a shape by the seed; one that fits nowhere in the image is refused."""
         generator = np.random.default_rng(seed)
         frame = np.ones((size[1], size[0]), bool)
         for _ in range(MAX_ATTEMPTS):
-            defect = self._defects[generator.integers(len(self._defects))]
-            turned, box = draw_turned(defect, frame, self._scale_range, generator)
+            defect = self.defects[generator.integers(len(self.defects))]
+            turned, box = draw_turned(defect, frame, self.scale_range, generator)
             if box:
                 mask = place_mask(turned.mask, box, frame.shape)
                 return MaskDraw(mask, defect.name, self._texts[defect[2:4]])
+        height, width = turned.mask.shape
         raise ValueError(
             f"none of {MAX_ATTEMPTS} turned shapes fits into {size[0]} × {size[1]} pixels; the last one "
-            f"({defect.name}) is {turned.mask.shape[1]} × {turned.mask.shape[0]}: "
-            "read the defects at that size"
+            f"({defect.name}) is {width} × {height}: read the defects at that size"
         )
 
     def describe(self) -> dict:
         """Source, names and content of the shapes."""
         return {
             "mask_source": self.word,
-            "mask_names": sorted({defect.name for defect in self._defects}),
-            "mask_scale_range": self._scale_range,
-            "mask_sha256": hash_masks([(one.name, one.mask) for one in self._defects], " "),
+            "mask_names": sorted({defect.name for defect in self.defects}),
+            "mask_scale_range": self.scale_range,
+            "mask_sha256": hash_masks([(one.name, one.mask) for one in self.defects], " "),
             "mask_texts": sorted(set(self._texts.values())),
         }

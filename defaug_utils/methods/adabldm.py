@@ -14,8 +14,9 @@ from defaug_utils.core.prompts import check_prompts
 from defaug_utils.core.sources import read_dataset
 from defaug_utils.diffusion.autoencoder import AdaptationSettings, to_floats
 from defaug_utils.diffusion.compositing import choose_box, cover_cells, cut_out
-from defaug_utils.diffusion.controlnet import TrimapModel, make_ddim, make_denoiser
+from defaug_utils.diffusion.controlnet import TrimapModel, make_denoiser
 from defaug_utils.diffusion.inpainting import InpaintedImage, InpaintJob, check_jobs, finish_image
+from defaug_utils.diffusion.text2image import make_ddim
 from defaug_utils.masks.objects import ObjectFinder
 from defaug_utils.masks.patches import move_inside
 from defaug_utils.masks.trimaps import FindForeground, make_trimap
