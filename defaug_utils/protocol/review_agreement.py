@@ -25,11 +25,7 @@ DISAGREEMENTS = {"open": None, "accept": True, "reject": False}
 def read_reviewers(
     folder: Path | str, reviewers: Sequence[str] | None = None
 ) -> dict[str, dict[str, ImageReview]]:
-    """Read reviewers' own files, of all who have one or of those named: name → image → decision.
-
-    Raises:
-        ReviewStoreError: a file is missing, or does not suit the pool.
-    """
+    """Read reviewers' own files, of all who have one or of those named: name → image → decision."""
     folder = Path(folder)
     pool, present = read_manifest(folder / "manifest.csv"), list_reviewers(folder)
     names = present if reviewers is None else list(reviewers)
@@ -39,9 +35,9 @@ def read_reviewers(
             f"{folder} has no review of {', '.join(missing) or 'anybody'} (there are: "
             f"{', '.join(present) or 'none'}); open the review grid with that reviewer's name first"
         )
-    paths = {name: folder / review_file_name(name) for name in names}
+    logs = {name: DecisionLog(folder / review_file_name(name)) for name in names}
     identities = identify_images(pool)
-    return {name: match_own(path, DecisionLog(path).read_new(), identities) for name, path in paths.items()}
+    return {name: match_own(log.path, log.read_new(), identities) for name, log in logs.items()}
 
 
 def tabulate_agreement(folders: Sequence[Path | str]) -> pd.DataFrame:
