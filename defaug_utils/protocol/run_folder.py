@@ -82,10 +82,6 @@ def _list_learned(origin: str, folder: Path) -> list[str]:
 
 def list_pools(run_dir: Path | str) -> dict[str, Path]:
     """Folders of all pools that a run has, by their names in it, such as `memseg` or `ddpm/few-shot`."""
-    run_dir = Path(run_dir)
-    return {
-        manifest.parent.relative_to(run_dir).as_posix(): manifest.parent
-        for origin in ORIGINS
-        for pattern in ("manifest.csv", "*-shot*/manifest.csv")
-        for manifest in sorted((run_dir / origin).glob(pattern))
-    }
+    patterns = [f"{origin}/{rest}" for origin in ORIGINS for rest in ("manifest.csv", "*-shot*/manifest.csv")]
+    folders = [path.parent for pattern in patterns for path in sorted(Path(run_dir).glob(pattern))]
+    return {folder.relative_to(run_dir).as_posix(): folder for folder in folders}
