@@ -96,8 +96,8 @@ def summarise_images(
 ) -> dict[str, FeatureSummary]:
     """Summarise a set of images, layer by layer; a feature is the mean of a layer's output over all places.
 
-    The seed decides which features are kept, where there are more than fit. `on_images` is called with the
-    number of images just looked at; the other arguments are those of `read_in_batches`.
+    The seed decides which features are kept, where there are more than fit; `on_images` is called with the
+    number of images just looked at.
     """
     summaries = {layer: FeatureSummary(seed=seed) for layer in layers}
     for answers in read_in_batches(network, images_u8, layers, size, batch_size):

@@ -26,7 +26,7 @@ class Recipe:
     optimiser: str  #: "sgd" or "adam"
     learning_rate: float  #: of the first epoch
     batch_size: int  #: images a step
-    epochs: int
+    epochs: int  #: passes
     balanced: bool  #: an epoch is all positives and as many negatives, least used first; else all images
     momentum: float = 0.0  #: of SGD
     normalisation: str = "imagenet"  #: a name in `backbones.NORMALISATIONS`

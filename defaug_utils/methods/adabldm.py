@@ -126,11 +126,7 @@ class AdaBLDM(Painting):
         return "adabldm" if self.adaptation else "adabldm_plain"
 
     def describe(self) -> dict:
-        """Models, settings, and what `Painting` adds, with the images that the ControlNet learned from.
-
-        Raises:
-            ManifestError: lists every image that it learned from and that is not in the train split.
-        """
+        """Models, settings, and what `Painting` adds, with the images that the ControlNet learned from."""
         trained_on = self.model.training.get("trained_on", {})
         check_training(trained_on, read_dataset(self.data))
         return {
@@ -155,7 +151,7 @@ class AdaBLDM(Painting):
 
 
 def check_training(trained_on: dict[str, list[str]], dataset: pd.DataFrame) -> None:
-    """Refuse a ControlNet that has seen test or validation images; see `AdaBLDM.describe`."""
+    """Refuse a ControlNet that has seen test or validation images; the `ManifestError` lists them all."""
     split_of = dict(zip(dataset["image"], dataset["split"], strict=True))
     problems = [
         f"{name} is {split_of.get(name, 'unknown to the data set')}, only train images may be learned from"

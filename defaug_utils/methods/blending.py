@@ -156,16 +156,9 @@ def watch_images(
 
 
 class Blend(NamedTuple):
-    """Jobs at the working size, and what they became before it is decoded.
+    """Jobs at the working size, and the clean latents that they became; shapes as in `blend_latents`."""
 
-    Attributes:
-        boxes: the part of each image that was worked on.
-        images: good ones, shape (batch, 3, height, width) in [-1, 1].
-        masks: shape (batch, 1, height, width), bool.
-        latents: clean ones, shape (batch, 4, height / cell, width / cell).
-    """
-
-    boxes: list[Box]
+    boxes: list[Box]  # the part of each image that was worked on
     images: Tensor
     masks: Tensor
     latents: Tensor

@@ -183,12 +183,7 @@ class DDPM:
         return NearestNegatives(self.sources["image"], self.data, self.settings.size)
 
     def describe(self) -> dict:
-        """Model, adapter and settings, with the images that the adapter learned from.
-
-        Raises:
-            AdapterError: see `open_adapter`.
-            DreamBoothError: the adapter knows images that are not in the train split.
-        """
+        """Model, adapter and settings, with the images that it learned from; raises as `open_adapter`."""
         described = {
             "model": self.model.describe(),
             "settings": asdict(self.settings),

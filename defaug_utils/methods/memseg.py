@@ -130,9 +130,8 @@ def blend_anomaly(
     """Blend a source into an image under a mask: (1 - M) ⊙ I + M ⊙ (δ · source + (1 - δ) · I).
 
     Args:
-        image_u8: surface I, shape (height, width, 3), uint8; its pixels outside the mask stay as they are.
-        source_u8: same shape and dtype.
-        mask: M, shape (height, width), bool, true where the defect goes.
+        image_u8, source_u8: surface I and source, shape (height, width, 3), uint8.
+        mask: M, shape (height, width), bool, true where the defect goes; pixels outside stay as they are.
         opacity: weight δ of the source in [0, 1].
 
     Raises:
@@ -199,11 +198,7 @@ class MemSeg:
         return list_sources(read_dataset(self.data))
 
     def describe(self) -> dict:
-        """Settings, textures and negatives.
-
-        Raises:
-            ManifestError: the data set has no training negative, or some can't be used.
-        """
+        """Settings, textures and negatives; a `ManifestError` where there is none, or some can't be used."""
         found = {"find_object": self.find_object.describe()} if self.find_object else {}
         foreground = "whole" if self.find_object else self.settings.foreground
         return {

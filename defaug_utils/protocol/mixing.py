@@ -76,8 +76,7 @@ def compose_training_set(
     know them. Test part: everything. With the same seed a smaller `n_aug` draws a part of a larger one's.
 
     Args:
-        data_manifest: the data set, rebased to the run's folder, see `read_data`.
-        pools: of this run, see `read_pools`.
+        data_manifest, pools: from `read_data` and, for this run, `read_pools`.
         run, mix: what this run asks for, and what all runs share.
 
     Returns:
@@ -161,13 +160,10 @@ def _check_known(pools: RunPools, origin: str, data_manifest: pd.DataFrame, posi
 
 
 def _check_classes(training_set: pd.DataFrame, data_manifest: pd.DataFrame) -> None:
-    counts = training_set.groupby(["split", "label"]).size()
-    problems = [
-        f"the {split} part has no {label}"
-        for split in ("train", "test")
-        for label in ("negative", "positive")
-        if (split, label) not in counts.index
-    ]
+    present = set(zip(training_set["split"], training_set["label"], strict=True))
+    needed = [(split, label) for split in ("train", "test") for label in LABELS]
+    missing = [part for part in needed if part not in present]
+    problems = [f"the {split} part has no {label}" for split, label in missing]
     foreign = data_manifest["image"][data_manifest["origin"] != "real"]
     problems += [f"{image} of the data set is not real" for image in foreign]
     raise_problems("training set", problems, MixingError)

@@ -43,11 +43,7 @@ def read_reviewers(
 def tabulate_agreement(folders: Sequence[Path | str]) -> pd.DataFrame:
     """Agreement of every two reviewers of every pool, on the images that both accepted or rejected.
 
-    Returns:
-        One row a pair: `pool`, `first`, `second`, and what `compare_decisions` gives.
-
-    Raises:
-        ReviewStoreError: a file does not suit its pool.
+    One row a pair: `pool`, `first`, `second`, and what `compare_decisions` gives.
     """
     rows = []
     for folder in map(Path, folders):
@@ -63,10 +59,8 @@ def tabulate_agreement(folders: Sequence[Path | str]) -> pd.DataFrame:
 def compare_decisions(pairs: Sequence[tuple[bool, bool]]) -> dict[str, int | float | str | None]:
     """Agreement of two people, from the (first's, second's) decision on each image.
 
-    Returns:
-        Numbers of images, by what the two said; the part `agreed`, 0 to 1, or None without any image; `κ`
-        (Cohen 1960), -1 to 1, the agreement beyond that of two who guess with these frequencies, or None
-        where it is not defined; and in `remark` why it is not.
+    `agreed` is a part, 0 to 1. `κ` (Cohen 1960), -1 to 1, is the agreement beyond that of two who guess with
+    these frequencies. Both are None where they are not defined; `remark` says why κ is not.
     """
     counts, words = Counter(pairs), {word for pair in pairs for word in pair}
     kappa, remark = None, ""
@@ -103,8 +97,7 @@ def merge_reviews(
     and the reviewers' files stay as they are.
 
     Args:
-        folder: of the pool.
-        reviewers: their names; everybody who has a file when not given.
+        folder, reviewers: of the pool, and names; everybody who has a file when not given.
         disagreement: "open", "accept" or "reject".
         replace: let what the reviewers say now replace decisions of the manifest.
 

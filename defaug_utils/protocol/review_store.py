@@ -81,11 +81,7 @@ class PoolReview:
                 fold_decisions(self._manifest)
 
     def reload(self) -> None:
-        """Read what was stored since, by whomever.
-
-        Raises:
-            FileNotFoundError, ManifestError, ReviewStoreError: as when opening; or the pool was made anew.
-        """
+        """Read what was stored since, by whomever; raises as when opening, or if the pool was made anew."""
         stamp = stamp_file(self._manifest)
         if not stamp or stamp != self._stamp or self._log.is_replaced:
             self._read_pool()
@@ -134,9 +130,8 @@ class PoolReview:
     def undo(self) -> str | None:
         """Take back the last change made through this object; gives the image, or None when there is none.
 
-        Raises:
-            ReviewStoreError: somebody has changed this image since; it stays as they left it.
-            PermissionError, TimeoutError: as for `decide`; it can still be undone later.
+        Raises what `decide` raises, and then it can still be undone later; or a `ReviewStoreError` where
+        somebody has changed this image since: it stays as they left it.
         """
         if not self._changes:
             return None

@@ -90,10 +90,8 @@ def choose_instances(
 ) -> pd.DataFrame:
     """The rows of the data set that a scenario's generator is fine-tuned on.
 
-    Args:
-        dataset, scenario, plan: the prepared data set's manifest, the scenario's word and its line.
-        pool_of_seed: seed of the training sets that the pool is for; draws the positives of few-shot.
-        seed: draws the negatives of zero-shot, which are the same for all training sets.
+    The seed of the training sets that the pool is for draws the positives of few-shot; the other one draws
+    the negatives of zero-shot, which are the same for all training sets.
 
     Raises:
         DreamBoothError: there are fewer negatives than asked for.
