@@ -37,7 +37,15 @@ from defaug_utils.diffusion.controlnet import (
 )
 from defaug_utils.diffusion.text2image import TextToImage, embed_prompts, make_ddim
 from defaug_utils.masks.trimaps import make_trimap
-from defaug_utils.methods.blending import Blend, BlendSettings, blend_latents, decode_adapted, scale_stages
+from defaug_utils.methods.blending import (
+    IMAGE_EDITING,
+    LATENT_EDITING,
+    STEPS,
+    Blend,
+    BlendSettings,
+    blend_latents,
+    decode_adapted,
+)
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz,"
 PROMPT = "a hazelnut with a hole"
@@ -202,6 +210,16 @@ def measure(
     results = [run() for _ in range(repeats)]
     seconds = [statistics.median(times[part] for _, times in results) / count for part in (0, 1)]
     return results[0][0], seconds
+
+
+def scale_stages(steps: int) -> dict[str, tuple[int, int]]:
+    """AdaBLDM's stages for another number of steps; each has one at least."""
+    borders = {}
+    for name, paper in (("latent_editing", LATENT_EDITING), ("image_editing", IMAGE_EDITING)):
+        first, end = (round(border * steps / STEPS) for border in paper)
+        end = max(end, 1)
+        borders[name] = (min(first, end - 1), end)
+    return borders
 
 
 def main() -> None:

@@ -8,11 +8,11 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from tiny_models import make_parts
 
 from defaug_utils.diffusion.autoencoder import cover_latent_cells, encode_images
-from defaug_utils.methods.blending import BlendSettings, blend_latents, scale_stages, watch_images
+from defaug_utils.methods.blending import BlendSettings, blend_latents, watch_images
 
 SIZE, STEPS, SEEDS = (16, 16), 10, (3, 4)
 PLAIN = BlendSettings(SIZE, STEPS, latent_editing=None, image_editing=None)
-ALL_STAGES = BlendSettings(SIZE, STEPS, **scale_stages(STEPS))
+ALL_STAGES = BlendSettings(SIZE, STEPS, latent_editing=(5, 9), image_editing=(9, 10))
 
 
 @pytest.fixture(scope="module")
@@ -136,10 +136,6 @@ def test_the_papers_stages():
     stages = [settings.name_stage(index) for index in range(50)]
     assert stages == ["free"] * 26 + ["latent editing"] * 19 + ["image editing"] * 5
     assert settings.edits_latents(45) and settings.edits_images(45) and not settings.edits_latents(46)
-    assert scale_stages(50) == {"latent_editing": (26, 46), "image_editing": (45, 50)}
-    assert scale_stages(20) == {"latent_editing": (10, 18), "image_editing": (18, 20)}
-    for steps in range(1, 60):
-        BlendSettings(steps=steps, **scale_stages(steps))
 
 
 @pytest.mark.parametrize(

@@ -23,10 +23,11 @@ from defaug_utils.masks.sources import open_masks
 from defaug_utils.masks.trimaps import TurnedMasks
 from defaug_utils.methods import adabldm
 from defaug_utils.methods.adabldm import AdaBLDM, blend_batch
-from defaug_utils.methods.blending import BlendSettings, scale_stages
+from defaug_utils.methods.blending import BlendSettings
 from defaug_utils.methods.painting import CheckLimits
 
-SETTINGS = BlendSettings((16, 32), 3, **scale_stages(3))
+STAGES = {"latent_editing": (2, 3), "image_editing": (2, 3)}
+SETTINGS = BlendSettings((16, 32), 3, **STAGES)
 WISH = {
     "prompts": make_prompts(["a hole", "crack"]),
     "masks": open_masks("procedural"),
@@ -241,7 +242,7 @@ def test_other_jobs_have_another_name_in_a_store():
 
 def test_wrong_wishes_are_refused(data: Path, trimap_model):
     for wrong, said in (
-        ({"settings": BlendSettings((18, 32), 3, **scale_stages(3))}, "multiples of 4"),
+        ({"settings": BlendSettings((18, 32), 3, **STAGES)}, "multiples of 4"),
         ({"prompts": [Prompt("a" * 70)]}, "tokens"),
         ({"max_attempts": 0}, "max_attempts"),
     ):

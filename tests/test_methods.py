@@ -30,7 +30,7 @@ from defaug_utils.masks.patches import read_defects
 from defaug_utils.masks.sources import open_masks
 from defaug_utils.masks.trimaps import TripleSet, TripleSettings, read_good_images
 from defaug_utils.methods.adabldm import AdaBLDM
-from defaug_utils.methods.blending import BlendSettings, scale_stages
+from defaug_utils.methods.blending import BlendSettings
 from defaug_utils.methods.cut_paste import CutPaste
 from defaug_utils.methods.ddpm import DDPM
 from defaug_utils.methods.diag import DIAG
@@ -93,7 +93,7 @@ def make_method(inpainter, text2image) -> Callable[[str, Path], Method]:
         if origin == "diag":
             return DIAG(inpainter=inpainter, settings=InpaintSettings(SIZE, steps=2), **painted)
         adaptation = AdaptationSettings(steps=2) if origin == "adabldm" else None
-        settings = BlendSettings((16, 32), 3, **scale_stages(3))
+        settings = BlendSettings((16, 32), 3, latent_editing=(2, 3), image_editing=(2, 3))
         return AdaBLDM(model=trimap_model, settings=settings, adaptation=adaptation, **painted)
 
     return make

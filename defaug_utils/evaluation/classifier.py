@@ -40,12 +40,10 @@ def train_classifier(
     On the processor the result repeats exactly for the same settings, number of threads and versions.
 
     Args:
-        samples: the training set in memory.
+        samples, recipe: the training set in memory, and how to train.
         folder: where the checkpoint and `history.csv` go.
-        recipe: how to train.
-        backbone: a name in `BACKBONES`.
+        backbone, weights: as `build_classifier` takes them.
         seed: seeds the random weights and the order of images.
-        weights: as `build_classifier` takes them.
         on_step: called after every step, see `run_steps`.
 
     Raises:
@@ -80,11 +78,7 @@ def score_samples(
 ) -> pd.DataFrame:
     """Score the val and test images: the probability of "positive" that the model gives.
 
-    Args:
-        model: the classifier, in evaluation mode.
-        samples: the training set in memory.
-        normalisation: the one that the model was trained with.
-        batch_size: images at a time; changes speed only.
+    The model is in evaluation mode, the normalisation the one that it was trained with.
 
     Returns:
         A table with the columns image, split, label and score (float64 in [0, 1]).
@@ -112,21 +106,14 @@ def saliency_map(
 ) -> np.ndarray:
     """Where the model sees a defect: Grad-CAM of the logit at the last stage (Selvaraju et al. 2017).
 
-    Args:
-        model: the classifier, in evaluation mode.
-        images_u8: shape (batch, height, width, 3), uint8.
-        normalisation: the one that the model was trained with.
-
-    Returns:
-        Shape (batch, height, width), float32 in [0, 1]; each map is divided by its own maximum, and is
-        0 everywhere when nothing in the image speaks for a defect.
+    Images have the shape (batch, height, width, 3), uint8, and maps (batch, height, width), float32 in
+    [0, 1]. Each map is divided by its own maximum, and is 0 everywhere when nothing speaks for a defect.
     """
     device = next(model.parameters()).device
     inputs = normalise_images(torch.as_tensor(images_u8).to(device), normalisation)
     grad_cam = LayerGradCam(lambda batch: model(batch).logits[:, 0], model.resnet.encoder.stages[-1])
     coarse = grad_cam.attribute(inputs, relu_attributions=True)
-    maps = LayerAttribution.interpolate(coarse, inputs.shape[2:], interpolate_mode="bilinear")
-    maps = maps.detach()[:, 0]
+    maps = LayerAttribution.interpolate(coarse.detach(), inputs.shape[2:], interpolate_mode="bilinear")[:, 0]
     largest = maps.amax(dim=(1, 2), keepdim=True)
     return (maps / largest.clamp(min=torch.finfo(maps.dtype).tiny)).cpu().numpy()
 

@@ -126,23 +126,14 @@ def train_detector(
 
 @dataclass(frozen=True)
 class DetectorPlan:
-    """How all detectors of a comparison are trained; 0 keeps the recipe's own value.
+    """How all detectors of a comparison are trained; 0 keeps the recipe's own value."""
 
-    Attributes:
-        backbone: a name in `BACKBONES`.
-        weights: of the encoder, as `build_classifier` takes them.
-        training_images: shown to each detector in all epochs together, see `fit_epochs`.
-        batch_size: images a step.
-        learning_rate: of the first epoch.
-        input_size: (width, height) of the input; (0, 0) for that of the stored images.
-    """
-
-    backbone: str
-    weights: str = ""
-    training_images: int = 0
-    batch_size: int = 0
-    learning_rate: float = 0.0
-    input_size: tuple[int, int] = (0, 0)
+    backbone: str  #: a name in `BACKBONES`
+    weights: str = ""  #: of the encoder, as `build_classifier` takes them
+    training_images: int = 0  #: shown to each detector in all epochs together, see `fit_epochs`
+    batch_size: int = 0  #: images a step
+    learning_rate: float = 0.0  #: of the first epoch
+    input_size: tuple[int, int] = (0, 0)  #: (width, height); (0, 0) for that of the stored images
 
     def fit_recipe(self, rows: pd.DataFrame) -> Recipe:
         """The recipe for a training set's rows."""
@@ -164,9 +155,8 @@ def finish_detector(
     """Train the detector of a run, write its score maps and measure them; what is there already is taken.
 
     Args:
-        run_dir: the run's folder.
+        run_dir, rows: the run's folder, and the training set with paths relative to it.
         name: of the run, see `run_name`; its seed is the detector's.
-        rows: the training set, paths relative to `run_dir`.
         plan: how to train.
         folder: of all such detectors in the run's folder; each has one in it by its name.
 

@@ -35,9 +35,7 @@ class FeatureSummary:
         """Start empty."""
         self.count, self.kept = 0, np.empty((0, 0))
         self._limit, self._generator = limit, np.random.default_rng(seed)
-        self._mean: np.ndarray | float = 0.0
-        self._scatter: np.ndarray | float = 0.0
-        self._direction_sum: np.ndarray | float = 0.0
+        self._mean = self._scatter = self._direction_sum = np.zeros(())
         self._square_sum = 0.0
 
     def add(self, features: np.ndarray, directions: np.ndarray) -> None:
@@ -60,7 +58,7 @@ class FeatureSummary:
         """Every image has the same chance to be among those kept (reservoir sampling)."""
         free = max(0, self._limit - len(self.kept))
         self.kept = np.concatenate([self.kept.reshape(-1, features.shape[1]), features[:free]])
-        self.count += len(features[:free])
+        self.count += min(free, len(features))
         for feature in features[free:]:
             self.count += 1
             place = int(self._generator.integers(self.count))
@@ -72,7 +70,7 @@ class FeatureSummary:
         """Mean and unbiased covariance of at least two images."""
         if self.count < 2:
             raise ValueError(f"a covariance needs at least 2 images, found {self.count}")
-        return Moments(np.asarray(self._mean), np.asarray(self._scatter) / (self.count - 1))
+        return Moments(self._mean, self._scatter / (self.count - 1))
 
     @property
     def diversity(self) -> float:
@@ -83,7 +81,7 @@ class FeatureSummary:
         """
         if self.count < 2:
             return float("nan")
-        together = float((np.asarray(self._direction_sum) ** 2).sum()) / self.count
+        together = float((self._direction_sum**2).sum()) / self.count
         return max(0.0, 2 * (self._square_sum - together) / (self.count - 1))
 
 
@@ -98,8 +96,8 @@ def summarise_images(
 ) -> dict[str, FeatureSummary]:
     """Summarise a set of images, layer by layer; a feature is the mean of a layer's output over all places.
 
-    The seed decides which features are kept, where there are more than fit. `on_images` is called with the
-    number of images just looked at; the other arguments are those of `read_in_batches`.
+    The seed decides which features are kept, where there are more than fit; `on_images` is called with the
+    number of images just looked at.
     """
     summaries = {layer: FeatureSummary(seed=seed) for layer in layers}
     for answers in read_in_batches(network, images_u8, layers, size, batch_size):
@@ -164,8 +162,7 @@ def spread_over_draws(
         first: features, shape (images, channels).
         second: the same of the other set; None for two parts of the first that share no image.
         count: images drawn from either side without replacement, at least 2.
-        draws: how often.
-        seed: of the draws.
+        draws, seed: how often, and by which seed.
 
     Returns:
         Mean and standard deviation (n − 1 in the denominator); NaN where a side has too few images.

@@ -31,8 +31,7 @@ def measure_scores(
     Args:
         scores_table: columns split ("val" and "test"), label and score.
         max_false_positive_rate: see `choose_threshold`.
-        resamples: bootstrap resamples of the test set, positives and negatives each among themselves.
-        seed: of the resampling.
+        resamples, seed: of the bootstrap of the test set, positives and negatives each among themselves.
 
     Returns:
         The numbers of `measure_sets` by name and, with _low and _high appended, their 95 % percentile
@@ -43,13 +42,14 @@ def measure_scores(
     Raises:
         ValueError: one class only, scores that are not finite, or no negative in validation.
     """
-    val, test = (
-        [
-            scores_table.loc[in_split & (scores_table["label"] == label), "score"].to_numpy(float)
-            for label in ("positive", "negative")
+
+    def pick(split: str) -> list[np.ndarray]:
+        rows = scores_table[scores_table["split"] == split]
+        return [
+            rows.loc[rows["label"] == label, "score"].to_numpy(float) for label in ("positive", "negative")
         ]
-        for in_split in (scores_table["split"] == "val", scores_table["split"] == "test")
-    )
+
+    val, test = pick("val"), pick("test")
     _check_classes(*test)
     threshold, rule = choose_threshold(*val, max_false_positive_rate)
     summary = {name: float(value) for name, value in measure_sets(*test, threshold).items()}
@@ -86,8 +86,7 @@ def choose_threshold(
     """Choose a threshold on the validation part, which has positives or only negatives.
 
     Args:
-        positive: scores of the positives, shape (positives,).
-        negative: scores of the negatives, shape (negatives,).
+        positive, negative: scores of either kind, shape (images,).
         max_false_positive_rate: share of the negatives that may be called positive, in [0, 1); counts
             only where there is no positive.
 
@@ -161,8 +160,7 @@ def measure_sets(positive: np.ndarray, negative: np.ndarray, threshold: float) -
     """The numbers of one set of scores, or of many at once.
 
     Args:
-        positive: finite scores of the positives, shape (..., positives).
-        negative: finite scores of the negatives, shape (..., negatives).
+        positive, negative: finite scores of either kind, shape (..., images).
         threshold: an image is called positive when score ≥ threshold.
 
     Returns:

@@ -21,21 +21,13 @@ MERGE_AFTER = 2**22  # distinct scores that may wait to be merged
 
 
 class PixelCounts(NamedTuple):
-    """The pixels of a test set, counted by score.
+    """The pixels of a test set, counted by score; all arrays but the last have the shape (scores,)."""
 
-    Attributes:
-        scores: the distinct scores, falling.
-        normal: shape as `scores`: pixels without defect that have this score.
-        defect: defect pixels that have it.
-        overlap: the share of a defect region that has it, mean over all regions; adds up to 1.
-        instance_scores: for every region the score that half of its pixels reach, rising.
-    """
-
-    scores: np.ndarray
-    normal: np.ndarray
-    defect: np.ndarray
-    overlap: np.ndarray
-    instance_scores: np.ndarray
+    scores: np.ndarray  # the distinct scores, falling
+    normal: np.ndarray  # pixels without defect that have this score
+    defect: np.ndarray  # defect pixels that have it
+    overlap: np.ndarray  # the share of a defect region that has it, mean over all regions; adds up to 1
+    instance_scores: np.ndarray  # for every region the score that half of its pixels reach, rising
 
 
 def count_pixels(maps_and_masks: Iterable[tuple[np.ndarray, np.ndarray]]) -> PixelCounts:

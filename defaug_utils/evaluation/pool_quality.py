@@ -15,7 +15,6 @@ from scipy.spatial.distance import cdist
 from torch import nn
 
 from defaug_utils.core.images import read_image
-from defaug_utils.core.manifest import read_manifest, rebase_manifest
 from defaug_utils.core.origins import pool_scenarios
 from defaug_utils.diffusion.autoencoder import autoencode_images
 from defaug_utils.evaluation.distances import (
@@ -27,7 +26,7 @@ from defaug_utils.evaluation.distances import (
     summarise_images,
 )
 from defaug_utils.protocol.mixing import find_leaking_scenarios, usable_rows
-from defaug_utils.protocol.run_folder import list_pools, read_data
+from defaug_utils.protocol.run_folder import list_pools, read_data, read_rebased
 from defaug_utils.training.backbones import DIAG_LAYERS, FeatureNetwork, average_features
 
 REAL, UNTOUCHED = "real positives, two parts", "real negatives, untouched"
@@ -50,11 +49,8 @@ def measure_pools(
     perfect pool would reach), and untouched negatives (what a pool without any defect would).
 
     Args:
-        run_dir: the run's folder.
         network: from `open_features`.
-        draws: how often equally many images are drawn from both sides.
-        batch_size: images looked at together.
-        seed: of all draws.
+        draws, seed: how often equally many images are drawn from both sides, and by which seed.
         on_images: called with the number of images just looked at.
 
     Returns:
@@ -81,19 +77,12 @@ def measure_pools(
 
     real = summarise(positives)
     table = _measure_set(REAL, positives, real, real, draws, seed)
-    for name, rows in ({UNTOUCHED: negatives} | _read_pools(run_dir)).items():
-        table += _measure_set(name, rows, summarise(rows), real, draws, seed)
+    pools = {name: usable_rows(read_rebased(folder, run_dir)) for name, folder in list_pools(run_dir).items()}
+    for name, rows in ({UNTOUCHED: negatives} | pools).items():
+        if len(rows) or name == UNTOUCHED:
+            table += _measure_set(name, rows, summarise(rows), real, draws, seed)
     names = {f"{kind.lower()}_name": network.name_distance(kind) for kind in ("FD", "KD")}
     return pd.DataFrame(table).assign(**names)
-
-
-def _read_pools(run_dir: Path | str) -> dict[str, pd.DataFrame]:
-    """The usable rows of every pool that has some, rebased to the run's folder."""
-    pools = {
-        name: usable_rows(rebase_manifest(read_manifest(folder / "manifest.csv"), folder, run_dir))
-        for name, folder in list_pools(run_dir).items()
-    }
-    return {name: rows for name, rows in pools.items() if len(rows)}
 
 
 def _measure_set(
@@ -108,12 +97,12 @@ def _measure_set(
     table = []
     for layer, own in found.items():
         known = real[layer]
-        is_real, n_equal = own is known, known.count // 2
-        can_compare = not is_real and min(own.count, known.count) > 1
-        (fd_equal, fd_std), (kd, kd_std) = (
-            spread_over_draws(distance, own.kept, None if is_real else known.kept, n_equal, draws, seed)
-            for distance in (compare_features, squared_kernel_distance)
-        )
+        other, n_equal = None if own is known else known.kept, known.count // 2
+        can_compare = own is not known and min(own.count, known.count) > 1
+        means = {}
+        for kind, distance in (("fd_equal", compare_features), ("kd", squared_kernel_distance)):
+            spread = spread_over_draws(distance, own.kept, other, n_equal, draws, seed)
+            means[kind], means[f"{kind}_std"] = spread
         table.append(
             {
                 "set": name,
@@ -125,10 +114,7 @@ def _measure_set(
                 "n_real": known.count,
                 "fd": frechet_distance(own.moments, known.moments) if can_compare else np.nan,
                 "n_equal": n_equal,
-                "fd_equal": fd_equal,
-                "fd_equal_std": fd_std,
-                "kd": kd,
-                "kd_std": kd_std,
+                **means,
                 "diversity": own.diversity,
             }
         )
@@ -164,8 +150,8 @@ def find_copies(
         One row a generated image, in their order: image, nearest_real (the first of equally near ones),
         distance, threshold, is_copy (distance up to the threshold).
     """
-    names = [str(number) for number in range(len(generated))] if images is None else list(images)
-    known = [str(number) for number in range(len(trained))] if trained_images is None else trained_images
+    names = [*map(str, range(len(generated)))] if images is None else list(images)
+    known = [*map(str, range(len(trained)))] if trained_images is None else trained_images
     if len(names) != len(generated):
         raise ValueError(f"{len(names)} names for {len(generated)} images")
     distances = cdist(generated, trained)
@@ -175,14 +161,9 @@ def find_copies(
 
 
 class CopySearch(NamedTuple):
-    """Compares generated images with the real ones that their generator was shown.
+    """Compares generated images with the real ones (names and features) that their generator was shown.
 
-    Attributes:
-        network: see `average_features`.
-        layer: likewise.
-        shown: names of the real images.
-        features: theirs.
-        limit: distance up to which an image is a copy, see `copy_threshold`.
+    An image is a copy up to a distance of `limit`, see `copy_threshold`.
     """
 
     network: FeatureNetwork
@@ -209,8 +190,7 @@ def open_copy_search(
     """A search for copies of real images.
 
     Args:
-        network: from `open_features`.
-        layer: whose features are compared.
+        network, layer: from `open_features`, and whose features are compared.
         folder: of the real images.
         shown: names of those that the generator was shown.
         others: of more, which also say how alike real images are.
@@ -228,11 +208,7 @@ def open_copy_search(
 
 
 def count_copies(copies: pd.DataFrame, by: Sequence[str] = ("share", "epoch")) -> pd.DataFrame:
-    """Copies among the images of every setting.
-
-    Args:
-        copies: tables of `find_copies` put together, with the columns named in `by`.
-        by: what tells settings apart; merge weight (share) and epoch.
+    """Copies among the images of every setting, from tables of `find_copies` with the columns `by`.
 
     Returns:
         One row a setting, sorted: the columns of `by`, images, copies, copied_reals (different ones),

@@ -21,31 +21,18 @@ from defaug_utils.training.memory import pick_device
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a classifier or detector is trained.
+    """How a classifier or detector is trained; the last epoch's model is the result."""
 
-    Attributes:
-        optimiser: "sgd" or "adam".
-        learning_rate: of the first epoch.
-        batch_size: images a step.
-        epochs: passes; the last epoch's model is the result.
-        balanced: an epoch is all positives and as many negatives, the least used first; else all images.
-        momentum: of SGD.
-        normalisation: a name in `backbones.NORMALISATIONS`.
-        flips: mirror each image at random, left-right and top-bottom.
-        decay: lower the learning rate from epoch to epoch by half a cosine; else it is constant.
-        freeze_batch_norm_after: epochs after which BatchNorm keeps its running statistics; 0 for never.
-    """
-
-    optimiser: str
-    learning_rate: float
-    batch_size: int
-    epochs: int
-    balanced: bool
-    momentum: float = 0.0
-    normalisation: str = "imagenet"
-    flips: bool = False
-    decay: bool = False
-    freeze_batch_norm_after: int = 0
+    optimiser: str  #: "sgd" or "adam"
+    learning_rate: float  #: of the first epoch
+    batch_size: int  #: images a step
+    epochs: int  #: passes
+    balanced: bool  #: an epoch is all positives and as many negatives, least used first; else all images
+    momentum: float = 0.0  #: of SGD
+    normalisation: str = "imagenet"  #: a name in `backbones.NORMALISATIONS`
+    flips: bool = False  #: mirror each image at random, left-right and top-bottom
+    decay: bool = False  #: lower the learning rate from epoch to epoch by half a cosine; else it is constant
+    freeze_batch_norm_after: int = 0  #: epochs after which BatchNorm keeps its running statistics; 0: never
 
 
 RECIPES = {
@@ -95,15 +82,10 @@ def learning_rate_of(recipe: Recipe, epoch: int) -> float:
 
 
 def plan_epochs(labels: np.ndarray, recipe: Recipe, seed: int) -> list[np.ndarray]:
-    """Which images every epoch shows, in which order: a function of labels, recipe and seed alone.
+    """Positions in labels (1 for positive) that every epoch shows, in their order.
 
-    Args:
-        labels: shape (images,), 1 for positive.
-        recipe: its `balanced` and `epochs` count.
-        seed: epoch e draws from a generator of its own, derived from (seed, e).
-
-    Returns:
-        For every epoch, positions in `labels`.
+    A function of labels, the recipe's `balanced` and `epochs`, and the seed alone: epoch e draws from a
+    generator of its own, derived from (seed, e).
     """
     negatives, positives = np.flatnonzero(labels == 0), np.flatnonzero(labels == 1)
     uses = np.zeros(len(negatives), int)
@@ -129,17 +111,11 @@ def split_batches(indices: np.ndarray, batch_size: int) -> list[Tensor]:
 
 
 class Batch(NamedTuple):
-    """What one step shows.
+    """What one step shows."""
 
-    Attributes:
-        epoch: from 0.
-        images: positions of its images.
-        flips: shape (2, images), bool: mirrored top-bottom, and left-right.
-    """
-
-    epoch: int
-    images: Tensor
-    flips: Tensor
+    epoch: int  # from 0
+    images: Tensor  # positions of its images
+    flips: Tensor  # shape (2, images), bool: mirrored top-bottom, and left-right
 
 
 def plan_batches(labels: np.ndarray, recipe: Recipe, seed: int) -> list[Batch]:
@@ -161,12 +137,9 @@ def flip_images(images: Tensor, flips: Tensor) -> Tensor:
 
 
 class TrainedNetwork(NamedTuple):
-    """A finished training.
+    """The last epoch's network, in evaluation mode, and how many epochs an earlier call had finished.
 
-    Attributes:
-        model: the last epoch's network, in evaluation mode.
-        history: one row an epoch: epoch (from 1), loss (mean over its images), seconds.
-        resumed_epochs: how many of them an earlier call had finished.
+    The history has one row an epoch: epoch (from 1), loss (mean over its images), seconds.
     """
 
     model: nn.Module
@@ -181,17 +154,12 @@ class TrainedNetwork(NamedTuple):
 
 
 class Start(NamedTuple):
-    """What a network is before its first step; see `build_classifier` for `backbone` and `weights`.
-
-    Attributes:
-        seed: of random weights, the order of images and their flips.
-        detector: kind of a detector, "" for a classifier.
-    """
+    """What a network is before its first step; see `build_classifier` for `backbone` and `weights`."""
 
     backbone: str
     weights: str = ""
-    seed: int = 0
-    detector: str = ""
+    seed: int = 0  # of random weights, the order of images and their flips
+    detector: str = ""  # kind of a detector, "" for a classifier
 
 
 def train_network(
@@ -208,11 +176,8 @@ def train_network(
     Args:
         build: makes the network of a backbone and its weights.
         measure_loss: of one batch, whose images are positions in `samples`, on the network's device.
-        samples: the training set in memory.
-        folder: of the checkpoint and history.
-        recipe: how to train.
+        samples, folder, recipe, on_step: likewise.
         start: what the network starts from.
-        on_step: see `run_steps`.
     """
     device, train = pick_device(), torch.from_numpy(samples.indices("train"))
     batches = plan_batches(samples.labels[train].numpy(), recipe, start.seed)

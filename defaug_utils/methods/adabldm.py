@@ -46,12 +46,9 @@ def blend_batch(
     """Blend all defects at once, when memory does not suffice in halves; decoders adapt image by image.
 
     Args:
-        trimap_model: the model and its ControlNet.
-        jobs: good images, masks and prompts, and the seeds of their noise.
-        settings: steps and stages.
+        trimap_model, jobs, settings, on_step: see `blend_latents`.
         adaptation: of the decoder; None decodes by the model's own.
         find_foreground: tells where the object is on an image at the working size; None for textures.
-        on_step: see `blend_latents`.
         store: of this model and these settings; jobs that it knows are only decoded.
 
     Raises:
@@ -108,21 +105,14 @@ class AdaBLDM(Painting):
 
     With adaptation rows have the further columns `adaptation_before` and `adaptation_after` (losses),
     `adaptation_steps` and `adaptation_problem` (why it was thrown away, and the model's own decoder's
-    image taken).
-
-    Attributes:
-        model: the model and its ControlNet.
-        settings: of the blending.
-        adaptation: of the decoder; without it the origin is "adabldm_plain".
-        find_object: tells where the object is, and masks are moved into it; None for textures.
-        store: what one pool blends, a second one of the same model, settings and seed, with or without
-            adaptation, only decodes.
+    image taken). What one pool puts into a store, a second one of the same model, settings and seed, with
+    or without adaptation, only decodes.
     """
 
     model: TrimapModel
     settings: BlendSettings = field(default_factory=BlendSettings)
-    adaptation: AdaptationSettings | None = None
-    find_object: ObjectFinder | None = None
+    adaptation: AdaptationSettings | None = None  #: of the decoder; without it the origin is "adabldm_plain"
+    find_object: ObjectFinder | None = None  #: where masks are moved to; None for textures
     store: LatentStore | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -137,11 +127,7 @@ class AdaBLDM(Painting):
         return "adabldm" if self.adaptation else "adabldm_plain"
 
     def describe(self) -> dict:
-        """Models, settings, and what `Painting` adds, with the images that the ControlNet learned from.
-
-        Raises:
-            ManifestError: lists every image that it learned from and that is not in the train split.
-        """
+        """Models, settings, and what `Painting` adds, with the images that the ControlNet learned from."""
         trained_on = self.model.training.get("trained_on", {})
         check_training(trained_on, read_dataset(self.data))
         return {
@@ -166,7 +152,7 @@ class AdaBLDM(Painting):
 
 
 def check_training(trained_on: dict[str, list[str]], dataset: pd.DataFrame) -> None:
-    """Refuse a ControlNet that has seen test or validation images; see `AdaBLDM.describe`."""
+    """Refuse a ControlNet that has seen test or validation images; the `ManifestError` lists them all."""
     split_of = dict(zip(dataset["image"], dataset["split"], strict=True))
     problems = [
         f"{name} is {split_of.get(name, 'unknown to the data set')}, only train images may be learned from"

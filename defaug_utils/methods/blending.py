@@ -34,29 +34,22 @@ GUIDANCE = 9.0  # AdaBLDM's code
 LATENT_EDITING = (26, 46)  # first step and one past the last (AdaBLDM's code)
 IMAGE_EDITING = (45, 50)  # first step and one past the last (AdaBLDM's code)
 DILATION = 5  # latent cells, side of the box (AdaBLDM's code)
-STAGES = ("free", "latent editing", "image editing")
 
 
 @dataclass(frozen=True)
 class BlendSettings:
     """How a defect is blended into a good part; the defaults are AdaBLDM's.
 
-    Attributes:
-        size: working size (width, height); images are stretched to it.
-        steps: of DDIM.
-        guidance: weight of the prompt against the negative one; 1 is none.
-        latent_editing: steps (the first, and one past the last) before which latents outside the defect are
-            replaced by the good image's; None for none.
-        image_editing: likewise, after which pixels outside the defect are replaced.
-        dilation: side of the box, in latent cells, by which the defect grows in latent editing; odd.
+    Before the steps of latent editing (the first, and one past the last) latents outside the defect are
+    replaced by the good image's; after those of image editing pixels are; None for no such step.
     """
 
-    size: tuple[int, int] = (256, 256)
+    size: tuple[int, int] = (256, 256)  #: working size (width, height); images are stretched to it
     steps: int = STEPS
-    guidance: float = GUIDANCE
+    guidance: float = GUIDANCE  #: weight of the prompt against the negative one; 1 is none
     latent_editing: tuple[int, int] | None = LATENT_EDITING
     image_editing: tuple[int, int] | None = IMAGE_EDITING
-    dilation: int = DILATION
+    dilation: int = DILATION  #: odd; side of the box by which the defect grows in latent editing
 
     def __post_init__(self) -> None:
         """Refuse values that make no sense, all in one message."""
@@ -86,18 +79,10 @@ class BlendSettings:
         return self.image_editing is not None and index in range(*self.image_editing)
 
     def name_stage(self, index: int) -> str:
-        """The word of `STAGES` for step `index`; where two overlap, the later stage's."""
-        return STAGES[2 if self.edits_images(index) else 1 if self.edits_latents(index) else 0]
-
-
-def scale_stages(steps: int) -> dict[str, tuple[int, int]]:
-    """AdaBLDM's stages, as `BlendSettings` takes them, for another number of steps; each has one at least."""
-    borders = {}
-    for name, paper in (("latent_editing", LATENT_EDITING), ("image_editing", IMAGE_EDITING)):
-        first, end = (round(border * steps / STEPS) for border in paper)
-        end = max(end, 1)
-        borders[name] = (min(first, end - 1), end)
-    return borders
+        """What step `index` is called; where two stages overlap, by the later one."""
+        if self.edits_images(index):
+            return "image editing"
+        return "latent editing" if self.edits_latents(index) else "free"
 
 
 class BlendStep(NamedTuple):
@@ -129,9 +114,8 @@ def blend_latents(
         masks: shape (batch, 1, height, width), bool, true on the defect.
         seeds: one an image: of its first noise, and of the noise of its edits.
         denoise: the network: latents and time in, its prediction (guided) out.
-        vae: the autoencoder.
+        vae, settings: the autoencoder, and steps and stages.
         scheduler: diffusers' DDIMScheduler, which converts predictions of noise or velocity to clean latents.
-        settings: steps and stages.
         on_step: called after every step.
 
     Returns:
@@ -161,10 +145,7 @@ def blend_latents(
 def watch_images(
     vae: nn.Module, steps: Sequence[int], on_images: Callable[[int, str, list], None]
 ) -> Callable[[BlendStep], None]:
-    """A callback for `blend_latents` that decodes the latents predicted at chosen steps.
-
-    It calls `on_images` with a step's number, its stage and its images, (height, width, 3), uint8.
-    """
+    """A callback for `blend_latents` that calls `on_images` with number, stage and images of chosen steps."""
 
     def watch(step: BlendStep) -> None:
         if step.index in steps:
@@ -175,16 +156,9 @@ def watch_images(
 
 
 class Blend(NamedTuple):
-    """Jobs at the working size, and what they became before it is decoded.
+    """Jobs at the working size, and the clean latents that they became; shapes as in `blend_latents`."""
 
-    Attributes:
-        boxes: the part of each image that was worked on.
-        images: good ones, shape (batch, 3, height, width) in [-1, 1].
-        masks: shape (batch, 1, height, width), bool.
-        latents: clean ones, shape (batch, 4, height / cell, width / cell).
-    """
-
-    boxes: list[Box]
+    boxes: list[Box]  # the part of each image that was worked on
     images: Tensor
     masks: Tensor
     latents: Tensor
@@ -200,11 +174,7 @@ def adapt_each(vae: nn.Module, blend: Blend, settings: AdaptationSettings | None
 def decode_adapted(
     vae: nn.Module, blend: Blend, adaptation: AdaptationSettings | None
 ) -> list[tuple[np.ndarray, dict]]:
-    """Decode a batch; without adaptation by the model's own decoder.
-
-    Returns:
-        For each image its pixels, shape (height, width, 3) in about [0, 1], and columns of its row.
-    """
+    """Decode a batch: each image's pixels (height, width, 3) in about [0, 1], and columns of its row."""
     if adaptation is None:
         with torch.no_grad():
             return [(_to_pixels(image), {}) for image in decode_latents(vae, blend.latents)]
@@ -227,13 +197,9 @@ def _to_pixels(image: Tensor) -> np.ndarray:
 
 
 class DecoderComparison(NamedTuple):
-    """One image, decoded twice, and the errors (grey levels); nothing of the original is put back.
+    """One image, decoded by the model's own decoder and by the adapted one, and the errors (grey levels).
 
-    Attributes:
-        own_u8: by the model's own decoder, shape (height, width, 3), uint8.
-        adapted_u8: by the adapted one, same shape.
-        mask: shape (height, width), bool.
-        losses: see `Adaptation`, as the problem.
+    Nothing of the original is put back. Losses and problem are those of `Adaptation`.
     """
 
     own_u8: np.ndarray
@@ -253,15 +219,12 @@ def compare_decoders(
 ) -> list[DecoderComparison]:
     """Decode every image of a batch both ways, and measure what of the good part is lost outside the mask."""
     comparisons = []
-    for number, adapted in enumerate(adapt_each(vae, blend, settings)):
-        good, mask = blend.images[number : number + 1], blend.masks[number : number + 1]
+    for good, mask, adapted in zip(blend.images, blend.masks, adapt_each(vae, blend, settings), strict=True):
         pair = (adapted.own_image, adapted.image)
         (own_u8,), (adapted_u8,) = map(to_u8, pair)
-        errors = [measure_background(image, good, mask) for image in pair]
-        where = mask[0, 0].cpu().numpy()
-        comparisons.append(
-            DecoderComparison(own_u8, adapted_u8, where, *errors, adapted.losses, adapted.problem)
-        )
+        errors = [measure_background(image, good[None], mask[None]) for image in pair]
+        further = (mask[0].cpu().numpy(), *errors, adapted.losses, adapted.problem)
+        comparisons.append(DecoderComparison(own_u8, adapted_u8, *further))
         if on_images:
             on_images(1)
     return comparisons
@@ -269,11 +232,10 @@ def compare_decoders(
 
 def tabulate_errors(comparisons: Sequence[DecoderComparison]) -> pd.DataFrame:
     """Errors in grey levels: image (from 0), place ("outside the mask" or "at its border"), before, after."""
+    places = ("outside the mask", "at its border")
     rows = [
-        (number, place, before, after)
+        (number, *told)
         for number, compared in enumerate(comparisons)
-        for place, before, after in zip(
-            ("outside the mask", "at its border"), compared.own, compared.adapted, strict=True
-        )
+        for told in zip(places, compared.own, compared.adapted, strict=True)
     ]
     return pd.DataFrame(rows, columns=["image", "place", "before", "after"])

@@ -14,16 +14,12 @@ class CutPaste:
     """AdaBLDM's training triples as they are.
 
     Rows have the further column `defect_source`: the image that the defect was cut out of.
-
-    Attributes:
-        data: folder of the data set that defects and good images come from.
-        triples: their defects, good images and settings; its own seed and count play no part.
     """
 
     origin: ClassVar[str] = "cut_paste"
     group: ClassVar[int] = 1
-    data: Path
-    triples: TripleSet
+    data: Path  #: folder of the data set that defects and good images come from
+    triples: TripleSet  #: its own seed and count play no part
 
     def describe(self) -> dict:
         """The triples' sources and settings."""

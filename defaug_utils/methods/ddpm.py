@@ -26,7 +26,6 @@ from defaug_utils.diffusion.lora_files import load_lora
 from defaug_utils.diffusion.text2image import TextJob, TextSettings, TextToImage, generate_images
 from defaug_utils.diffusion.training_images import check_training_rows
 
-LIBRARIES = ("torch", "diffusers", "transformers", "peft", "numpy", "pillow")
 THUMBNAIL = 16  # longest side, pixels, at which the nearest negative is looked for
 SMOOTHING = 2.0  # pixels; single pixels of texture differ everywhere
 
@@ -38,13 +37,10 @@ class AdapterError(ValueError):
 
 
 class Adapter(NamedTuple):
-    """A LoRA file: the hash of its tensors, in whatever order its header has them, and its training.
+    """A LoRA file."""
 
-    The training is what `train_dreambooth` wrote into it; empty for a file from elsewhere.
-    """
-
-    sha256: str
-    training: dict
+    sha256: str  # of its tensors, in whatever order its header has them
+    training: dict  # what `train_dreambooth` wrote into it; empty for a file from elsewhere
 
 
 def open_adapter(path: Path | str, model: TextToImage, dataset: pd.DataFrame) -> Adapter:
@@ -65,9 +61,8 @@ def open_adapter(path: Path | str, model: TextToImage, dataset: pd.DataFrame) ->
                 digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
                 digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
     except SafetensorError as error:
-        raise AdapterError(
-            f"{path} is no readable safetensors file ({error}): train or copy it again"
-        ) from error
+        advice = "train or copy it again"
+        raise AdapterError(f"{path} is no readable safetensors file ({error}): {advice}") from error
     training = json.loads(metadata.get("training", "{}"))
     base = model.describe()["fingerprint"]
     if training and training["base"] != base:
@@ -149,30 +144,20 @@ class DDPM:
     """Whole images from text; without an adapter and labelled "negative", DreamBooth's regularisation images.
 
     Rows have no source image, and no mask unless it is estimated. The last bits of an image depend on how
-    many are made at once, so the group is part of the recipe.
-
-    Attributes:
-        model: the base model as it was loaded.
-        prompts: the board, see `make_prompts`.
-        settings: size, steps, guidance.
-        data: folder of the prepared data set; None for regularisation images, which know none.
-        lora: file of the adapter; None for the untuned model.
-        share: α, see `merge_adapter`.
-        estimates_masks: store where an image differs from its nearest real negative as its mask, a guess.
-        label: of all images.
-        group: images made at once.
+    many are made at once, so the group is part of the recipe. A mask, where it is estimated, is a guess:
+    where the image differs from its nearest real negative.
     """
 
     origin: ClassVar[str] = "ddpm"
     model: TextToImage
-    prompts: Sequence[Prompt]
+    prompts: Sequence[Prompt]  #: the board, see `make_prompts`
     settings: TextSettings
-    data: Path | None
-    lora: Path | str | None = None
-    share: float = 1.0
+    data: Path | None  #: folder of the prepared data set; None for regularisation images, which know none
+    lora: Path | str | None = None  #: file of the adapter; None for the untuned model
+    share: float = 1.0  #: α, see `merge_adapter`
     estimates_masks: bool = False
     label: str = "positive"
-    group: int = 4
+    group: int = 4  #: images made at once
 
     def __post_init__(self) -> None:
         """Refuse a size or texts that the model can't take, and a share that can't be merged."""
@@ -198,12 +183,7 @@ class DDPM:
         return NearestNegatives(self.sources["image"], self.data, self.settings.size)
 
     def describe(self) -> dict:
-        """Model, adapter and settings, with the images that the adapter learned from.
-
-        Raises:
-            AdapterError: see `open_adapter`.
-            DreamBoothError: the adapter knows images that are not in the train split.
-        """
+        """Model, adapter and settings, with the images that it learned from; raises as `open_adapter`."""
         described = {
             "model": self.model.describe(),
             "settings": asdict(self.settings),
@@ -213,15 +193,15 @@ class DDPM:
             "adapter": "none",
             "learned_from": [],
             "masks": "none",
-            "versions": list_versions(*LIBRARIES),
+            "versions": list_versions("torch", "diffusers", "transformers", "peft", "numpy", "pillow"),
         }
         if self.lora is not None:
             sha256, training = open_adapter(self.lora, self.model, read_dataset(self.data))
             described["adapter"] = {"sha256": sha256, "share": self.share, "training": training or "unknown"}
             described["learned_from"] = training.get("trained_on", {}).get("instances", [])
         if self.estimates_masks:
-            survey = survey_sources(self.sources, self.data)
-            described |= {"masks": NearestNegatives.word, "sources": survey}
+            described["masks"] = NearestNegatives.word
+            described["sources"] = survey_sources(self.sources, self.data)
         return described
 
     def make(self, indices: Sequence[int], seeds: Sequence[int]) -> list[GeneratedImage]:
@@ -236,7 +216,5 @@ class DDPM:
         row = {"label": self.label, "prompt": job.prompt, "negative_prompt": job.negative_prompt}
         if not self.estimates_masks:
             return GeneratedImage(image_u8, None, row)
-        mask, nearest = self.estimates.estimate(image_u8)
-        return GeneratedImage(
-            image_u8, mask, row | {"mask_source": NearestNegatives.word, "mask_nearest": nearest}
-        )
+        mask, row["mask_nearest"] = self.estimates.estimate(image_u8)
+        return GeneratedImage(image_u8, mask, row | {"mask_source": NearestNegatives.word})

@@ -28,27 +28,16 @@ MAX_MASK_DRAWS = 200  # a mask that stays empty this often never comes
 
 @dataclass(frozen=True)
 class MemSegSettings:
-    """What can be chosen; the defaults are the paper's.
+    """What can be chosen; the defaults are the paper's."""
 
-    Attributes:
-        texture_share: probability in [0, 1] that the source is a texture and not the image's structure.
-        opacity: smallest and largest weight of the source, in (0, 1].
-        grid: rows and columns into which the structural source is cut.
-        augmenter_count: augmenters applied before it is cut, of ten.
-        lattice_exponents: smallest and largest i of the noise's lattice sides 2^i.
-        rotation: the noise is turned by up to so many degrees either way.
-        threshold: the mask is where the noise is above it.
-        foreground: a word of `FOREGROUNDS`: where masks may lie.
-    """
-
-    texture_share: float = TEXTURE_SHARE
-    opacity: tuple[float, float] = OPACITY
-    grid: tuple[int, int] = GRID
-    augmenter_count: int = AUGMENTER_COUNT
-    lattice_exponents: tuple[int, int] = shapes.LATTICE_EXPONENTS
-    rotation: float = shapes.ROTATION_DEGREES
-    threshold: float = shapes.NOISE_THRESHOLD
-    foreground: str = "whole"
+    texture_share: float = TEXTURE_SHARE  #: probability that the source is a texture, not the image itself
+    opacity: tuple[float, float] = OPACITY  #: smallest and largest weight of the source, in (0, 1]
+    grid: tuple[int, int] = GRID  #: rows and columns into which the structural source is cut
+    augmenter_count: int = AUGMENTER_COUNT  #: augmenters applied before it is cut, of ten
+    lattice_exponents: tuple[int, int] = shapes.LATTICE_EXPONENTS  #: least and largest i of lattice sides 2^i
+    rotation: float = shapes.ROTATION_DEGREES  #: the noise is turned by up to so many degrees either way
+    threshold: float = shapes.NOISE_THRESHOLD  #: the mask is where the noise is above it
+    foreground: str = "whole"  #: a word of `FOREGROUNDS`: where masks may lie
 
     def __post_init__(self) -> None:
         """Refuse values that make no sense, all in one message."""
@@ -84,11 +73,7 @@ class Anomaly(NamedTuple):
 
 
 def draw_mask(foreground: np.ndarray, generator: np.random.Generator, settings: MemSegSettings) -> np.ndarray:
-    """Draw a mask of turned, thresholded noise within the foreground (bool); an empty one is drawn again.
-
-    Raises:
-        ValueError: the foreground is empty, or so small that no mask meets it.
-    """
+    """Draw a mask of turned, thresholded noise within the foreground (bool); an empty one is drawn again."""
     height, width = foreground.shape
     if not foreground.any():
         raise ValueError(
@@ -145,9 +130,8 @@ def blend_anomaly(
     """Blend a source into an image under a mask: (1 - M) ⊙ I + M ⊙ (δ · source + (1 - δ) · I).
 
     Args:
-        image_u8: surface I, shape (height, width, 3), uint8; its pixels outside the mask stay as they are.
-        source_u8: same shape and dtype.
-        mask: M, shape (height, width), bool, true where the defect goes.
+        image_u8, source_u8: surface I and source, shape (height, width, 3), uint8.
+        mask: M, shape (height, width), bool, true where the defect goes; pixels outside stay as they are.
         opacity: weight δ of the source in [0, 1].
 
     Raises:
@@ -176,13 +160,11 @@ def simulate_anomaly(
 
     Args:
         image_u8: a surface without defect, shape (height, width, 3), uint8, of any size.
-        textures: from `open_textures`.
-        generator: the same state gives the same anomaly.
-        settings: the paper's when None.
+        textures, generator, settings: where its sources, chances and values come from; None for the paper's.
         find_object: tells where the object is, in place of the settings' word; None for the word.
 
     Raises:
-        ValueError: no mask can be drawn.
+        ValueError: the foreground is empty, or so small that no mask meets it.
     """
     settings = settings or MemSegSettings()
     foreground = find_object(image_u8) if find_object else find_foreground(image_u8, settings.foreground)
@@ -201,20 +183,14 @@ class MemSeg:
 
     Rows have the further columns `texture` (the source's kind and name), `opacity`, and `change` (mean
     absolute difference inside the mask, in grey levels).
-
-    Attributes:
-        data: folder of the prepared data set.
-        textures: from `open_textures`.
-        settings: the paper's by default.
-        find_object: see `simulate_anomaly`.
     """
 
     origin: ClassVar[str] = "memseg"
     group: ClassVar[int] = 1
-    data: Path
-    textures: TextureCollection
+    data: Path  #: folder of the prepared data set
+    textures: TextureCollection  #: from `open_textures`
     settings: MemSegSettings = MemSegSettings()
-    find_object: ObjectFinder | None = None
+    find_object: ObjectFinder | None = None  #: see `simulate_anomaly`
 
     @cached_property
     def sources(self) -> pd.DataFrame:
@@ -222,11 +198,7 @@ class MemSeg:
         return list_sources(read_dataset(self.data))
 
     def describe(self) -> dict:
-        """Settings, textures and negatives.
-
-        Raises:
-            ManifestError: the data set has no training negative, or some can't be used.
-        """
+        """Settings, textures and negatives; a `ManifestError` where there is none, or some can't be used."""
         found = {"find_object": self.find_object.describe()} if self.find_object else {}
         foreground = "whole" if self.find_object else self.settings.foreground
         return {

@@ -95,16 +95,8 @@ def draw_grain(generator: np.random.Generator) -> np.ndarray:
     return gaussian_filter(noise, generator.uniform(0.5, 4, size=2), mode="wrap")
 
 
-TEXTURE_KINDS: dict[str, Callable[[np.random.Generator], np.ndarray]] = {
-    "stripes": draw_stripes,
-    "checks": draw_checks,
-    "weave": draw_weave,
-    "dots": draw_dots,
-    "cells": draw_cells,
-    "clouds": draw_clouds,
-    "marble": draw_marble,
-    "grain": draw_grain,
-}
+_DRAWN = (draw_stripes, draw_checks, draw_weave, draw_dots, draw_cells, draw_clouds, draw_marble, draw_grain)
+TEXTURE_KINDS = {draw.__name__.removeprefix("draw_"): draw for draw in _DRAWN}
 
 
 def draw_procedural_texture(kind: str, variant: int) -> np.ndarray:
@@ -150,7 +142,9 @@ class TextureCollection:
         if key in self._cache:
             self._cache.move_to_end(key)
             return self._cache[key]
-        texture = _stretch(self._read_texture(self.names[index]), size)
+        texture = self._read_texture(self.names[index])
+        is_shrunk = size[0] * size[1] < texture.shape[0] * texture.shape[1]
+        texture = cv2.resize(texture, size, interpolation=cv2.INTER_AREA if is_shrunk else cv2.INTER_LINEAR)
         texture.flags.writeable = False
         self._cache[key] = texture
         self._free_bytes -= texture.nbytes
@@ -164,17 +158,16 @@ class TextureCollection:
         return {"count": len(self), "sha256": self.sha256}
 
 
-def open_textures(folder: Path | str = "", cache_bytes: int = CACHE_BYTES) -> TextureCollection:
-    """The textures of a folder, or the built-in ones; ready ones may take so much memory."""
-    return open_texture_folder(folder, cache_bytes) if str(folder) else open_builtin_textures(cache_bytes)
+def open_textures(folder: Path | str = "") -> TextureCollection:
+    """The textures of a folder, or the built-in ones."""
+    return open_texture_folder(folder) if str(folder) else open_builtin_textures()
 
 
-def open_texture_folder(folder: Path | str, cache_bytes: int = CACHE_BYTES) -> TextureCollection:
+def open_texture_folder(folder: Path | str) -> TextureCollection:
     """All images in a folder and the folders below it, such as the Describable Textures Dataset.
 
-    Every file is read once, so that a broken one is found now and not after half of a pool.
-
-    Textures come in the order of their names; hidden files, and those of other suffixes, are passed over.
+    Every file is read once, so that a broken one is found now and not after half of a pool. Textures come in
+    the order of their names; hidden files, and those of other suffixes, are passed over.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -198,26 +191,22 @@ def open_texture_folder(folder: Path | str, cache_bytes: int = CACHE_BYTES) -> T
         except (ValueError, OSError) as error:
             problems.append(str(error))
     raise_problems(f"texture folder {folder}", problems, ValueError)
-    return TextureCollection(names, lambda name: read_image(folder / name), digest.hexdigest(), cache_bytes)
+    return TextureCollection(names, lambda name: read_image(folder / name), digest.hexdigest())
 
 
-def open_builtin_textures(cache_bytes: int = CACHE_BYTES) -> TextureCollection:
+def open_builtin_textures() -> TextureCollection:
     """Textures that are always there: drawn by formula, and the photographs inside scikit-image."""
     drawn = [f"{kind} {variant}" for kind in TEXTURE_KINDS for variant in range(VARIANTS)]
     names, digest = [*drawn, *SHIPPED_TEXTURES], hashlib.sha256()
     for name in names:
         digest.update(name.encode() + hashlib.sha256(_read_builtin(name).tobytes()).digest())
-    return TextureCollection(names, _read_builtin, digest.hexdigest(), cache_bytes)
+    return TextureCollection(names, _read_builtin, digest.hexdigest())
 
 
 def _find_images(folder: Path) -> list[str]:
-    relatives = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    return sorted(
-        relative.as_posix()
-        for relative in relatives
-        if relative.suffix.lower() in IMAGE_SUFFIXES
-        and not any(part.startswith(".") for part in relative.parts)
-    )
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    names = [path.relative_to(folder).as_posix() for path in found]
+    return sorted(name for name in names if "/." not in f"/{name}")
 
 
 def _read_builtin(name: str) -> np.ndarray:
@@ -226,9 +215,3 @@ def _read_builtin(name: str) -> np.ndarray:
         return pixels if pixels.ndim == 3 else skimage.color.gray2rgb(pixels)
     kind, variant = name.split(" ")
     return draw_procedural_texture(kind, int(variant))
-
-
-def _stretch(texture_u8: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    height, width = texture_u8.shape[:2]
-    is_smaller = size[0] * size[1] < width * height
-    return cv2.resize(texture_u8, size, interpolation=cv2.INTER_AREA if is_smaller else cv2.INTER_LINEAR)

@@ -16,13 +16,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         ],
         "review_agreement": ["merge_reviews", "tabulate_agreement"],
         "run_folder": ["STUDIO_FOLDER", "RunPools", "read_data", "read_pools"],
-        "scenarios": [
-            "Review",
-            "choose_instances",
-            "read_review",
-            "read_scenarios",
-            "record_review",
-            "settle_prompts",
-        ],
+        "scenarios": ["choose_instances", "read_review", "read_scenarios", "record_review", "settle_prompts"],
     },
 )

@@ -13,7 +13,7 @@ import pandas as pd
 
 from defaug_utils.core.guards import raise_problems
 from defaug_utils.core.manifest import LABELS, SOURCE_COLUMNS, SPLITS, check_sources, read_manifest
-from defaug_utils.core.origins import ORIGINS, SCENARIOS, Arms, MixingError, Run, arm_shares, run_name
+from defaug_utils.core.origins import ORIGINS, SCENARIOS, Arms, MixingError, Run, arm_shares
 from defaug_utils.core.pools import find_failed
 from defaug_utils.core.sources import choose_positives, data_key, shuffle_rows
 from defaug_utils.masks.sources import is_leak
@@ -26,21 +26,13 @@ UNKNOWN = "unknown"
 
 @dataclass(frozen=True)
 class Mix:
-    """How the training sets of a profile are put together; the same for all its runs.
+    """How the training sets of a profile are put together; the same for all its runs."""
 
-    Attributes:
-        few_shot_count: real positives in few-shot (N).
-        share: part of diffusion in the arm "in_and_out", see `arm_shares`.
-        require_review: draw accepted images only, instead of all that were not rejected.
-        use_failed: draw images that failed their method's checks as any other.
-        extra_arms: further arms, see `arm_shares`.
-    """
-
-    few_shot_count: int = 5
-    share: float = 0.5
-    require_review: bool = False
-    use_failed: bool = False
-    extra_arms: Arms = field(default_factory=dict)
+    few_shot_count: int = 5  #: real positives in few-shot (N)
+    share: float = 0.5  #: part of diffusion in the arm "in_and_out", see `arm_shares`
+    require_review: bool = False  #: draw accepted images only, instead of all that were not rejected
+    use_failed: bool = False  #: draw images that failed their method's checks as any other
+    extra_arms: Arms = field(default_factory=dict)  #: see `arm_shares`
 
     def shares_of(self, run: Run) -> dict[str, float]:
         """Origin → part of the run's generated positives, see `arm_shares`."""
@@ -84,10 +76,8 @@ def compose_training_set(
     know them. Test part: everything. With the same seed a smaller `n_aug` draws a part of a larger one's.
 
     Args:
-        data_manifest: the data set, rebased to the run's folder, see `read_data`.
-        pools: of this run, see `read_pools`.
-        run: scenario, arm, number and seed.
-        mix: what is the same for all runs; the defaults when not given.
+        data_manifest, pools: from `read_data` and, for this run, `read_pools`.
+        run, mix: what this run asks for, and what all runs share.
 
     Returns:
         A manifest; generated rows keep origin, seed and recipe.
@@ -108,8 +98,7 @@ def compose_training_set(
     positives = choose_positives(data_manifest, scenario, seed, mix.few_shot_count)
     counts = {origin: count for origin, count in count_by_origin(n_aug, shares).items() if count}
     usable = {origin: usable_rows(pools[origin], mix) for origin in counts if origin in pools}
-    problems = _pool_problems(pools, usable, counts, mix)
-    raise_problems(run_name(*run), problems, MixingError)
+    raise_problems(run.name, _find_problems(pools, usable, counts, mix), MixingError)
     for origin in counts:
         check_sources(pools[origin], data_manifest.assign(image=data_manifest["image"].map(data_key)))
         _check_known(pools, origin, data_manifest, positives)
@@ -123,12 +112,7 @@ def compose_training_set(
     return training_set
 
 
-def _pool_problems(
-    pools: Mapping[str, pd.DataFrame],
-    usable: Mapping[str, pd.DataFrame],
-    counts: dict[str, int],
-    mix: Mix,
-) -> list[str]:
+def _find_problems(pools: RunPools, usable: RunPools, counts: dict[str, int], mix: Mix) -> list[str]:
     problems = []
     for origin, count in counts.items():
         notebook = ORIGINS[origin].notebook
@@ -144,11 +128,12 @@ def _pool_problems(
             )
         if len(usable[origin]) < count:
             told = count_reviews({origin: pool}).loc[origin]
-            failed = f", {told['failed checks']} failed their checks" if told["failed checks"] else ""
+            reasons = f"{told['rejected']} rejected, {told['not reviewed']} not reviewed"
+            if told["failed checks"]:
+                reasons += f", {told['failed checks']} failed their checks"
             problems.append(
                 f"the {origin} pool is too small: {count} images are asked for, {len(usable[origin])} of "
-                f"{len(pool)} are usable ({told['rejected']} rejected, {told['not reviewed']} not "
-                f"reviewed{failed}); make more by notebook "
+                f"{len(pool)} are usable ({reasons}); make more by notebook "
                 f"{notebook}{', review more' * mix.require_review} or ask for fewer"
             )
     return problems
@@ -175,13 +160,10 @@ def _check_known(pools: RunPools, origin: str, data_manifest: pd.DataFrame, posi
 
 
 def _check_classes(training_set: pd.DataFrame, data_manifest: pd.DataFrame) -> None:
-    counts = training_set.groupby(["split", "label"]).size()
-    problems = [
-        f"the {split} part has no {label}"
-        for split in ("train", "test")
-        for label in ("negative", "positive")
-        if (split, label) not in counts.index
-    ]
+    present = set(zip(training_set["split"], training_set["label"], strict=True))
+    needed = [(split, label) for split in ("train", "test") for label in LABELS]
+    missing = [part for part in needed if part not in present]
+    problems = [f"the {split} part has no {label}" for split, label in missing]
     foreign = data_manifest["image"][data_manifest["origin"] != "real"]
     problems += [f"{image} of the data set is not real" for image in foreign]
     raise_problems("training set", problems, MixingError)

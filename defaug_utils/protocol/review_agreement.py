@@ -25,11 +25,7 @@ DISAGREEMENTS = {"open": None, "accept": True, "reject": False}
 def read_reviewers(
     folder: Path | str, reviewers: Sequence[str] | None = None
 ) -> dict[str, dict[str, ImageReview]]:
-    """Read reviewers' own files, of all who have one or of those named: name → image → decision.
-
-    Raises:
-        ReviewStoreError: a file is missing, or does not suit the pool.
-    """
+    """Read reviewers' own files, of all who have one or of those named: name → image → decision."""
     folder = Path(folder)
     pool, present = read_manifest(folder / "manifest.csv"), list_reviewers(folder)
     names = present if reviewers is None else list(reviewers)
@@ -39,19 +35,15 @@ def read_reviewers(
             f"{folder} has no review of {', '.join(missing) or 'anybody'} (there are: "
             f"{', '.join(present) or 'none'}); open the review grid with that reviewer's name first"
         )
-    paths = {name: folder / review_file_name(name) for name in names}
+    logs = {name: DecisionLog(folder / review_file_name(name)) for name in names}
     identities = identify_images(pool)
-    return {name: match_own(path, DecisionLog(path).read_new(), identities) for name, path in paths.items()}
+    return {name: match_own(log.path, log.read_new(), identities) for name, log in logs.items()}
 
 
 def tabulate_agreement(folders: Sequence[Path | str]) -> pd.DataFrame:
     """Agreement of every two reviewers of every pool, on the images that both accepted or rejected.
 
-    Returns:
-        One row a pair: `pool`, `first`, `second`, and what `compare_decisions` gives.
-
-    Raises:
-        ReviewStoreError: a file does not suit its pool.
+    One row a pair: `pool`, `first`, `second`, and what `compare_decisions` gives.
     """
     rows = []
     for folder in map(Path, folders):
@@ -67,10 +59,8 @@ def tabulate_agreement(folders: Sequence[Path | str]) -> pd.DataFrame:
 def compare_decisions(pairs: Sequence[tuple[bool, bool]]) -> dict[str, int | float | str | None]:
     """Agreement of two people, from the (first's, second's) decision on each image.
 
-    Returns:
-        Numbers of images, by what the two said; the part `agreed`, 0 to 1, or None without any image; `κ`
-        (Cohen 1960), -1 to 1, the agreement beyond that of two who guess with these frequencies, or None
-        where it is not defined; and in `remark` why it is not.
+    `agreed` is a part, 0 to 1. `κ` (Cohen 1960), -1 to 1, is the agreement beyond that of two who guess with
+    these frequencies. Both are None where they are not defined; `remark` says why κ is not.
     """
     counts, words = Counter(pairs), {word for pair in pairs for word in pair}
     kappa, remark = None, ""
@@ -107,8 +97,7 @@ def merge_reviews(
     and the reviewers' files stay as they are.
 
     Args:
-        folder: of the pool.
-        reviewers: their names; everybody who has a file when not given.
+        folder, reviewers: of the pool, and names; everybody who has a file when not given.
         disagreement: "open", "accept" or "reject".
         replace: let what the reviewers say now replace decisions of the manifest.
 

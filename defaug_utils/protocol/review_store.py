@@ -11,7 +11,7 @@ same image the later one counts.
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,22 +38,19 @@ NOT_STORED = (  # what `explain_read_only` says of decisions
     "allow writing, or copy the pool, and decide again",
 )
 
-Change = Callable[[ImageReview], ImageReview]
-
 
 class PoolReview:
     """One person's review of one pool; every decision is on the disk when the call returns.
 
     Attributes:
-        folder: of the pool.
-        reviewer: whose decisions they are; empty for the pool's manifest.
+        path: of the file that decisions are written to.
         pool: the manifest, as it was when another one was found; `decisions` are newer.
         decisions: image → `ImageReview`, for every image of the pool, as of the last call.
         counts: images by decision (None, true, false).
     """
 
     def __init__(self, folder: Path | str, reviewer: str = "") -> None:
-        """Open a pool.
+        """Open a pool; without a reviewer's name, to decide in its manifest.
 
         Raises:
             FileNotFoundError: there is no pool.
@@ -62,17 +59,12 @@ class PoolReview:
         """
         self.folder, self.reviewer = Path(folder), reviewer
         self._manifest = self.folder / "manifest.csv"
-        self._log = DecisionLog(self.folder / (review_file_name(reviewer) if reviewer else DECISIONS_FILE))
+        self.path = self.folder / (review_file_name(reviewer) if reviewer else DECISIONS_FILE)
         self._stamp: tuple[int, ...] = ()
         self._identities: dict[str, tuple[str, str]] = {}
         self._changes: list[tuple[str, ImageReview, ImageReview]] = []
         self.fold()
         self.reload()
-
-    @property
-    def path(self) -> Path:
-        """The file that decisions are written to."""
-        return self._log.path
 
     @property
     def undoable(self) -> int:
@@ -89,11 +81,7 @@ class PoolReview:
                 fold_decisions(self._manifest)
 
     def reload(self) -> None:
-        """Read what was stored since, by whomever.
-
-        Raises:
-            FileNotFoundError, ManifestError, ReviewStoreError: as when opening; or the pool was made anew.
-        """
+        """Read what was stored since, by whomever; raises as when opening, or if the pool was made anew."""
         stamp = stamp_file(self._manifest)
         if not stamp or stamp != self._stamp or self._log.is_replaced:
             self._read_pool()
@@ -133,18 +121,17 @@ class PoolReview:
             PermissionError: the folder can't be written to.
             TimeoutError: another process keeps the file locked.
         """
-        return self._change(image, lambda old: old._replace(accepted=accepted))
+        return self._change(image, accepted=accepted)
 
     def write_note(self, image: str, note: str) -> ImageReview:
         """Store a note on an image, its decision stays; raises what `decide` raises."""
-        return self._change(image, lambda old: old._replace(note=" ".join(note.split())))
+        return self._change(image, note=" ".join(note.split()))
 
     def undo(self) -> str | None:
         """Take back the last change made through this object; gives the image, or None when there is none.
 
-        Raises:
-            ReviewStoreError: somebody has changed this image since; it stays as they left it.
-            PermissionError, TimeoutError: as for `decide`; the change can still be undone later.
+        Raises what `decide` raises, and then it can still be undone later; or a `ReviewStoreError` where
+        somebody has changed this image since: it stays as they left it.
         """
         if not self._changes:
             return None
@@ -157,7 +144,7 @@ class PoolReview:
         self._changes.pop()
         return image
 
-    def _change(self, image: str, change: Change) -> ImageReview:
+    def _change(self, image: str, **said: bool | str | None) -> ImageReview:
         if image not in self.decisions:
             raise ReviewStoreError(f"the pool in {self.folder} has no image {image}")
         if not (self.folder / image).is_file():
@@ -167,7 +154,7 @@ class PoolReview:
             )
         with self._locked():
             before = self.decisions[image]
-            after = change(before)
+            after = before._replace(**said)
             if after != before:
                 self._append(image, after)
                 self._changes.append((image, before, after))

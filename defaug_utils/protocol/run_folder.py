@@ -14,28 +14,27 @@ STUDIO_FOLDER = "diag_studio"  # images that a person drew, generated and decide
 
 
 class RunPools(dict[str, pd.DataFrame]):
-    """The pools of a run: origin → its manifest, rebased to the run's folder.
+    """The pools of a run: origin → its manifest, rebased to the run's folder."""
 
-    Attributes:
-        learned: origin → the real images that its generator was trained on, as `data/manifest.csv` has them.
-        folders: origin → the pool's folder in the run's, such as "ddpm/few-shot".
-    """
+    learned: Mapping[str, Sequence[str]]  #: origin → images of the data set that its generator learned from
+    folders: Mapping[str, str]  #: origin → the pool's folder in the run's, such as "ddpm/few-shot"
 
     def __init__(
-        self,
-        pools: Mapping[str, pd.DataFrame],
-        learned: Mapping[str, Sequence[str]] | None = None,
-        folders: Mapping[str, str] | None = None,
+        self, pools: Mapping, learned: Mapping | None = None, folders: Mapping | None = None
     ) -> None:
         """Keep pools and what is known of them."""
         super().__init__(pools)
-        self.learned, self.folders = dict(learned or {}), dict(folders or {})
+        self.learned, self.folders = learned or {}, folders or {}
 
 
 def read_data(run_dir: Path | str) -> pd.DataFrame:
     """The prepared data set's manifest, rebased to the run's folder; every file that it lists exists."""
-    folder = Path(run_dir) / DATA_FOLDER
-    return rebase_manifest(read_manifest(folder / "manifest.csv", check_files=True), folder, run_dir)
+    return read_rebased(Path(run_dir) / DATA_FOLDER, run_dir, check_files=True)
+
+
+def read_rebased(folder: Path, run_dir: Path | str, check_files: bool = False) -> pd.DataFrame:
+    """The manifest in a folder, its paths relative to the run's folder."""
+    return rebase_manifest(read_manifest(folder / "manifest.csv", check_files=check_files), folder, run_dir)
 
 
 def find_pool(run_dir: Path | str, origin: str, run: Run) -> Path | None:
@@ -59,19 +58,15 @@ def read_pools(run_dir: Path | str, run: Run) -> RunPools:
     """
     found = {origin: find_pool(run_dir, origin, run) for origin in ORIGINS}
     folders = {origin: folder for origin, folder in found.items() if folder}
-    pools = {origin: _read_rebased(folder, run_dir) for origin, folder in folders.items()}
+    pools = {origin: read_rebased(folder, run_dir) for origin, folder in folders.items()}
     studio = Path(run_dir) / STUDIO_FOLDER
     if "diag" in pools and (studio / "manifest.csv").is_file():
-        drawn = _read_rebased(studio, run_dir)
+        drawn = read_rebased(studio, run_dir)
         drawn = drawn[drawn["accepted"].fillna(False).astype(bool)]
         pools["diag"] = make_manifest([*pools["diag"].to_dict("records"), *drawn.to_dict("records")])
     learned = {origin: _list_learned(origin, folder) for origin, folder in folders.items()}
     names = {origin: folder.relative_to(run_dir).as_posix() for origin, folder in folders.items()}
     return RunPools(pools, learned, names)
-
-
-def _read_rebased(folder: Path, run_dir: Path | str) -> pd.DataFrame:
-    return rebase_manifest(read_manifest(folder / "manifest.csv"), folder, run_dir)
 
 
 def _list_learned(origin: str, folder: Path) -> list[str]:
@@ -87,10 +82,6 @@ def _list_learned(origin: str, folder: Path) -> list[str]:
 
 def list_pools(run_dir: Path | str) -> dict[str, Path]:
     """Folders of all pools that a run has, by their names in it, such as `memseg` or `ddpm/few-shot`."""
-    run_dir = Path(run_dir)
-    return {
-        manifest.parent.relative_to(run_dir).as_posix(): manifest.parent
-        for origin in ORIGINS
-        for pattern in ("manifest.csv", "*-shot*/manifest.csv")
-        for manifest in sorted((run_dir / origin).glob(pattern))
-    }
+    patterns = [f"{origin}/{rest}" for origin in ORIGINS for rest in ("manifest.csv", "*-shot*/manifest.csv")]
+    folders = [path.parent for pattern in patterns for path in sorted(Path(run_dir).glob(pattern))]
+    return {folder.relative_to(run_dir).as_posix(): folder for folder in folders}

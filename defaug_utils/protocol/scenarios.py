@@ -26,18 +26,13 @@ DECISIONS = ("accept", "reject", "reword")
 class ScenarioPlan:
     """A line of the scenarios table (Capogrosso et al. 2024, section 4).
 
-    Attributes:
-        instances: images to fine-tune on: random negatives in zero-shot, the known positives in few-shot;
-            0 takes all positives, in full-shot only.
-        epochs: of fine-tuning.
-        share: α, the adapter's weight at generation.
-        prompts: what the pool's images are asked for, in turns.
+    Zero-shot fine-tunes on random negatives, few-shot on its known positives, full-shot on all positives.
     """
 
-    instances: int
-    epochs: int
-    share: float
-    prompts: tuple[Prompt, ...]
+    instances: int  #: images to fine-tune on; 0, in full-shot only, takes all positives
+    epochs: int  #: of fine-tuning
+    share: float  #: α, the adapter's weight at generation
+    prompts: tuple[Prompt, ...]  #: what the pool's images are asked for, in turns
 
 
 def read_scenarios(
@@ -55,9 +50,6 @@ def read_scenarios(
         prompts: as `make_prompts` takes them; scenarios left out ask for the instance prompt.
         instance_prompt: text of the images that are fine-tuned on.
         negative: negative prompt of all lines that have none of their own.
-
-    Returns:
-        Scenario → its plan, for all of `SCENARIOS`.
 
     Raises:
         DreamBoothError: lists every scenario, value and number that makes no sense.
@@ -98,10 +90,8 @@ def choose_instances(
 ) -> pd.DataFrame:
     """The rows of the data set that a scenario's generator is fine-tuned on.
 
-    Args:
-        dataset, scenario, plan: the prepared data set's manifest, the scenario's word and its line.
-        pool_of_seed: seed of the training sets that the pool is for; draws the positives of few-shot.
-        seed: draws the negatives of zero-shot, which are the same for all training sets.
+    The seed of the training sets that the pool is for draws the positives of few-shot; the other one draws
+    the negatives of zero-shot, which are the same for all training sets.
 
     Raises:
         DreamBoothError: there are fewer negatives than asked for.
@@ -160,67 +150,48 @@ def read_review(path: Path | str | None) -> Review:
         raise ReviewError(f"review {path} is not valid YAML: {error}") from error
     if not isinstance(content, dict) or not set(content) <= {"prompts", "images"}:
         raise ReviewError(f"review {path}: expected the lists prompts and images")
-    problems: list[str] = []
-    prompts = _read_entries(content.get("prompts"), PromptDecision, "prompts", problems)
-    images = _read_entries(content.get("images"), ImageDecision, "images", problems)
-    problems += find_problems(Review(prompts, images))
-    raise_problems(f"review {path}", problems, ReviewError)
-    return Review(prompts, images)
-
-
-def _read_entries(entries: object, kind: type, name: str, problems: list[str]) -> list:
-    read = []
-    for number, entry in enumerate(entries or []):
-        needed = [field for field in kind._fields if field not in kind._field_defaults]
-        if not isinstance(entry, Mapping) or not set(needed) <= set(entry) <= set(kind._fields):
-            problems.append(f"{name} {number}: expected {', '.join(kind._fields)}")
-        else:
-            read.append(kind(**entry))
-    return read
+    review, problems = Review([], []), []
+    for name, kind in (("prompts", PromptDecision), ("images", ImageDecision)):
+        for number, entry in enumerate(content.get(name) or []):
+            try:
+                getattr(review, name).append(kind(**entry))
+            except TypeError:
+                problems.append(f"{name} {number}: expected {', '.join(kind._fields)}")
+    raise_problems(f"review {path}", problems + find_problems(review), ReviewError)
+    return review
 
 
 def find_problems(review: Review) -> list[str]:
     """Every decision that makes no sense."""
     problems, seen = [], set()
-    for entry in review.prompts:
-        if entry.decision not in DECISIONS:
-            problems.append(
-                f"{entry.prompt!r}: decision {entry.decision!r} is none of {', '.join(DECISIONS)}"
-            )
-        if (entry.decision == "reword") != bool(entry.reworded.strip()):
-            problems.append(f"{entry.prompt!r}: `reworded` belongs to the decision reword, and to it only")
-        if entry.decision != "accept" and not entry.note.strip():
-            problems.append(f"{entry.prompt!r}: a note must say why it is not accepted")
-        if entry.prompt in seen:
-            problems.append(f"{entry.prompt!r}: there are two decisions")
-        seen.add(entry.prompt)
-    for image in review.images:
-        if not isinstance(image.accepted, bool):
-            problems.append(
-                f"image of seed {image.seed}: accepted {image.accepted!r} is neither true nor false"
-            )
-        elif not image.accepted and not image.note.strip():
-            problems.append(f"image of seed {image.seed}: a note must say why it is rejected")
+    for prompt, decision, reworded, note in review.prompts:
+        if decision not in DECISIONS:
+            problems.append(f"{prompt!r}: decision {decision!r} is none of {', '.join(DECISIONS)}")
+        if (decision == "reword") != bool(reworded.strip()):
+            problems.append(f"{prompt!r}: `reworded` belongs to the decision reword, and to it only")
+        if decision != "accept" and not note.strip():
+            problems.append(f"{prompt!r}: a note must say why it is not accepted")
+        if prompt in seen:
+            problems.append(f"{prompt!r}: there are two decisions")
+        seen.add(prompt)
+    for _, seed, accepted, note in review.images:
+        if not isinstance(accepted, bool):
+            problems.append(f"image of seed {seed}: accepted {accepted!r} is neither true nor false")
+        elif not accepted and not note.strip():
+            problems.append(f"image of seed {seed}: a note must say why it is rejected")
     return problems
 
 
 def write_review(review: Review, path: Path | str) -> None:
     """Store a review, whole or not at all; `ReviewError` lists every decision that makes no sense."""
     raise_problems("review", find_problems(review), ReviewError)
-    content = {
-        "prompts": [entry._asdict() for entry in review.prompts],
-        "images": [entry._asdict() for entry in review.images],
-    }
+    content = {name: [entry._asdict() for entry in entries] for name, entries in review._asdict().items()}
     with write_atomically(path) as temporary:
         temporary.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 def settle_prompts(board: Sequence[Prompt], review: Review) -> list[Prompt]:
-    """The prompts of a board to generate with: accepted, reworded, or not looked at; rejected ones go.
-
-    Raises:
-        ReviewError: every prompt was rejected.
-    """
+    """The prompts of a board to generate with: accepted, reworded, or not looked at; rejected ones go."""
     decision_of = {entry.prompt: entry for entry in review.prompts}
     settled: list[Prompt] = []
     for prompt in board:
@@ -244,11 +215,8 @@ def record_review(folder: Path | str, review: Review) -> pd.DataFrame:
     path = Path(folder) / "manifest.csv"
     with lock_file(path):
         pool = fold_decisions(path)
-        note_of = {
-            (entry.reworded or entry.prompt): _prompt_note(entry)
-            for entry in review.prompts
-            if entry.decision != "reject"
-        }
+        settled = [entry for entry in review.prompts if entry.decision != "reject"]
+        note_of = {entry.reworded or entry.prompt: _prompt_note(entry) for entry in settled}
         decision_of = {(entry.prompt, entry.seed): entry for entry in review.images}
         keys = list(zip(pool["prompt"], pool["seed"], strict=True))
         lost = [
@@ -262,9 +230,8 @@ def record_review(folder: Path | str, review: Review) -> pd.DataFrame:
             if key in decision_of:
                 pool.loc[row, "accepted"] = decision_of[key].accepted
                 notes.insert(0, decision_of[key].note)
-            note = "; ".join(text for text in notes if text)
-            if note:
-                pool.loc[row, "reviewer_note"] = note
+            if any(notes):
+                pool.loc[row, "reviewer_note"] = "; ".join(filter(None, notes))
         write_manifest(pool, path)
     return pool
 
