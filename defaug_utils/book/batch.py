@@ -24,10 +24,8 @@ def execute_notebook(source: Path | str, target: Path | str, parameters: dict, t
     """Execute a notebook by papermill, from the project's root, with values for its parameters cell.
 
     The target appears only when every cell has run; a failed notebook stays beside it as
-    `<target>.failed.ipynb`. The notebook's numerical libraries use at most `threads` threads.
-
-    Raises:
-        NotebookError: a cell failed, or the kernel did not start.
+    `<target>.failed.ipynb`, and a NotebookError tells which cell failed, or that the kernel did not start.
+    The notebook's numerical libraries use at most `threads` threads.
     """
     source, target = Path(source), Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -52,12 +50,8 @@ def execute_notebook(source: Path | str, target: Path | str, parameters: dict, t
 def stage_book(project: Path | str, executed: dict[str, Path | str], folder: Path | str) -> None:
     """Lay out the book's sources in a folder, with the executed notebooks in place of the bare ones.
 
-    What was there before is removed, a finished build apart.
-
-    Args:
-        project: root of the repository.
-        executed: notebook name (`02_memseg`) → executed notebook; a FileNotFoundError lists missing ones.
-        folder: where the sources go.
+    What was there before is removed, a finished build apart. `project` is the repository's root, `executed`
+    has the executed notebooks by name (`02_memseg`); a FileNotFoundError lists those that are missing.
     """
     project, folder = Path(project), Path(folder)
     missing = [str(path) for path in executed.values() if not Path(path).is_file()]

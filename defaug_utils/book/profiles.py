@@ -20,9 +20,7 @@ def read_profile(path: Path | str, notebook_folder: Path | str = "notebooks") ->
 
     A profile is YAML: `shared` holds values for every notebook that declares them, and a section named as a
     notebook (`02_memseg`) holds values for that one. The result has what papermill shall inject, by notebook.
-
-    Raises:
-        ProfileError: lists every unknown key, with the nearest known one.
+    A ProfileError lists every unknown key, with the nearest known one.
     """
     content = _read_sections(Path(path))
     notebooks = sorted(Path(notebook_folder).glob("[0-9][0-9]_*.ipynb"))

@@ -82,20 +82,16 @@ def show_images(
 
 
 def show_pool(
-    folder: Path | str,
-    rows: pd.DataFrame,
-    titles: str | Sequence[str] | None = None,
-    columns: int = 8,
-    outlined: bool = True,
+    folder: Path | str, rows: pd.DataFrame, titles: str | Sequence[str] | None = None, outlined: bool = True
 ) -> Figure:
     """Lay out rows of the manifest in a folder, each image with the outline of its mask where it has one.
 
-    `titles` is a column of the rows, or one text an image; the rest is as in `show_images`.
+    `titles` is a column of the rows, or one text an image.
     """
     texts = list(rows[titles]) if isinstance(titles, str) else titles
     masks = [read_mask(Path(folder) / mask) if outlined and mask else None for mask in rows["mask"]]
     images = [read_image(Path(folder) / image) for image in rows["image"]]
-    return show_images(images, texts, masks, columns)
+    return show_images(images, texts, masks)
 
 
 def show_copies(copies: pd.DataFrame, folder: Path | str, data_folder: Path | str, count: int = 6) -> Figure:

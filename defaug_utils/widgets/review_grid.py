@@ -28,10 +28,8 @@ FILTERS = ("origin", "prompt", "check", "decision")
 def draw_thumbnail(folder: Path, image: str, mask: str, longest: int, line: int = 1) -> dict[str, Any]:
     """A picture whose long side has at most `longest` pixels, and its mask's outline as a layer of its own.
 
-    The outline, `line` pixels wide, runs just outside the mask, so that it covers nothing of the defect.
-
-    Returns:
-        `picture` (JPEG), `outline` (PNG, empty without mask), `problem` (why a file can't be shown).
+    The outline, `line` pixels wide, runs just outside the mask, so that it covers nothing of the defect. The
+    result has `picture` (JPEG), `outline` (PNG, empty without mask), `problem` (why a file can't be shown).
     """
     drawn = {"picture": b"", "outline": b"", "problem": ""}
     try:

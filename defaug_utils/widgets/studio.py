@@ -146,7 +146,7 @@ class Studio:
         self.categories = dict(zip(sources["image"], sources["category"], strict=True))
 
     def check_request(self, request: StudioRequest) -> InpaintJob:
-        """The first job of a request; a ValueError tells what in the request makes no sense."""
+        """The first job of a request; a ValueError tells what image, mask, text or setting makes no sense."""
         if request.source_image not in self.categories:
             raise ManifestError(f"{request.source_image} is no training negative: only those are painted on")
         if not request.mask.any():
@@ -168,12 +168,8 @@ class Studio:
     ) -> Iterator[StudioImage]:
         """Paint pictures of the seeds `seed`, `seed` + 1, …; each is handed over when finished, not kept yet.
 
-        `on_step` is called after every denoising step; what it raises stops the painting.
-
-        Raises:
-            ManifestError: the image is none of the training negatives.
-            ValueError: the image has vanished, the mask is empty, full or of another size, a text is empty
-                or too long, or a setting makes no sense; the message says which.
+        `on_step` is called after every denoising step; what it raises stops the painting. Raises, too, what
+        `check_request` raises.
         """
         before_u8 = self.check_request(request).image_u8
         for seed in range(request.seed, request.seed + count):
