@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
+from stored import PARTS, to_markdown, write_part
 
 from defaug_utils.book.session import Watermark
-from defaug_utils.book.stored_pages import PARTS, to_markdown, write_part
 from defaug_utils.book.stored_results import (
     PIXELS,
     PROVENANCE,

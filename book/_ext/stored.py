@@ -1,11 +1,125 @@
-"""A directive that makes tables and sentences of stored results when a page is built."""
+"""A directive that makes tables and sentences of stored results, as Markdown, when a page is built."""
 
+import json
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from pathlib import Path
+
+import pandas as pd
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from defaug_utils.book.stored_pages import write_part
-from defaug_utils.book.stored_results import PROVENANCE
+from defaug_utils.book.stored_results import PIXELS, PROVENANCE, QUALITY, RUNS, read_stored
+from defaug_utils.protocol.mixing import LEAK_MARK, LEAK_NOTE
+from defaug_utils.report import papers, results, sentences
+from defaug_utils.report.tables import PAPER_PROTOCOL, layout_quality, layout_results
+
+Tables = dict[str, pd.DataFrame]
+
+
+def write_part(folder: Path | str, part: str) -> str:
+    """One part (of `PARTS`) of the page of results that `store_results` wrote, as Markdown.
+
+    Raises:
+        ValueError: there is no such part.
+        FileNotFoundError: nothing is stored there.
+    """
+    if part not in PARTS:
+        raise ValueError(f"part {part!r} is none of {', '.join(PARTS)}")
+    return PARTS[part](*read_stored(folder))
+
+
+def to_markdown(table: pd.DataFrame, caption: str) -> str:
+    """A table of text cells in Markdown, under its caption; the index becomes its first columns."""
+    shown = table if isinstance(table.index, pd.RangeIndex) else table.reset_index()
+    heads = [" · ".join(filter(None, name if isinstance(name, tuple) else (name,))) for name in shown]
+    shown = shown.astype(str).set_axis(heads, axis=1)
+    shown = shown.replace({" ± ": "\u00a0±\u00a0", r"\|": r"\\|"}, regex=True)
+    shown = shown.rename(columns=lambda head: head.replace("|", "\\|"))
+    text = shown.to_markdown(index=False, disable_numparse=True)
+    return f"**{caption}**{f' {LEAK_NOTE}' if LEAK_MARK in text else ''}\n\n{text}"
+
+
+def _write_overview(tables: Tables, provenance: dict) -> str:
+    runs = tables[RUNS]
+    unfinished = sentences.describe_unfinished([], papers.list_missing_arms(runs))
+    return f"{sentences.describe_runs(runs)}\n\n{unfinished}"
+
+
+def _write_means(summary: pd.DataFrame, columns: Mapping[str, str]) -> str:
+    """A table a scenario."""
+    return "\n\n".join(
+        to_markdown(layout_results(rows, columns), f"{scenario}: mean ± std over n seeds.")
+        for scenario, rows in summary.groupby("scenario", sort=False)
+    )
+
+
+def _write_scenarios(tables: Tables, provenance: dict) -> str:
+    columns = PAPER_PROTOCOL | {
+        "precision (validation)": "validation_precision",
+        "recall (validation)": "validation_recall",
+    }
+    return _write_means(results.summarise_results(tables[RUNS]), columns)
+
+
+def _write_claims(tables: Tables, provenance: dict) -> str:
+    return sentences.describe_claims(papers.judge_claims(tables[RUNS]))
+
+
+def _write_papers(tables: Tables, provenance: dict) -> str:
+    summary, published = results.summarise_results(tables[RUNS]), papers.published_results()
+    return "\n\n".join(
+        to_markdown(
+            papers.rebuild_table(summary, published, source, number, "this run"),
+            f"{source}, table {number}, {scenario}: compare shapes, not numbers.",
+        )
+        for source, number, scenario in papers.list_tables(published)
+    )
+
+
+def _write_pixels(tables: Tables, provenance: dict) -> str:
+    if PIXELS not in tables:
+        return "This run trained no pixel-level detector."
+    numbers = results.PIXEL_NUMBERS
+    return _write_means(results.summarise_results(tables[PIXELS], list(numbers.values())), numbers)
+
+
+def _write_quality(tables: Tables, provenance: dict) -> str:
+    if QUALITY not in tables:
+        return "This run measured no pool."
+    quality = tables[QUALITY]
+    caption = "Pools against the real training positives (chapter 8 explains the columns)."
+    return f"{to_markdown(layout_quality(quality), caption)}\n\n{sentences.describe_quality(quality)}"
+
+
+def _write_provenance(tables: Tables, provenance: dict) -> str:
+    versions = ", ".join(f"{what} {value}" for what, value in provenance["versions"].items())
+    started, finished = (datetime.fromisoformat(provenance[name]) for name in ("started", "finished"))
+    hours = (finished - started).total_seconds() / 3600
+    return (
+        f"- **Command**: `{provenance['command']}`\n"
+        f"- **When**: {provenance['started']} to {provenance['finished']} (UTC), "
+        f"{hours:.1f} hours\n"
+        f"- **How much**: {provenance['notebooks']} notebooks, "
+        f"{provenance['notebook_seconds'] / 3600:.1f} hours if one ran after the other; "
+        "of one that went on where an earlier execution had stopped, the last execution alone counts\n"
+        f"- **On and with**: {versions}\n"
+        f"- **Commits**: {', '.join(provenance['commits'])}\n\n"
+        "````{dropdown} All parameters, by notebook\n"
+        f"```json\n{json.dumps(provenance['parameters'], indent=1, ensure_ascii=False)}\n```\n````"
+    )
+
+
+PARTS: dict[str, Callable[[Tables, dict], str]] = {
+    "overview": _write_overview,
+    "scenarios": _write_scenarios,
+    "claims": _write_claims,
+    "papers": _write_papers,
+    "pixels": _write_pixels,
+    "quality": _write_quality,
+    "provenance": _write_provenance,
+}
 
 
 class Stored(SphinxDirective):

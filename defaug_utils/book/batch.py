@@ -10,7 +10,7 @@ import papermill
 from papermill.exceptions import PapermillExecutionError
 
 START_ATTEMPTS = 3
-START_TIMEOUT_SECONDS = 120
+OPTIONS = {"kernel_name": "python3", "progress_bar": False, "cwd": ".", "start_timeout": 120}  # seconds
 # The C library (glibc) gives every large array back to the system and has its pages zeroed again for the
 # next step: an eighth of a training's time. Arrays below 32 MiB and 256 MiB of free memory are kept instead.
 MEMORY_KEPT = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**28)}
@@ -24,10 +24,8 @@ def execute_notebook(source: Path | str, target: Path | str, parameters: dict, t
     """Execute a notebook by papermill, from the project's root, with values for its parameters cell.
 
     The target appears only when every cell has run; a failed notebook stays beside it as
-    `<target>.failed.ipynb`. The notebook's numerical libraries use at most so many threads.
-
-    Raises:
-        NotebookError: a cell failed, or the kernel did not start.
+    `<target>.failed.ipynb`, and a NotebookError tells which cell failed, or that the kernel did not start.
+    The notebook's numerical libraries use at most `threads` threads.
     """
     source, target = Path(source), Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -35,15 +33,7 @@ def execute_notebook(source: Path | str, target: Path | str, parameters: dict, t
     os.environ.update(MEMORY_KEPT | dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads)))
     for attempt in range(1, START_ATTEMPTS + 1):
         try:
-            papermill.execute_notebook(
-                str(source),
-                str(unfinished),
-                parameters=parameters,
-                kernel_name="python3",
-                progress_bar=False,
-                cwd=".",
-                start_timeout=START_TIMEOUT_SECONDS,
-            )
+            papermill.execute_notebook(source, unfinished, parameters, **OPTIONS)
         except PapermillExecutionError as error:
             raise NotebookError(
                 f"{source} failed in cell [{error.exec_count}]: {error.ename}: {error.evalue}\n"
@@ -60,15 +50,8 @@ def execute_notebook(source: Path | str, target: Path | str, parameters: dict, t
 def stage_book(project: Path | str, executed: dict[str, Path | str], folder: Path | str) -> None:
     """Lay out the book's sources in a folder, with the executed notebooks in place of the bare ones.
 
-    What was there before is removed, a finished build apart.
-
-    Args:
-        project: root of the repository.
-        executed: notebook name (`02_memseg`) → executed notebook.
-        folder: where the sources go.
-
-    Raises:
-        FileNotFoundError: an executed notebook is missing.
+    What was there before is removed, a finished build apart. `project` is the repository's root, `executed`
+    has the executed notebooks by name (`02_memseg`); a FileNotFoundError lists those that are missing.
     """
     project, folder = Path(project), Path(folder)
     missing = [str(path) for path in executed.values() if not Path(path).is_file()]
@@ -85,13 +68,9 @@ def stage_book(project: Path | str, executed: dict[str, Path | str], folder: Pat
 
 
 def build_book(folder: Path | str) -> Path:
-    """Build the staged book with warnings as errors, and return its first page.
-
-    Raises:
-        RuntimeError: Sphinx found an error or gave a warning, which it printed.
-    """
-    program = str(Path(sys.executable).with_name("jupyter-book"))
-    command = [program, "build", str(folder), "-n", "-W", "--keep-going"]
+    """Build the staged book and return its first page; a RuntimeError where Sphinx printed a warning."""
+    program = Path(sys.executable).with_name("jupyter-book")
+    command = [program, "build", folder, "-n", "-W", "--keep-going"]
     finished = subprocess.run(command, check=False)  # noqa: S603
     page = Path(folder) / "_build" / "html" / "index.html"
     if finished.returncode or not page.is_file():

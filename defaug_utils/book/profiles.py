@@ -18,29 +18,23 @@ class ProfileError(ValueError):
 def read_profile(path: Path | str, notebook_folder: Path | str = "notebooks") -> dict[str, dict]:
     """Read a profile and check every key against the notebooks' parameters cells.
 
-    A profile is YAML: `shared` holds values for every notebook that declares them, and a section
-    named as a notebook (`02_memseg`) holds values for that one.
-
-    Returns:
-        For every notebook's name, the parameters that papermill shall inject.
-
-    Raises:
-        ProfileError: lists every unknown key, with the nearest known one.
+    A profile is YAML: `shared` holds values for every notebook that declares them, and a section named as a
+    notebook (`02_memseg`) holds values for that one. The result has what papermill shall inject, by notebook.
+    A ProfileError lists every unknown key, with the nearest known one.
     """
     content = _read_sections(Path(path))
-    declared = {
-        notebook.stem: set(inspect_notebook(str(notebook)))
-        for notebook in sorted(Path(notebook_folder).glob("[0-9][0-9]_*.ipynb"))
-    }
+    notebooks = sorted(Path(notebook_folder).glob("[0-9][0-9]_*.ipynb"))
+    declared = {notebook.stem: set(inspect_notebook(notebook)) for notebook in notebooks}
     known = {"shared": set().union(*declared.values())} | declared
     problems = []
     for section, values in content.items():
-        if section in known:
-            wrong = (name for name in values if name not in known[section])
-            unknown = [f"{name!r}{_nearest(name, known[section])}" for name in wrong]
-            problems += [f"{section}: unknown parameter {told}" for told in unknown]
-        else:
+        if section not in known:
             problems.append(f"unknown section {section!r}{_nearest(section, known)}")
+            continue
+        wrong = [name for name in values if name not in known[section]]
+        problems += [
+            f"{section}: unknown parameter {name!r}{_nearest(name, known[section])}" for name in wrong
+        ]
     raise_problems(f"profile {path}", problems, ProfileError)
     shared = content.get("shared", {}).items()
     return {
@@ -69,5 +63,5 @@ def _nearest(name: str, known: Iterable[str]) -> str:
 
 def read_defaults(notebook: str, notebook_folder: Path | str = "notebooks") -> dict:
     """The values in a notebook's parameters cell, which hold where a profile says nothing."""
-    declared = inspect_notebook(str(Path(notebook_folder) / f"{notebook}.ipynb"))
+    declared = inspect_notebook(Path(notebook_folder) / f"{notebook}.ipynb")
     return {name: ast.literal_eval(parameter["default"]) for name, parameter in declared.items()}

@@ -43,12 +43,8 @@ def start_notebook(run_dir: str, seed: int) -> Path:
     The parameters are the annotated names of the notebook (the cell of parameters holds nothing else) with
     the values that they have now, those injected by papermill included.
 
-    Args:
-        run_dir: folder of the run, relative to the project's root; made when missing.
-        seed: of all random generators.
-
     Returns:
-        The run's folder.
+        The run's folder `run_dir`, relative to the project's root; made when missing.
     """
     global _remembered
     os.chdir(find_project_root())
@@ -79,36 +75,26 @@ class Bar(tqdm):
 def progress(total: int | None = None) -> Iterator[Bar]:
     """Show a bar while a block runs: `with progress(count) as bar:`, then hand `bar.update` on as callback.
 
-    At the block's end the bar goes, with all other output of its cell so far.
-
-    Raises:
-        SystemExit: a shard of a pool is made and waits for others: papermill takes this for a success.
+    At the block's end the bar goes, with all other output of its cell so far. Where a shard of a pool waits
+    for others, a SystemExit ends the notebook, which papermill takes for a success.
     """
-    waits = ""
     try:
         with Bar(total=total, leave=False) as bar:
             yield bar
     except PoolUnfinished as shard:
-        waits = str(shard)
+        clear_output()
+        display(Markdown(str(shard)))
+        raise SystemExit(0) from None
     clear_output()
-    if waits:
-        display(Markdown(waits))
-        raise SystemExit(0)
 
 
 @dataclass(frozen=True)
 class Watermark:
-    """What a notebook ran on and with; a notebook shows it as a table and keeps its values as JSON.
+    """What a notebook ran on and with; a notebook shows it as a table and keeps its values as JSON."""
 
-    Attributes:
-        versions: of Python and the packages, with system and device.
-        commit: of the project, with "-dirty" where files had changed.
-        parameters: as `start_notebook` found them.
-    """
-
-    versions: dict[str, str]
-    commit: str
-    parameters: dict[str, object]
+    versions: dict[str, str]  # of Python and the packages, with system and device
+    commit: str  # of the project, with "-dirty" where files had changed
+    parameters: dict[str, object]  # as `start_notebook` found them
 
     def to_table(self) -> pd.DataFrame:
         """One row each, with the columns `what` and `value`."""
@@ -122,11 +108,7 @@ class Watermark:
 
 
 def watermark() -> Watermark:
-    """Tell what this notebook ran on and with: versions, device, commit, and its parameters at the start.
-
-    Raises:
-        RuntimeError: `start_notebook` was not called, so no parameters are known.
-    """
+    """What this notebook ran on and with; a RuntimeError where `start_notebook` was not called before."""
     if _remembered is None:
         raise RuntimeError("no parameters are known: call start_notebook(run_dir, seed) at the start")
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"

@@ -33,10 +33,7 @@ def store_results(run_folder: Path | str, shelf: Path | str, name: str, command:
         run_folder: the run's folder, every notebook of it executed.
         shelf: folder of all stored results, such as `book/stored`.
         name: of the folder in it to write to, in small letters, digits, - and _.
-        command: the one that made the run.
-
-    Returns:
-        The provenance: see `describe_run`.
+        command: the one that made the run; it becomes part of the provenance, which is returned.
 
     Raises:
         StoreError: the name is none, or the run has not finished; says what is missing.
@@ -73,14 +70,8 @@ def _check_finished(run_folder: Path) -> None:
 def describe_run(run_folder: Path | str, command: str) -> dict:
     """Where a run's results come from, by the watermarks of its executed notebooks.
 
-    Returns:
-        name of the run's folder, command, notebooks (how many were executed), started and finished (the
-        first and the last moment, UTC), notebook_seconds (their wall times added up), versions (of the
-        last notebook, with device and system), commits (of all), and parameters (by notebook; those that
-        differ between a notebook's executions are left out).
-
-    Raises:
-        StoreError: lists the notebooks without a watermark's values.
+    `notebook_seconds` are their wall times added up, `versions` the last notebook's. Parameters that differ
+    between a notebook's executions are left out. A StoreError lists the notebooks without a watermark.
     """
     folder = Path(run_folder) / "notebooks"
     read = {path: nbformat.read(path, as_version=4) for path in sorted(folder.rglob("*.ipynb"))}
@@ -89,8 +80,8 @@ def describe_run(run_folder: Path | str, command: str) -> dict:
     raise_problems(f"watermarks of {folder}", unmarked, StoreError)
     parameters: dict[str, dict] = {}
     for name, mark in marks.items():
-        values = {key: _shorten(value) for key, value in mark["parameters"].items()}
-        shared = {key: value for key, value in values.items() if key not in OWN_OF_A_RUN}
+        values = mark["parameters"].items()
+        shared = {key: _shorten(value) for key, value in values if key not in OWN_OF_A_RUN}
         parameters.setdefault(Path(name.parts[0]).stem, shared)
     times = [notebook.metadata.papermill for notebook in read.values()]
     return {
@@ -118,11 +109,7 @@ def _shorten(value: object) -> object:
 
 
 def read_stored(folder: Path | str) -> tuple[dict[str, pd.DataFrame], dict]:
-    """Tables (by file name) and provenance that `store_results` wrote.
-
-    Raises:
-        FileNotFoundError: the folder has no stored results.
-    """
+    """Tables (by file name) and provenance that `store_results` wrote; a FileNotFoundError without any."""
     folder = Path(folder)
     if not (folder / PROVENANCE).is_file():
         raise FileNotFoundError(f"no stored results in {folder}: run scripts/store_results.py")

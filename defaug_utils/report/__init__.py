@@ -46,7 +46,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "PAPER_PROTOCOL",
             "RUN_COLUMNS",
             "compare_protocols",
-            "format_digits",
             "layout_differences",
             "layout_quality",
             "layout_results",

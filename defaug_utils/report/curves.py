@@ -47,15 +47,9 @@ def plot_augmentation_curves(
 ) -> Figure:
     """Metrics over N_aug: one row of panels a metric, one column a scenario, one colour an arm.
 
-    Small dots are runs, large markers their mean, bars one standard deviation (none for a single run); a
-    dashed line carries the mean without augmentation across. An arm with a leak in any scenario is marked.
-
-    Args:
-        runs: of `gather_results` or `read_pixel_runs`.
-        metrics: columns to draw.
-
-    Raises:
-        ValueError: no runs, or a column is missing.
+    Small dots are runs (of `gather_results` or `read_pixel_runs`), large markers their mean, bars one
+    standard deviation (none for a single run); a dashed line carries the mean without augmentation across. An
+    arm with a leak in any scenario is marked. A ValueError refuses no runs, or a missing column.
     """
     _check_columns(runs, ("scenario", "arm", "n_aug", *metrics), "runs")
     scenarios = list(dict.fromkeys(runs["scenario"]))
@@ -81,8 +75,8 @@ def plot_augmentation_curves(
 
 def _label_arms(runs: pd.DataFrame) -> dict[str, str]:
     """Every arm's name in words, with the mark of a leak where one of its runs has one."""
-    marked = runs[runs["leak"].map(is_marked)] if "leak" in runs else runs[:0]
-    leaks = {row.arm: row.leak for row in marked.itertuples()}
+    pairs = zip(runs["arm"], runs.get("leak", [""] * len(runs)), strict=True)
+    leaks = {arm: leak for arm, leak in pairs if is_marked(leak)}
     return {arm: mark_label(label_arm(arm), leaks.get(arm)) for arm in style_arms(runs["arm"])}
 
 
@@ -99,7 +93,7 @@ def _draw_arms(axes: Axes, runs: pd.DataFrame, metric: str, labels: dict[str, st
         places = np.array([ticks.index(count) for count in chosen["n_aug"]]) + offset
         axes.scatter(places + step / 3, chosen[metric], s=20, color=colour, alpha=0.6, linewidths=0)
         groups = chosen.groupby("n_aug")[metric]
-        mean, spread = groups.mean(), groups.std(ddof=1)
+        mean, spread = groups.mean(), groups.std()
         if arm == "none":
             axes.axhline(mean.iloc[0], color=colour, linestyle="--", linewidth=1)
         line = {"fmt": f"-{marker}", "color": colour, "capsize": 4, "label": labels[arm]}
@@ -117,11 +111,7 @@ def _widen_limits(axes: Axes) -> None:
 
 
 def plot_finetuning(history: pd.DataFrame) -> Figure:
-    """Losses of instances and regularisation images over steps, with their running means; the learning rate.
-
-    Args:
-        history: of `train_dreambooth`; a mean is over a tenth of its rows.
-    """
+    """Losses of `train_dreambooth` over steps, with running means over a tenth of the rows; learning rate."""
     figure = NotebookFigure(figsize=(9, 3.2), layout="constrained")
     losses, rates = figure.subplots(1, 2, width_ratios=(2, 1))
     for place, name in enumerate(("instance", "class")):
@@ -141,13 +131,10 @@ def plot_memorisation(copies: pd.DataFrame) -> Figure:
     """Distance to the nearest real image, and share of copies, over epochs; one colour a merge weight.
 
     Small dots are images, large markers their median; on and below the dashed line of the threshold images
-    are copies.
+    are copies. A ValueError refuses no images, more merge weights than colours, or a missing column.
 
     Args:
         copies: tables of `find_copies` put together, with the columns share (merge weight α) and epoch.
-
-    Raises:
-        ValueError: no images, more merge weights than colours, or a column is missing.
     """
     _check_columns(copies, ("share", "epoch", "distance", "threshold", "is_copy"), "images")
     shares, epochs = sorted(copies["share"].unique()), sorted(copies["epoch"].unique())
@@ -172,8 +159,8 @@ def plot_memorisation(copies: pd.DataFrame) -> Figure:
     for axes in (distances, counts):
         axes.set_xticks(range(len(epochs)), [f"{epoch:g}" for epoch in epochs])
         axes.set(xlim=(-0.6, len(epochs) - 0.4), xlabel="epochs of fine-tuning")
-    drawn = counts.get_legend_handles_labels()
-    figure.legend(*drawn, loc="outside upper left", ncols=len(shares), frameon=False)
+    handles = counts.get_lines()
+    figure.legend(handles=handles, loc="outside upper left", ncols=len(shares), frameon=False)
     return figure
 
 
@@ -182,14 +169,12 @@ def plot_precision_recall(
 ) -> Figure:
     """Precision over recall, as steps (AP is the area under them), one curve a run.
 
-    A dotted line shows what guessing reaches, the share of positives.
+    A dotted line shows what guessing reaches, the share of positives. A ValueError refuses no curve, or
+    labels without any positive.
 
     Args:
         scores: for every curve's name, the labels (true where positive) and the scores, same length.
         thresholds: for some of the names, a threshold to mark on the curve (score ≥ threshold).
-
-    Raises:
-        ValueError: no curve, or labels without any positive.
     """
     if not scores:
         raise ValueError("no scores to draw: give at least one run")

@@ -20,12 +20,10 @@ HOLDS, FAILS, OPEN = "holds", "does not hold", "can't be told"
 
 
 def published_results() -> pd.DataFrame:
-    """The papers' own numbers, all measured on KSDD2 (`papers.csv`).
+    """The papers' own numbers, all measured on KSDD2 (`papers.csv`), one row a result.
 
-    Returns:
-        One row for each printed value: scenario, arm, n_aug, source, table, ap, precision and recall with
-        their `_std` (NaN where the paper prints none), leak (by what the paper's code does) and detector,
-        which is "ResNet-50" or the name of another kind of detector.
+    Columns: scenario, arm, n_aug, source, table, ap, precision and recall with their `_std` (NaN where none
+    is printed), leak (by what the paper's code does) and detector: "ResNet-50" or another kind's name.
     """
     types = {"table": "Int64", "mask_source": str}
     table = pd.read_csv(files("defaug_utils.report") / "papers.csv", dtype=types)
@@ -62,12 +60,8 @@ def rebuild_table(
     Args:
         summary: of `summarise_results`.
         published: of `published_results`.
-        source: "In&Out" or "DIAG".
-        table: its number in the paper.
+        source, table: as in `list_tables`; a ValueError refuses another one.
         ours: what ours was measured on and with, as `name_setup` tells.
-
-    Raises:
-        ValueError: the paper has no such table among its stored numbers.
     """
     printed = published[(published["source"] == source) & (published["table"] == table)]
     if printed.empty:
@@ -76,12 +70,9 @@ def rebuild_table(
     if "in_and_out" in arms:
         arms.update(FURTHER_ARMS)
     own = summary[summary["arm"].isin(arms) & (summary["scenario"] == printed["scenario"].iloc[0])]
-    theirs = layout_results(printed, PUBLISHED, mark_cells=True)
-    theirs["in"] = f"{source}, table {table}"
-    parts = {
-        f"ours: {ours}": layout_results(own, PAPER_PROTOCOL, mark_cells=True).astype(object),
-        PUBLISHED_ON: theirs,
-    }
+    theirs = layout_results(printed, PUBLISHED, mark_cells=True).assign(**{"in": f"{source}, table {table}"})
+    measured = layout_results(own, PAPER_PROTOCOL, mark_cells=True).astype(object)
+    parts = {f"ours: {ours}": measured, PUBLISHED_ON: theirs}
     ordered = sort_results(pd.concat([own, printed])[GROUP]).drop_duplicates()
     rows = [(label_arm(row.arm), row.n_aug) for row in ordered.itertuples()]
     return pd.concat(parts, axis=1).reindex(rows).fillna(NOTHING)
@@ -109,10 +100,9 @@ def judge_claims(runs: pd.DataFrame) -> pd.DataFrame:
     """Judge every claim of In&Out by the differences within seeds, see `sentences.RULE`.
 
     Returns:
-        One row for each claim, scenario and arm compared with: claim, scenario, arm, other, metric, n
-        (seeds that both arms have), difference (mean over seeds), difference_std (NaN below two seeds),
-        n_agree (seeds in which the arm is higher), verdict (`HOLDS`, `FAILS` or `OPEN`), and printed: the
-        difference of the paper's own means, NaN where it prints none.
+        One row for each claim, scenario and arm compared with (`other`): n (seeds that both arms have),
+        difference (mean over seeds), difference_std (NaN below two seeds), n_agree (seeds in which the arm is
+        higher), verdict, and printed: the difference of the paper's own means, NaN where it prints none.
     """
     counted = runs[~runs["leak"].map(is_marked)] if "leak" in runs else runs
     published = published_results().query("source == 'In&Out'")
@@ -137,7 +127,7 @@ def _subtract_arms(rows: pd.DataFrame, arm: str, other: str, keys: list[str], me
 
 
 def _judge(differences: pd.Series) -> dict:
-    n, mean, deviation = len(differences), differences.mean(), differences.std(ddof=1)
+    n, mean, deviation = len(differences), differences.mean(), differences.std()
     is_told = n > 1 and abs(mean) > STANDARD_ERRORS * deviation / math.sqrt(n)
     verdict = (HOLDS if mean > 0 else FAILS) if is_told else OPEN
     numbers = {"n": n, "difference": mean, "difference_std": deviation}

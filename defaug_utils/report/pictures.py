@@ -1,7 +1,6 @@
 """Pictures of images: montages with outlined masks, pools, score maps beside each other.
 
-Every function returns a figure that pyplot does not know: it shows once, as the last expression of a
-cell, and nothing stays open.
+Pyplot knows none of the figures: each shows once, as the last expression of a cell, and none stays open.
 """
 
 import re
@@ -43,16 +42,15 @@ def show_images(
 ) -> Figure:
     """Lay images out in a grid, each with its title and the exact outline of its mask.
 
+    A ValueError refuses no images, lists of other lengths, or a mask of another size than its image.
+
     Args:
-        images: each (height, width, 3) uint8 or float in [0, 1], or (height, width): bool and uint8
-            in their own range, floats from their least to their greatest value; sizes may differ.
+        images: each (height, width, 3) uint8 or float in [0, 1], or (height, width): bool and uint8 in their
+            own range, floats from their least to their greatest value; sizes may differ.
         titles: one an image; long ones are broken into lines.
         masks: one an image, shape (height, width), bool, or None where there is nothing to outline.
         columns: images in a row; fewer images keep this size and make a narrower figure.
         width: of a full row, inches.
-
-    Raises:
-        ValueError: no images, lists of other lengths, or a mask of another size than its image.
     """
     if len(images) == 0 or columns < 1:
         raise ValueError(f"{len(images)} images in {columns} columns: at least one of each is needed")
@@ -84,35 +82,22 @@ def show_images(
 
 
 def show_pool(
-    folder: Path | str,
-    rows: pd.DataFrame,
-    titles: str | Sequence[str] | None = None,
-    columns: int = 8,
-    outlined: bool = True,
+    folder: Path | str, rows: pd.DataFrame, titles: str | Sequence[str] | None = None, outlined: bool = True
 ) -> Figure:
     """Lay out rows of the manifest in a folder, each image with the outline of its mask where it has one.
 
-    Args:
-        folder: of the manifest.
-        rows: those to show.
-        titles: a column of the rows, or one text an image.
-        columns: images in a row.
-        outlined: False shows the images without their masks.
+    `titles` is a column of the rows, or one text an image.
     """
     texts = list(rows[titles]) if isinstance(titles, str) else titles
-    masks = [read_mask(Path(folder) / mask) if mask else None for mask in rows["mask"]]
+    masks = [read_mask(Path(folder) / mask) if outlined and mask else None for mask in rows["mask"]]
     images = [read_image(Path(folder) / image) for image in rows["image"]]
-    return show_images(images, texts, masks if outlined else None, columns)
+    return show_images(images, texts, masks)
 
 
 def show_copies(copies: pd.DataFrame, folder: Path | str, data_folder: Path | str, count: int = 6) -> Figure:
-    """The generated images (in `folder`) nearest to a real one, each before it, and whether it is a copy.
+    """Pairs of a generated image (in `folder`) and its nearest real one (in `data_folder`).
 
-    Args:
-        copies: of `find_copies`.
-        folder: of the generated images.
-        data_folder: of the real ones.
-        count: of pairs.
+    Of the table of `find_copies`, the `count` nearest pairs are shown; titles tell which are copies.
     """
     images, titles = [], []
     for row in copies.nsmallest(count, "distance").itertuples():
@@ -175,18 +160,16 @@ def show_score_maps(
 ) -> Figure:
     """One row a picture, cut to the square around its mask: the picture, then each detector's probabilities.
 
+    A ValueError refuses a list of another length than the pictures, or a map of another size than its own.
+
     Args:
         images_u8: each of shape (height, width, 3), uint8.
         masks: one a picture, shape (height, width), bool; all false without defect.
-        score_maps: detector's name → one map a picture, shape (height, width), logits. Black is
+        score_maps: detector's name → one map of logits a picture, shape (height, width). Black is
             probability 0, white 1.
-
-    Raises:
-        ValueError: a list has another length than the pictures, or a map another size than its picture.
     """
-    lengths = {"masks": len(masks), **{name: len(maps) for name, maps in score_maps.items()}}
-    wrong = [f"{number} of {name}" for name, number in lengths.items() if number != len(images_u8)]
-    if wrong:
+    lists = {"masks": masks, **score_maps}
+    if wrong := [f"{len(part)} of {name}" for name, part in lists.items() if len(part) != len(images_u8)]:
         raise ValueError(f"{len(images_u8)} pictures, but {', '.join(wrong)}")
     tiles, outlines = [], []
     for index, (image_u8, mask) in enumerate(zip(images_u8, masks, strict=True)):
@@ -196,8 +179,8 @@ def show_score_maps(
         window = choose_window(mask if mask.any() else ~mask)
         tiles += [image_u8[window], *(np.rint(255 * expit(one[window])).astype(np.uint8) for one in logits)]
         outlines += [mask[window]] * (1 + len(logits))
-    titles = ["picture", *score_maps] + [""] * (len(tiles) - 1 - len(score_maps))
     columns = 1 + len(score_maps)
+    titles = ["picture", *score_maps] + [""] * (len(tiles) - columns)
     return show_images(tiles, titles, outlines, columns, min(FULL_WIDTH, LARGEST_TILE * columns))
 
 

@@ -46,8 +46,8 @@ def gather_results(run_folder: Path | str) -> pd.DataFrame:
     """Read the metrics of every finished run of the classifier (`classifier/<run name>/metrics.json`).
 
     Returns:
-        One row a run, in the order of `sort_results`, with every number, word or truth value that its
-        metrics hold. `leak` is computed from the training set where the metrics lack it.
+        One row a run, in the order of `sort_results`, with every number, word or truth value of its metrics.
+        `leak` is computed from the training set where the metrics lack it.
 
     Raises:
         FileNotFoundError: no run has finished.
@@ -84,8 +84,7 @@ def read_pixel_runs(folder: Path | str, leaks: Mapping[str, str] | None = None) 
     paths = [path for path in found if not leaks or path.parent.name in leaks]
     rows = _read_all(paths, read, f"pixel-level runs in {folder}")
     if not rows:
-        advice = "train and measure detectors first"
-        raise FileNotFoundError(f"{folder} holds no run with {METRICS_FILE}: {advice}")
+        raise FileNotFoundError(f"{folder} holds no run with {METRICS_FILE}: train and measure one first")
     return sort_results(pd.DataFrame(rows))
 
 
@@ -135,8 +134,8 @@ def _check_value(name: str, value: object) -> None:
 def _list_mixed(table: pd.DataFrame) -> list[str]:
     """Settings in which the runs differ, each with its values."""
     problems = []
-    for name in SETUP:
-        counts = table[name].value_counts(dropna=False) if name in table else {}
+    for name in table.columns.intersection(SETUP):
+        counts = table[name].value_counts(dropna=False)
         if len(counts) > 1:
             found = ", ".join(f"{value!r} ({count} runs)" for value, count in counts.items())
             problems.append(f"{name} differs: {found}")
@@ -167,8 +166,8 @@ def summarise_results(runs: pd.DataFrame, metrics: Sequence[str] = METRICS) -> p
     """Mean and standard deviation (n − 1 in the denominator) of some metrics over seeds.
 
     Returns:
-        One row for each scenario, arm and N_aug: n (number of runs) and for every metric its mean under
-        its own name and `<metric>_std`, which is NaN for a single run; last `leak`, where the runs have it.
+        One row for each scenario, arm and N_aug: n (number of runs), for every metric its mean under its own
+        name and `<metric>_std`, which is NaN for a single run, and `leak` where the runs have it.
     """
     groups = runs.groupby(GROUP, sort=False)
     columns = {"n": groups.size()}
@@ -190,32 +189,30 @@ def paired_differences(runs: pd.DataFrame, baseline: str, metric: str = "ap") ->
     """What every arm gains over a baseline arm, run by run with the same seed.
 
     Args:
-        runs: as `gather_results` returns it.
+        runs: of `gather_results` or `read_pixel_runs`.
         baseline: "none" (compared with every N_aug) or another arm (compared at the same N_aug).
         metric: column to compare.
 
     Returns:
         One row for each scenario, arm and N_aug that has seeds in common with the baseline: n (pairs),
-        difference (mean of arm − baseline), difference_std (NaN for one pair), n_higher and n_lower
-        (pairs in which the arm is above, below), leak where the runs have it, and baseline.
+        difference (mean of arm − baseline), difference_std (NaN for one pair), n_higher and n_lower (pairs in
+        which the arm is above, below), leak where the runs have it, and baseline.
     """
     keys = ["scenario", "seed"] if baseline == "none" else ["scenario", "seed", "n_aug"]
     reference = runs.loc[runs["arm"] == baseline, [*keys, metric]].rename(columns={metric: "reference"})
     pairs = runs[~runs["arm"].isin([baseline, "none"])].merge(reference, on=keys)
-    pairs = pairs.assign(difference=pairs[metric] - pairs["reference"]).dropna(subset="difference")
-    pairs = pairs.assign(n_higher=pairs["difference"] > 0, n_lower=pairs["difference"] < 0)
-    groups = pairs.groupby(GROUP, sort=False)
+    difference = pairs[metric] - pairs["reference"]
+    pairs = pairs.assign(difference=difference, n_higher=difference > 0, n_lower=difference < 0)
+    groups = pairs.dropna(subset="difference").groupby(GROUP, sort=False)
     table = groups["difference"].agg(n="size", difference="mean", difference_std="std")
     table = table.join(groups[["n_higher", "n_lower"]].sum())
     return _finish(table, runs).assign(baseline=baseline)
 
 
 def compare_spreads(runs: pd.DataFrame) -> pd.DataFrame:
-    """Set the spread of AP over seeds beside the bootstrap's doubt about the test images.
+    """Set the spread of AP over seeds (ap_std) beside the bootstrap's doubt about the test images.
 
-    Returns:
-        One row for each scenario, arm and N_aug: n, ap_std (over seeds), half_width (of the runs'
-        bootstrap intervals of AP, their mean), and leak where the runs have it.
+    The latter is half_width, the mean over the runs' intervals. Rows are as in `summarise_results`.
     """
     groups = runs.assign(half_width=(runs["ap_high"] - runs["ap_low"]) / 2).groupby(GROUP, sort=False)
     table = groups.agg(n=("ap", "size"), ap_std=("ap", "std"), half_width=("half_width", "mean"))

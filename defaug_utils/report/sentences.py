@@ -72,7 +72,7 @@ def describe_differences(*tables: pd.DataFrame, name: str = "AP") -> str:
     """Say of `paired_differences`, a paragraph a baseline, how often seeds agree and would by chance."""
     paragraphs = [_describe_baseline(table, name) for table in tables if not table.empty]
     nothing = "No two arms share a scenario and a seed yet: there is no difference to show."
-    return "\n\n".join(paragraphs) or nothing
+    return "\n\n".join(paragraphs or [nothing])
 
 
 def _describe_baseline(differences: pd.DataFrame, name: str) -> str:

@@ -24,45 +24,39 @@ NOTHING = "–"
 KD_FACTOR = 1000  # kernel distances are small numbers
 
 
-def format_spread(mean: float, deviation: float = math.nan) -> str:
+def format_spread(mean: float, deviation: float = math.nan, kinds: tuple[str, str] = (".3f", ".3f")) -> str:
     """Write "0.712 ± 0.034"; a deviation that is NaN is left out, a missing mean is a dash."""
     if pd.isna(mean):
         return NOTHING
-    return f"{mean:.3f}" + ("" if pd.isna(deviation) else f" ± {deviation:.3f}")
+    return format(mean, kinds[0]) + ("" if pd.isna(deviation) else f" ± {deviation:{kinds[1]}}")
 
 
 def format_difference(mean: float, deviation: float = math.nan) -> str:
     """Write "+0.079 ± 0.114" or "−0.033 ± 0.124", otherwise as `format_spread`."""
-    sign = "" if pd.isna(mean) else "+" if mean >= 0 else "−"
-    return sign + format_spread(abs(mean), deviation)
+    return format_spread(mean, deviation, ("+.3f", ".3f")).replace("-", "−")
 
 
 def format_digits(mean: float, deviation: float = math.nan) -> str:
     """Write a number with three digits that count, and its spread with two."""
-    if pd.isna(mean):
-        return NOTHING
-    return f"{mean:.3g}" + ("" if pd.isna(deviation) else f" ± {deviation:.2g}")
+    return format_spread(mean, deviation, (".3g", ".2g"))
 
 
 def name_setup(runs: pd.DataFrame, run_folder: Path | str, data_name: str = "") -> str:
     """What runs were measured on and with, such as "procedural surfaces, resnet50".
 
-    Without a name for the data, the run's folder `surfaces` tells that it was drawn.
+    Without `data_name`, the folder `surfaces` of the run tells that its data were drawn.
     """
     own = "procedural surfaces" if (Path(run_folder) / "surfaces").is_dir() else "own data set"
     return ", ".join([data_name or own, *runs.get("backbone", [])[:1]])
 
 
 def layout_results(rows: pd.DataFrame, columns: Mapping[str, str], mark_cells: bool = False) -> pd.DataFrame:
-    """Lay results out as the papers do: rows are methods and N_aug, cells are mean ± std.
+    """Lay results out as the papers do: rows are methods and N_aug, cells are mean ± std, last n if known.
 
     Args:
         rows: of `summarise_results` or `published_results`, of one scenario.
         columns: heading → metric, such as `PAPER_PROTOCOL`, `VALIDATION_PROTOCOL` or `PUBLISHED`.
         mark_cells: put the mark of a leak into the row's cells instead of behind the method.
-
-    Returns:
-        Text cells; the index has the levels method and N_aug. The last column is n where it is known.
     """
     leaks = rows["leak"] if "leak" in rows else [""] * len(rows)
     cells = {}
@@ -85,8 +79,9 @@ def _index_methods(rows: pd.DataFrame, *first: str) -> pd.MultiIndex:
 def compare_protocols(rows: pd.DataFrame) -> pd.DataFrame:
     """Precision and recall of one scenario by the papers' threshold and by the validation threshold."""
     protocols = {"papers' threshold (test)": PAPER_PROTOCOL, "validation threshold": VALIDATION_PROTOCOL}
-    parts = {heading: layout_results(rows, columns) for heading, columns in protocols.items()}
-    return pd.concat({heading: part[["precision", "recall"]] for heading, part in parts.items()}, axis=1)
+    wanted = ["precision", "recall"]
+    parts = {heading: layout_results(rows, columns)[wanted] for heading, columns in protocols.items()}
+    return pd.concat(parts, axis=1)
 
 
 def layout_differences(differences: pd.DataFrame) -> pd.DataFrame:
@@ -109,12 +104,13 @@ def layout_quality(quality: pd.DataFrame) -> pd.DataFrame:
     for layer, rows in quality.groupby("layer", sort=False):
         first = rows.iloc[0]
         equal, distance = f"{first['n_equal']} + {first['n_equal']}", first["fd_name"]
-        equal_distances = map(format_digits, rows["fd_equal"], rows["fd_equal_std"])
-        kernel_distances = map(format_digits, KD_FACTOR * rows["kd"], KD_FACTOR * rows["kd_std"])
+        kernel = KD_FACTOR * rows[["kd", "kd_std"]]
         cells = {
             f"{distance} (n + {first['n_real']})": rows["fd"].map(format_digits),
-            f"{distance} ({equal})": list(equal_distances),
-            f"{first['kd_name']} · {KD_FACTOR} ({equal})": list(kernel_distances),
+            f"{distance} ({equal})": list(map(format_digits, rows["fd_equal"], rows["fd_equal_std"])),
+            f"{first['kd_name']} · {KD_FACTOR} ({equal})": list(
+                map(format_digits, kernel["kd"], kernel["kd_std"])
+            ),
             "diversity": rows["diversity"].map(format_digits),
         }
         names = list(map(mark_label, rows["set"], rows["leaks_in"]))
@@ -129,10 +125,8 @@ def style_table(table: pd.DataFrame, caption: str, max_height: str = "") -> Styl
     """Show a table with a caption above it; one that is wider than the page scrolls on its own.
 
     Args:
-        table: numbers are shown with three digits, missing values as a dash; the index's levels become
-            the first columns.
-        caption: what it shows, and whose numbers they are; where a cell carries the mark of a leak, what
-            the mark means is said behind it.
+        table: numbers are shown with three digits, missing values as a dash, the index as the first columns.
+        caption: what it shows, whose numbers they are; what a leak's mark means is added where one is shown.
         max_height: a CSS length such as "24em" beyond which the rows scroll too.
     """
     shown = table if isinstance(table.index, pd.RangeIndex) else table.reset_index(col_level=-1)

@@ -5,7 +5,6 @@ must be exact at the size of the image. The browser rasterises by the rule of wh
 `static/mask_canvas.js` and tells the kernel when a stroke ends. anywidget needs no build step.
 """
 
-import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,35 +18,33 @@ from defaug_utils.core.images import read_image
 from defaug_utils.core.manifest import ManifestError
 from defaug_utils.core.sources import list_sources, read_dataset
 from defaug_utils.masks.drawn import delete_drawn, load_drawn, mask_file_name, save_drawn
-from defaug_utils.widgets.parts import BAD, GOOD, STATIC, colour_text, encode_image, make_button, read_script
+from defaug_utils.widgets.parts import BAD, GOOD, STATIC, Message, encode_image, make_button, read_script
 
-HEADER = struct.Struct("<I")  # the number of the image that a packed mask belongs to
+HEADER_BYTES = 4  # of a packed mask: the number of the image that it belongs to
 
 
 def pack_mask(mask: np.ndarray, image_number: int) -> bytes:
     """A mask as it travels: the image's number in 4 bytes, then 8 pixels a byte, row by row."""
-    return HEADER.pack(image_number) + np.packbits(mask).tobytes()
+    return image_number.to_bytes(HEADER_BYTES, "little") + np.packbits(mask).tobytes()
 
 
 def unpack_mask(packed: bytes, size: tuple[int, int]) -> tuple[np.ndarray, int]:
     """The mask, bool, of an image of (width, height) pixels, and the image's number."""
     width, height = size
-    expected = HEADER.size + -(-width * height // 8)
+    expected = HEADER_BYTES + -(-width * height // 8)
     if len(packed) != expected:
         raise ValueError(
             f"a packed mask of {len(packed)} bytes came, {width} × {height} pixels take {expected}"
         )
-    bits = np.unpackbits(np.frombuffer(packed, np.uint8, offset=HEADER.size), count=width * height)
-    return bits.reshape(height, width).astype(bool), HEADER.unpack_from(packed)[0]
+    bits = np.unpackbits(np.frombuffer(packed, np.uint8, offset=HEADER_BYTES), count=width * height)
+    return bits.reshape(height, width).astype(bool), int.from_bytes(packed[:HEADER_BYTES], "little")
 
 
 def check_drawn(mask: np.ndarray, size: tuple[int, int], name: str = "mask") -> np.ndarray:
     """A read-only copy of a mask, uint8, exactly 0 or 255.
 
-    Args:
-        mask: shape (height, width), bool, or uint8 with 0 and 255 (or 0 and 1) only.
-        size: (width, height) that it must have; a ValueError refuses another one, or another type or value.
-        name: what to call it in an error.
+    A ValueError, in which the mask is called `name`, refuses one that is not of `size` (width, height), or
+    that is neither bool nor uint8 of 0 and 255 (or 0 and 1) only.
     """
     mask = np.asarray(mask)
     if mask.shape != (size[1], size[0]):
@@ -66,10 +63,7 @@ def check_drawn(mask: np.ndarray, size: tuple[int, int], name: str = "mask") -> 
 class MaskCanvas(anywidget.AnyWidget):
     """Draw a mask over an image; `value` is the mask, and `observe` tells when a stroke ended.
 
-    Attributes:
-        value: shape (height, width), uint8, exactly 0 or 255, read-only; assign to load a mask.
-        name: what the image is called.
-        canvas_height: of the drawing area, in CSS pixels.
+    `value` has the shape (height, width), uint8, exactly 0 or 255, read-only; assign to load a mask.
     """
 
     _esm = read_script("mask_canvas.js")
@@ -77,7 +71,7 @@ class MaskCanvas(anywidget.AnyWidget):
 
     value = traitlets.Instance(np.ndarray)
     name = traitlets.Unicode().tag(sync=True)
-    canvas_height = traitlets.Int(520, min=80).tag(sync=True)
+    canvas_height = traitlets.Int(520, min=80).tag(sync=True)  # of the drawing area, CSS pixels
     width = traitlets.Int().tag(sync=True)
     height = traitlets.Int().tag(sync=True)
     image_png = traitlets.Bytes().tag(sync=True)
@@ -87,11 +81,7 @@ class MaskCanvas(anywidget.AnyWidget):
     def __init__(
         self, image_u8: np.ndarray, mask: np.ndarray | None = None, name: str = "", **traits: Any
     ) -> None:
-        """Show an image, shape (height, width, 3), uint8, with a mask to go on from.
-
-        Raises:
-            ValueError: no such image, or a mask that is not this image's.
-        """
+        """Show an image, shape (height, width, 3), uint8, with a mask to go on from; both are checked."""
         super().__init__(**self._describe_image(image_u8, mask, name, 0), **traits)
 
     @property
@@ -153,27 +143,17 @@ class MaskCanvas(anywidget.AnyWidget):
 
 
 class MaskDrawer(ipywidgets.VBox):
-    """Step through images, draw on each and save; what was saved before is shown again.
-
-    Attributes:
-        canvas: the `MaskCanvas` of the current image.
-        names: the images.
-        index: the current one, from 0.
-    """
+    """Step through images, draw on each and save; what was saved before is shown again."""
 
     def __init__(
         self, data_folder: Path | str, folder: Path | str, names: Sequence[str] | None = None
     ) -> None:
-        """Open the first image.
+        """Open the first image; a ValueError tells that it, or its stored mask, can't be used.
 
         Args:
             data_folder: folder of the data set's manifest.
             folder: where drawn masks are kept.
-            names: images of the data set to step through; all training negatives when not given.
-
-        Raises:
-            ManifestError: a name is no training negative.
-            ValueError: the first image or its stored mask can't be used.
+            names: of training negatives, all when not given; a ManifestError refuses others.
         """
         known = list(list_sources(read_dataset(data_folder))["image"])
         self.names = known if names is None else list(names)
@@ -203,7 +183,7 @@ class MaskDrawer(ipywidgets.VBox):
         moves = [self.previous_button, self.chooser, self.next_button]
         controls = [*moves, self.save_button, self.delete_button]
         self.controls = ipywidgets.HBox(controls, layout={"flex_flow": "row wrap"})
-        self.message, self.question_text = ipywidgets.HTML(), ipywidgets.HTML()
+        self.message, self.question_text = Message(), Message()
         self.confirm_button = make_button("Delete it", "Remove the file", self.delete, "danger")
         self.keep_button = make_button("Keep it", "Leave the file as it is", self._show_state)
         answers = [self.question_text, self.confirm_button, self.keep_button]
@@ -226,32 +206,28 @@ class MaskDrawer(ipywidgets.VBox):
         if self.has_unsaved_strokes and not is_cleared and not self.save():
             self.chooser.index = self.index
             return
-        try:
+        with self.message.tell_errors():
             self.canvas.set_image(*self._read(index))
-        except ValueError as error:
-            self.chooser.index = self.index
-            self.say(str(error), BAD)
-            return
-        self.chooser.index = self.index = index
-        self._saved = self.canvas.mask
-        self._show_state()
-        if is_cleared:
-            self.say(f"{left}: its mask was cleared here, not deleted; the stored one is kept", BAD)
+            self.index, self._saved = index, self.canvas.mask
+            self._show_state()
+            if is_cleared:
+                self.message.say(
+                    f"{left}: its mask was cleared here, not deleted; the stored one is kept", BAD
+                )
+        self.chooser.index = self.index
 
     def save(self) -> bool:
         """Store the mask; tells in the widget whether it worked. Instead of an empty one, it asks."""
         if self.has_stored_mask and not self.canvas.mask.any():
             self.ask_to_delete()
             return False
-        try:
+        with self.message.tell_errors():
             path = save_drawn(self.folder, self.data_folder, self.names[self.index], self.canvas.mask)
-        except (ValueError, OSError) as error:
-            self.say(str(error), BAD)
-            return False
-        self._saved = self.canvas.mask
-        self._show_state()
-        self.say(f"saved as {path.name}", GOOD)
-        return True
+            self._saved = self.canvas.mask
+            self._show_state()
+            self.message.say(f"saved as {path.name}", GOOD)
+            return True
+        return False
 
     @property
     def has_stored_mask(self) -> bool:
@@ -260,23 +236,20 @@ class MaskDrawer(ipywidgets.VBox):
 
     def ask_to_delete(self) -> None:
         """Show the question; only its answer deletes."""
-        name = self.names[self.index]
-        self.question_text.value = colour_text(f"Delete the stored mask of {name}?", BAD)
+        self.question_text.say(f"Delete the stored mask of {self.names[self.index]}?", BAD)
         self.question.layout.display = "flex"
 
     def delete(self) -> bool:
         """Remove the stored mask and clear the canvas, where undo still brings the strokes back."""
         name = self.names[self.index]
-        try:
+        with self.message.tell_errors():
             delete_drawn(self.folder, name)
-        except (ValueError, OSError) as error:
-            self.say(str(error), BAD)
-            return False
-        self._saved = np.zeros_like(self.canvas.mask)
-        self.canvas.value = self._saved
-        self._show_state()
-        self.say(f"the mask of {name} is deleted; undo and save bring it back", GOOD)
-        return True
+            self._saved = np.zeros_like(self.canvas.mask)
+            self.canvas.value = self._saved
+            self._show_state()
+            self.message.say(f"the mask of {name} is deleted; undo and save bring it back", GOOD)
+            return True
+        return False
 
     def _show_state(self) -> None:
         self.previous_button.disabled = self.index == 0
@@ -285,8 +258,4 @@ class MaskDrawer(ipywidgets.VBox):
         self.delete_button.disabled = not self.has_stored_mask
         done = sum((self.folder / mask_file_name(name)).is_file() for name in self.names)
         state = "not saved yet" if self.has_unsaved_strokes else "nothing to save"
-        self.say(f"image {self.index + 1} of {len(self.names)} · {done} with a stored mask · {state}")
-
-    def say(self, text: str, colour: str = "inherit") -> None:
-        """Tell something under the canvas."""
-        self.message.value = colour_text(text, colour)
+        self.message.say(f"image {self.index + 1} of {len(self.names)} · {done} with a stored mask · {state}")

@@ -1,8 +1,9 @@
-"""What the book's widgets share: scripts, pictures as a browser takes them, buttons and coloured text."""
+"""What the book's widgets share: scripts, pictures as a browser takes them, buttons and messages."""
 
 import html
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,3 +38,19 @@ def make_button(text: str, hint: str, act: Callable[[], object], style: str = ""
 def colour_text(text: str, colour: str = "inherit") -> str:
     """Text as HTML, its special characters escaped."""
     return f'<div style="color: {colour}; line-height: 1.4">{html.escape(text)}</div>'
+
+
+class Message(ipywidgets.HTML):
+    """Where a widget tells what happened."""
+
+    def say(self, text: str, colour: str = "inherit") -> None:
+        """Tell something; what was told before goes."""
+        self.value = colour_text(text, colour)
+
+    @contextmanager
+    def tell_errors(self) -> Iterator[None]:
+        """End the block at its first error of values or files, and tell that."""
+        try:
+            yield
+        except (ValueError, OSError) as error:
+            self.say(str(error), BAD)

@@ -20,32 +20,26 @@ from defaug_utils.protocol.review_store import PoolReview
 from defaug_utils.widgets.parts import STATIC, encode_image, read_script
 
 OUTLINE_RGBA = (255, 140, 0, 255)  # the orange of the book's other pictures
-CHECKS = ("passed", "failed")
-DECISIONS = ("open", "accepted", "rejected")
 WORD_OF = {None: "open", True: "accepted", False: "rejected"}
 LARGE_SIDE = 1200  # pixels of the long side in the large view
 FILTERS = ("origin", "prompt", "check", "decision")
 
 
-def draw_thumbnail(
-    folder: Path | str, image: str, mask: str, longest: int, line: int = 1
-) -> dict[str, bytes | str]:
+def draw_thumbnail(folder: Path, image: str, mask: str, longest: int, line: int = 1) -> dict[str, Any]:
     """A picture whose long side has at most `longest` pixels, and its mask's outline as a layer of its own.
 
-    The outline, `line` pixels wide, runs just outside the mask, so that it covers nothing of the defect.
-
-    Returns:
-        `picture` (JPEG), `outline` (PNG, empty without mask), `problem` (why a file can't be shown).
+    The outline, `line` pixels wide, runs just outside the mask, so that it covers nothing of the defect. The
+    result has `picture` (JPEG), `outline` (PNG, empty without mask), `problem` (why a file can't be shown).
     """
-    drawn: dict[str, bytes | str] = {"picture": b"", "outline": b"", "problem": ""}
+    drawn = {"picture": b"", "outline": b"", "problem": ""}
     try:
-        image_u8 = read_image(Path(folder) / image)
+        image_u8 = read_image(folder / image)
         height, width = image_u8.shape[:2]
         scale = min(1.0, longest / max(height, width))
         size = max(1, round(width * scale)), max(1, round(height * scale))
         drawn["picture"] = encode_image(fit_image(image_u8, size), "JPEG", quality=90)
         if mask:
-            fitted = fit_mask(read_mask(Path(folder) / mask), size)
+            fitted = fit_mask(read_mask(folder / mask), size)
             edge = binary_dilation(fitted, np.ones((3, 3)), iterations=line) & ~fitted
             layer_u8 = np.where(edge[..., None], np.uint8(OUTLINE_RGBA), np.uint8(0))
             drawn["outline"] = encode_image(layer_u8, "PNG")
@@ -73,39 +67,28 @@ class ReviewGrid(anywidget.AnyWidget):
 
     The list of images is fixed when a filter is set: an image that is decided stays where it is until
     `refresh`, so that nothing moves under the reviewer's hand.
-
-    Attributes:
-        reviews: the `PoolReview` of each pool.
-        origin, prompt, check, decision: what to show, empty for all; `check` is "passed" or "failed",
-            `decision` "open", "accepted" or "rejected".
-        page: the one shown, from 0.
-        page_size: images on a page.
-        picture_height: of a thumbnail, in CSS pixels.
-        can_remake: whether a method of a pool's origin was given, so that G can make images again.
-        message: what the last action came to, `is_problem` whether it failed.
-        counts: images of all pools that are open, accepted and rejected; `found` those of the filter.
     """
 
     _esm = read_script("review_grid.js")
     _css = STATIC / "review_grid.css"
 
-    origin = traitlets.Unicode().tag(sync=True)
+    origin = traitlets.Unicode().tag(sync=True)  # what to show, and so the next three; empty for all
     prompt = traitlets.Unicode().tag(sync=True)
-    check = traitlets.Enum(("", *CHECKS), "").tag(sync=True)
-    decision = traitlets.Enum(("", *DECISIONS), "").tag(sync=True)
-    page = traitlets.Int(0).tag(sync=True)
+    check = traitlets.Enum(("", "passed", "failed"), "").tag(sync=True)
+    decision = traitlets.Enum(("", *WORD_OF.values()), "").tag(sync=True)
+    page = traitlets.Int(0).tag(sync=True)  # the one shown, from 0
     page_size = traitlets.Int(16, min=1, max=200).tag(sync=True)
-    picture_height = traitlets.Int(200, min=40).tag(sync=True)
+    picture_height = traitlets.Int(200, min=40).tag(sync=True)  # of a thumbnail, CSS pixels
     title = traitlets.Unicode().tag(sync=True)
     choices = traitlets.Dict().tag(sync=True)
-    can_remake = traitlets.Bool().tag(sync=True)
-    counts = traitlets.Dict().tag(sync=True)
-    found = traitlets.Int().tag(sync=True)
+    can_remake = traitlets.Bool().tag(sync=True)  # whether G can make images again
+    counts = traitlets.Dict().tag(sync=True)  # images of all pools by decision
+    found = traitlets.Int().tag(sync=True)  # images that suit the filter
     pages = traitlets.Int(1).tag(sync=True)
     cards = traitlets.List().tag(sync=True)
     thumbnails = traitlets.Dict().tag(sync=True)
     shown = traitlets.Unicode().tag(sync=True)
-    message = traitlets.Unicode().tag(sync=True)
+    message = traitlets.Unicode().tag(sync=True)  # what the last action came to
     is_problem = traitlets.Bool().tag(sync=True)
 
     def __init__(
@@ -125,7 +108,6 @@ class ReviewGrid(anywidget.AnyWidget):
 
         Raises:
             FileNotFoundError, ManifestError, ReviewStoreError: a pool or a review can't be read.
-            ValueError: there are no folders.
         """
         given = [folders] if isinstance(folders, Path | str) else list(folders)
         if not given:
@@ -160,8 +142,7 @@ class ReviewGrid(anywidget.AnyWidget):
             return
         review = self._order[-1]
         before = review.undoable
-        undone = self._try("", review.undo)
-        if undone:
+        if undone := self._try("", review.undo):
             self._say(f"{undone} is as it was before")
         if review.undoable < before:
             self._order.pop()
@@ -169,7 +150,7 @@ class ReviewGrid(anywidget.AnyWidget):
     def remake(self, key: str) -> None:
         """Make an image again by its origin's method; `message` tells whether it is the same."""
         review, image = self._find(key)
-        method = self.methods.get(self._describe(key)["origin"])
+        method = self.methods.get(self._table.loc[key, "origin"])
         if method is None:
             self._say(f"{image} can't be made again here: open the grid with methods={{origin: its method}}")
             return
@@ -249,8 +230,7 @@ class ReviewGrid(anywidget.AnyWidget):
         self.send({"kind": "answer", "number": content["number"]})
 
     def _send_large(self, key: str) -> None:
-        review, image = self._find(key)
-        drawn = draw_thumbnail(review.folder, image, self._describe(key)["mask"], LARGE_SIDE)
+        drawn = self._draw(key, LARGE_SIDE)
         told = {"kind": "large", "key": key, "problem": drawn["problem"]}
         self.send(told, [drawn["picture"], drawn["outline"]])
 
@@ -280,12 +260,13 @@ class ReviewGrid(anywidget.AnyWidget):
         with self.hold_sync():
             self.page = page
             self._show_cards()
-            self.thumbnails = {card["key"]: self._draw(card) for card in self.cards}
+            self.thumbnails = {
+                card["key"]: self._draw(card["key"], 2 * self.picture_height, 2) for card in self.cards
+            }
 
-    def _draw(self, card: dict) -> dict[str, bytes | str]:
-        """Twice as many pixels as the card has, for screens that show them."""
-        folder = self._find(card["key"])[0].folder
-        return draw_thumbnail(folder, card["image"], card["mask"], 2 * self.picture_height, line=2)
+    def _draw(self, key: str, longest: int, line: int = 1) -> dict[str, Any]:
+        review, image = self._find(key)
+        return draw_thumbnail(review.folder, image, self._table.loc[key, "mask"], longest, line)
 
     def _show_cards(self) -> None:
         shown = self._keys[self.page * self.page_size : (self.page + 1) * self.page_size]

@@ -39,55 +39,36 @@ ASKED = ("guidance", "strength", "steps")  # the settings that a request brings
 
 @dataclass(frozen=True)
 class StudioRequest:
-    """What the expert asks for; `guidance`, `strength` and `steps` as in `InpaintSettings`.
+    """What the expert asks for; `guidance`, `strength` and `steps` as in `InpaintSettings`."""
 
-    Attributes:
-        source_image: a training negative of the data set.
-        mask: shape (height, width), bool, true where the defect goes.
-        prompt: what to paint.
-        negative_prompt: what must not appear.
-        seed: of the first image's noise; every further one takes the next number.
-    """
-
-    source_image: str
-    mask: np.ndarray = field(repr=False)
-    prompt: str
-    negative_prompt: str = ""
+    source_image: str  # a training negative of the data set
+    mask: np.ndarray = field(repr=False)  # shape (height, width), bool, true where the defect goes
+    prompt: str  # what to paint
+    negative_prompt: str = ""  # what must not appear
     guidance: float = 2.0
     strength: float = 0.99
     steps: int = 20
-    seed: int = 0
+    seed: int = 0  # of the first image's noise; every further one takes the next number
 
 
 class StudioImage(NamedTuple):
-    """One picture, kept or not yet.
+    """One picture, kept or not yet."""
 
-    Attributes:
-        request: what it was made from, with its own seed.
-        before_u8: the negative, shape (height, width, 3), uint8.
-        after_u8: the picture, same shape.
-        row: its columns of the manifest; `image` is empty while it is not kept.
-    """
-
-    request: StudioRequest
-    before_u8: np.ndarray
-    after_u8: np.ndarray
-    row: dict
+    request: StudioRequest  # what it was made from, with its own seed
+    before_u8: np.ndarray  # the negative, shape (height, width, 3), uint8
+    after_u8: np.ndarray  # the picture, same shape
+    row: dict  # its columns of the manifest; it has no `image` while it is not kept
 
 
 @dataclass(frozen=True, eq=False)
 class HandDrawn:
-    """The `Method` of one request: DIAG where a hand drew, one picture a seed.
-
-    Attributes:
-        on_step: called after every denoising step; what it raises stops the painting.
-    """
+    """The `Method` of one request: DIAG where a hand drew, one picture a seed."""
 
     origin: ClassVar[str] = "diag"
     group: ClassVar[int] = 1
     studio: "Studio"
     request: StudioRequest
-    on_step: Callable[[], None] | None = None
+    on_step: Callable[[], None] | None = None  # see `Studio.paint`
     versions: dict[str, str] = field(default_factory=partial(list_versions, *LIBRARIES))
 
     @property
@@ -139,14 +120,6 @@ class Studio:
 
     The folder is a pool whose `recipe.json` has one recipe for each choice of settings. Pictures are painted
     one by one, so that a stop, the number asked for and their order change none of them.
-
-    Attributes:
-        folder: where decided pictures go.
-        data_folder: folder of the prepared data set.
-        inpainter: the model.
-        settings: size, crop and feather of all requests; guidance, strength and steps are the request's.
-        limits: of the automatic checks, which a person's decision overrules.
-        categories: image that may be painted on → its product.
     """
 
     def __init__(
@@ -157,7 +130,15 @@ class Studio:
         settings: InpaintSettings,
         limits: CheckLimits | None = None,
     ) -> None:
-        """Look up what may be painted on; a ValueError refuses a size that the model can't take."""
+        """Look up what may be painted on; a ValueError refuses a size that the model can't take.
+
+        Args:
+            folder: where decided pictures go.
+            data_folder: folder of the prepared data set.
+            inpainter: the model.
+            settings: size, crop and feather of all requests, which bring guidance, strength and steps.
+            limits: of the automatic checks, which a person's decision overrules.
+        """
         inpainter.check_size(settings.size)
         self.folder, self.data_folder, self.inpainter = Path(folder), Path(data_folder), inpainter
         self.settings, self.limits = settings, limits or CheckLimits()
@@ -165,7 +146,7 @@ class Studio:
         self.categories = dict(zip(sources["image"], sources["category"], strict=True))
 
     def check_request(self, request: StudioRequest) -> InpaintJob:
-        """The first job of a request; a ValueError tells what in the request makes no sense."""
+        """The first job of a request; a ValueError tells what image, mask, text or setting makes no sense."""
         if request.source_image not in self.categories:
             raise ManifestError(f"{request.source_image} is no training negative: only those are painted on")
         if not request.mask.any():
@@ -173,9 +154,8 @@ class Studio:
         image_u8 = read_image(self.data_folder / request.source_image)
         job = InpaintJob(image_u8, request.mask, request.prompt, request.negative_prompt, request.seed)
         check_jobs([job])
-        check_prompts(self.inpainter, [request.prompt])
-        if request.negative_prompt:
-            check_prompts(self.inpainter, [request.negative_prompt])
+        negative = [request.negative_prompt] if request.negative_prompt else []
+        check_prompts(self.inpainter, [request.prompt, *negative])
         self.count_steps(request)
         return job
 
@@ -188,15 +168,8 @@ class Studio:
     ) -> Iterator[StudioImage]:
         """Paint pictures of the seeds `seed`, `seed` + 1, …; each is handed over when finished, not kept yet.
 
-        Args:
-            request: what to paint.
-            count: number of pictures.
-            on_step: called after every denoising step; what it raises stops the painting.
-
-        Raises:
-            ManifestError: the image is none of the training negatives.
-            ValueError: the image has vanished, the mask is empty, full or of another size, a text is empty
-                or too long, or a setting makes no sense; the message says which.
+        `on_step` is called after every denoising step; what it raises stops the painting. Raises, too, what
+        `check_request` raises.
         """
         before_u8 = self.check_request(request).image_u8
         for seed in range(request.seed, request.seed + count):
@@ -210,10 +183,7 @@ class Studio:
         """Store a picture from `paint` or `load` with a decision and why; a second one replaces the first.
 
         Picture and mask are written before the row that names them, under the lock that reviews take, too:
-        several windows or kernels on one folder keep the decisions of all.
-
-        Returns:
-            The picture as it is kept now.
+        several windows or kernels on one folder keep the decisions of all. Returns the picture as kept.
 
         Raises:
             PermissionError: the folder can't be written to; nothing that it holds has changed.
@@ -264,15 +234,9 @@ class Studio:
 
     def load(self, row: dict) -> StudioImage:
         """A kept picture with what it was made from; a ValueError says which of its files has vanished."""
-        asked = {name: self._read_recipe(row)["settings"][name] for name in ASKED}
-        request = StudioRequest(
-            row["source_image"],
-            read_mask(self.folder / row["mask"]),
-            row["prompt"],
-            row["negative_prompt"],
-            seed=int(row["seed"]),
-            **asked,
-        )
+        settings, mask = self._read_recipe(row)["settings"], read_mask(self.folder / row["mask"])
+        asked = {name: settings[name] for name in ASKED} | {"seed": int(row["seed"])}
+        request = StudioRequest(row["source_image"], mask, row["prompt"], row["negative_prompt"], **asked)
         before_u8 = read_image(self.data_folder / row["source_image"])
         return StudioImage(request, before_u8, read_image(self.folder / row["image"]), row)
 
@@ -285,8 +249,7 @@ class Studio:
     def remake(self, row: dict) -> np.ndarray:
         """Make a kept picture again, shape (height, width, 3), uint8; on the same machine, to the same byte.
 
-        Raises:
-            ValueError: model, settings, negative or mask are not those that it was made with.
+        A ValueError tells where model, settings, negative or mask are not those that it was made with.
         """
         image = self.load(row)
         found = {"negative": (image.before_u8, "source_sha256"), "mask": (image.request.mask, "mask_sha256")}

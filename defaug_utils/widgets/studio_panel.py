@@ -6,12 +6,14 @@ from threading import Event, Thread
 
 import ipywidgets
 import numpy as np
+from ipywidgets import FloatSlider
 from skimage.segmentation import find_boundaries
 
+from defaug_utils.core.guards import collect_problems
 from defaug_utils.core.prompts import Prompt
 from defaug_utils.protocol import scenarios
 from defaug_utils.widgets.mask_drawing import MaskDrawer
-from defaug_utils.widgets.parts import BAD, GOOD, colour_text, encode_image, make_button
+from defaug_utils.widgets.parts import BAD, GOOD, Message, colour_text, encode_image, make_button
 from defaug_utils.widgets.studio import Studio, StudioImage, StudioRequest
 
 MAX_CARDS = 24  # pictures shown at once; what is decided stays in the pool
@@ -31,11 +33,7 @@ class Stopped(Exception):
 
 
 class StudioCard(ipywidgets.VBox):
-    """One picture before and after, with its buttons.
-
-    Attributes:
-        image: as it is kept now, or not yet.
-    """
+    """One picture before and after, with its buttons; `image` is as it is kept now, or not yet."""
 
     def __init__(self, image: StudioImage, panel: "StudioPanel") -> None:
         """Show a picture; the buttons call the panel's `decide` and `reuse`."""
@@ -59,7 +57,7 @@ class StudioCard(ipywidgets.VBox):
         """Show how the picture stands now."""
         self.image = image
         accepted = image.row.get("accepted")
-        words, colour, self.layout.border = LOOKS[bool(accepted) if accepted in (True, False) else None]
+        words, colour, self.layout.border = LOOKS.get(accepted, LOOKS[None])
         told = f"seed {image.request.seed}"
         if not image.row["check_passed"]:
             told += f" · check: {image.row['check_reason']}"
@@ -75,23 +73,14 @@ class StudioPanel(ipywidgets.VBox):
 
     Painting runs in a thread of its own, so that the kernel goes on answering; the stop button ends it at
     the next denoising step. What is finished by then stays.
-
-    Attributes:
-        studio: what paints and keeps.
-        drawer: image chooser and canvas.
-        cards: one a picture, the newest first.
-        worker: the thread that paints, None before the first.
     """
 
     def __init__(
         self, studio: Studio, masks_folder: Path | str, prompt: Prompt | None = None, seed: int = 0
     ) -> None:
-        """Show the form and the pictures kept last; raises what `MaskDrawer` raises.
+        """Show the form, with a prompt and a seed to begin with, and the pictures kept last.
 
-        Args:
-            studio: its requests are painted.
-            masks_folder: where drawn masks are stored, see `save_drawn`.
-            prompt, seed: of the form to begin with.
+        Drawn masks are stored in `masks_folder`, see `save_drawn`. Raises what `MaskDrawer` raises.
         """
         self.studio, self.worker = studio, None
         self._stop = Event()
@@ -99,7 +88,7 @@ class StudioPanel(ipywidgets.VBox):
         self.drawer.canvas.canvas_height = 420
         self._make_form(prompt or Prompt("scratched"), seed)
         self.cards_box = ipywidgets.HBox(layout=WRAPPED)
-        self.summary = ipywidgets.HTML()
+        self.summary = Message()
         top = ipywidgets.HBox([self.drawer, self.form], layout=WRAPPED)
         self.drawer.layout = ipywidgets.Layout(flex="3 1 480px", min_width="300px")
         self.form.layout = ipywidgets.Layout(flex="1 1 300px", min_width="280px", padding="0 0 0 8px")
@@ -112,12 +101,8 @@ class StudioPanel(ipywidgets.VBox):
         self.prompt = ipywidgets.Textarea(prompt.text, description="Prompt", rows=2)
         self.negative_prompt = ipywidgets.Text(prompt.negative, description="Not")
         most = max(10, 2 * asked.guidance)
-        self.guidance = ipywidgets.FloatSlider(
-            asked.guidance, min=1, max=most, step=0.5, description="Guidance"
-        )
-        self.strength = ipywidgets.FloatSlider(
-            asked.strength, min=0.05, max=1, step=0.01, description="Strength"
-        )
+        self.guidance = FloatSlider(asked.guidance, min=1, max=most, step=0.5, description="Guidance")
+        self.strength = FloatSlider(asked.strength, min=0.05, max=1, step=0.01, description="Strength")
         most = max(50, 2 * asked.steps)
         self.steps = ipywidgets.IntSlider(asked.steps, min=2, max=most, description="Steps")
         self.seed = ipywidgets.BoundedIntText(seed, min=0, max=2**31, description="Seed")
@@ -131,43 +116,33 @@ class StudioPanel(ipywidgets.VBox):
         hint = "The same once more with the next seeds"
         self.other_button = make_button("Other seeds", hint, self.generate_others)
         self.stop_button = make_button("Stop", "End at the next step", self.stop, "warning")
-        self.stop_button.disabled = True
+        self._set_painting(False)
         buttons = ipywidgets.HBox([self.generate_button, self.other_button, self.stop_button])
         self.progress = ipywidgets.IntProgress(layout={"width": "auto"})
-        self.message = ipywidgets.HTML(colour_text("Draw on the image, then press Generate."))
+        self.message = Message(colour_text("Draw on the image, then press Generate."))
         self.form = ipywidgets.VBox([*fields, buttons, self.progress, self.message])
 
     def read_form(self) -> StudioRequest:
         """What the form and the canvas ask for."""
-        return StudioRequest(
-            self.drawer.names[self.drawer.index],
-            self.drawer.canvas.mask,
-            self.prompt.value.strip(),
-            self.negative_prompt.value.strip(),
-            self.guidance.value,
-            self.strength.value,
-            self.steps.value,
-            self.seed.value,
-        )
+        image, mask = self.drawer.names[self.drawer.index], self.drawer.canvas.mask
+        texts = [field.value.strip() for field in (self.prompt, self.negative_prompt)]
+        numbers = [field.value for field in (self.guidance, self.strength, self.steps, self.seed)]
+        return StudioRequest(image, mask, *texts, *numbers)
 
     def generate(self) -> None:
         """Start painting what the form asks for; the mask is saved first."""
         if self.is_painting:
             return
-        try:
+        with self.message.tell_errors():
             request = self.read_form()
             self.studio.check_request(request)
-        except (ValueError, OSError) as error:
-            self._say(str(error), BAD)
-            return
-        if self.drawer.has_unsaved_strokes and not self.drawer.save():
-            self._say("the mask could not be saved, see below the canvas", BAD)
-            return
-        self._stop.clear()
-        self._set_painting(True)
-        self.progress.value = 0
-        self.worker = Thread(target=self._paint, args=(request, self.count.value), daemon=True)
-        self.worker.start()
+            if self.drawer.has_unsaved_strokes and not self.drawer.save():
+                raise ValueError("the mask could not be saved, see below the canvas")
+            self._stop.clear()
+            self._set_painting(True)
+            self.progress.value = 0
+            self.worker = Thread(target=self._paint, args=(request, self.count.value), daemon=True)
+            self.worker.start()
 
     def generate_others(self) -> None:
         """Generate with the next seeds, all else the same."""
@@ -178,7 +153,7 @@ class StudioPanel(ipywidgets.VBox):
     def stop(self) -> None:
         """End the painting at its next step."""
         self._stop.set()
-        self._say("stopping …")
+        self.message.say("stopping …")
 
     @property
     def is_painting(self) -> bool:
@@ -193,19 +168,22 @@ class StudioPanel(ipywidgets.VBox):
     def _paint(self, request: StudioRequest, count: int) -> None:
         """What the thread does; whatever goes wrong is told in the panel."""
         finished = 0
-        self._say(f"painting 1 of {count} …")
+        self.message.say(f"painting 1 of {count} …")
         try:
             self.progress.max = count * self.studio.count_steps(request)
-            for image in self.studio.paint(request, count, self._on_step):
-                finished += 1
+            for finished, image in enumerate(self.studio.paint(request, count, self._on_step), start=1):
                 self._add_card(image)
                 if finished < count:
-                    self._say(f"painting {finished + 1} of {count} …")
-            self._say(f"{finished} painted: accept or reject below; what is not decided is not kept", GOOD)
+                    self.message.say(f"painting {finished + 1} of {count} …")
+            self.message.say(
+                f"{finished} painted: accept or reject below; what is not decided is not kept", GOOD
+            )
         except Stopped:
-            self._say(f"stopped: {finished} of {count} finished and shown, the one at work is dropped", BAD)
+            self.message.say(
+                f"stopped: {finished} of {count} finished and shown, the one at work is dropped", BAD
+            )
         except Exception as error:  # a thread's error would be seen by nobody
-            self._say(f"{error} ({finished} of {count} finished)", BAD)
+            self.message.say(f"{error} ({finished} of {count} finished)", BAD)
         finally:
             self._set_painting(False)
 
@@ -224,12 +202,9 @@ class StudioPanel(ipywidgets.VBox):
 
     def decide(self, card: StudioCard, accepted: bool) -> None:
         """Store a picture with its note; an error is told and nothing changes."""
-        try:
+        with self.message.tell_errors():
             card.show_image(self.studio.decide(card.image, accepted, card.note.value.strip()))
-        except (ValueError, OSError) as error:
-            self._say(str(error), BAD)
-            return
-        self._show_counts()
+            self._show_counts()
 
     def reuse(self, image: StudioImage) -> None:
         """Bring a picture's image, mask, texts and settings back into the form."""
@@ -240,33 +215,23 @@ class StudioPanel(ipywidgets.VBox):
         self.drawer.canvas.value = request.mask
         for name in ("prompt", "negative_prompt", "guidance", "strength", "steps", "seed"):
             getattr(self, name).value = getattr(request, name)
-        self._say("as this picture was made: change what you like, then Generate or Other seeds", GOOD)
+        self.message.say("as this picture was made: change what you like, then Generate or Other seeds", GOOD)
 
     def _show_kept(self) -> None:
         """The cards of the pictures kept last; what can't be shown is told."""
-        problems = []
-        try:
-            rows = self.studio.read_kept().to_dict("records")
-        except (ValueError, OSError) as error:
-            self._say(str(error), BAD)
-            return
-        for row in rows[-MAX_CARDS // 2 :]:
-            try:
-                self._add_card(self.studio.load(row))
-            except (ValueError, OSError) as error:
-                problems.append(str(error))
-        if problems:
-            self._say(f"{len(problems)} kept pictures can't be shown: {'; '.join(problems)}", BAD)
-        self._show_counts()
+        problems: list[str] = []
+        with self.message.tell_errors():
+            for row in self.studio.read_kept().to_dict("records")[-MAX_CARDS // 2 :]:
+                with collect_problems(problems):
+                    self._add_card(self.studio.load(row))
+            if problems:
+                self.message.say(f"{len(problems)} kept pictures can't be shown: {'; '.join(problems)}", BAD)
+            self._show_counts()
 
     def _show_counts(self) -> None:
         accepted = self.studio.read_kept()["accepted"]
         count = int(accepted.fillna(False).sum())
-        text = f"Kept in {self.studio.folder}: {count} accepted, {len(accepted) - count} rejected."
-        self.summary.value = colour_text(text)
-
-    def _say(self, text: str, colour: str = "inherit") -> None:
-        self.message.value = colour_text(text, colour)
+        self.summary.say(f"Kept in {self.studio.folder}: {count} accepted, {len(accepted) - count} rejected.")
 
 
 def show_pixels(image_u8: np.ndarray) -> ipywidgets.Image:
@@ -305,11 +270,7 @@ def make_review_form(prompts: Sequence[Prompt], path: Path | str) -> ipywidgets.
 
 
 def _make_line(entry: scenarios.PromptDecision) -> ipywidgets.HBox:
-    return ipywidgets.HBox(
-        [
-            ipywidgets.Label(entry.prompt, layout={"width": "16em"}),
-            ipywidgets.Dropdown(options=scenarios.DECISIONS, value=entry.decision, layout={"width": "7em"}),
-            ipywidgets.Text(entry.reworded, placeholder="in other words"),
-            ipywidgets.Text(entry.note, placeholder="why"),
-        ]
-    )
+    text = ipywidgets.Label(entry.prompt, layout={"width": "16em"})
+    decision = ipywidgets.Dropdown(options=scenarios.DECISIONS, value=entry.decision, layout={"width": "7em"})
+    reworded = ipywidgets.Text(entry.reworded, placeholder="in other words")
+    return ipywidgets.HBox([text, decision, reworded, ipywidgets.Text(entry.note, placeholder="why")])
