@@ -15,7 +15,7 @@ from defaug_utils.core.manifest import make_manifest, read_manifest, write_manif
 from defaug_utils.core.origins import MixingError
 from defaug_utils.core.pools import PoolPlan, make_pool
 from defaug_utils.core.prompts import Prompt
-from defaug_utils.core.sources import choose_positives
+from defaug_utils.data.datasets import choose_positives
 from defaug_utils.diffusion.dreambooth import DreamBoothRun, train_dreambooth
 from defaug_utils.diffusion.dreambooth_plan import (
     DreamBoothError,

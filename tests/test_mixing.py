@@ -29,7 +29,7 @@ from defaug_utils.core.origins import (
     pool_name,
     run_name,
 )
-from defaug_utils.core.sources import choose_positives
+from defaug_utils.data.datasets import choose_positives
 from defaug_utils.protocol.mixing import (
     Mix,
     compose_training_set,

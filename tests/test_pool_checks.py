@@ -8,7 +8,7 @@ import pytest
 
 from defaug_utils.core.files import write_png
 from defaug_utils.core.manifest import ManifestError, make_manifest, write_manifest
-from defaug_utils.core.sources import check_pool
+from defaug_utils.evaluation.pool_quality import check_pool
 from defaug_utils.report.pictures import show_pool
 
 

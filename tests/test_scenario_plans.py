@@ -9,7 +9,7 @@ from test_mixing import DATA
 
 from defaug_utils.book.profiles import read_profile
 from defaug_utils.core.origins import SCENARIOS
-from defaug_utils.core.sources import choose_positives
+from defaug_utils.data.datasets import choose_positives
 from defaug_utils.diffusion.dreambooth_plan import DreamBoothSettings
 from defaug_utils.diffusion.lora import LoraPlan
 from defaug_utils.diffusion.training_images import BucketSettings, DreamBoothError

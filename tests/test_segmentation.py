@@ -13,7 +13,7 @@ from defaug_utils.core.files import write_csv, write_json, write_png
 from defaug_utils.core.images import fit_mask, read_mask
 from defaug_utils.core.manifest import ManifestError, make_manifest, write_manifest
 from defaug_utils.core.origins import MixingError, Run, parse_run_name
-from defaug_utils.core.sources import choose_positives
+from defaug_utils.data.datasets import choose_positives
 from defaug_utils.data.samples import hash_samples, load_masked_samples
 from defaug_utils.evaluation.detector import (
     DEFECT_PRIOR,

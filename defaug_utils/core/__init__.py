@@ -17,6 +17,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             *("make_pool", "make_pools", "read_recipe", "remake"),
         ],
         "prompts": ["choose_prompt", "make_prompts"],
-        "sources": ["check_pool", "choose_positives", "list_sources", "read_dataset"],
+        "sources": ["list_sources", "read_dataset"],
     },
 )

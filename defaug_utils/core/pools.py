@@ -84,12 +84,8 @@ def make_pool(
     the number of threads that it was begun with. Pools begun with different numbers, or made on another
     processor, may differ by a few grey levels here and there.
 
-    Args:
-        folder: where `manifest.csv`, `recipe.json`, `images/` and `masks/` go.
-        on_images: called with the number of images just finished (for a progress bar).
-
-    Returns:
-        The pool's manifest. Images that failed their checks stay in it, see `find_failed`.
+    The folder holds `manifest.csv`, which is returned, `recipe.json`, `images/` and `masks/`; images that
+    failed their checks stay, see `find_failed`. `on_images` hears the number of images just finished.
 
     Raises:
         PoolUnfinished: this shard is made, and others are not yet.

@@ -5,7 +5,13 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "datasets": ["draw_few_shot", "draw_validation", "load_dataset", "summarise_dataset"],
+        "datasets": [
+            "choose_positives",
+            "draw_few_shot",
+            "draw_validation",
+            "load_dataset",
+            "summarise_dataset",
+        ],
         "download": ["download_dataset"],
         "export": ["FORMATS", "export_training_set", "list_tree"],
         "preparation": ["prepare_dataset"],

@@ -16,8 +16,10 @@ import pandas as pd
 from defaug_utils.core.guards import MAX_LISTED_PROBLEMS, raise_problems
 from defaug_utils.core.images import read_image, read_mask
 from defaug_utils.core.manifest import SPLITS, make_manifest
+from defaug_utils.core.origins import SCENARIOS, MixingError
 from defaug_utils.data.layouts import DatasetError, list_files
 
+DATA_FOLDER = "data"
 MAX_WORKERS = 8
 FEW_SHOT_COUNT = 10  # defective images a type (AdaBLDM's protocol)
 
@@ -227,3 +229,39 @@ def summarise_dataset(manifest: pd.DataFrame) -> pd.DataFrame:
     columns = {f"{how}_{column}": (column, how) for column, ways in spread.items() for how in ways}
     summary = table.groupby(keys, observed=True).agg(images=("image", "size"), **columns).round()
     return summary.astype(int).reset_index()
+
+
+def shuffle_rows(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """An order that depends on the seed and the images' names only, so that draws are nested.
+
+    A rejected image is replaced by the next one and all others stay; the rows' own order plays no part.
+    """
+    keys = [hashlib.sha256(f"{seed} {data_key(image)}".encode()).hexdigest() for image in rows["image"]]
+    return rows.iloc[sorted(range(len(keys)), key=keys.__getitem__)]
+
+
+def data_key(image: str) -> str:
+    """Name of an image as `data/manifest.csv` and `source_image` have it."""
+    return image.removeprefix(f"{DATA_FOLDER}/")
+
+
+def choose_positives(
+    data_manifest: pd.DataFrame, scenario: str, seed: int, few_shot_count: int = 5
+) -> pd.DataFrame:
+    """The real training positives that a scenario knows: none, `few_shot_count` drawn by seed, or all.
+
+    A generator that is fine-tuned for few-shot takes the same ones by the same call.
+
+    Raises:
+        MixingError: the scenario is unknown, or there are fewer positives than asked for.
+    """
+    positives = data_manifest[(data_manifest["split"] == "train") & (data_manifest["label"] == "positive")]
+    if scenario not in SCENARIOS:
+        raise MixingError(f"scenario {scenario!r} is none of {', '.join(SCENARIOS)}")
+    if scenario == "few-shot" and not 1 <= few_shot_count <= len(positives):
+        raise MixingError(
+            f"few_shot_count is {few_shot_count}, expected 1 … {len(positives)}: "
+            f"the train split has {len(positives)} positives (zero-shot is the scenario without any)"
+        )
+    known = {"zero-shot": 0, "few-shot": few_shot_count, "full-shot": len(positives)}[scenario]
+    return shuffle_rows(positives, seed).iloc[:known]

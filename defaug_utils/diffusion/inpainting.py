@@ -108,8 +108,9 @@ def speed_up(
 ) -> None:
     """Switch on what makes large batches faster or smaller, and record it for the recipe.
 
+    The inpainter is changed in place; its weights keep their names and values.
+
     Args:
-        inpainter: changed in place; its weights keep their names and values.
         channels_last: memory layout of the convolutions that GPUs prefer.
         compile_unet: translate the U-Net at its first use (minutes; again for every other batch size).
         slice_vae: take the autoencoder's images one by one, so that a larger batch fits.
@@ -159,9 +160,7 @@ def inpaint_batch(
     Images may have any size, and each has a CPU generator of its own seed. On one machine an image is the
     same at any place of a batch of one size; in a smaller or larger one the last bits may differ.
 
-    Args:
-        on_images: called with the number of images just painted.
-        on_step: called after every denoising step; what it raises ends the painting there.
+    `on_images` hears the number of images just painted; what `on_step` raises ends the painting at that step.
 
     Raises:
         ValueError: masks (all are listed), texts or the working size do not suit.

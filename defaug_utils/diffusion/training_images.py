@@ -14,7 +14,8 @@ from torch import Tensor
 from defaug_utils.core.guards import check_demands, raise_problems
 from defaug_utils.core.images import crop_box, fit_image, read_image
 from defaug_utils.core.manifest import read_manifest
-from defaug_utils.core.sources import choose_positives, list_sources
+from defaug_utils.core.sources import list_sources
+from defaug_utils.data.datasets import choose_positives
 from defaug_utils.diffusion.autoencoder import to_floats
 from defaug_utils.diffusion.text2image import TextToImage
 

@@ -16,7 +16,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         ],
         "metrics": ["measure_scores", "tabulate_scores"],
         "pixel_metrics": ["measure_pixels"],
-        "pool_quality": ["count_copies", "measure_pools", "open_copy_search"],
+        "pool_quality": ["check_pool", "count_copies", "measure_pools", "open_copy_search"],
         "recipes": ["RECIPES", "choose_recipe", "plan_epochs"],
     },
 )

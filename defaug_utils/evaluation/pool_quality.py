@@ -14,8 +14,11 @@ import pandas as pd
 from scipy.spatial.distance import cdist
 from torch import nn
 
-from defaug_utils.core.images import read_image
+from defaug_utils.core.guards import raise_problems
+from defaug_utils.core.images import read_image, read_mask
+from defaug_utils.core.manifest import ManifestError
 from defaug_utils.core.origins import pool_scenarios
+from defaug_utils.core.sources import list_sources, read_dataset
 from defaug_utils.diffusion.autoencoder import autoencode_images
 from defaug_utils.evaluation.distances import (
     FeatureSummary,
@@ -228,3 +231,34 @@ def count_copies(copies: pd.DataFrame, by: Sequence[str] = ("share", "epoch")) -
         share_of_copies=("is_copy", "mean"),
         median_distance=("distance", "median"),
     ).reset_index()
+
+
+def check_pool(folder: Path | str, pool: pd.DataFrame, data_folder: Path | str, looked: int = 20) -> None:
+    """Check a finished pool: positives only, made from training negatives, unchanged outside their masks.
+
+    The first `looked` rows have their pixels compared with their source's, in the folder of the data set.
+
+    Raises:
+        ManifestError: lists every row that fails.
+    """
+    known = set(list_sources(read_dataset(data_folder))["image"])
+    problems = []
+    for place, row in enumerate(pool.to_dict("records")):
+        if row["label"] != "positive":
+            problems.append(f"{row['image']}: label {row['label']!r}, expected 'positive'")
+        if row["source_image"] and row["source_image"] not in known:
+            problems.append(f"{row['image']}: its source {row['source_image']} is no training negative")
+        elif row["source_image"] and row["mask"] and place < looked:
+            problems += _compare_outside(Path(folder), row, Path(data_folder))
+    raise_problems(f"pool {folder}", problems, ManifestError)
+
+
+def _compare_outside(folder: Path, row: dict, data_folder: Path) -> list[str]:
+    before_u8, after_u8 = read_image(data_folder / row["source_image"]), read_image(folder / row["image"])
+    mask = read_mask(folder / row["mask"])
+    if before_u8.shape != after_u8.shape or mask.shape != after_u8.shape[:2]:
+        return [f"{row['image']}: image, mask and source {row['source_image']} differ in size"]
+    if not mask.any() or mask.all():
+        return [f"{row['image']}: its mask is {'full' if mask.any() else 'empty'}"]
+    changed = int((before_u8[~mask] != after_u8[~mask]).any(axis=-1).sum())
+    return [f"{row['image']}: {changed} pixels changed outside its mask"] if changed else []

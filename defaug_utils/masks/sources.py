@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from defaug_utils.core.guards import collect_problems, raise_problems
-from defaug_utils.core.images import fit_mask, read_mask
+from defaug_utils.core.images import fit_mask, read_image, read_mask
 from defaug_utils.core.manifest import read_manifest
 from defaug_utils.masks.patches import list_masked_positives
 from defaug_utils.masks.shapes import SHAPES, ShapePriors, draw_shape
@@ -138,19 +138,13 @@ def _open_drawn(folder: Path) -> StoredMasks:
     if not paths:
         raise ValueError(f"no drawn masks (*.png) in {str(folder)!r}: draw some, or use 'procedural'")
     source = StoredMasks("drawn", paths)
-    grey = [name for name, path in paths.items() if not _is_binary(path)]
+    grey = [name for name, path in paths.items() if not Image.fromarray(read_image(path)).getcolors(2)]
     if grey:
         source.notices.append(
             f"{len(grey)} of {len(paths)} drawn masks have more than two values ({', '.join(grey[:5])}): "
             "every pixel above 0 counts as defect"
         )
     return source
-
-
-def _is_binary(path: Path) -> bool:
-    """A file of two values at most; a soft brush leaves more."""
-    with Image.open(path) as opened:
-        return opened.convert("RGB").getcolors(2) is not None
 
 
 def _open_train_positives(data_folder: Path) -> StoredMasks:

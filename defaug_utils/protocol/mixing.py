@@ -15,7 +15,7 @@ from defaug_utils.core.guards import raise_problems
 from defaug_utils.core.manifest import LABELS, SOURCE_COLUMNS, SPLITS, check_sources, read_manifest
 from defaug_utils.core.origins import ORIGINS, SCENARIOS, Arms, MixingError, Run, arm_shares
 from defaug_utils.core.pools import find_failed
-from defaug_utils.core.sources import choose_positives, data_key, shuffle_rows
+from defaug_utils.data.datasets import choose_positives, data_key, shuffle_rows
 from defaug_utils.masks.sources import is_leak
 from defaug_utils.protocol.run_folder import RunPools
 

@@ -8,7 +8,7 @@ import pandas as pd
 from defaug_utils.core.manifest import make_manifest, read_manifest, rebase_manifest
 from defaug_utils.core.origins import ORIGINS, MixingError, Run
 from defaug_utils.core.pools import read_recipe
-from defaug_utils.core.sources import DATA_FOLDER
+from defaug_utils.data.datasets import DATA_FOLDER
 
 STUDIO_FOLDER = "diag_studio"  # images that a person drew, generated and decided on, one by one
 

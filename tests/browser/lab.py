@@ -172,7 +172,7 @@ class OpenNotebook:
         return process
 
     def kill_kernel(self, process: int) -> None:
-        """End a frozen kernel, as a full memory does; JupyterLab tells it in a dialog and starts a new one."""
+        """End a frozen kernel, as a full memory does; JupyterLab says so and starts a new one."""
         os.kill(process, signal.SIGKILL)
         self.page.locator(".jp-Dialog").get_by_role("button", name="Ok").click()
 
