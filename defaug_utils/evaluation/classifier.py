@@ -40,15 +40,13 @@ def train_classifier(
     On the processor the result repeats exactly for the same settings, number of threads and versions.
 
     Args:
-        samples, recipe: the training set in memory, and how to train.
         folder: where the checkpoint and `history.csv` go.
         backbone, weights: as `build_classifier` takes them.
-        seed: seeds the random weights and the order of images.
+        seed: of random weights, and of the order and flips of images.
         on_step: called after every step, see `run_steps`.
 
     Raises:
-        ValueError: the folder holds a training with other settings, or of another training set; nothing in
-            it is touched.
+        ValueError: the folder holds a training of other settings or images; nothing in it is touched.
         FloatingPointError: a loss is not finite.
     """
 
@@ -78,10 +76,8 @@ def score_samples(
 ) -> pd.DataFrame:
     """Score the val and test images: the probability of "positive" that the model gives.
 
-    The model is in evaluation mode, the normalisation the one that it was trained with.
-
-    Returns:
-        A table with the columns image, split, label and score (float64 in [0, 1]).
+    The model is in evaluation mode, the normalisation the one that it was trained with. The table has the
+    columns image, split, label and score (float64 in [0, 1]).
     """
     device = next(model.parameters()).device
     indices = np.concatenate([samples.indices(split) for split in ("val", "test")])

@@ -57,7 +57,10 @@ class Detector(nn.Module):
         self.encoder = resnet
         channels = [resnet.config.embedding_size, *resnet.config.hidden_sizes]
         pairs = zip(channels[:0:-1], channels[-2::-1], strict=True)
-        self.decoder = nn.ModuleList(_make_block(deep + skip, skip) for deep, skip in pairs)
+        self.decoder = nn.ModuleList()
+        for deep, skip in pairs:
+            convolution = nn.Conv2d(deep + skip, skip, kernel_size=3, padding=1, bias=False)
+            self.decoder.append(nn.Sequential(convolution, nn.BatchNorm2d(skip), nn.ReLU(inplace=True)))
         self.head = nn.Conv2d(channels[0], 1, kernel_size=1)
         nn.init.constant_(self.head.bias, math.log(DEFECT_PRIOR / (1 - DEFECT_PRIOR)))
 
@@ -72,11 +75,6 @@ class Detector(nn.Module):
         for block, skip in zip(self.decoder, reversed(skips), strict=True):
             state = block(torch.cat([_stretch(state, skip), skip], dim=1))
         return _stretch(self.head(state), images)[:, 0]
-
-
-def _make_block(channels: int, out_channels: int) -> nn.Sequential:
-    convolution = nn.Conv2d(channels, out_channels, kernel_size=3, padding=1, bias=False)
-    return nn.Sequential(convolution, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True))
 
 
 def _stretch(state: Tensor, like: Tensor) -> Tensor:
@@ -155,9 +153,8 @@ def finish_detector(
     """Train the detector of a run, write its score maps and measure them; what is there already is taken.
 
     Args:
-        run_dir, rows: the run's folder, and the training set with paths relative to it.
+        rows: the training set, its paths relative to `run_dir`.
         name: of the run, see `run_name`; its seed is the detector's.
-        plan: how to train.
         folder: of all such detectors in the run's folder; each has one in it by its name.
 
     Raises:
@@ -180,9 +177,8 @@ def write_score_maps(
 ) -> pd.DataFrame:
     """Score every pixel of the test images: 16-bit PNGs in `score_maps`, listed last in `score_maps.csv`.
 
-    Returns:
-        One row a test image: image, mask, label, category, defect_type, `score_map` (its file, relative to
-        `run_folder`) and `score` (the largest logit, as the image's own).
+    Gives that list, one row a test image: image, mask, label, category, defect_type, `score_map` (its file,
+    relative to `run_folder`) and `score` (the largest logit, as the image's own).
     """
     run_folder, test = Path(run_folder), masked.indices("test")
     (run_folder / MAP_LIST).unlink(missing_ok=True)
@@ -229,10 +225,8 @@ def _read_list(run_folder: Path) -> pd.DataFrame:
 def measure_score_maps(run_folder: Path | str, folder: Path | str) -> dict[str, float]:
     """The numbers of stored score maps, see `measure_pixels`, also written to `pixel_metrics.json`.
 
-    Masks lie relative to `folder`; they and the maps are read one at a time.
-
-    Raises:
-        ManifestError: lists every score map or mask that is missing.
+    Masks lie relative to `folder`; they and the maps are read one at a time. A ManifestError lists all that
+    are missing.
     """
     run_folder, folder = Path(run_folder), Path(folder)
     table = _read_list(run_folder)

@@ -26,9 +26,8 @@ class Moments(NamedTuple):
 class FeatureSummary:
     """What the distances need of a set of images, gathered batch by batch.
 
-    Attributes:
-        count: images so far.
-        kept: shape (at most `KEPT_FEATURES`, channels): all features, or a fair draw of them by seed.
+    `count` is the number of images so far; `kept`, shape (at most `limit`, channels), are the features of
+    all, or of a fair draw by seed.
     """
 
     def __init__(self, limit: int = KEPT_FEATURES, seed: int = 0) -> None:
@@ -162,7 +161,6 @@ def spread_over_draws(
         first: features, shape (images, channels).
         second: the same of the other set; None for two parts of the first that share no image.
         count: images drawn from either side without replacement, at least 2.
-        draws, seed: how often, and by which seed.
 
     Returns:
         Mean and standard deviation (n − 1 in the denominator); NaN where a side has too few images.
@@ -172,14 +170,10 @@ def spread_over_draws(
         return float("nan"), float("nan")
     generator = np.random.default_rng(seed)
 
-    def draw(features: np.ndarray, number: int) -> np.ndarray:
-        return features[generator.choice(len(features), number, replace=False)]
-
-    values = []
-    for _ in range(draws):
+    def draw_sides() -> list[np.ndarray]:
         if second is None:
-            both = draw(first, 2 * count)
-            values.append(distance(both[:count], both[count:]))
-        else:
-            values.append(distance(draw(first, count), draw(second, count)))
+            return np.split(first[generator.choice(len(first), 2 * count, replace=False)], 2)
+        return [side[generator.choice(len(side), count, replace=False)] for side in (first, second)]
+
+    values = [distance(*draw_sides()) for _ in range(draws)]
     return float(np.mean(values)), float(np.std(values, ddof=1)) if draws > 1 else float("nan")

@@ -31,7 +31,7 @@ def measure_scores(
     Args:
         scores_table: columns split ("val" and "test"), label and score.
         max_false_positive_rate: see `choose_threshold`.
-        resamples, seed: of the bootstrap of the test set, positives and negatives each among themselves.
+        resamples, seed: of the bootstrap of the test set.
 
     Returns:
         The numbers of `measure_sets` by name and, with _low and _high appended, their 95 % percentile
@@ -44,10 +44,8 @@ def measure_scores(
     """
 
     def pick(split: str) -> list[np.ndarray]:
-        rows = scores_table[scores_table["split"] == split]
-        return [
-            rows.loc[rows["label"] == label, "score"].to_numpy(float) for label in ("positive", "negative")
-        ]
+        scores = scores_table[scores_table["split"] == split].set_index("label")["score"]
+        return [scores[scores.index == label].to_numpy(float) for label in ("positive", "negative")]
 
     val, test = pick("val"), pick("test")
     _check_classes(*test)
@@ -73,29 +71,18 @@ def tabulate_scores(summary: Mapping[str, float]) -> pd.DataFrame:
     for protocol, words in (("paper", "papers' protocol"), ("validation", "validation threshold")):
         for number in ("precision", "recall", "f1"):
             titles[f"{protocol}_{number}"] = f"{number.replace('f1', 'F1')}, {words}"
-    ends = {"value": "", "from": "_low", "to": "_high"}
-    rows = {
-        title: {end: summary[name + ending] for end, ending in ends.items()} for name, title in titles.items()
-    }
-    return pd.DataFrame(rows).T.rename_axis("number")
+    rows = [[summary[name + ending] for ending in ("", "_low", "_high")] for name in titles]
+    return pd.DataFrame(rows, list(titles.values()), ["value", "from", "to"]).rename_axis("number")
 
 
 def choose_threshold(
     positive: np.ndarray, negative: np.ndarray, max_false_positive_rate: float = MAX_FALSE_POSITIVE_RATE
 ) -> tuple[float, str]:
-    """Choose a threshold on the validation part, which has positives or only negatives.
+    """Choose a threshold by the scores (images,) of the validation part, and say by which rule.
 
-    Args:
-        positive, negative: scores of either kind, shape (images,).
-        max_false_positive_rate: share of the negatives that may be called positive, in [0, 1); counts
-            only where there is no positive.
-
-    Returns:
-        The threshold and the rule it came from: "max_f1", or "max_fpr" (the lowest threshold that lets
-        no more than that share of the negatives through).
-
-    Raises:
-        ValueError: no negative, scores that are not finite, or a rate out of range.
+    The rule is "max_f1", see `best_f1_threshold`, or where there is no positive "max_fpr": the lowest
+    threshold that lets no more than a share of the negatives, in [0, 1), through. A ValueError refuses
+    parts without negatives, scores that are not finite, and a rate out of range.
     """
     if len(positive):
         _check_classes(positive, negative)

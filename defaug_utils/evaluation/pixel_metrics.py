@@ -130,15 +130,14 @@ def measure_pixels(maps_and_masks: Iterable[tuple[np.ndarray, np.ndarray]]) -> d
     A region (instance) is a part of a mask whose pixels touch at an edge or a corner.
 
     Args:
-        maps_and_masks: for every image its scores, shape (height, width), higher on defects, and its mask,
-            same shape, bool; may be read on the way.
+        maps_and_masks: scores (higher on defects) and mask (bool) of each image, both (height, width).
 
     Returns:
         pixel_auroc, pro, pixel_ap, iap, iap90, and the numbers of `pixels`, `defect_pixels` and `instances`.
 
     Raises:
-        ValueError: lists every image whose map and mask don't pair up or whose scores are not finite;
-            or no pixel, or every pixel, is defective.
+        ValueError: maps and masks don't pair up, scores are not finite (all listed), or all or no pixels
+            are defective.
     """
     counts = count_pixels(maps_and_masks)
     iap, iap90 = instance_average_precision(counts)

@@ -53,7 +53,7 @@ def measure_pools(
 
     Args:
         network: from `open_features`.
-        draws, seed: how often equally many images are drawn from both sides, and by which seed.
+        draws: how often equally many images are drawn from both sides.
         on_images: called with the number of images just looked at.
 
     Returns:
@@ -147,11 +147,9 @@ def find_copies(
 ) -> pd.DataFrame:
     """The nearest real neighbour of every generated image, and whether it is a copy of it.
 
-    Features, all of one network, have the shape (images, channels); images without names are numbered.
-
-    Returns:
-        One row a generated image, in their order: image, nearest_real (the first of equally near ones),
-        distance, threshold, is_copy (distance up to the threshold).
+    Features, all of one network, have the shape (images, channels); images without names are numbered. Rows
+    are in the order of generated images: image, nearest_real (the first of equally near ones), distance,
+    threshold, is_copy (distance up to the threshold).
     """
     names = [*map(str, range(len(generated)))] if images is None else list(images)
     known = [*map(str, range(len(trained)))] if trained_images is None else trained_images
@@ -194,8 +192,7 @@ def open_copy_search(
 
     Args:
         network, layer: from `open_features`, and whose features are compared.
-        folder: of the real images.
-        shown: names of those that the generator was shown.
+        shown: names of those in `folder` that the generator was shown.
         others: of more, which also say how alike real images are.
         vae: the generator's autoencoder, which real images pass through, too.
         size: (width, height) of generated images.
@@ -213,12 +210,8 @@ def open_copy_search(
 def count_copies(copies: pd.DataFrame, by: Sequence[str] = ("share", "epoch")) -> pd.DataFrame:
     """Copies among the images of every setting, from tables of `find_copies` with the columns `by`.
 
-    Returns:
-        One row a setting, sorted: the columns of `by`, images, copies, copied_reals (different ones),
-        share_of_copies, median_distance.
-
-    Raises:
-        ValueError: no images, or a column is missing.
+    One row a setting, sorted: the columns of `by`, images, copies, copied_reals (different ones),
+    share_of_copies, median_distance. A ValueError tells of missing columns, or that there are no images.
     """
     missing = [name for name in (*by, "nearest_real", "distance", "is_copy") if name not in copies.columns]
     if missing or copies.empty:

@@ -66,9 +66,7 @@ def fit_epochs(recipe: Recipe, labels: np.ndarray, training_images: int) -> Reci
     training set with more positives would also be trained for longer. Labels are as of `plan_epochs`.
     """
     if training_images < 0:
-        raise ValueError(
-            f"training_images {training_images} must be at least 1, or 0 for the recipe's epochs"
-        )
+        raise ValueError(f"training_images {training_images} must be 1 or more, or 0 for the recipe's epochs")
     if not training_images:
         return recipe
     (epoch,) = plan_epochs(labels, replace(recipe, epochs=1), seed=0)
@@ -137,14 +135,11 @@ def flip_images(images: Tensor, flips: Tensor) -> Tensor:
 
 
 class TrainedNetwork(NamedTuple):
-    """The last epoch's network, in evaluation mode, and how many epochs an earlier call had finished.
+    """The last epoch's network, and how it came about."""
 
-    The history has one row an epoch: epoch (from 1), loss (mean over its images), seconds.
-    """
-
-    model: nn.Module
-    history: pd.DataFrame
-    resumed_epochs: int
+    model: nn.Module  # in evaluation mode
+    history: pd.DataFrame  # one row an epoch: epoch (from 1), loss (mean over its images), seconds
+    resumed_epochs: int  # that an earlier call had finished
 
     @property
     def numbers(self) -> dict[str, float]:
@@ -173,11 +168,8 @@ def train_network(
 ) -> TrainedNetwork:
     """Train a network on the train split, or go on where an earlier call stopped, see `train_classifier`.
 
-    Args:
-        build: makes the network of a backbone and its weights.
-        measure_loss: of one batch, whose images are positions in `samples`, on the network's device.
-        samples, folder, recipe, on_step: likewise.
-        start: what the network starts from.
+    `build` makes the network of a backbone and its weights; `measure_loss` gives the loss of a batch, whose
+    images are positions in `samples`, on the network's device.
     """
     device, train = pick_device(), torch.from_numpy(samples.indices("train"))
     batches = plan_batches(samples.labels[train].numpy(), recipe, start.seed)

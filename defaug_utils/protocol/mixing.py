@@ -7,6 +7,7 @@ found in the rows that the run was trained on: each generated row says where its
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
@@ -75,9 +76,7 @@ def compose_training_set(
     Validation part: all negatives, and its positives only in full-shot, since the other scenarios don't
     know them. Test part: everything. With the same seed a smaller `n_aug` draws a part of a larger one's.
 
-    Args:
-        data_manifest, pools: from `read_data` and, for this run, `read_pools`.
-        run, mix: what this run asks for, and what all runs share.
+    The data's manifest is from `read_data`, pools are from `read_pools` for this run.
 
     Returns:
         A manifest; generated rows keep origin, seed and recipe.
@@ -152,17 +151,16 @@ def _check_known(pools: RunPools, origin: str, data_manifest: pd.DataFrame, posi
     ]
     raise_problems("generated images", problems, MixingError)
     known = set(names[data_manifest["split"] == "train"]) - hidden
-    foreign = [name for name in map(data_key, pools.learned.get(origin, ())) if name not in known]
     wrong = {True: "a real positive that this scenario does not know", False: "no training image"}
-    problems = [f"{name} is {wrong[name in hidden]}" for name in foreign]
+    learned = map(data_key, pools.learned.get(origin, ()))
+    problems = [f"{name} is {wrong[name in hidden]}" for name in learned if name not in known]
     title = f"the {origin} pool's generator learned from images that it must not know (make the pool anew)"
     raise_problems(title, problems, MixingError)
 
 
 def _check_classes(training_set: pd.DataFrame, data_manifest: pd.DataFrame) -> None:
     present = set(zip(training_set["split"], training_set["label"], strict=True))
-    needed = [(split, label) for split in ("train", "test") for label in LABELS]
-    missing = [part for part in needed if part not in present]
+    missing = [part for part in product(("train", "test"), LABELS) if part not in present]
     problems = [f"the {split} part has no {label}" for split, label in missing]
     foreign = data_manifest["image"][data_manifest["origin"] != "real"]
     problems += [f"{image} of the data set is not real" for image in foreign]

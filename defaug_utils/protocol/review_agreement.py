@@ -97,9 +97,8 @@ def merge_reviews(
     and the reviewers' files stay as they are.
 
     Args:
-        folder, reviewers: of the pool, and names; everybody who has a file when not given.
+        reviewers: names; everybody who has a file when not given.
         disagreement: "open", "accept" or "reject".
-        replace: let what the reviewers say now replace decisions of the manifest.
 
     Returns:
         One row an image that somebody judged: `image`, what each reviewer said (a column each, empty where

@@ -42,19 +42,15 @@ NOT_STORED = (  # what `explain_read_only` says of decisions
 class PoolReview:
     """One person's review of one pool; every decision is on the disk when the call returns.
 
-    Attributes:
-        path: of the file that decisions are written to.
-        pool: the manifest, as it was when another one was found; `decisions` are newer.
-        decisions: image → `ImageReview`, for every image of the pool, as of the last call.
-        counts: images by decision (None, true, false).
+    `path` is the file that they go to. `decisions` (image → `ImageReview`, for all images) and `counts` (of
+    images by decision) are as of the last call; `pool` is the manifest, and may be older.
     """
 
     def __init__(self, folder: Path | str, reviewer: str = "") -> None:
         """Open a pool; without a reviewer's name, to decide in its manifest.
 
         Raises:
-            FileNotFoundError: there is no pool.
-            ManifestError: its manifest is broken.
+            FileNotFoundError, ManifestError: there is no pool, or its manifest is broken.
             ReviewStoreError: no such name, or the file of decisions does not suit the pool.
         """
         self.folder, self.reviewer = Path(folder), reviewer

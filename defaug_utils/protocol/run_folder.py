@@ -51,10 +51,8 @@ def find_pool(run_dir: Path | str, origin: str, run: Run) -> Path | None:
 def read_pools(run_dir: Path | str, run: Run) -> RunPools:
     """Every pool that exists for a run, and what their generators learned from.
 
-    Images that a person accepted in the studio belong to the `diag` pool where there is one.
-
-    Raises:
-        MixingError: the recipe of a method that learns does not say from what.
+    Images that a person accepted in the studio belong to the `diag` pool where there is one. A MixingError
+    tells that the recipe of a method that learns does not say from what.
     """
     found = {origin: find_pool(run_dir, origin, run) for origin in ORIGINS}
     folders = {origin: folder for origin, folder in found.items() if folder}

@@ -46,7 +46,6 @@ def read_scenarios(
     """Read the scenarios table from plain data, each column a mapping from the scenario.
 
     Args:
-        instances, epochs, shares: see `ScenarioPlan`.
         prompts: as `make_prompts` takes them; scenarios left out ask for the instance prompt.
         instance_prompt: text of the images that are fine-tuned on.
         negative: negative prompt of all lines that have none of their own.
@@ -64,9 +63,8 @@ def read_scenarios(
     ]
     for name, column in columns.items():
         problems += filter(None, (_find_problem(name, s, column.get(s)) for s in SCENARIOS))
-    problems += [
-        f"prompts of {s}: {lines!r} is no list" for s, lines in asked.items() if isinstance(lines, str)
-    ]
+    strings = {scenario: lines for scenario, lines in asked.items() if isinstance(lines, str)}
+    problems += [f"prompts of {scenario}: {lines!r} is no list" for scenario, lines in strings.items()]
     raise_problems("scenarios table", problems, DreamBoothError)
     return {
         s: ScenarioPlan(instances[s], epochs[s], float(shares[s]), tuple(make_prompts(asked[s], negative)))
@@ -91,11 +89,8 @@ def choose_instances(
     """The rows of the data set that a scenario's generator is fine-tuned on.
 
     The seed of the training sets that the pool is for draws the positives of few-shot; the other one draws
-    the negatives of zero-shot, which are the same for all training sets.
-
-    Raises:
-        DreamBoothError: there are fewer negatives than asked for.
-        MixingError: the scenario is unknown, or there are too few positives.
+    the negatives of zero-shot, which are the same for all training sets. Raises what `choose_training_rows`
+    raises.
     """
     drawn_by = pool_of_seed if scenario == "few-shot" else seed
     count = plan.instances
@@ -134,10 +129,8 @@ class Review(NamedTuple):
 def read_review(path: Path | str | None) -> Review:
     """Read a stored review; None is one without decisions.
 
-    It is YAML with the lists `prompts` (of `PromptDecision`) and `images` (of `ImageDecision`).
-
-    Raises:
-        ReviewError: it is missing or no such YAML; or lists every entry that makes no sense.
+    It is YAML with the lists `prompts` (of `PromptDecision`) and `images` (of `ImageDecision`). A ReviewError
+    tells that it is missing or no such YAML, or lists every entry that makes no sense.
     """
     if path is None:
         return Review([], [])
@@ -208,9 +201,7 @@ def record_review(folder: Path | str, review: Review) -> pd.DataFrame:
     """Write a review into a pool's manifest, and return that; pictures that nobody looked at stay open.
 
     A picture's own decision fills `accepted`; what was decided on its prompt goes to `reviewer_note` only.
-
-    Raises:
-        ReviewError: lists every picture that the review is about and the pool does not hold.
+    A ReviewError lists every picture that the review is about and the pool does not hold.
     """
     path = Path(folder) / "manifest.csv"
     with lock_file(path):

@@ -150,10 +150,8 @@ class MaskDrawer(ipywidgets.VBox):
     ) -> None:
         """Open the first image; a ValueError tells that it, or its stored mask, can't be used.
 
-        Args:
-            data_folder: folder of the data set's manifest.
-            folder: where drawn masks are kept.
-            names: of training negatives, all when not given; a ManifestError refuses others.
+        Drawn masks are kept in `folder`. Names are of training negatives, all when not given; a ManifestError
+        refuses others.
         """
         known = list(list_sources(read_dataset(data_folder))["image"])
         self.names = known if names is None else list(names)
@@ -211,9 +209,8 @@ class MaskDrawer(ipywidgets.VBox):
             self.index, self._saved = index, self.canvas.mask
             self._show_state()
             if is_cleared:
-                self.message.say(
-                    f"{left}: its mask was cleared here, not deleted; the stored one is kept", BAD
-                )
+                told = "its mask was cleared here, not deleted; the stored one is kept"
+                self.message.say(f"{left}: {told}", BAD)
         self.chooser.index = self.index
 
     def save(self) -> bool:

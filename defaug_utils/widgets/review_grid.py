@@ -101,13 +101,10 @@ class ReviewGrid(anywidget.AnyWidget):
         """Open pools.
 
         Args:
-            folders: one pool's folder, or several.
+            folders: one pool's folder, or several; raises what `PoolReview` raises.
             reviewer: whose own file the decisions go to; empty for the pools' manifests.
             methods: origin → what made its images, for those that shall be made again.
             traits: such as `page_size`, or a filter to begin with.
-
-        Raises:
-            FileNotFoundError, ManifestError, ReviewStoreError: a pool or a review can't be read.
         """
         given = [folders] if isinstance(folders, Path | str) else list(folders)
         if not given:
@@ -237,18 +234,17 @@ class ReviewGrid(anywidget.AnyWidget):
     def _describe(self, key: str) -> dict[str, str]:
         """A card, without its picture."""
         review, image = self._find(key)
-        decided = review.decisions[image]
-        words = {"decision": WORD_OF[decided.accepted], "note": decided.note}
+        accepted, note = review.decisions[image]
         told = {"key": key, "image": image, "unstored": self._unstored.get(key, "")}
-        return told | self._table.loc[key].to_dict() | words
+        return told | self._table.loc[key].to_dict() | {"decision": WORD_OF[accepted], "note": note}
 
     def _filter_anew(self) -> None:
         """Describe all images, by their keys, and list those that suit the filters."""
         tables = [describe_images(r).add_prefix(f"{n}:", axis=0) for n, r in enumerate(self.reviews)]
-        table = pd.concat(tables)
+        self._table = table = pd.concat(tables)
         wanted = {name: word for name in FILTERS if (word := getattr(self, name))}
         is_wanted = (table[list(wanted)] == pd.Series(wanted, dtype=object)).all(axis=1)
-        self._table, self._keys = table, list(table.index[is_wanted])
+        self._keys = list(table.index[is_wanted])
         with self.hold_sync():
             self.choices = {name: sorted(set(table[name]) - {""}) for name in FILTERS if name != "decision"}
             self.can_remake = not self.methods.keys().isdisjoint(self.choices["origin"])
@@ -260,9 +256,8 @@ class ReviewGrid(anywidget.AnyWidget):
         with self.hold_sync():
             self.page = page
             self._show_cards()
-            self.thumbnails = {
-                card["key"]: self._draw(card["key"], 2 * self.picture_height, 2) for card in self.cards
-            }
+            keys = [card["key"] for card in self.cards]
+            self.thumbnails = {key: self._draw(key, 2 * self.picture_height, 2) for key in keys}
 
     def _draw(self, key: str, longest: int, line: int = 1) -> dict[str, Any]:
         review, image = self._find(key)

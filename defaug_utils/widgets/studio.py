@@ -33,6 +33,7 @@ from defaug_utils.diffusion.inpainting import (
 from defaug_utils.masks.drawn import mask_file_name
 from defaug_utils.methods.painting import LIBRARIES, CheckLimits, check_image
 
+# rows with the same of these stand for the same picture
 IDENTITY = ("recipe", "source_image", "prompt", "negative_prompt", "seed", "mask_sha256")
 ASKED = ("guidance", "strength", "steps")  # the settings that a request brings
 
@@ -132,12 +133,9 @@ class Studio:
     ) -> None:
         """Look up what may be painted on; a ValueError refuses a size that the model can't take.
 
-        Args:
-            folder: where decided pictures go.
-            data_folder: folder of the prepared data set.
-            inpainter: the model.
-            settings: size, crop and feather of all requests, which bring guidance, strength and steps.
-            limits: of the automatic checks, which a person's decision overrules.
+        Decided pictures go to `folder`; `data_folder` is that of the prepared data set. The settings' size,
+        crop and feather are those of all requests, which bring guidance, strength and steps. `limits` are of
+        the automatic checks, which a person's decision overrules.
         """
         inpainter.check_size(settings.size)
         self.folder, self.data_folder, self.inpainter = Path(folder), Path(data_folder), inpainter
@@ -197,7 +195,8 @@ class Studio:
                 if path.is_file():
                     fold_decisions(path)
                 kept, row = self.read_kept(), {**image.row, "accepted": accepted, "reviewer_note": note}
-                is_same = _find_same(kept, row)
+                wanted = pd.Series({column: str(row[column]) for column in IDENTITY})
+                is_same = (kept.reindex(columns=IDENTITY).astype(str) == wanted).all(axis=1)
                 if is_same.any():
                     row |= kept.loc[is_same, ["image", "mask"]].iloc[0].to_dict()
                     kept.loc[is_same, ["accepted", "reviewer_note"]] = [accepted, note]
@@ -261,9 +260,3 @@ class Studio:
             )
         method = HandDrawn(self, image.request, versions=self._read_recipe(row)["versions"])
         return remake(self.folder, row["image"], method).image_u8
-
-
-def _find_same(kept: pd.DataFrame, row: dict) -> pd.Series:
-    """Which rows stand for the same picture: made from the same things by the same recipe."""
-    wanted = pd.Series({column: str(row[column]) for column in IDENTITY})
-    return (kept.reindex(columns=IDENTITY).astype(str) == wanted).all(axis=1)

@@ -82,8 +82,7 @@ class StudioPanel(ipywidgets.VBox):
 
         Drawn masks are stored in `masks_folder`, see `save_drawn`. Raises what `MaskDrawer` raises.
         """
-        self.studio, self.worker = studio, None
-        self._stop = Event()
+        self.studio, self.worker, self._stop = studio, None, Event()
         self.drawer = MaskDrawer(studio.data_folder, masks_folder)
         self.drawer.canvas.canvas_height = 420
         self._make_form(prompt or Prompt("scratched"), seed)
@@ -175,13 +174,11 @@ class StudioPanel(ipywidgets.VBox):
                 self._add_card(image)
                 if finished < count:
                     self.message.say(f"painting {finished + 1} of {count} …")
-            self.message.say(
-                f"{finished} painted: accept or reject below; what is not decided is not kept", GOOD
-            )
+            told = "accept or reject below; what is not decided is not kept"
+            self.message.say(f"{finished} painted: {told}", GOOD)
         except Stopped:
-            self.message.say(
-                f"stopped: {finished} of {count} finished and shown, the one at work is dropped", BAD
-            )
+            told = f"{finished} of {count} finished and shown, the one at work is dropped"
+            self.message.say(f"stopped: {told}", BAD)
         except Exception as error:  # a thread's error would be seen by nobody
             self.message.say(f"{error} ({finished} of {count} finished)", BAD)
         finally:
