@@ -56,7 +56,6 @@ def save_lora(
     """Write the adapter of both networks to one safetensors file; equal adapters give equal bytes.
 
     Args:
-        path: of the file.
         unet, text_encoder: at least one of them has an adapter.
         metadata: further texts for the file's header, such as base model and prompts.
         layout: "kohya" (image-generation tools and diffusers read it) or "diffusers".

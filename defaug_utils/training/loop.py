@@ -144,7 +144,6 @@ def run_steps(
     """Train until all steps are done, going on from the folder's checkpoint.
 
     Args:
-        training, plan: what is trained, and how long.
         folder: where `checkpoint.safetensors` and `history.csv` go.
         settings: everything else that the training depends on, as JSON values.
         on_step: called after each step (and after its checkpoint), such as to show progress or draw samples.
