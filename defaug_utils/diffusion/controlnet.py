@@ -80,8 +80,7 @@ def load_trimap_model(
 ) -> TrimapModel:
     """Read a ControlNet of diffusers' layout, and what is known of its training, for its text-to-image model.
 
-    Raises:
-        ModelError: there is none, it does not fit the model, or it was trained beside another one.
+    A ModelError says that there is none, it does not fit the model, or it was trained beside another one.
     """
     controlnet, path = load_controlnet(folder, model, dtype), Path(folder) / TRAINING
     try:
