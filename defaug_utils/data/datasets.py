@@ -42,7 +42,6 @@ def load_dataset(
     (KSDD2's ` (copy)` files) are skipped with one warning.
 
     Args:
-        root: the data set's folder.
         layout: "ksdd2", "mvtec", "btad" or "folder" (see `layouts`), or "auto" to tell by the folders.
         category: the only category (product) to load, empty for all; for MVTec AD and BTAD.
         test_share: drawn for test, by the seed, where a folder of own parts has no test part.
@@ -167,7 +166,6 @@ def draw_few_shot(
     the same seed draws the same images and more.
 
     Args:
-        dataset: of `load_dataset`.
         count: images a category and defect type; not used with a list.
         seed: decides the draw; the rows' order does not.
         chosen: `image` of the rows to move, whatever their number; empty to draw them.

@@ -50,7 +50,6 @@ def download_dataset(
 
     Args:
         folder: where the archive and the unpacked data set go; an archive put there by hand is used.
-        archive: by default KolektorSDD2.
         on_bytes: called with the number of bytes just fetched (such as `tqdm.update`).
 
     Returns:

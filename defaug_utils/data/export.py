@@ -72,7 +72,6 @@ def export_training_set(
     Args:
         training_set: manifest with paths relative to `folder`.
         target: folder to make, or an empty one.
-        export_format: word of `FORMATS`.
         skip_unmasked: leave positives without a mask out, and count them, instead of refusing them.
         by_defect_type: a class for every defect type in COCO and YOLO, instead of one class "defect", in
             which positives of unknown type, as generated ones are, stay.

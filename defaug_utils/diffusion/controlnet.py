@@ -80,8 +80,7 @@ def load_trimap_model(
 ) -> TrimapModel:
     """Read a ControlNet of diffusers' layout, and what is known of its training, for its text-to-image model.
 
-    Raises:
-        ModelError: there is none, it does not fit the model, or it was trained beside another one.
+    A ModelError says that there is none, it does not fit the model, or it was trained beside another one.
     """
     controlnet, path = load_controlnet(folder, model, dtype), Path(folder) / TRAINING
     try:
@@ -139,7 +138,7 @@ def to_conditioning(trimaps_u8: Sequence[np.ndarray]) -> Tensor:
 
 @torch.no_grad()
 def read_once(controlnet: "ControlNetModel", conditioning: Tensor) -> tuple["ControlNetModel", Tensor]:
-    """A view of the ControlNet that takes trimaps as it has read them, and these; weights are shared.
+    """A view of the ControlNet (weights are shared) for trimaps that it has read, and these.
 
     A small model needs as long to read them as for all the rest of a step.
     """
@@ -240,12 +239,8 @@ def train_controlnet(
     repeats exactly, interrupted or not, for the same number of threads and versions.
 
     Args:
-        model: stays as it is.
-        triples: at a size that suits the model.
         folder: for the checkpoint, `history.csv` and, in the end, `controlnet/` in diffusers' layout.
         settings: the paper's when None.
-        plan: steps, checkpoints and precision.
-        on_step: see `run_steps`.
         on_samples: called after each checkpoint with the steps and the ControlNet, such as to draw a grid.
 
     Raises:

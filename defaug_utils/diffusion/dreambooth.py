@@ -93,9 +93,7 @@ def train_dreambooth(
 
     Args:
         model: as it was loaded, without an adapter; it carries the trained one afterwards.
-        images: from `read_training_images`.
         folder: where `checkpoint.safetensors`, `lora.safetensors` and `history.csv` go.
-        settings, plan: how to train, and ranks of the adapter.
         on_step: see `run_steps`; its numbers are the step's row of the history.
         on_sample: called with the number of finished steps, the model ready to make pictures.
         sample_times: how often, evenly over the training; the last time at its end.

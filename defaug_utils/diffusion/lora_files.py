@@ -53,11 +53,9 @@ def save_lora(
     metadata: Mapping[str, str] | None = None,
     layout: str = "kohya",
 ) -> None:
-    """Write the adapter of both networks to one safetensors file; equal adapters give equal bytes.
+    """Write the adapter of one or both networks to one safetensors file; equal adapters give equal bytes.
 
     Args:
-        path: of the file.
-        unet, text_encoder: at least one of them has an adapter.
         metadata: further texts for the file's header, such as base model and prompts.
         layout: "kohya" (image-generation tools and diffusers read it) or "diffusers".
 

@@ -95,8 +95,7 @@ def load_text2image(
 
     Args:
         model: a folder of diffusers' layout, a single .safetensors checkpoint, or a hub id.
-        device, dtype: of the weights; half precision is for GPUs.
-        clip_skip: see `TextToImage`.
+        dtype: of the weights; half precision is for GPUs.
 
     Raises:
         ModelError: parts are missing, weights are pickled, or it is no Stable Diffusion 1.5 or 2.
@@ -109,9 +108,8 @@ def tokenise_prompts(model: TextToImage, prompts: Sequence[str]) -> Tensor:
     """Token ids, shape (batch, tokens), of texts; one that the tokenizer would cut is refused."""
     check_prompts(model, [prompt for prompt in prompts if prompt])
     tokenizer = model.pipeline.tokenizer
-    return tokenizer(
-        list(prompts), padding="max_length", max_length=tokenizer.model_max_length, return_tensors="pt"
-    ).input_ids
+    options = {"padding": "max_length", "max_length": tokenizer.model_max_length, "return_tensors": "pt"}
+    return tokenizer(list(prompts), **options).input_ids
 
 
 def embed_tokens(text_encoder: nn.Module, tokens: Tensor, clip_skip: int) -> Tensor:

@@ -94,17 +94,12 @@ def assign_buckets(sizes: Mapping[str, tuple[int, int]], settings: BucketSetting
 
 def count_buckets(assigned: pd.DataFrame) -> pd.DataFrame:
     """The table to print, one row a bucket (width × height) with images; cropped is a share of an image."""
-    rows = [
-        {
-            "bucket": f"{width} × {height}",
-            "images": len(part),
-            "enlarged": int((part["scale"] > 1).sum()),
-            "largest scale": part["scale"].max(),
-            "most cropped": part["cropped"].max(),
-        }
-        for (width, height), part in assigned.groupby(["width", "height"])
-    ]
-    return pd.DataFrame(rows)
+    columns = ["bucket", "images", "enlarged", "largest scale", "most cropped"]
+    rows = []
+    for (width, height), part in assigned.groupby(["width", "height"]):
+        scale, cropped = part["scale"], part["cropped"]
+        rows.append((f"{width} × {height}", len(part), (scale > 1).sum(), scale.max(), cropped.max()))
+    return pd.DataFrame(rows, columns=columns)
 
 
 def tell_fit(assigned: pd.DataFrame) -> list[str]:
@@ -142,8 +137,8 @@ def choose_training_rows(
     if scenario != "zero-shot":
         return choose_positives(dataset, scenario, seed, few_shot_count)
     negatives = list_sources(dataset)
-    if not 1 <= negative_count <= len(negatives):
-        known = len(negatives)
+    known = len(negatives)
+    if not 1 <= negative_count <= known:
         expected = f"expected 1 … {known}: the train split has {known} negatives"
         raise DreamBoothError(f"negative_count is {negative_count}, {expected}")
     return negatives.sample(negative_count, random_state=seed)
@@ -193,9 +188,7 @@ def read_training_images(
     """Look at all images of a fine-tuning, and give each its bucket.
 
     Args:
-        rows: instances, of `choose_training_rows`.
-        dataset, data_folder: the prepared data set, which the rows are checked against.
-        buckets: sizes to train at.
+        rows: instances, of `choose_training_rows`; they are checked against the prepared `dataset`.
         class_folder: pool of regularisation images; None trains without prior preservation.
 
     Raises:

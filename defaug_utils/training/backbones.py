@@ -55,16 +55,13 @@ logger = logging.getLogger(__name__)
 
 
 def build_classifier(backbone: str, weights: str = "") -> ResNetForImageClassification:
-    """Make a ResNet with one output, the logit of "this image is positive".
+    """Make a ResNet, in evaluation mode, with one output: the logit of "this image is positive".
 
     Args:
         backbone: a name in `BACKBONES`.
         weights: "" for random ones from PyTorch's global generator; a `.safetensors` file with torchvision's
             key names; a folder or hub id that `from_pretrained` reads. A classification head of more than one
             class is dropped (and logged): ours starts at random.
-
-    Returns:
-        The model, in evaluation mode, on the processor.
 
     Raises:
         ValueError: unknown backbone, a pickled file, or weights that don't fit (every key is listed).
@@ -195,13 +192,9 @@ class FeatureNetwork:
 
     @torch.inference_mode()
     def read_maps(self, images_u8: np.ndarray, layers: Sequence[str] = DIAG_LAYERS) -> dict[str, Tensor]:
-        """What some of the `parts` answer to images; none beyond the last of them is run.
+        """What some of the `parts` answer, by layer; none beyond the last of them is run.
 
-        Args:
-            images_u8: shape (batch, height, width, 3), uint8.
-
-        Returns:
-            Layer → shape (batch, channels, rows, columns), float32.
+        Images have shape (batch, height, width, 3), uint8; answers (batch, channels, rows, columns), float32.
         """
         unknown = [name for name in layers if name not in self.parts]
         if unknown:
@@ -269,9 +262,8 @@ def read_in_batches(
 ) -> Iterator[dict[str, Tensor]]:
     """What the layers answer to images, batch by batch, as `FeatureNetwork.read_maps` gives it.
 
-    Args:
-        images_u8: each of shape (height, width, 3), uint8; may be read on the way, to save memory.
-        size: (width, height) that images of another size are resized to; that of the first if None.
+    Images, (height, width, 3) and uint8, may be read on the way, to save memory; those of another `size`
+    (width, height) are resized to it, or to that of the first if None.
     """
     remaining = iter(images_u8)
     while batch := list(islice(remaining, batch_size)):

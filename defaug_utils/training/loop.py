@@ -89,11 +89,10 @@ class Training:
 
 
 class StepRun(NamedTuple):
-    """A finished training: its history, the steps done by earlier calls, and the seconds of this one."""
+    """A finished training: its history, and the steps done by earlier calls."""
 
     history: pd.DataFrame
     resumed_steps: int
-    seconds: float
 
 
 def open_accelerator(precision: str, device: str) -> "Accelerator":
@@ -144,7 +143,6 @@ def run_steps(
     """Train until all steps are done, going on from the folder's checkpoint.
 
     Args:
-        training, plan: what is trained, and how long.
         folder: where `checkpoint.safetensors` and `history.csv` go.
         settings: everything else that the training depends on, as JSON values.
         on_step: called after each step (and after its checkpoint), such as to show progress or draw samples.
@@ -154,9 +152,8 @@ def run_steps(
         FloatingPointError: a loss or gradient is no number; the last checkpoint is kept.
     """
     loop = _Loop(training, plan, Path(folder), as_json(settings))
-    resumed, begun = loop.resume(), time.perf_counter()
+    resumed, since = loop.resume(), time.perf_counter()
     module, optimiser = training.accelerator.prepare(training.module, training.optimiser)
-    since = begun
     for step in range(resumed, plan.steps):
         numbers = loop.take_step(module, optimiser, step)
         is_saved = (step + 1) % plan.save_every == 0 or step + 1 == plan.steps
@@ -167,7 +164,7 @@ def run_steps(
         if on_step:
             on_step(StepDone(step + 1, plan.steps, numbers, is_saved))
     training.accelerator.unwrap_model(module, keep_fp32_wrapper=False)
-    return StepRun(pd.DataFrame(loop.history), resumed, time.perf_counter() - begun)
+    return StepRun(pd.DataFrame(loop.history), resumed)
 
 
 @dataclass

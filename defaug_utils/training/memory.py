@@ -28,15 +28,9 @@ def run_in_parts(
 ) -> list[Result]:
     """Do all jobs at once; when memory does not suffice, in halves, and remember what fitted.
 
-    MKL is held to PyTorch's number of threads, so that no image hangs on what the process did before.
-
-    Args:
-        make: does some jobs, one result each.
-        size: (width, height) of the images, for the message.
-        on_images: called with the number of images just made.
-
-    Raises:
-        MemoryError: not even one image fits.
+    MKL is held to PyTorch's number of threads, so that no image hangs on what the process did before. `size`
+    (width, height) is for the message of the MemoryError when not even one image fits; `on_images` is called
+    with the number of images just made.
     """
     results: list[Result] = []
     while len(results) < len(jobs):
