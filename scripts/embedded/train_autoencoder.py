@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as functional
 from diffusers import AutoencoderKL
-from loop import Run, load_average
+from loop import Run, choose_precision, load_average
 from start_linear import GROUPS, start_linear
 
 from defaug_utils.core.files import write_png
@@ -79,7 +79,7 @@ def compute_losses(
     model: AutoencoderKL, pixels: torch.Tensor, mask: torch.Tensor, generator: torch.Generator
 ):
     """All terms of the loss for one batch."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with choose_precision():
         with torch.set_grad_enabled(model.encoder.conv_in.weight.requires_grad):
             posterior = model.encode(pixels).latent_dist
         decoded = model.decode(posterior.sample(generator)).sample.float()
