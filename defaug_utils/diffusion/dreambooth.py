@@ -232,7 +232,7 @@ def _measure_errors(
     """
     latents, noises, times = [], [], []
     step_seed = image_seed(trainer.settings.seed, number)
-    levels = len(trainer.level_weights)
+    levels, offset = len(trainer.level_weights), trainer.settings.noise_offset
     images = [trainer.steps[number].images[position] for position in positions]
     for position, image in zip(positions, images, strict=True):
         generator = torch.Generator().manual_seed(image_seed(step_seed, position))
@@ -240,6 +240,8 @@ def _measure_errors(
         latents.append(mean + deviation * torch.randn(mean.shape, generator=generator))
         noises.append(torch.randn(mean.shape, generator=generator))
         times.append(int(torch.randint(levels, (), generator=generator)))
+        if offset:
+            noises[-1] += offset * torch.randn((len(mean), 1, 1), generator=generator)
     clean, noise, level = torch.stack(latents), torch.stack(noises), torch.tensor(times)
     is_class = trainer.is_class[images]
     weights = trainer.level_weights[level] * torch.where(is_class, trainer.settings.prior_weight, 1.0)
