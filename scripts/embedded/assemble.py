@@ -10,9 +10,9 @@ import json
 from pathlib import Path
 
 import torch
-from cache_latents import load_autoencoder
 from loop import load_average
 from parts import Denoiser, build_pipeline
+from train_autoencoder import load_autoencoder
 from train_backbone import build_backbone
 from train_unet import load_latents
 from transformers import CLIPTokenizer

@@ -13,10 +13,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
-from loop import choose_precision, load_average
+from loop import choose_precision
 from tqdm import tqdm
-from train_autoencoder import build_autoencoder
+from train_autoencoder import load_autoencoder
 
 BATCH = 16
 
@@ -44,14 +43,6 @@ def loosen_mask(rng: np.random.Generator, mask: np.ndarray) -> np.ndarray:
         return (oval > 0) | mask
     side = 2 * int(rng.integers(1, 4) if kind == "tight" else rng.integers(5, 12)) + 1
     return cv2.dilate(mask.astype(np.uint8), cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))) > 0
-
-
-def load_autoencoder(folder: Path) -> AutoencoderKL:
-    """The autoencoder of a training (its averaged weights) or of a model's folder."""
-    if (folder / "config.json").exists():
-        model = AutoencoderKL.from_pretrained(folder).float().eval()
-        return model.to(memory_format=torch.channels_last)
-    return load_average(build_autoencoder(), folder)
 
 
 @torch.no_grad()

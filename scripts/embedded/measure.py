@@ -33,7 +33,7 @@ from defaug_utils.core.files import write_json, write_png
 FOUND_SHARE = 0.25  # of the mask's pixels must be called a defect
 BATCH = 8
 PARTS = ["inpainting", "reconstruction", "speed", "text2image", "colour_on_noise"]
-BANDS = ((2, 4), (4, 8), (8, 16))  # periods in pixels
+BANDS = {"2_to_4_pixels": (2, 4), "4_to_8_pixels": (4, 8), "8_to_16_pixels": (8, 16)}  # periods
 COLOUR_PROMPTS = ["skt background cracked", "white marks on the skt background"]  # the chapter's
 COLOUR_COUNT, COLOUR_SETTINGS = 48, {"num_inference_steps": 8, "guidance_scale": 2.0}  # likewise
 TEXTS = [
@@ -75,16 +75,14 @@ def measure_power(images: np.ndarray) -> np.ndarray:
     spectrum = np.abs(np.fft.fft2(images - images.mean((1, 2), keepdims=True), axes=(1, 2))) ** 2
     rows, columns = (np.fft.fftfreq(side)[:, None] for side in images.shape[1:3])
     frequency = np.hypot(rows, columns.T)
-    bands = [(frequency > 1 / longest) & (frequency <= 1 / shortest) for shortest, longest in BANDS]
+    bands = [(frequency > 1 / longest) & (frequency <= 1 / shortest) for shortest, longest in BANDS.values()]
     return np.stack([spectrum[:, band].sum((1, 2)) for band in bands], 1)
 
 
 def measure_bands(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
     """Median over images of the power in a band, as a share of the true one."""
     shares = np.median(measure_power(ours) / measure_power(theirs), axis=0)
-    return {
-        f"{low}_to_{high}_pixels": round(float(s), 3) for (low, high), s in zip(BANDS, shares, strict=True)
-    }
+    return {name: round(float(share), 3) for name, share in zip(BANDS, shares, strict=True)}
 
 
 def inpaint(

@@ -22,10 +22,11 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import torch
-from cache_latents import encode, load_autoencoder
+from cache_latents import encode
 from loop import Run, choose_precision, load_average
 from parts import Denoiser, build_pipeline, build_scheduler, load_denoiser
 from PIL import Image
+from train_autoencoder import load_autoencoder
 from train_text import TextReader, list_labels
 from transformers import CLIPTokenizer
 from worlds import caption_clean, caption_defect
