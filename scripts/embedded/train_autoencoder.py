@@ -29,7 +29,7 @@ from defaug_utils.core.files import write_png
 CROP, BATCH = 64, 8
 DEFECT_WEIGHT = 4.0
 GRADIENT_WEIGHT, ENERGY_WEIGHT, KL_WEIGHT = 0.5, 0.5, 2e-4
-SPECTRUM_WEIGHT = 0.05  # of the decoder's training
+SPECTRUM_WEIGHT = 0.15  # of the decoder's training
 LONGEST_PERIOD = 16  # pixels; coarser structure is in the latents
 
 

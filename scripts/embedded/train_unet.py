@@ -199,7 +199,7 @@ def main() -> None:
     if start:
         latents = latents._replace(factor=autoencoder.config.scaling_factor)
         model = load_denoiser(start, tokenizer, channels)
-        model.text_encoder.requires_grad_(is_inpainting)
+        model.text_encoder.requires_grad_(False)
     elif is_inpainting:
         model = Denoiser(tokenizer, 9)
         reader = load_average(TextReader(tokenizer, len(list_labels(latents.words))), root / "text")
