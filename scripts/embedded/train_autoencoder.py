@@ -50,8 +50,10 @@ def build_autoencoder() -> AutoencoderKL:
 def load_autoencoder(folder: Path) -> AutoencoderKL:
     """The autoencoder of a training (its averaged weights) or of a model's folder."""
     if (folder / "config.json").exists():
-        model = AutoencoderKL.from_pretrained(folder).float().eval()
-        return model.to(memory_format=torch.channels_last)
+        model, trained = build_autoencoder(), AutoencoderKL.from_pretrained(folder).float()
+        model.load_state_dict(trained.state_dict())
+        model.register_to_config(scaling_factor=trained.config.scaling_factor)
+        return model.eval()
     return load_average(build_autoencoder(), folder)
 
 
