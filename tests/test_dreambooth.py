@@ -16,6 +16,7 @@ from defaug_utils.core.origins import MixingError
 from defaug_utils.core.pools import PoolPlan, make_pool
 from defaug_utils.core.prompts import Prompt
 from defaug_utils.data.datasets import choose_positives
+from defaug_utils.diffusion import text2image
 from defaug_utils.diffusion.dreambooth import DreamBoothRun, train_dreambooth
 from defaug_utils.diffusion.dreambooth_plan import (
     DreamBoothError,
@@ -166,6 +167,31 @@ def test_stopped_while_writing_a_checkpoint(tmp_path, text_model_folder, images,
     pd.testing.assert_frame_equal(run.history, whole[1].history, check_exact=True)
 
 
+def test_offset_noise_is_the_same_noise_shifted_by_channel(
+    tmp_path, text_model_folder, images, whole, monkeypatch
+):
+    def record(offset: float) -> list[tuple]:
+        seen, choose_target = [], text2image.choose_target
+
+        def choose(schedule, clean, noise, times):
+            seen.append((clean, noise, times))
+            return choose_target(schedule, clean, noise, times)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(text2image, "choose_target", choose)
+            run = train(tmp_path / str(offset), text_model_folder, images, noise_offset=offset)
+        assert run.history["loss"].equals(whole[1].history["loss"]) == (offset == 0)
+        return seen
+
+    shifts = []
+    for (clean, plain, times), (same, shifted, again) in zip(record(0.0), record(0.5), strict=True):
+        assert torch.equal(clean, same) and torch.equal(times, again)
+        shift = shifted - plain
+        torch.testing.assert_close(shift, shift[..., :1, :1].expand(shift.shape))
+        shifts.append(shift[..., 0, 0].flatten())
+    assert 0.4 < torch.cat(shifts).std() < 0.6
+
+
 def test_pictures_between_steps_change_nothing(tmp_path, text_model_folder, images, whole):
     seen = []
 
@@ -291,6 +317,7 @@ def test_buckets_that_the_model_cannot_take(tmp_path: Path, text_model_folder, i
         ({"epochs": 0, "batch_size": 0}, "(?s)epochs 0 .*batch_size 0"),
         ({"learning_rate": 0.0}, "learning_rate"),
         ({"gamma": float("nan")}, "gamma"),
+        ({"noise_offset": -0.1}, "noise_offset -0.1 must be 0 or more"),
         ({"optimiser": "lion", "precision": "fp8"}, "(?s)optimiser 'lion'.*precision 'fp8'"),
     ],
 )

@@ -24,6 +24,7 @@ def load_script(path: str):
 
 
 draw_log, measured = load_script("scripts/embedded/draw_log.py"), load_script("book/_ext/measured.py")
+measure = load_script("scripts/embedded/measure.py")
 
 
 def save_history(folder: Path, rows: list[tuple[int, float, float]]) -> None:
@@ -120,3 +121,29 @@ def test_the_committed_measurements_fill_the_page():
     values = json.loads(MEASUREMENTS.read_text(encoding="utf-8"))
     for table in page.split("```{measured} embedded_model/measurements.json\n")[1:]:
         assert "{" not in measured.fill_in(table.split("```")[0], values)
+
+
+def test_colours_that_follow_the_noise_are_explained_and_others_are_not():
+    generator = np.random.default_rng(0)
+    noise = generator.standard_normal((60, 4, 6, 2))
+    means = noise.mean((2, 3))
+    images = np.zeros((60, 4, 4, 3)) + 128
+    images[..., 0] += (20 * means[:, 0] - 5 * means[:, 3])[:, None, None]
+    images[..., 1] += generator.standard_normal(60)[:, None, None]
+    images[..., 2] += means[:, 1, None, None] * np.array([1, -1, 1, -1])  # within an image, not between them
+    images[..., 2] += (3 * means[:, 1] + generator.normal(0, 3 * means[:, 1].std(), 60))[:, None, None]
+    found = measure.explain_colours(noise, images)
+    assert found["red"] == 1 and found["green"] < 0.2 and 0.3 < found["blue"] < 0.7
+    assert found["explained_levels"] < found["colour_levels"]
+    assert found["colour_levels"] == pytest.approx(images.mean((1, 2)).var(0).mean() ** 0.5, abs=1e-3)
+
+
+def test_kept_power_is_told_band_by_band():
+    columns = np.arange(64)
+    fine, coarse = (np.cos(2 * np.pi * cycles * columns / 64) for cycles in (21, 6))
+    theirs = np.broadcast_to((fine + coarse)[:, None], (2, 32, 64, 3))
+    assert set(measure.measure_bands(theirs, theirs).values()) == {1.0}
+    ours = np.broadcast_to((0.5 * fine + coarse)[:, None], (2, 32, 64, 3)) + 7
+    found = measure.measure_bands(ours, theirs)
+    assert found["2_to_4_pixels"] == pytest.approx(0.25, abs=1e-3)
+    assert found["8_to_16_pixels"] == pytest.approx(1.0, abs=1e-3)

@@ -41,7 +41,14 @@ def test_the_paper_profile_holds_the_papers_table():
 
 def test_the_paper_profile_trains_by_the_papers_recipe():
     names = ["identifier", "class_prompt", "repeats", "batch_size", "learning_rate", "restarts"]
-    names += ["warmup_steps", "min_snr_gamma", "prior_weight", "training_precision", "training_seed"]
+    names += [
+        "warmup_steps",
+        "min_snr_gamma",
+        "noise_offset",
+        "prior_weight",
+        "training_precision",
+        "training_seed",
+    ]
     section, paper = read_section("paper"), DreamBoothSettings()
     fields = {"min_snr_gamma": "gamma", "training_precision": "precision", "training_seed": "seed"}
     assert {name: section[name] for name in names} == {

@@ -215,13 +215,16 @@ def _measure_errors(
     """Weighted errors at places of a batch, each with its own draws, and which are regularisation images."""
     latents, noises, times = [], [], []
     step_seed = image_seed(trainer.settings.seed, number)
+    levels, offset = len(trainer.level_weights), trainer.settings.noise_offset
     images = [trainer.steps[number].images[position] for position in positions]
     for position, image in zip(positions, images, strict=True):
         generator = torch.Generator().manual_seed(image_seed(step_seed, position))
         mean, deviation = trainer.latents[image]
         latents.append(mean + deviation * torch.randn(mean.shape, generator=generator))
         noises.append(torch.randn(mean.shape, generator=generator))
-        times.append(torch.randint(len(trainer.level_weights), (), generator=generator))
+        times.append(torch.randint(levels, (), generator=generator))
+        if offset:
+            noises[-1] += offset * torch.randn((len(mean), 1, 1), generator=generator)
     clean, noise, level = map(torch.stack, (latents, noises, times))
     is_class = trainer.is_class[images]
     weights = trainer.level_weights[level] * torch.where(is_class, trainer.settings.prior_weight, 1.0)

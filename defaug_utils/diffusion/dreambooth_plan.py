@@ -30,6 +30,7 @@ class DreamBoothSettings:
     restarts: int = 3  #: number of cosines from the learning rate down to 0
     warmup_steps: int = 0  #: over which the rate rises from 0
     gamma: float = 5.0  #: of min-SNR-γ; 0 weights all noise levels alike
+    noise_offset: float = 0.0  #: deviation of a shift of each channel's noise: what the base model had
     prior_weight: float = 1.0  #: weight of regularisation images; 0 leaves them out
     optimiser: str = "adamw8bit"  #: "adamw8bit" (plain AdamW where bitsandbytes is missing) or "adamw"
     weight_decay: float = 0.01  #: of the optimiser
@@ -54,7 +55,8 @@ class DreamBoothSettings:
         for name in ("epochs", "repeats", "batch_size", "restarts", "save_every"):
             value = getattr(self, name)
             demands[f"{name} {value} must be 1 or more"] = value >= 1
-        for name in ("warmup_steps", "gamma", "prior_weight", "weight_decay", "max_gradient_norm", "seed"):
+        weights = ("gamma", "noise_offset", "prior_weight", "weight_decay", "max_gradient_norm")
+        for name in ("warmup_steps", *weights, "seed"):
             value = getattr(self, name)
             demands[f"{name} {value} must be 0 or more"] = 0 <= value < float("inf")
         rate = self.learning_rate

@@ -1,6 +1,10 @@
 """Put the trained parts together: models/workshop in diffusers' folder layout, float16 safetensors only.
 
     python scripts/embedded/assemble.py --root runs/embedded --folder models/workshop
+    python scripts/embedded/assemble.py --trained-on
+
+The second call takes over what was trained on from the model in the folder itself (`--start-from` of
+train_unet.py and train_autoencoder.py): U-Nets with their noise schedule, and the decoder.
 
 Writes text2image/ and inpainting/ (each loads by plain `from_pretrained` of its pipeline) and backbone/.
 """
@@ -10,9 +14,9 @@ import json
 from pathlib import Path
 
 import torch
-from cache_latents import load_autoencoder
 from loop import load_average
-from parts import Denoiser, build_pipeline
+from parts import Denoiser, build_pipeline, build_scheduler
+from train_autoencoder import load_autoencoder
 from train_backbone import build_backbone
 from train_unet import load_latents
 from transformers import CLIPTokenizer
@@ -44,6 +48,21 @@ def save_pipelines(root: Path, folder: Path) -> None:
             autoencoder.float()
 
 
+def replace_trained(root: Path, folder: Path) -> None:
+    """Overwrite the parts of a model that were trained on; all others stay as they are."""
+    for name, channels in (("inpainting", 9), ("text2image", 4)):
+        tokenizer = CLIPTokenizer.from_pretrained(folder / name / "tokenizer")
+        if (root / name / "checkpoint.safetensors").exists():
+            denoiser = load_average(Denoiser(tokenizer, channels), root / name)
+            denoiser.unet.to(dtype=torch.float16).save_pretrained(folder / name / "unet")
+            build_scheduler(channels).save_pretrained(folder / name / "scheduler")
+        if (root / "decoder" / "checkpoint.safetensors").exists():
+            autoencoder = load_autoencoder(folder / name / "vae")
+            load_average(autoencoder, root / "decoder")
+            autoencoder.to(dtype=torch.float16, memory_format=torch.contiguous_format)
+            autoencoder.save_pretrained(folder / name / "vae")
+
+
 def save_backbone(root: Path, folder: Path) -> None:
     """Write the backbone."""
     model = load_average(build_backbone(), root / "backbone")
@@ -55,8 +74,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--root", type=Path, default=Path("runs/embedded"))
     parser.add_argument("--folder", type=Path, default=Path("models/workshop"))
+    parser.add_argument("--trained-on", action="store_true", help="replace what was trained on")
     arguments = parser.parse_args()
-    save_pipelines(arguments.root, arguments.folder)
+    (replace_trained if arguments.trained_on else save_pipelines)(arguments.root, arguments.folder)
     if (arguments.root / "backbone" / "checkpoint.safetensors").exists():
         save_backbone(arguments.root, arguments.folder)
     sizes = [path.stat().st_size for path in arguments.folder.rglob("*") if path.is_file()]

@@ -1,6 +1,7 @@
 """Encode the drawn parts once, so that the U-Nets train on arrays of latents.
 
     python scripts/embedded/cache_latents.py --pool runs/embedded/pool --count 4000
+    python scripts/embedded/cache_latents.py --autoencoder models/workshop/text2image/vae --without-masked
 
 For every part: the latents with defect, without, and of the clean surface with a mask cut out (grey, as
 the inpainting pipelines do it), and that mask. Masks are exact, widened, boxes or ovals around the defect.
@@ -12,9 +13,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from loop import load_average
+from loop import choose_precision
 from tqdm import tqdm
-from train_autoencoder import build_autoencoder
+from train_autoencoder import load_autoencoder
 
 BATCH = 16
 
@@ -44,23 +45,20 @@ def loosen_mask(rng: np.random.Generator, mask: np.ndarray) -> np.ndarray:
     return cv2.dilate(mask.astype(np.uint8), cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))) > 0
 
 
-def load_autoencoder(folder: Path) -> torch.nn.Module:
-    """The autoencoder with its averaged weights."""
-    return load_average(build_autoencoder(), folder)
-
-
 @torch.no_grad()
 def encode(model: torch.nn.Module, images_u8: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
     """Mean latents, shape (batch, 4, height / 8, width / 8), float16; pixels under the mask become grey."""
     pixels = torch.from_numpy(images_u8).permute(0, 3, 1, 2).float() / 127.5 - 1
     if mask is not None:
         pixels = pixels * ~torch.from_numpy(mask)[:, None]
-    with torch.autocast("cpu", torch.bfloat16):
+    with choose_precision():
         moments = model.encode(pixels.contiguous(memory_format=torch.channels_last)).latent_dist.mean
     return moments.to(torch.float16).contiguous().numpy()
 
 
-def cache_latents(pool: Path, folder: Path, model: torch.nn.Module, count: int) -> None:
+def cache_latents(
+    pool: Path, folder: Path, model: torch.nn.Module, count: int, with_masked: bool = True
+) -> None:
     """Write image.npy, clean.npy, masked.npy (latents) and mask.npy; goes on where a former call ended."""
     folder.mkdir(parents=True, exist_ok=True)
     image, clean, mask = (np.load(pool / f"{name}.npy", mmap_mode="r") for name in ("image", "clean", "mask"))
@@ -80,7 +78,8 @@ def cache_latents(pool: Path, folder: Path, model: torch.nn.Module, count: int) 
         )
         outputs["image"][part] = encode(model, image[part])
         outputs["clean"][part] = encode(model, clean[part])
-        outputs["masked"][part] = encode(model, clean[part], loose)
+        if with_masked:
+            outputs["masked"][part] = encode(model, clean[part], loose)
         masks[part] = loose
         progress.write_text(str(part.stop))
 
@@ -91,5 +90,12 @@ if __name__ == "__main__":
     parser.add_argument("--folder", type=Path, default=Path("runs/embedded/latents"))
     parser.add_argument("--autoencoder", type=Path, default=Path("runs/embedded/autoencoder"))
     parser.add_argument("--count", type=int, default=4000)
+    parser.add_argument("--without-masked", action="store_true", help="enough to train text to image")
     arguments = parser.parse_args()
-    cache_latents(arguments.pool, arguments.folder, load_autoencoder(arguments.autoencoder), arguments.count)
+    cache_latents(
+        arguments.pool,
+        arguments.folder,
+        load_autoencoder(arguments.autoencoder),
+        arguments.count,
+        not arguments.without_masked,
+    )

@@ -2,7 +2,10 @@
 
     python scripts/embedded/measure.py --model models/workshop --folder runs/embedded/measured
 
-- Reconstruction PSNR of the autoencoder inside and outside the defect masks.
+- Reconstruction PSNR of the autoencoder inside and outside the defect masks, and the share of the true
+  power that comes back in each band of the spectrum: PSNR asks for the same grain, the bands for as much.
+- Text to image: how far a picture takes its colour from the mean of its initial noise. Were it by chance, a
+  fit on four channels would explain some 9 % of the variance among 48 pictures.
 - Inpainted images: the share in which the segmenter (trained on procedural parts only) finds a defect
   inside the mask, and the asked-for one, beside the same for untouched negatives and for the world's own
   defects. Once with masks of the asked type's own shape, once with one oval for all types, so that the
@@ -29,7 +32,10 @@ from defaug_utils.core.files import write_json, write_png
 
 FOUND_SHARE = 0.25  # of the mask's pixels must be called a defect
 BATCH = 8
-PARTS = ["inpainting", "reconstruction", "speed", "text2image"]
+PARTS = ["inpainting", "reconstruction", "speed", "text2image", "colour_on_noise"]
+BANDS = {"2_to_4_pixels": (2, 4), "4_to_8_pixels": (4, 8), "8_to_16_pixels": (8, 16)}  # periods
+COLOUR_PROMPTS = ["skt background cracked", "white marks on the skt background"]  # the chapter's
+COLOUR_COUNT, COLOUR_SETTINGS = 48, {"num_inference_steps": 8, "guidance_scale": 2.0}  # likewise
 TEXTS = [
     "background",
     "background",
@@ -48,17 +54,35 @@ TEXTS = [
 
 @torch.no_grad()
 def measure_reconstruction(vae, images_u8: np.ndarray, masks: np.ndarray) -> dict[str, float]:
-    """Mean over images of the PSNR in dB, inside and outside the masks."""
-    inside, outside = [], []
+    """Mean over images of the PSNR in dB, inside and outside the masks, and `measure_bands`."""
+    inside, outside, ours = [], [], []
     for image, mask in zip(images_u8, masks, strict=True):
         pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
         decoded = vae.decode(vae.encode(pixels).latent_dist.mode()).sample[0].permute(1, 2, 0)
-        error = np.square((decoded.clamp(-1, 1) * 127.5 + 127.5).numpy() - image).mean(2)
+        ours.append((decoded.clamp(-1, 1) * 127.5 + 127.5).numpy())
+        error = np.square(ours[-1] - image).mean(2)
         inside.append(error[mask].mean())
         outside.append(error[~mask].mean())
     psnr = {name: 10 * np.log10(255**2 / np.array(errors)) for name, errors in
             (("inside", inside), ("outside", outside))}  # fmt: skip
-    return {f"psnr_{name}_db": round(float(values.mean()), 2) for name, values in psnr.items()}
+    report = {f"psnr_{name}_db": round(float(values.mean()), 2) for name, values in psnr.items()}
+    return report | {"power_kept": measure_bands(np.stack(ours), images_u8)}
+
+
+def measure_power(images: np.ndarray) -> np.ndarray:
+    """Power of every image (batch, height, width, 3) in each of `BANDS`, shape (batch, bands)."""
+    images = images.astype(np.float32)
+    spectrum = np.abs(np.fft.fft2(images - images.mean((1, 2), keepdims=True), axes=(1, 2))) ** 2
+    rows, columns = (np.fft.fftfreq(side)[:, None] for side in images.shape[1:3])
+    frequency = np.hypot(rows, columns.T)
+    bands = [(frequency > 1 / longest) & (frequency <= 1 / shortest) for shortest, longest in BANDS.values()]
+    return np.stack([spectrum[:, band].sum((1, 2)) for band in bands], 1)
+
+
+def measure_bands(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
+    """Median over images of the power in a band, as a share of the true one."""
+    shares = np.median(measure_power(ours) / measure_power(theirs), axis=0)
+    return {name: round(float(share), 3) for name, share in zip(BANDS, shares, strict=True)}
 
 
 def inpaint(
@@ -166,6 +190,44 @@ def measure_speed(arguments: argparse.Namespace, pool: dict[str, np.ndarray]) ->
     }
 
 
+def explain_colours(noise: np.ndarray, images: np.ndarray) -> dict[str, float]:
+    """How a linear fit on the mean noise explains the mean colours.
+
+    Args:
+        noise: initial latents, shape (batch, channels, rows, columns).
+        images: shape (batch, height, width, 3), grey levels.
+
+    Returns:
+        The explained share of the variance (R²) of red, green and blue, and in grey levels the deviation
+        of the colours and that of what is explained, over all three.
+    """
+    means, colours = noise.mean((2, 3)), images.mean((1, 2))
+    inputs = np.column_stack([np.ones(len(means)), means])
+    fitted = inputs @ np.linalg.lstsq(inputs, colours, rcond=None)[0]
+    explained, total = fitted.var(0), colours.var(0)
+    shares = dict(zip(("red", "green", "blue"), explained / total, strict=True))
+    report = {**shares, "explained_levels": explained.mean() ** 0.5, "colour_levels": total.mean() ** 0.5}
+    return {name: round(float(value), 3) for name, value in report.items()}
+
+
+def measure_colour_on_noise(folder: Path, count: int = COLOUR_COUNT) -> tuple[dict, np.ndarray]:
+    """Draw pictures as the chapter on fine-tuning does; what explains their colours, and the pictures."""
+    pipeline = StableDiffusionPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    noise = torch.stack(
+        [torch.randn(4, 48, 16, generator=torch.Generator().manual_seed(i)) for i in range(count)]
+    )
+    prompts = [COLOUR_PROMPTS[i % len(COLOUR_PROMPTS)] for i in range(count)]
+    images = [
+        255 * pipeline(prompts[first : first + BATCH], latents=noise[first : first + BATCH], output_type="np",
+                       height=384, width=128, **COLOUR_SETTINGS).images
+        for first in range(0, count, BATCH)
+    ]  # fmt: skip
+    images = np.concatenate(images)
+    report = {"images": count, "settings": COLOUR_SETTINGS, **explain_colours(noise.numpy(), images)}
+    return report, images.round().astype(np.uint8)
+
+
 def draw_text2image(arguments: argparse.Namespace) -> None:
     """Write a row of pictures drawn from text alone."""
     pipeline = StableDiffusionPipeline.from_pretrained(arguments.model / "text2image")
@@ -205,6 +267,9 @@ def main() -> None:
         report["speed"] = measure_speed(arguments, pool)
     if "text2image" in arguments.parts:
         draw_text2image(arguments)
+    if "colour_on_noise" in arguments.parts:
+        report["colour_on_noise"], images = measure_colour_on_noise(arguments.model / "text2image")
+        write_png(arguments.folder / "colour_on_noise.png", make_grid([images[:16], images[16:32]], 16))
     write_json(path, report)
     print(json.dumps(report, indent=2))
 

@@ -1,5 +1,7 @@
 """The parts of the embedded model around its autoencoder: text encoder, U-Nets, scheduler, pipelines."""
 
+from pathlib import Path
+
 import torch
 from diffusers import (
     AutoencoderKL,
@@ -46,8 +48,13 @@ def build_unet(in_channels: int) -> UNet2DConditionModel:
     )
 
 
-def build_scheduler() -> DDIMScheduler:
-    """Stable Diffusion's noise schedule, with the velocity as the network's target."""
+def build_scheduler(in_channels: int) -> DDIMScheduler:
+    """Stable Diffusion's noise schedule, with the velocity as the network's target.
+
+    Text to image (4 channels) ends in pure noise (Lin et al. 2024, "zero terminal SNR"): the schedule of
+    Stable Diffusion leaves a rest of the image at its last step, from which a network learns to read the
+    colour, and then takes it from the mean of any noise. An inpainting model (9 channels) sees the surface.
+    """
     return DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -57,6 +64,7 @@ def build_scheduler() -> DDIMScheduler:
         steps_offset=1,
         prediction_type="v_prediction",
         timestep_spacing="trailing",
+        rescale_betas_zero_snr=in_channels == 4,
     )
 
 
@@ -73,6 +81,16 @@ class Denoiser(torch.nn.Module):
         return self.unet(sample, times, self.text_encoder(tokens)[0]).sample
 
 
+def load_denoiser(folder: Path, tokenizer: CLIPTokenizer, in_channels: int) -> Denoiser:
+    """Text encoder and U-Net of a model in diffusers' layout, as float32."""
+    denoiser = Denoiser(tokenizer, in_channels)
+    for part in (denoiser.text_encoder, denoiser.unet):
+        name = "unet" if part is denoiser.unet else "text_encoder"
+        trained = type(part).from_pretrained(folder / name).float()
+        part.load_state_dict(trained.state_dict())
+    return denoiser
+
+
 def build_pipeline(
     vae: AutoencoderKL, denoiser: Denoiser, tokenizer: CLIPTokenizer
 ) -> StableDiffusionPipeline | StableDiffusionInpaintPipeline:
@@ -83,7 +101,7 @@ def build_pipeline(
         text_encoder=denoiser.text_encoder,
         tokenizer=tokenizer,
         unet=denoiser.unet,
-        scheduler=build_scheduler(),
+        scheduler=build_scheduler(denoiser.unet.config.in_channels),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

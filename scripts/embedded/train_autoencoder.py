@@ -2,13 +2,16 @@
 
     python scripts/embedded/train_autoencoder.py
     python scripts/embedded/train_autoencoder.py --decoder-only
+    python scripts/embedded/train_autoencoder.py --decoder-only --start-from models/workshop/inpainting/vae
 
 The second call, at any time after the first, trains the decoder on with the encoder as it is: latents
-and U-Nets made meanwhile stay valid.
+and U-Nets made meanwhile stay valid. The third takes a finished model's autoencoder instead.
 
 The loss is the absolute difference, counted more on defects so that thin ones survive, plus the
 differences of the image gradients and of their local energy (so that textures keep their roughness),
-plus a small Kullback-Leibler term.
+plus a small Kullback-Leibler term. The decoder alone is trained for grain: no latent knows where each grain
+lies, so that any loss of single pixels smooths it away. So the gradients count on defects only, and
+elsewhere the *power* of every part of the spectrum shall be the true one.
 """
 
 import argparse
@@ -18,7 +21,7 @@ import numpy as np
 import torch
 import torch.nn.functional as functional
 from diffusers import AutoencoderKL
-from loop import Run, load_average
+from loop import Run, choose_precision, load_average
 from start_linear import GROUPS, start_linear
 
 from defaug_utils.core.files import write_png
@@ -26,6 +29,8 @@ from defaug_utils.core.files import write_png
 CROP, BATCH = 64, 8
 DEFECT_WEIGHT = 4.0
 GRADIENT_WEIGHT, ENERGY_WEIGHT, KL_WEIGHT = 0.5, 0.5, 2e-4
+SPECTRUM_WEIGHT = 0.15  # of the decoder's training
+LONGEST_PERIOD = 16  # pixels; coarser structure is in the latents
 
 
 def build_autoencoder() -> AutoencoderKL:
@@ -40,6 +45,16 @@ def build_autoencoder() -> AutoencoderKL:
         mid_block_add_attention=False,
         sample_size=384,
     ).to(memory_format=torch.channels_last)
+
+
+def load_autoencoder(folder: Path) -> AutoencoderKL:
+    """The autoencoder of a training (its averaged weights) or of a model's folder."""
+    if (folder / "config.json").exists():
+        model, trained = build_autoencoder(), AutoencoderKL.from_pretrained(folder).float()
+        model.load_state_dict(trained.state_dict())
+        model.register_to_config(scaling_factor=trained.config.scaling_factor)
+        return model.eval()
+    return load_average(build_autoencoder(), folder)
 
 
 def read_crops(rng: np.random.Generator, pool: Path) -> tuple[torch.Tensor, torch.Tensor]:
@@ -75,30 +90,46 @@ def measure_energy(gradients: torch.Tensor) -> torch.Tensor:
     return (functional.avg_pool2d(gradients.square(), 6, 3) + 1e-5).sqrt()
 
 
+def measure_spectrum(pixels: torch.Tensor) -> torch.Tensor:
+    """Logarithm of the power of brightness and two colour differences, for periods of 2 to 16 pixels.
+
+    Power is averaged over 3 x 3 neighbouring frequencies, so that chance counts less and a pattern that
+    repeats itself does not pass for grain. Shape (batch, 3, frequencies).
+    """
+    red, green, blue = pixels.unbind(1)
+    signals = torch.stack([(red + green + blue) / 3, red - green, blue - green], 1)
+    window = torch.hann_window(CROP)
+    window = torch.outer(window, window) / window.square().mean()
+    centred = (signals - signals.mean((2, 3), keepdim=True)) * window
+    power = functional.avg_pool2d(torch.fft.rfft2(centred, norm="ortho").abs().square(), 3, 1, 1)
+    frequency = torch.hypot(torch.fft.fftfreq(CROP)[:, None], torch.fft.rfftfreq(CROP)[None])
+    is_grain = (frequency > 1 / LONGEST_PERIOD) & (frequency <= 1 / 2)
+    return (power[..., is_grain] + 1 / 127.5**2).log()
+
+
 def compute_losses(
     model: AutoencoderKL, pixels: torch.Tensor, mask: torch.Tensor, generator: torch.Generator
 ):
     """All terms of the loss for one batch."""
-    with torch.autocast("cpu", torch.bfloat16):
-        with torch.set_grad_enabled(model.encoder.conv_in.weight.requires_grad):
+    is_decoder_only = not model.encoder.conv_in.weight.requires_grad
+    with choose_precision():
+        with torch.set_grad_enabled(not is_decoder_only):
             posterior = model.encode(pixels).latent_dist
         decoded = model.decode(posterior.sample(generator)).sample.float()
     weight = 1 + DEFECT_WEIGHT * mask
     difference = ((decoded - pixels).abs() * weight).mean()
     ours, theirs = compute_gradients(decoded), compute_gradients(pixels)
-    gradient = ((ours - theirs).abs() * weight[..., :-1, :-1]).mean()
+    gradient = ((ours - theirs).abs() * (weight - float(is_decoder_only))[..., :-1, :-1]).mean()
     energy = (measure_energy(ours) - measure_energy(theirs)).abs().mean()
     divergence = (
         0.5 * (posterior.mean.float().square() + posterior.var.float() - 1 - posterior.logvar.float()).mean()
     )
     loss = difference + GRADIENT_WEIGHT * gradient + ENERGY_WEIGHT * energy + KL_WEIGHT * divergence
-    return {
-        "loss": loss,
-        "difference": difference,
-        "gradient": gradient,
-        "energy": energy,
-        "divergence": divergence,
-    }
+    terms = {"difference": difference, "gradient": gradient, "energy": energy, "divergence": divergence}
+    if is_decoder_only:
+        terms["spectrum"] = (measure_spectrum(decoded) - measure_spectrum(pixels)).abs().mean()
+        loss = loss + SPECTRUM_WEIGHT * terms["spectrum"]
+    return {"loss": loss, **terms}
 
 
 def save_samples(run: Run, validation: Path) -> None:
@@ -124,12 +155,13 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=1e6)
     parser.add_argument("--rate", type=float, default=6e-4)
     parser.add_argument("--decoder-only", action="store_true")
+    parser.add_argument("--start-from", type=Path, help="folder of a finished autoencoder, for its decoder")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     model = build_autoencoder()
     folder = arguments.folder
     if arguments.decoder_only:
-        load_average(model, folder)
+        model = load_autoencoder(arguments.start_from or folder)
         model.encoder.requires_grad_(False)
         model.quant_conv.requires_grad_(False)
         folder = folder.with_name("decoder")

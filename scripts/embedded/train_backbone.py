@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as functional
-from loop import Run, read_options
+from loop import Run, choose_precision, read_options
 from transformers import ResNetConfig, ResNetForImageClassification
 from world_defects import DEFECTS
 from world_materials import MATERIALS
@@ -56,7 +56,7 @@ def read_batch(
 
 def compute_losses(model: ResNetForImageClassification, pixels: torch.Tensor, labels: torch.Tensor):
     """Binary cross-entropy of all labels, and how often the strongest material is the right one."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with choose_precision():
         logits = model(pixels).logits.float()
     loss = functional.binary_cross_entropy_with_logits(logits, labels) * len(LABELS)
     split = len(DEFECTS)

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as functional
-from loop import Run, read_options
+from loop import Run, choose_precision, read_options
 from torch import nn
 from world_defects import DEFECTS
 
@@ -79,7 +79,7 @@ def read_batch(
 
 def compute_losses(model: Segmenter, pixels: torch.Tensor, targets: torch.Tensor) -> dict[str, torch.Tensor]:
     """Cross-entropy, defects counted more."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with choose_precision():
         logits = model(pixels).float()
     weight = torch.ones(logits.shape[1])
     weight[1:] = DEFECT_WEIGHT

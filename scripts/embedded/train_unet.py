@@ -2,11 +2,16 @@
 
     python scripts/embedded/train_unet.py --task inpainting
     python scripts/embedded/train_unet.py --task text2image
+    python scripts/embedded/train_unet.py --task text2image --start-from models/workshop/text2image
 
 Inpainting paints a named defect (or clean surface) into a masked clean surface; most steps work on
 windows around the defect. In three of ten pictures everything is masked, which is text to image: there
 the words matter most, and the text-to-image U-Net starts as that special case of the inpainting one,
-folded into a first layer of 4 channels, with the text encoder kept.
+folded into a first layer of 4 channels, with the text encoder kept. `--start-from` takes a finished model's
+weights instead, with its tokenizer, text encoder and autoencoder; the latents must be that autoencoder's.
+
+Text to image is trained down to pure noise, and with offset noise: a random shift that all cells of a channel
+share. Both together teach it not to take a picture's colour from the mean of its noise.
 """
 
 import argparse
@@ -17,10 +22,11 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import torch
-from cache_latents import encode, load_autoencoder
-from loop import Run, load_average
-from parts import Denoiser, build_pipeline, build_scheduler
+from cache_latents import encode
+from loop import Run, choose_precision, load_average
+from parts import Denoiser, build_pipeline, build_scheduler, load_denoiser
 from PIL import Image
+from train_autoencoder import load_autoencoder
 from train_text import TextReader, list_labels
 from transformers import CLIPTokenizer
 from worlds import caption_clean, caption_defect
@@ -29,6 +35,7 @@ from defaug_utils.core.files import write_png
 
 FRAMES, WINDOWS, WINDOW = 4, 12, 16  # images a step: full frames, or windows of that many latent rows
 CLEAN_SHARE, ALL_MASKED_SHARE = 0.2, 0.3
+NOISE_OFFSET = 0.2  # of text to image: deviation of the shift that an image's noise shares, per channel
 MASK_WEIGHT, DEFECT_WEIGHT = 2.0, 6.0  # added to the loss's weight of 1, under the mask and on the defect
 SAMPLE_PROMPTS = ["a long dark scratch", "background cracked", "white marks on the wall", "a deep black hole",
                   "a large stain", "copper metal scratches"]  # fmt: skip
@@ -58,8 +65,10 @@ class Batch(NamedTuple):
 
 
 def load_latents(folder: Path, pool: Path, autoencoder: torch.nn.Module) -> Latents:
-    """Open the cache."""
-    arrays = [np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("image", "clean", "masked", "mask")]
+    """Open the cache, as far as it is written."""
+    done = int((folder / "done.txt").read_text())
+    names = ("image", "clean", "masked", "mask")
+    arrays = [np.load(folder / f"{name}.npy", mmap_mode="r")[:done] for name in names]
     grey = torch.from_numpy(encode(autoencoder, np.full((1, 384, 128, 3), 127.5, np.float32))).float()
     factor = 1 / float(arrays[1][:1000].astype(np.float32).std())
     defect = np.load(pool / "mask.npy", mmap_mode="r")
@@ -72,11 +81,11 @@ def touch_cells(mask: np.ndarray) -> np.ndarray:
 
 
 def read_batch(
-    rng: np.random.Generator, latents: Latents, with_windows: bool, all_masked_share: float
+    rng: np.random.Generator, latents: Latents, with_windows: bool, all_masked_share: float, count: int
 ) -> Batch:
     """Draw parts, defective or clean, and what is known of them: mask, surroundings, caption."""
     rows = []
-    for index in rng.integers(0, len(latents.mask), WINDOWS if with_windows else FRAMES):
+    for index in rng.integers(0, len(latents.mask), count):
         words, mask = latents.words[index], latents.mask[index]
         is_clean = rng.random() < CLEAN_SHARE
         target = (latents.clean if is_clean else latents.image)[index]
@@ -102,17 +111,25 @@ def read_batch(
     return Batch(stack[0] * latents.factor, stack[1], stack[2] * latents.factor, stack[3], list(captions))
 
 
+def draw_noise(shape: torch.Size, generator: torch.Generator, offset: float) -> torch.Tensor:
+    """Noise of unit variance, plus `offset` times a shift for each image and channel."""
+    noise = torch.randn(shape, generator=generator)
+    if offset:
+        noise += offset * torch.randn((*shape[:2], 1, 1), generator=generator)
+    return noise
+
+
 def compute_losses(denoiser: Denoiser, tokenizer: CLIPTokenizer, batch: Batch, generator: torch.Generator):
     """Weighted squared error of the predicted velocity."""
-    scheduler = build_scheduler()
-    count = len(batch.captions)
-    noise = torch.randn(batch.target.shape, generator=generator)
+    scheduler = build_scheduler(denoiser.unet.config.in_channels)
+    count, is_inpainting = len(batch.captions), denoiser.unet.config.in_channels == 9
+    noise = draw_noise(batch.target.shape, generator, 0.0 if is_inpainting else NOISE_OFFSET)
     times = torch.randint(0, scheduler.config.num_train_timesteps, (count,), generator=generator)
     sample = scheduler.add_noise(batch.target, noise, times)
-    if denoiser.unet.config.in_channels == 9:
+    if is_inpainting:
         sample = torch.cat([sample, batch.mask, batch.masked], 1)
     tokens = tokenizer(batch.captions, padding="max_length", truncation=True, return_tensors="pt")
-    with torch.autocast("cpu", torch.bfloat16):
+    with choose_precision():
         velocity = denoiser(sample, times, tokens.input_ids).float()
     is_defect = batch.weight > 1 + MASK_WEIGHT
     error = (velocity - scheduler.get_velocity(batch.target, noise, times)).square()
@@ -170,13 +187,20 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20000)
     parser.add_argument("--minutes", type=float, default=1e6)
     parser.add_argument("--rate", type=float, default=8e-4)
+    parser.add_argument("--frames", type=int, default=FRAMES, help="full frames a step")
+    parser.add_argument("--start-from", type=Path, help="folder of a model in diffusers' layout")
     arguments = parser.parse_args()
     root, is_inpainting = arguments.root, arguments.task == "inpainting"
     torch.manual_seed(0)
-    tokenizer = CLIPTokenizer.from_pretrained(root / "tokenizer")
-    autoencoder = load_autoencoder(root / "autoencoder")
+    start, channels = arguments.start_from, 9 if is_inpainting else 4
+    tokenizer = CLIPTokenizer.from_pretrained((start or root) / "tokenizer")
+    autoencoder = load_autoencoder(start / "vae" if start else root / "autoencoder")
     latents = load_latents(root / "latents", root / "pool", autoencoder)
-    if is_inpainting:
+    if start:
+        latents = latents._replace(factor=autoencoder.config.scaling_factor)
+        model = load_denoiser(start, tokenizer, channels)
+        model.text_encoder.requires_grad_(False)
+    elif is_inpainting:
         model = Denoiser(tokenizer, 9)
         reader = load_average(TextReader(tokenizer, len(list_labels(latents.words))), root / "text")
         model.text_encoder.load_state_dict(reader.text_encoder.state_dict())
@@ -187,7 +211,8 @@ def main() -> None:
 
     def compute(rng: np.random.Generator, generator: torch.Generator) -> dict[str, torch.Tensor]:
         with_windows = is_inpainting and run.step % 3 > 0
-        batch = read_batch(rng, latents, with_windows, ALL_MASKED_SHARE)
+        count = WINDOWS if with_windows else arguments.frames
+        batch = read_batch(rng, latents, with_windows, ALL_MASKED_SHARE, count)
         return compute_losses(model, tokenizer, batch, generator)
 
     def on_save() -> None:
