@@ -91,7 +91,6 @@ def load_inpainter(
 
     Args:
         model: a folder of diffusers' layout, a single .safetensors checkpoint, or a hub id.
-        device: such as "cpu" or "cuda".
         dtype: of the weights; half precision is for GPUs, where bfloat16 is the one that does not overflow.
         speed: what `speed_up` switches on.
 
@@ -106,9 +105,7 @@ def load_inpainter(
 def speed_up(
     inpainter: Inpainter, channels_last: bool = False, compile_unet: bool = False, slice_vae: bool = False
 ) -> None:
-    """Switch on what makes large batches faster or smaller, and record it for the recipe.
-
-    The inpainter is changed in place; its weights keep their names and values.
+    """Switch on, in place, what makes large batches faster or smaller, and record it for the recipe.
 
     Args:
         channels_last: memory layout of the convolutions that GPUs prefer.
@@ -159,7 +156,6 @@ def inpaint_batch(
 
     Images may have any size, and each has a CPU generator of its own seed. On one machine an image is the
     same at any place of a batch of one size; in a smaller or larger one the last bits may differ.
-
     `on_images` hears the number of images just painted; what `on_step` raises ends the painting at that step.
 
     Raises:

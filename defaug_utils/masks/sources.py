@@ -57,9 +57,8 @@ def open_masks(
     Args:
         word: "drawn" (files of a folder), "procedural" (drawn by formula), "train_positives" (the masks of
             real training defects, as DIAG's published code does; see `is_leak`).
-        drawn_folder: for "drawn": the folder of its PNG files.
-        data_folder: for "train_positives": the folder of the data set's manifest.
-        priors: for "procedural": the expert's shapes, sizes and directions.
+        drawn_folder, data_folder, priors: what the word needs: a folder of PNG files, that of the data set's
+            manifest, or the expert's shapes, sizes and directions.
 
     Raises:
         ValueError: unknown word, or masks that can't be used (all of them are listed).
