@@ -39,8 +39,8 @@ def check_demands(what: str, demands: Mapping[str, bool], error: type[Exception]
 def hold_threads(count: int | None = None) -> Iterator[None]:
     """Let PyTorch, and Intel's MKL below it, work with exactly so many threads.
 
-    Threads share out a sum, and so decide its last bits. Until PyTorch is told a number, even the one it has
-    (None), MKL takes fewer where it sees fit: what a process did before would decide what it computes.
+    Threads share out a sum, and so decide its last bits. Until PyTorch is told a number, even its own (None),
+    MKL takes fewer where it sees fit: what a process did before would decide what it computes.
     """
     import torch  # only here: what plans or draws runs without it
 

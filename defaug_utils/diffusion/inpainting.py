@@ -159,8 +159,7 @@ def inpaint_batch(
     `on_images` hears the number of images just painted; what `on_step` raises ends the painting at that step.
 
     Raises:
-        ValueError: masks (all are listed), texts or the working size do not suit.
-        MemoryError: not even one image fits.
+        ValueError, MemoryError: masks (all listed), texts or size do not suit; not even one image fits.
     """
     inpainter.check_size(settings.size)
     check_jobs(jobs)
