@@ -159,3 +159,13 @@ def test_sentences_without_a_comparison(runs):
     assert "- **zero-shot**: the papers have DDPM, In&Out, DIAG; this run has not." in text
     assert "Every planned run has finished." in describe_unfinished([], missing)
     assert "Every arm that the papers print" in describe_unfinished([], missing[:0])
+
+
+def test_html_in_names_heads_and_captions_is_shown_and_never_obeyed():
+    hostile = "<img src=x onerror=alert(1)>"
+    table = pd.DataFrame({hostile: [hostile, "a & b"], "n": [1, 2]}, index=[hostile, "two"])
+    pairs = table.set_axis(pd.MultiIndex.from_tuples([(hostile, "ap"), ("n", hostile)]), axis=1)
+    for shown in (table, pairs, table.rename_axis(f"{hostile} 2")):
+        html = style_table(shown, f"Ours {hostile}").to_html()
+        assert "<img" not in html
+        assert "&lt;img src=x onerror=alert(1)&gt;" in html and "a &amp; b" in html

@@ -3,6 +3,7 @@
 import math
 import zlib
 from collections.abc import Mapping
+from html import escape
 from pathlib import Path
 
 import pandas as pd
@@ -124,6 +125,8 @@ def layout_quality(quality: pd.DataFrame) -> pd.DataFrame:
 def style_table(table: pd.DataFrame, caption: str, max_height: str = "") -> Styler:
     """Show a table with a caption above it; one that is wider than the page scrolls on its own.
 
+    Cells, heads and caption are text: HTML in a file's name or a reviewer's note is shown, not obeyed.
+
     Args:
         table: numbers are shown with three digits, missing values as a dash, the index as the first columns.
         caption: what it shows, whose numbers they are; what a leak's mark means is added where one is shown.
@@ -141,6 +144,7 @@ def style_table(table: pd.DataFrame, caption: str, max_height: str = "") -> Styl
     style = "display: block; margin: 1em 0; font-size: 0.85em; max-width: 100%; overflow: auto"
     style += f"; max-height: {max_height}" if max_height else ""
     name = f"{zlib.crc32(caption.encode()):08x}"  # not by chance, so that a rerun gives the same page
-    styled = Styler(shown, caption=caption, uuid=name, cell_ids=False).format(precision=3, na_rep=NOTHING)
+    styled = Styler(shown, caption=escape(caption, quote=False), uuid=name, cell_ids=False)
+    styled = styled.format(precision=3, na_rep=NOTHING, escape="html").format_index(escape="html", axis=1)
     styled = styled.set_table_attributes(f'class="dataframe" style="{style}"').hide(axis="index")
     return styled.set_table_styles([{"selector": part, "props": rule} for part, rule in rules.items()])
