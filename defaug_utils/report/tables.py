@@ -34,7 +34,7 @@ def format_spread(mean: float, deviation: float = math.nan, kinds: tuple[str, st
 
 def format_difference(mean: float, deviation: float = math.nan) -> str:
     """Write "+0.079 ± 0.114" or "−0.033 ± 0.124", otherwise as `format_spread`."""
-    return format_spread(mean, deviation, ("+.3f", ".3f")).replace("-", "−")
+    return format_spread(mean + 0.0, deviation, ("+.3f", ".3f")).replace("-", "−")  # no −0
 
 
 def format_digits(mean: float, deviation: float = math.nan) -> str:
