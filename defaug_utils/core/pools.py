@@ -154,7 +154,8 @@ def describe_pool(method: Method, seed: int | None) -> dict:
 
 
 def _hold_threads_of(recipe: dict) -> AbstractContextManager[None]:
-    return guards.hold_threads(recipe["threads"]) if "threads" in recipe else nullcontext()
+    needs_torch = "torch" in recipe.get("versions", {})  # the studio's has no number: that of the process
+    return guards.hold_threads(recipe.get("threads")) if needs_torch else nullcontext()
 
 
 def _claim_pool(folder: Path, recipe: dict) -> dict:
