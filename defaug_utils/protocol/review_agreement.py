@@ -99,6 +99,7 @@ def merge_reviews(
     Args:
         reviewers: names; everybody who has a file when not given.
         disagreement: "open", "accept" or "reject".
+        replace: let what the reviewers say now replace decisions of the manifest.
 
     Returns:
         One row an image that somebody judged: `image`, what each reviewer said (a column each, empty where
