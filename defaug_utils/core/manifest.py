@@ -105,6 +105,8 @@ def read_manifest(path: Path | str, check_files: bool = False) -> pd.DataFrame:
 
 def _show_decisions(manifest: pd.DataFrame, entries: list[LogEntry]) -> list[LogEntry]:
     """Bring decisions to their rows; those on images that the manifest has not are given back."""
+    if not entries:
+        return []
     reviews, foreign = match_entries(entries, identify_images(manifest))
     is_reviewed = manifest["image"].isin(list(reviews))
     found = [reviews[image] for image in manifest["image"][is_reviewed]]
@@ -163,8 +165,8 @@ def validate_manifest(manifest: pd.DataFrame, path: Path | str, check_files: boo
 
 def is_inside(relative: str) -> bool:
     """Tell whether a stored path is relative and stays inside its folder."""
-    path = PureWindowsPath(relative)  # which knows both slashes, and drives
-    return not path.anchor and ".." not in path.parts
+    path = PureWindowsPath(relative)  # which knows both slashes, and drives, but not "1:x" in every Python
+    return not path.anchor and ".." not in path.parts and relative[1:2] != ":"
 
 
 def rebase_manifest(manifest: pd.DataFrame, folder: Path | str, new_folder: Path | str) -> pd.DataFrame:
