@@ -92,9 +92,9 @@ def progress(total: int | None = None) -> Iterator[Bar]:
 class Watermark:
     """What a notebook ran on and with; a notebook shows it as a table and keeps its values as JSON."""
 
-    versions: dict[str, str]  # of Python and the packages, with system and device
-    commit: str  # of the project, with "-dirty" where files had changed
-    parameters: dict[str, object]  # as `start_notebook` found them
+    versions: dict[str, str]  #: of Python and the packages, with system and device
+    commit: str  #: of the project, with "-dirty" where files had changed
+    parameters: dict[str, object]  #: as `start_notebook` found them
 
     def to_table(self) -> pd.DataFrame:
         """One row each, with the columns `what` and `value`."""

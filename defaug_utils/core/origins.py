@@ -26,25 +26,25 @@ class MixingError(ValueError):
 class Arm:
     """Where the generated positives of a run come from, and how results show it."""
 
-    shares: Shares  # origin → part, which add up to 1; empty for no augmentation
+    shares: Shares  #: origin → part, which add up to 1; empty for no augmentation
     label: str
-    colour: str  # from Okabe and Ito's palette, or another that every kind of colour vision tells apart
-    marker: str  # of matplotlib
+    colour: str  #: from Okabe and Ito's palette, or another that every kind of colour vision tells apart
+    marker: str  #: of matplotlib
 
 
 @dataclass(frozen=True)
 class Origin:
     """A method's row. Its word is the origin in manifests, the folder of its pools, and its own arm."""
 
-    label: str  # this, colour and marker: see `Arm`
+    label: str  #: this, colour and marker: see `Arm`
     colour: str
     marker: str
-    notebook: str  # that makes its pool
-    gives_masks: bool = True  # exact ones
-    needs_positives: bool = False  # is made from real positives, of which zero-shot knows none
-    learns: bool = False  # what it is made from depends on scenario and seed, so that each has its own pool
+    notebook: str  #: that makes its pool
+    gives_masks: bool = True  #: exact ones
+    needs_positives: bool = False  #: is made from real positives, of which zero-shot knows none
+    learns: bool = False  #: what it is made from depends on scenario and seed, so that each has its own pool
     wants_gpu: bool = True
-    mixes: tuple[tuple[str, Arm], ...] = ()  # further arms, by word, shown after its own
+    mixes: tuple[tuple[str, Arm], ...] = ()  #: further arms, by word, shown after its own
 
 
 IN_AND_OUT = Arm({"ddpm": 0.5, "memseg": 0.5}, "In&Out", "#009E73", "d")
@@ -83,10 +83,10 @@ def list_notebooks() -> list[str]:
 class Run(NamedTuple):
     """One classifier run of the protocol."""
 
-    scenario: str  # word of `SCENARIOS`: how many real positives are known
-    arm: str  # word of `list_arms`, or one of the profile's own: where generated positives come from
-    n_aug: int  # generated positives; 0 for the arm "none" and for no other
-    seed: int  # draws the real positives of few-shot, and the generated ones
+    scenario: str  #: word of `SCENARIOS`: how many real positives are known
+    arm: str  #: word of `list_arms`, or one of the profile's own: where generated positives come from
+    n_aug: int  #: generated positives; 0 for the arm "none" and for no other
+    seed: int  #: draws the real positives of few-shot, and the generated ones
 
     @property
     def name(self) -> str:

@@ -53,8 +53,8 @@ class Export(NamedTuple):
     folder: Path
     images: int
     positives: int
-    instances: int  # connected parts of all masks, each of them one object in COCO and YOLO
-    left_out: int  # positives without a mask
+    instances: int  #: connected parts of all masks, each of them one object in COCO and YOLO
+    left_out: int  #: positives without a mask
 
 
 def export_training_set(

@@ -38,9 +38,9 @@ class Listing:
     """What a data set's folder holds, by the names of its files."""
 
     root: Path
-    rows: list[dict] = field(default_factory=list)  # of the manifest; no `label` where only the mask can tell
-    skipped: list[str] = field(default_factory=list)  # files that don't belong to the layout
-    problems: list[str] = field(default_factory=list)  # what is missing, ambiguous or twice there
+    rows: list[dict] = field(default_factory=list)  #: of the manifest; no `label` where only a mask can tell
+    skipped: list[str] = field(default_factory=list)  #: files that don't belong to the layout
+    problems: list[str] = field(default_factory=list)  #: what is missing, ambiguous or twice there
 
     def name(self, path: Path) -> str:
         """A path relative to the root, with slashes."""

@@ -21,12 +21,10 @@ from defaug_utils.data.datasets import map_in_threads
 class Samples(NamedTuple):
     """All images of a training set's manifest, row by row."""
 
-    images_u8: Tensor  # shape (images, height, width, 3), uint8
-    labels: Tensor  # shape (images,), float32, 1 for positive
-    table: pd.DataFrame  # the manifest's rows
-    masks: Tensor | None = (
-        None  # of `load_masked_samples`: shape (images, height, width), bool, true on defects
-    )
+    images_u8: Tensor  #: shape (images, height, width, 3), uint8
+    labels: Tensor  #: shape (images,), float32, 1 for positive
+    table: pd.DataFrame  #: the manifest's rows
+    masks: Tensor | None = None  #: of `load_masked_samples`: (images, height, width), bool, true on defects
 
     def indices(self, split: str) -> np.ndarray:
         """Positions of a split's images."""

@@ -188,12 +188,11 @@ def draw_white_mark(canvas: Canvas, size: float) -> np.ndarray:
 class DefectLook(NamedTuple):
     """How a defect looks."""
 
-    draw: Callable[[Canvas, float], np.ndarray]  # its strength on a canvas at a size (about 1)
-    contrast: tuple[
-        float, float
-    ]  # change of brightness at severity 0 and 1, in spreads of the texture around
+    draw: Callable[[Canvas, float], np.ndarray]  #: its strength on a canvas at a size (about 1)
+    #: change of brightness at severity 0 and 1, in spreads of the texture around
+    contrast: tuple[float, float]
     is_bright: bool
-    colour: tuple[float, float, float] = (1, 1, 1)  # share of the change that red, green and blue get
+    colour: tuple[float, float, float] = (1, 1, 1)  #: share of the change that red, green and blue get
 
 
 LOOKS = {

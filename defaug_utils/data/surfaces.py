@@ -31,8 +31,8 @@ CLEAN, DEFECT, SEVERITY = range(3)  # random streams of a surface
 class Surface(NamedTuple):
     """One drawn part; type and severity are None without a defect."""
 
-    image_u8: np.ndarray  # shape (height, width, 3), uint8
-    mask: np.ndarray  # shape (height, width), bool: exactly the pixels that the defect changed
+    image_u8: np.ndarray  #: shape (height, width, 3), uint8
+    mask: np.ndarray  #: shape (height, width), bool: exactly the pixels that the defect changed
     defect_type: str | None
     severity: float | None
 

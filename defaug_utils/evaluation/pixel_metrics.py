@@ -23,11 +23,11 @@ MERGE_AFTER = 2**22  # distinct scores that may wait to be merged
 class PixelCounts(NamedTuple):
     """The pixels of a test set, counted by score; all arrays but the last have the shape (scores,)."""
 
-    scores: np.ndarray  # the distinct scores, falling
-    normal: np.ndarray  # pixels without defect that have this score
-    defect: np.ndarray  # defect pixels that have it
-    overlap: np.ndarray  # the share of a defect region that has it, mean over all regions; adds up to 1
-    instance_scores: np.ndarray  # for every region the score that half of its pixels reach, rising
+    scores: np.ndarray  #: the distinct scores, falling
+    normal: np.ndarray  #: pixels without defect that have this score
+    defect: np.ndarray  #: defect pixels that have it
+    overlap: np.ndarray  #: the share of a defect region that has it, mean over all regions; adds up to 1
+    instance_scores: np.ndarray  #: for every region the score that half of its pixels reach, rising
 
 
 def count_pixels(maps_and_masks: Iterable[tuple[np.ndarray, np.ndarray]]) -> PixelCounts:

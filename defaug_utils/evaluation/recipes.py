@@ -111,9 +111,9 @@ def split_batches(indices: np.ndarray, batch_size: int) -> list[Tensor]:
 class Batch(NamedTuple):
     """What one step shows."""
 
-    epoch: int  # from 0
-    images: Tensor  # positions of its images
-    flips: Tensor  # shape (2, images), bool: mirrored top-bottom, and left-right
+    epoch: int  #: from 0
+    images: Tensor  #: positions of its images
+    flips: Tensor  #: shape (2, images), bool: mirrored top-bottom, and left-right
 
 
 def plan_batches(labels: np.ndarray, recipe: Recipe, seed: int) -> list[Batch]:
@@ -137,9 +137,9 @@ def flip_images(images: Tensor, flips: Tensor) -> Tensor:
 class TrainedNetwork(NamedTuple):
     """The last epoch's network, and how it came about."""
 
-    model: nn.Module  # in evaluation mode
-    history: pd.DataFrame  # one row an epoch: epoch (from 1), loss (mean over its images), seconds
-    resumed_epochs: int  # that an earlier call had finished
+    model: nn.Module  #: in evaluation mode
+    history: pd.DataFrame  #: one row an epoch: epoch (from 1), loss (mean over its images), seconds
+    resumed_epochs: int  #: that an earlier call had finished
 
     @property
     def numbers(self) -> dict[str, float]:
@@ -153,8 +153,8 @@ class Start(NamedTuple):
 
     backbone: str
     weights: str = ""
-    seed: int = 0  # of random weights, the order of images and their flips
-    detector: str = ""  # kind of a detector, "" for a classifier
+    seed: int = 0  #: of random weights, the order of images and their flips
+    detector: str = ""  #: kind of a detector, "" for a classifier
 
 
 def train_network(

@@ -158,7 +158,7 @@ def watch_images(
 class Blend(NamedTuple):
     """Jobs at the working size, and the clean latents that they became; shapes as in `blend_latents`."""
 
-    boxes: list[Box]  # the part of each image that was worked on
+    boxes: list[Box]  #: the part of each image that was worked on
     images: Tensor
     masks: Tensor
     latents: Tensor

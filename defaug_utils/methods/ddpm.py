@@ -39,8 +39,8 @@ class AdapterError(ValueError):
 class Adapter(NamedTuple):
     """A LoRA file."""
 
-    sha256: str  # of its tensors, in whatever order its header has them
-    training: dict  # what `train_dreambooth` wrote into it; empty for a file from elsewhere
+    sha256: str  #: of its tensors, in whatever order its header has them
+    training: dict  #: what `train_dreambooth` wrote into it; empty for a file from elsewhere
 
 
 def open_adapter(path: Path | str, model: TextToImage, dataset: pd.DataFrame) -> Adapter:

@@ -82,11 +82,11 @@ class Claim(NamedTuple):
     """One claim of a paper: an arm is above others in a metric."""
 
     text: str
-    metric: str  # column of the runs
-    printed: str  # column of the papers' numbers
-    arm: str  # the one that is claimed to be higher
-    others: tuple[str, ...]  # the ones that it is compared with
-    scenarios: tuple[str, ...]  # where it is claimed
+    metric: str  #: column of the runs
+    printed: str  #: column of the papers' numbers
+    arm: str  #: the one that is claimed to be higher
+    others: tuple[str, ...]  #: the ones that it is compared with
+    scenarios: tuple[str, ...]  #: where it is claimed
 
 
 IN_AND_OUT_CLAIMS = (  # Capogrosso et al. 2024, on KSDD2

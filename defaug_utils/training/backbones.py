@@ -176,9 +176,9 @@ class FeatureNetwork:
     """The first parts of a pretrained network, to be looked into."""
 
     backbone: str
-    parts: Mapping[str, nn.Module]  # layer → what leads to it from the layer before; in evaluation mode
-    normalisation: str = "imagenet"  # of its input, a name in `NORMALISATIONS`
-    side: int = 0  # pixels of the square that images are stretched to, 0 for their own size
+    parts: Mapping[str, nn.Module]  #: layer → what leads to it from the layer before; in evaluation mode
+    normalisation: str = "imagenet"  #: of its input, a name in `NORMALISATIONS`
+    side: int = 0  #: pixels of the square that images are stretched to, 0 for their own size
 
     def describe(self) -> dict:
         """Name and fingerprint, for recipes."""

@@ -30,10 +30,10 @@ ROWS = ("step", "checkpoint", "epoch")
 class StepPlan:
     """How long, and how often the state is kept."""
 
-    steps: int  # in all; a finished training may be made longer
-    save_every: int = 500  # steps between checkpoints
-    precision: str = "no"  # of the forward pass, a word of `PRECISIONS`; "no" is float32
-    row: str = "checkpoint"  # of the history: a "step", or the mean since a "checkpoint" (counted as "epoch")
+    steps: int  #: in all; a finished training may be made longer
+    save_every: int = 500  #: steps between checkpoints
+    precision: str = "no"  #: of the forward pass, a word of `PRECISIONS`; "no" is float32
+    row: str = "checkpoint"  #: of the history: a "step", or the mean since a "checkpoint" (called "epoch")
 
     def __post_init__(self) -> None:
         """Refuse values that make no sense, all in one message."""
@@ -49,18 +49,18 @@ class StepPlan:
 class StepLoss(NamedTuple):
     """What one step computes."""
 
-    loss: Tensor  # of this process's part of the batch; its gradient is followed
-    numbers: Mapping[str, float | None] = {}  # for the history; without a `loss`: the mean of all processes'
-    weight: float = 1.0  # of the loss in the mean of several steps, such as the number of images
+    loss: Tensor  #: of this process's part of the batch; its gradient is followed
+    numbers: Mapping[str, float | None] = {}  #: for the history; without a `loss`: the mean of all processes'
+    weight: float = 1.0  #: of the loss in the mean of several steps, such as the number of images
 
 
 class StepDone(NamedTuple):
     """A step that was just taken, as `on_step` hears of it."""
 
-    step: int  # from 1
-    steps: int  # in all
-    numbers: dict  # its loss and whatever else the step tells
-    is_saved: bool  # a checkpoint was just written
+    step: int  #: from 1
+    steps: int  #: in all
+    numbers: dict  #: its loss and whatever else the step tells
+    is_saved: bool  #: a checkpoint was just written
 
     @property
     def loss(self) -> float:
@@ -80,12 +80,12 @@ class Training:
     """
 
     module: nn.Module
-    optimiser: Optimizer  # over the parameters that are trained
+    optimiser: Optimizer  #: over the parameters that are trained
     compute_loss: Callable[[nn.Module, int], Tensor | StepLoss]
-    accelerator: "Accelerator"  # from `open_accelerator`
-    rate_of: Callable[[int], float] | None = None  # learning rate of a step from 0; None: the optimiser's own
-    largest_gradient: float | None = None  # norm to scale gradients down to (infinity: only measured)
-    kept: nn.Module | None = None  # all that a checkpoint holds of the model; None: the whole module
+    accelerator: "Accelerator"  #: from `open_accelerator`
+    rate_of: Callable[[int], float] | None = None  #: learning rate of a step from 0; None: the optimiser has it
+    largest_gradient: float | None = None  #: norm to scale gradients down to (infinity: only measured)
+    kept: nn.Module | None = None  #: all that a checkpoint holds of the model; None: the whole module
 
 
 class StepRun(NamedTuple):
@@ -105,10 +105,10 @@ def open_accelerator(precision: str, device: str) -> "Accelerator":
 class Checkpoint(NamedTuple):
     """What a checkpoint file holds."""
 
-    tensors: dict[str, Tensor]  # `model.<key>` and `optimiser.<parameter index>.<name>`
-    settings: dict  # everything that the training depends on, as JSON values
-    history: list[dict]  # its rows, in order
-    scaler: dict  # state of the mixed-precision loss scaler, empty where there is none
+    tensors: dict[str, Tensor]  #: `model.<key>` and `optimiser.<parameter index>.<name>`
+    settings: dict  #: everything that the training depends on, as JSON values
+    history: list[dict]  #: its rows, in order
+    scaler: dict  #: state of the mixed-precision loss scaler, empty where there is none
 
 
 def read_checkpoint(path: Path) -> Checkpoint | None:

@@ -42,23 +42,23 @@ ASKED = ("guidance", "strength", "steps")  # the settings that a request brings
 class StudioRequest:
     """What the expert asks for; `guidance`, `strength` and `steps` as in `InpaintSettings`."""
 
-    source_image: str  # a training negative of the data set
-    mask: np.ndarray = field(repr=False)  # shape (height, width), bool, true where the defect goes
-    prompt: str  # what to paint
-    negative_prompt: str = ""  # what must not appear
+    source_image: str  #: a training negative of the data set
+    mask: np.ndarray = field(repr=False)  #: shape (height, width), bool, true where the defect goes
+    prompt: str  #: what to paint
+    negative_prompt: str = ""  #: what must not appear
     guidance: float = 2.0
     strength: float = 0.99
     steps: int = 20
-    seed: int = 0  # of the first image's noise; every further one takes the next number
+    seed: int = 0  #: of the first image's noise; every further one takes the next number
 
 
 class StudioImage(NamedTuple):
     """One picture, kept or not yet."""
 
-    request: StudioRequest  # what it was made from, with its own seed
-    before_u8: np.ndarray  # the negative, shape (height, width, 3), uint8
-    after_u8: np.ndarray  # the picture, same shape
-    row: dict  # its columns of the manifest; it has no `image` while it is not kept
+    request: StudioRequest  #: what it was made from, with its own seed
+    before_u8: np.ndarray  #: the negative, shape (height, width, 3), uint8
+    after_u8: np.ndarray  #: the picture, same shape
+    row: dict  #: its columns of the manifest; it has no `image` while it is not kept
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +69,7 @@ class HandDrawn:
     group: ClassVar[int] = 1
     studio: "Studio"
     request: StudioRequest
-    on_step: Callable[[], None] | None = None  # see `Studio.paint`
+    on_step: Callable[[], None] | None = None  #: see `Studio.paint`
     versions: dict[str, str] = field(default_factory=partial(list_versions, *LIBRARIES))
 
     @property
