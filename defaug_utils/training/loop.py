@@ -83,7 +83,7 @@ class Training:
     optimiser: Optimizer  #: over the parameters that are trained
     compute_loss: Callable[[nn.Module, int], Tensor | StepLoss]
     accelerator: "Accelerator"  #: from `open_accelerator`
-    rate_of: Callable[[int], float] | None = None  #: learning rate of a step from 0; None: the optimiser has it
+    rate_of: Callable[[int], float] | None = None  #: learning rate of a step from 0; None: the optimiser's
     largest_gradient: float | None = None  #: norm to scale gradients down to (infinity: only measured)
     kept: nn.Module | None = None  #: all that a checkpoint holds of the model; None: the whole module
 
