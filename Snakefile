@@ -3,8 +3,8 @@
 #   snakemake --cores 2 --config profile=workshop data=path/to/data threads=1
 #
 # An executed notebook is the proof that its stage is done: it exists only when every cell has run.
-# Detectors are jobs of their own, whose results notebook 09 reads. A run that was killed goes on where it
-# stopped, since pools and trainings resume by themselves too.
+# Classifiers and detectors are trained by one job for each scenario and seed, whose results the notebooks 07 to 09
+# read. A run that was killed goes on where it stopped, since pools and trainings resume by themselves too.
 from pathlib import Path
 
 from defaug_utils.book.profiles import read_defaults, read_profile
@@ -30,8 +30,15 @@ def plan(notebook):
 MIXED, MARKED = plan("06_in_and_out"), plan("09_pixel_level")
 RUNS = {run_name(*run): run for run in MIXED}
 SHOWN_RUN = list(RUNS)[-1]  # the run whose notebook 07 stands in the book
-RESULTS = [f"{EXECUTED}/07_classifier/{name}.ipynb" for name in RUNS]
-DETECTORS = {run_name(*run): run for run in MARKED}
+
+
+def draws(runs):
+    """Runs by scenario and seed, which share their real positives: name of the draw → the runs."""
+    names = dict.fromkeys(f"{run.scenario}-seed{run.seed}" for run in runs)
+    return {name: [run for run in runs if f"{run.scenario}-seed{run.seed}" == name] for name in names}
+
+
+TRAINED = {"classifier": draws(MIXED), "segmenter": draws(MARKED)}
 
 
 def pool_notebook(origin, run):
@@ -73,7 +80,6 @@ def pool_values(pool):
 rule book:
     input:
         chapters=list(CHAPTERS.values()),
-        results=RESULTS,
         prose=[path for path in Path("book").rglob("*") if path.is_file()],
         settings=["_config.yml", "_toc.yml"],
     output:
@@ -128,9 +134,24 @@ rule in_and_out:
         "scripts/run_notebook.py"
 
 
-rule classifier:
+rule classifiers:
     input:
         rules.in_and_out.output,
+    output:
+        touch(f"{RUN}/classifier/{{draw}}.trained"),
+    params:
+        values=read_defaults("07_classifier") | values("07_classifier"),
+        names=lambda wildcards: [run.name for run in TRAINED["classifier"][wildcards.draw]],
+    threads: THREADS
+    resources:
+        gpu=1,
+    script:
+        "scripts/train_classifiers.py"
+
+
+rule classifier:
+    input:
+        lambda wildcards: "{0}/classifier/{1.scenario}-seed{1.seed}.trained".format(RUN, RUNS[wildcards.run_name]),
         notebook="notebooks/07_classifier.ipynb",
     output:
         f"{EXECUTED}/07_classifier/{{run_name}}.ipynb",
@@ -143,15 +164,13 @@ rule classifier:
             training_seed=RUNS[wildcards.run_name].seed,
         ),
     threads: THREADS
-    resources:
-        gpu=1,
     script:
         "scripts/run_notebook.py"
 
 
 rule results:
     input:
-        RESULTS,
+        [f"{RUN}/classifier/{draw}.trained" for draw in TRAINED["classifier"]],
         notebook="notebooks/08_results.ipynb",
     output:
         f"{EXECUTED}/08_results.ipynb",
@@ -162,28 +181,29 @@ rule results:
         "scripts/run_notebook.py"
 
 
-rule detector:
+rule detectors:
     input:
         rules.data_prep.output,
         lambda wildcards: [
             f"{EXECUTED}/{pool_notebook(origin, run)}.ipynb"
-            for run in [DETECTORS[wildcards.run_name]]
+            for run in TRAINED["segmenter"][wildcards.draw]
             for origin in MARKED[run]
         ],
     output:
-        f"{RUN}/segmenter/{{run_name}}/pixel_metrics.json",
+        touch(f"{RUN}/segmenter/{{draw}}.trained"),
     params:
         values=read_defaults("09_pixel_level") | values("09_pixel_level"),
+        names=lambda wildcards: [run.name for run in TRAINED["segmenter"][wildcards.draw]],
     threads: THREADS
     resources:
         gpu=1,
     script:
-        "scripts/train_detector.py"
+        "scripts/train_detectors.py"
 
 
 rule pixel_level:
     input:
-        [f"{RUN}/segmenter/{name}/pixel_metrics.json" for name in DETECTORS],
+        [f"{RUN}/segmenter/{draw}.trained" for draw in TRAINED["segmenter"]],
         notebook="notebooks/09_pixel_level.ipynb",
     output:
         f"{EXECUTED}/09_pixel_level.ipynb",

@@ -103,5 +103,5 @@ def test_the_pixel_level_alone_needs_pools_and_no_classifier(tmp_path):
     command += ["--config", "profile=mvtec", "data=parts/grid", f"run={tmp_path}"]
     finished = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True)
     rules = set(re.findall(r"(?m)^(?:local)?rule (\w+):$", finished.stdout + finished.stderr))
-    assert rules >= {"data_prep", "pool", "detector", "pixel_level"}
-    assert not rules & {"in_and_out", "classifier", "results", "book"}
+    assert rules >= {"data_prep", "pool", "detectors", "pixel_level"}
+    assert not rules & {"in_and_out", "classifiers", "classifier", "results", "book"}

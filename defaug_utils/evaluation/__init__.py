@@ -5,7 +5,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "classifier": ["count_training", "explain_images", "score_samples", "train_classifier"],
+        "classifier": ["ClassifierPlan", "count_training", "explain_images", "finish_classifier"],
         "detector": [
             "DETECTORS",
             "DetectorPlan",
@@ -17,6 +17,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "metrics": ["measure_scores", "tabulate_scores"],
         "pixel_metrics": ["measure_pixels"],
         "pool_quality": ["check_pool", "count_copies", "measure_pools", "open_copy_search"],
-        "recipes": ["RECIPES", "choose_recipe", "plan_epochs"],
+        "recipes": ["RECIPES", "plan_epochs"],
     },
 )

@@ -1,6 +1,8 @@
 """The classifier: trained by a recipe, its scores, and a map of what it looks at."""
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -10,18 +12,24 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from transformers import ResNetForImageClassification
 
+from defaug_utils.core.files import write_csv, write_json
+from defaug_utils.core.origins import parse_run_name
 from defaug_utils.data.samples import Samples
+from defaug_utils.evaluation.metrics import MAX_FALSE_POSITIVE_RATE, measure_scores
 from defaug_utils.evaluation.recipes import (
     Batch,
     Recipe,
     Start,
     TrainedNetwork,
+    choose_recipe,
     flip_images,
     split_batches,
     train_network,
 )
+from defaug_utils.protocol.mixing import find_leaks
 from defaug_utils.training.backbones import build_classifier, normalise_images
 from defaug_utils.training.loop import OnStep
+from defaug_utils.training.memory import pick_device
 
 SALIENCY_COLOUR = (0, 90, 255)  # not the orange of a mask's outline
 
@@ -60,6 +68,54 @@ def train_classifier(
 
     start = Start(backbone, weights, seed)
     return train_network(build_classifier, measure_loss, samples, folder, recipe, start, on_step)
+
+
+@dataclass(frozen=True)
+class ClassifierPlan:
+    """How all classifiers of a comparison are trained and judged; 0 keeps the recipe's own value."""
+
+    recipe: str  #: a name in `RECIPES`
+    backbone: str  #: a name in `BACKBONES`
+    weights: str = ""  #: as `build_classifier` takes them
+    epochs: int = 0
+    batch_size: int = 0  #: images a step
+    learning_rate: float = 0.0  #: of the first epoch
+    max_false_positive_rate: float = MAX_FALSE_POSITIVE_RATE  #: see `measure_scores`
+
+    def choose_recipe(self) -> Recipe:
+        """The recipe, see `choose_recipe`."""
+        given = {"epochs": self.epochs, "batch_size": self.batch_size, "learning_rate": self.learning_rate}
+        return choose_recipe(self.recipe, **given)
+
+
+class FinishedClassifier(NamedTuple):
+    """What `finish_classifier` trained and measured."""
+
+    trained: TrainedNetwork
+    scores: pd.DataFrame  #: see `score_samples`
+    numbers: dict  #: see `measure_scores`, and what decides them; as in `metrics.json`
+
+
+def finish_classifier(
+    run_dir: Path | str, name: str, samples: Samples, plan: ClassifierPlan, on_step: OnStep | None = None
+) -> FinishedClassifier:
+    """Train the classifier of a run, see `train_classifier`, and measure it.
+
+    Its folder `classifier/<name>` gets `scores.csv` and `metrics.json`, which `gather_results` reads.
+    `name` is the run's, see `run_name`; its seed is the classifier's.
+    """
+    run, folder = parse_run_name(name), Path(run_dir) / "classifier" / name
+    recipe = plan.choose_recipe()
+    trained = train_classifier(samples, folder, recipe, plan.backbone, run.seed, plan.weights, on_step)
+    scores = score_samples(trained.model, samples, recipe.normalisation)
+    write_csv(scores, folder / "scores.csv")
+    height, width = samples.images_u8.shape[1:3]
+    setup = {name: getattr(plan, name) for name in ("recipe", "backbone", "weights")}
+    setup |= {"device": pick_device().type, "input_width": width, "input_height": height}
+    numbers = measure_scores(scores, plan.max_false_positive_rate) | trained.numbers | count_training(samples)
+    numbers |= setup | {"leak": find_leaks(samples.table, run.scenario)}
+    write_json(folder / "metrics.json", numbers)
+    return FinishedClassifier(trained, scores, numbers)
 
 
 def count_training(samples: Samples) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""One Snakemake job: train and measure the detector of one run, which notebook 09 then takes as it is."""
+"""One Snakemake job: train and measure the detectors of some runs, which notebook 09 takes as they are."""
 
 import torch
 
@@ -8,11 +8,12 @@ from defaug_utils.protocol.mixing import Mix
 
 job = snakemake  # noqa: F821 - Snakemake defines it
 torch.set_num_threads(job.threads)
-given, name = job.params.values, job.wildcards.run_name
+given = job.params.values
 plan = DetectorPlan(
     *(given[key] for key in ("backbone", "weights", "training_images", "batch_size", "learning_rate")),
     (given["input_width"], given["input_height"]),
 )
 mix = Mix(given["few_shot_count"], extra_arms=given["extra_arms"])
-rows = compose_detector_set(given["run_dir"], parse_run_name(name), mix)
-finish_detector(given["run_dir"], name, rows, plan)
+for name in job.params.names:
+    rows = compose_detector_set(given["run_dir"], parse_run_name(name), mix)
+    finish_detector(given["run_dir"], name, rows, plan)

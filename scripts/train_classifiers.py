@@ -1,0 +1,19 @@
+"""One Snakemake job: train and measure the classifiers of some runs, whose numbers notebook 08 reads."""
+
+from pathlib import Path
+
+import torch
+
+from defaug_utils.core.manifest import read_manifest
+from defaug_utils.data.samples import load_samples
+from defaug_utils.evaluation.classifier import ClassifierPlan, finish_classifier
+
+job = snakemake  # noqa: F821 - Snakemake defines it
+torch.set_num_threads(job.threads)
+given = job.params.values
+run, size = Path(given["run_dir"]), (given["input_width"], given["input_height"])
+names = ("recipe", "backbone", "weights", "epochs", "batch_size", "learning_rate", "max_false_positive_rate")
+plan = ClassifierPlan(**{name: given[name] for name in names})
+for name in job.params.names:
+    samples = load_samples(read_manifest(run / f"train-{name}.csv"), run, size)
+    finish_classifier(run, name, samples, plan)
