@@ -9,7 +9,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from defaug_utils.evaluation.classifier import overlay_saliency, saliency_map
+from defaug_utils.core.origins import Run
+from defaug_utils.evaluation.classifier import ClassifierPlan, overlay_saliency, saliency_map
+from defaug_utils.evaluation.recipes import plan_epochs
 from defaug_utils.training.backbones import (
     BACKBONES,
     build_classifier,
@@ -304,3 +306,16 @@ def test_overlay_tints_only_where_the_saliency_is():
     assert (found[saliency == 0] == 100).all()
     assert found[1, 1].tolist() == [75, 98, 139]  # 0.75 · 100 + 0.25 · (0, 90, 255), rounded
     assert found[1, 2].tolist() == [50, 95, 178]
+
+
+@pytest.mark.parametrize("recipe", ["workshop", "diag"])
+def test_no_augmentation_trained_as_long_shows_as_many_images_as_an_arm_with_generated_ones(recipe):
+    plan = ClassifierPlan(recipe, "resnet10_quarter", epochs=10)
+    known = np.repeat([0, 1], [90, 5])
+    shown = {}
+    for arm, labels in {"memseg": np.append(known, np.ones(40)), "none_equal": known}.items():
+        fitted = plan.fit_recipe(labels, Run("few-shot", arm, 40, 0))
+        shown[arm] = sum(map(len, plan_epochs(labels, fitted, seed=0)))
+    one_epoch = len(plan_epochs(known, fitted, seed=0)[0])
+    assert abs(shown["none_equal"] - shown["memseg"]) <= one_epoch / 2
+    assert plan.fit_recipe(known, Run("few-shot", "none", 0, 0)).epochs == 10

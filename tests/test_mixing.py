@@ -201,7 +201,7 @@ def test_an_arm_from_a_profile():
 @pytest.mark.parametrize(
     ("arm", "options", "message"),
     [
-        ("mixup", {}, "none of none, memseg"),
+        ("mixup", {}, "none of none, none_equal, memseg"),
         ("in_and_out", {"share": 1.5}, "not in"),
         ("own", {"extra_arms": {"own": {"memseg": 0.4}}}, "add up to 0.4"),
         ("own", {"extra_arms": {"own": {"gan": 1.0}}}, "'gan' is unknown"),
@@ -540,3 +540,15 @@ def test_a_generator_from_elsewhere_tells_nothing_but_its_recipe_must_say_so(tmp
     write_learning_pool(tmp_path, "ddpm", {"adapter": "none"})
     with pytest.raises(MixingError, match=r"does not say which images .* anew by notebook 03_lora_finetune"):
         read_pools(tmp_path, run)
+
+
+def test_no_augmentation_trained_as_long_is_planned_for_every_number():
+    runs = planned_runs(["zero-shot", "few-shot"], ["none", "none_equal"], [20, 40], [0])
+    assert [run.name for run in runs] == [
+        "few-shot-none-0-seed0",
+        "few-shot-none_equal-20-seed0",
+        "few-shot-none_equal-40-seed0",
+    ]
+    assert count_by_origin(40, arm_shares("none_equal")) == {}
+    with pytest.raises(MixingError, match="add up to 0"):
+        arm_shares("nothing", extra_arms={"nothing": {}})

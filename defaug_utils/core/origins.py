@@ -11,6 +11,9 @@ from typing import NamedTuple
 from defaug_utils.core.guards import raise_problems
 
 REAL = "real"  # the origin of the data set's own images
+EQUAL = (
+    "none_equal"  # the arm without generated images that is trained for as long as those with n_aug of them
+)
 SCENARIOS = ("zero-shot", "few-shot", "full-shot")
 _RUN_NAME = re.compile(r"([a-z]+-shot)-([a-z0-9_]+)-(0|[1-9][0-9]*)-seed(0|[1-9][0-9]*)")
 
@@ -68,7 +71,10 @@ ORIGINS: dict[str, Origin] = {
 
 def list_arms() -> dict[str, Arm]:
     """Every built-in arm by its word, in the order of results."""
-    arms = {"none": Arm({}, "no augmentation", "#000000", "X")}
+    arms = {
+        "none": Arm({}, "no augmentation", "#000000", "X"),
+        EQUAL: Arm({}, "no augmentation, trained as long", "#666666", "P"),
+    }
     for word, row in ORIGINS.items():
         arms[word] = Arm({word: 1.0}, row.label, row.colour, row.marker)
         arms |= dict(row.mixes)
@@ -85,7 +91,7 @@ class Run(NamedTuple):
 
     scenario: str  #: word of `SCENARIOS`: how many real positives are known
     arm: str  #: word of `list_arms`, or one of the profile's own: where generated positives come from
-    n_aug: int  #: generated positives; 0 for the arm "none" and for no other
+    n_aug: int  #: generated positives, or as many as "none_equal" makes up for; 0 for "none" and for no other
     seed: int  #: draws the real positives of few-shot, and the generated ones
 
     @property
@@ -133,9 +139,9 @@ def planned_runs(
 ) -> list[Run]:
     """All runs of a profile, each once: the product of the four lists without what makes no sense.
 
-    The arm "none" is planned with `n_aug` 0 whatever the list says, every other arm with the numbers
-    above 0. Zero-shot has no positive at all: it is planned neither without augmentation nor with what is
-    made from real positives.
+    The arm "none" is planned with `n_aug` 0 whatever the list says, every other arm with the numbers above 0;
+    for "none_equal" they say how long it is trained. Zero-shot has no positive at all: it is planned neither
+    without augmentation nor with what is made from real positives.
 
     Args:
         scenarios, arms, n_aug, seeds: what a `Run` may have.
@@ -171,7 +177,7 @@ def planned_runs(
         Run(scenario, arm, number, seed)
         for scenario in scenarios
         for arm in arms
-        for number in (n_aug if origins[arm] else [0])
+        for number in ([0] if arm == "none" else n_aug)
         for seed in seeds
         if (number > 0 or arm == "none")
         and (scenario, arm) not in skipped
@@ -192,7 +198,7 @@ def arm_shares(arm: str, share: float = 0.5, extra_arms: Arms | None = None) -> 
             "memseg": 0.7}}; the shares of one arm add up to 1.
 
     Returns:
-        Origin → share, without the origins of share 0; empty for "none".
+        Origin → share, without the origins of share 0; empty for "none" and "none_equal".
 
     Raises:
         MixingError: the arm is unknown, or shares or origins are wrong.
@@ -207,7 +213,7 @@ def arm_shares(arm: str, share: float = 0.5, extra_arms: Arms | None = None) -> 
     problems = [f"{name} is built in, take another name" for name in own if name in built_in]
     problems += [f"origin {origin!r} is unknown" for origin in shares if origin not in ORIGINS]
     problems += [f"share {part} is not in [0, 1]" for part in (share, *shares.values()) if not 0 <= part <= 1]
-    if arm != "none" and abs(sum(shares.values()) - 1) > 1e-6:
+    if (shares or arm in own) and abs(sum(shares.values()) - 1) > 1e-6:
         problems.append(f"the shares add up to {sum(shares.values())}, expected 1")
     raise_problems(f"arm {arm}", problems, MixingError)
     return {origin: part for origin, part in shares.items() if part > 0}

@@ -1,6 +1,6 @@
 """The classifier: trained by a recipe, its scores, and a map of what it looks at."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from transformers import ResNetForImageClassification
 
 from defaug_utils.core.files import write_csv, write_json
-from defaug_utils.core.origins import parse_run_name
+from defaug_utils.core.origins import EQUAL, Run, parse_run_name
 from defaug_utils.data.samples import Samples
 from defaug_utils.evaluation.metrics import MAX_FALSE_POSITIVE_RATE, measure_scores
 from defaug_utils.evaluation.recipes import (
@@ -22,7 +22,9 @@ from defaug_utils.evaluation.recipes import (
     Start,
     TrainedNetwork,
     choose_recipe,
+    fit_epochs,
     flip_images,
+    plan_epochs,
     split_batches,
     train_network,
 )
@@ -82,10 +84,17 @@ class ClassifierPlan:
     learning_rate: float = 0.0  #: of the first epoch
     max_false_positive_rate: float = MAX_FALSE_POSITIVE_RATE  #: see `measure_scores`
 
-    def choose_recipe(self) -> Recipe:
-        """The recipe, see `choose_recipe`."""
+    def fit_recipe(self, labels: np.ndarray, run: Run) -> Recipe:
+        """The recipe for a run's training labels, see `choose_recipe`.
+
+        The arm "none_equal" gets as many epochs as show the images that `n_aug` further positives would.
+        """
         given = {"epochs": self.epochs, "batch_size": self.batch_size, "learning_rate": self.learning_rate}
-        return choose_recipe(self.recipe, **given)
+        recipe = choose_recipe(self.recipe, **given)
+        if run.arm != EQUAL:
+            return recipe
+        (epoch,) = plan_epochs(np.append(labels, np.ones(run.n_aug)), replace(recipe, epochs=1), seed=0)
+        return fit_epochs(recipe, labels, recipe.epochs * len(epoch))
 
 
 class FinishedClassifier(NamedTuple):
@@ -105,7 +114,7 @@ def finish_classifier(
     `name` is the run's, see `run_name`; its seed is the classifier's.
     """
     run, folder = parse_run_name(name), Path(run_dir) / "classifier" / name
-    recipe = plan.choose_recipe()
+    recipe = plan.fit_recipe(samples.labels[samples.indices("train")].numpy(), run)
     trained = train_classifier(samples, folder, recipe, plan.backbone, run.seed, plan.weights, on_step)
     scores = score_samples(trained.model, samples, recipe.normalisation)
     write_csv(scores, folder / "scores.csv")

@@ -50,7 +50,7 @@ def count_by_origin(n_aug: int, shares: Mapping[str, float]) -> dict[str, int]:
     What is left over of two halves goes to the origin named first, for In&Out to diffusion.
     """
     counts = dict.fromkeys(shares, 0)
-    for _ in range(n_aug):
+    for _ in range(n_aug if shares else 0):
         owed = max(shares, key=lambda origin: shares[origin] / (2 * counts[origin] + 1))
         counts[owed] += 1
     return counts
