@@ -5,17 +5,26 @@
 # An executed notebook is the proof that its stage is done: it exists only when every cell has run.
 # Classifiers and detectors are trained by one job for each scenario and seed, whose results the notebooks 07 to 09
 # read. A run that was killed goes on where it stopped, since pools and trainings resume by themselves too.
+import sys
 from pathlib import Path
 
+from defaug_utils.book.batch import ERRORS, claim_run
 from defaug_utils.book.profiles import read_defaults, read_profile
 from defaug_utils.core.origins import (ORIGINS, Run, arm_shares, list_notebooks, planned_runs, pool_name, run_name)
+from defaug_utils.data.layouts import find_layout
 
 PROFILE = config.get("profile") or "workshop"
 DATA = str(config.get("data") or "")
 THREADS = int(config.get("threads") or 1)
 RUN = config.get("run") or f"runs/{PROFILE}" + (f"-{Path(DATA).resolve().name}" if DATA else "")
 EXECUTED = f"{RUN}/notebooks"
-PARAMETERS = read_profile(f"profiles/{PROFILE}.yaml")
+try:  # told before anything runs, and without Snakemake's words around it
+    PARAMETERS = read_profile(f"profiles/{PROFILE}.yaml")
+    if DATA and not Path(f"{EXECUTED}/01_data_prep.ipynb").is_file():
+        find_layout(DATA)
+except (ValueError, OSError) as error:
+    sys.exit(f"\n{error}\n")
+
 
 # An arm waits until every one of its origins has a notebook that makes its pool.
 def plan(notebook):
@@ -214,9 +223,19 @@ rule pixel_level:
         "scripts/run_notebook.py"
 
 
+onstart:
+    try:
+        lock = claim_run(RUN)
+    except RuntimeError as error:
+        sys.exit(f"\n{error}\n")
+
+
 onsuccess:
-    print(f"\nThe book is ready: open {RUN}/book/_build/html/index.html in a browser.\n")
+    if Path(f"{RUN}/book/built").is_file():
+        print(f"\nThe book is ready: open {RUN}/book/_build/html/index.html in a browser.\n")
 
 
 onerror:
-    print(f"\nThe run stopped. What is finished is kept in {RUN}: mend the error above and run again.\n")
+    print(f"\nThe run stopped. What is finished is kept in {RUN}: mend what is told here and run again.\n")
+    for note in sorted(Path(RUN, ERRORS).glob("*.txt")):
+        print(note.read_text(encoding="utf-8"))

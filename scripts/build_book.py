@@ -1,12 +1,10 @@
 """One Snakemake job: stage the executed notebooks and build the book."""
 
-import sys
+from pathlib import Path
 
-from defaug_utils.book.batch import build_book, stage_book
+from defaug_utils.book.batch import build_book, stage_book, tell_job
 
 job = snakemake  # noqa: F821 - Snakemake defines it
-stage_book(".", dict(job.params.executed), job.params.folder)
-try:
+with tell_job(Path(job.params.folder).parent, "book"):
+    stage_book(".", dict(job.params.executed), job.params.folder)
     build_book(job.params.folder)
-except RuntimeError as error:
-    sys.exit(f"\n{error}\n")

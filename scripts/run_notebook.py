@@ -1,11 +1,10 @@
 """One Snakemake job: execute one notebook with the profile's parameters."""
 
-import sys
+from pathlib import Path
 
-from defaug_utils.book.batch import NotebookError, execute_notebook
+from defaug_utils.book.batch import execute_notebook, tell_job
 
 job = snakemake  # noqa: F821 - Snakemake defines it
-try:
-    execute_notebook(job.input.notebook, job.output[0], dict(job.params.values), job.threads)
-except NotebookError as error:
-    sys.exit(f"\n{error}\n")
+run, target = job.params.values["run_dir"], Path(job.output[0])
+with tell_job(run, target.relative_to(Path(run) / "notebooks").with_suffix("").as_posix()):
+    execute_notebook(job.input.notebook, target, dict(job.params.values), job.threads)

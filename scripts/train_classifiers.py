@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from defaug_utils.book.batch import tell_job
 from defaug_utils.core.manifest import read_manifest
 from defaug_utils.data.samples import load_samples
 from defaug_utils.evaluation.classifier import ClassifierPlan, finish_classifier
@@ -15,5 +16,6 @@ run, size = Path(given["run_dir"]), (given["input_width"], given["input_height"]
 names = ("recipe", "backbone", "weights", "epochs", "batch_size", "learning_rate", "max_false_positive_rate")
 plan = ClassifierPlan(**{name: given[name] for name in names})
 for name in job.params.names:
-    samples = load_samples(read_manifest(run / f"train-{name}.csv"), run, size)
-    finish_classifier(run, name, samples, plan)
+    with tell_job(run, f"classifier/{name}"):
+        samples = load_samples(read_manifest(run / f"train-{name}.csv"), run, size)
+        finish_classifier(run, name, samples, plan)

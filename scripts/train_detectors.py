@@ -2,6 +2,7 @@
 
 import torch
 
+from defaug_utils.book.batch import tell_job
 from defaug_utils.core.origins import parse_run_name
 from defaug_utils.evaluation.detector import DetectorPlan, compose_detector_set, finish_detector
 from defaug_utils.protocol.mixing import Mix
@@ -15,5 +16,6 @@ plan = DetectorPlan(
 )
 mix = Mix(given["few_shot_count"], extra_arms=given["extra_arms"])
 for name in job.params.names:
-    rows = compose_detector_set(given["run_dir"], parse_run_name(name), mix)
-    finish_detector(given["run_dir"], name, rows, plan)
+    with tell_job(given["run_dir"], f"segmenter/{name}"):
+        rows = compose_detector_set(given["run_dir"], parse_run_name(name), mix)
+        finish_detector(given["run_dir"], name, rows, plan)

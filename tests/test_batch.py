@@ -11,7 +11,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from defaug_utils.book.batch import NotebookError, execute_notebook, stage_book
+from defaug_utils.book.batch import ERRORS, NotebookError, claim_run, execute_notebook, stage_book, tell_job
 
 PROJECT = Path(__file__).parent.parent
 PATIENCE_SECONDS = 1800  # of a small book on a busy machine; a quiet one needs two minutes
@@ -62,6 +62,79 @@ def test_staging_refuses_an_unexecuted_chapter(tmp_path):
         stage_book(PROJECT, {"02_memseg": tmp_path / "02_memseg.ipynb"}, tmp_path / "book")
 
 
+def test_what_stops_a_job_is_kept_and_told_without_a_traceback(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="classifier/x: other settings"), tell_job(tmp_path, "classifier/x"):
+        raise ValueError("other settings")
+    kept = tmp_path / ERRORS / "classifier-x.txt"
+    assert kept.read_text() == "classifier/x: other settings\n"
+    with pytest.raises(AttributeError), tell_job(tmp_path, "book"):  # a mistake of ours keeps its traceback
+        raise AttributeError("no such thing")
+    with tell_job(tmp_path, "pool"):
+        pass
+    assert "pool: done in 0 s" in capsys.readouterr().err
+    lock = claim_run(tmp_path)
+    assert not kept.parent.exists(), "what stopped an earlier run is told again"
+    lock.release()
+
+
+def test_a_run_is_held_by_one_engine_and_free_again_when_that_is_killed(tmp_path):
+    code = "import sys; from defaug_utils.book.batch import claim_run; lock = claim_run(sys.argv[1])"
+    holding = [sys.executable, "-c", f"{code}; print('held', flush=True); sys.stdin.read()", str(tmp_path)]
+    with subprocess.Popen(holding, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout.readline() == "held\n"
+        with pytest.raises(RuntimeError, match="another `make` is at work"):
+            claim_run(tmp_path)
+        first.kill()
+    claim_run(tmp_path).release()
+
+
+def test_a_full_disk_and_a_folder_that_cannot_be_written_are_told(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    with pytest.raises(RuntimeError, match=r"file/run can't be written"):
+        claim_run(tmp_path / "file" / "run")
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: FullDisk)
+    with pytest.raises(RuntimeError, match="is full: 5 MB are free"):
+        claim_run(tmp_path / "run")
+
+
+class FullDisk:
+    """What `shutil.disk_usage` says of a disk with little room."""
+
+    free = 5 * 2**20
+
+
+def run_engine(*config: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "snakemake", "--cores", "1", "--config", *config]
+    return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (["profile=worksop"], "no profile profiles/worksop.yaml: profiles has long"),
+        (["profile=smoke", "data=no/such/parts"], "no data set at no/such/parts: check the path"),
+    ],
+)
+def test_a_mistyped_profile_or_data_set_is_told_before_anything_runs(config, message, tmp_path):
+    finished = run_engine(*config, f"run={tmp_path / 'run'}")
+    assert finished.returncode
+    lines = [line for line in (finished.stdout + finished.stderr).splitlines() if line]
+    assert lines[-1].startswith(message), lines
+    assert not (tmp_path / "run").exists(), "a job was begun"
+
+
+def test_the_last_words_of_a_failed_run_are_the_errors_own(tmp_path):
+    (tmp_path / "parts" / "negative").mkdir(parents=True)
+    (tmp_path / "parts" / "positive").mkdir()
+    (tmp_path / "parts" / "negative" / "1.png").write_bytes(b"no image")
+    finished = run_engine("profile=smoke", f"data={tmp_path / 'parts'}", f"run={tmp_path / 'run'}")
+    assert finished.returncode
+    last = finished.stdout[finished.stdout.index("The run stopped.") :]
+    assert "1.png" in last and "01_data_prep.failed.ipynb" in last
+    for word in ("RuleException", "CalledProcessError", "WorkflowError", "Traceback"):
+        assert word not in finished.stdout + finished.stderr
+
+
 def start_snakemake(run: Path, log: Path) -> subprocess.Popen:
     command = [sys.executable, "-m", "snakemake", "--cores", "2"]
     command += ["--config", "profile=smoke", f"run={run}"]
@@ -99,8 +172,10 @@ def test_a_killed_run_goes_on_and_the_book_comes_out_whole(tmp_path):
 
 
 def test_the_pixel_level_alone_needs_pools_and_no_classifier(tmp_path):
-    command = [sys.executable, "-m", "snakemake", "pixel_level", "--dry-run", "--cores", "1"]
-    command += ["--config", "profile=mvtec", "data=parts/grid", f"run={tmp_path}"]
+    (tmp_path / "grid" / "train" / "good").mkdir(parents=True)
+    options = ["--dry-run", "--quiet", "host", "--cores", "1"]
+    command = [sys.executable, "-m", "snakemake", "pixel_level", *options]
+    command += ["--config", "profile=mvtec", f"data={tmp_path / 'grid'}", f"run={tmp_path}"]
     finished = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True)
     rules = set(re.findall(r"(?m)^(?:local)?rule (\w+):$", finished.stdout + finished.stderr))
     assert rules >= {"data_prep", "pool", "detectors", "pixel_level"}

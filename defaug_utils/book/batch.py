@@ -4,10 +4,12 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-import papermill
-from papermill.exceptions import PapermillExecutionError
+from filelock import FileLock, Timeout
 
 START_ATTEMPTS = 3
 OPTIONS = {"kernel_name": "python3", "progress_bar": False, "cwd": ".", "start_timeout": 120}  # seconds
@@ -16,8 +18,50 @@ OPTIONS = {"kernel_name": "python3", "progress_bar": False, "cwd": ".", "start_t
 MEMORY_KEPT = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**28)}
 
 
+FREE_BYTES = 2**30  # on the disk of a run; the workshop's takes 0.9 GB
+ERRORS = "errors"  # folder of a run: what stopped its jobs
+
+
 class NotebookError(RuntimeError):
     """A cell of a notebook failed, or its kernel did not start."""
+
+
+def claim_run(folder: Path | str) -> FileLock:
+    """Make a run's folder and hold it for this process; the lock ends with the process, however that ends.
+
+    Raises:
+        RuntimeError: another process holds it, it can't be written, or its disk is full.
+    """
+    folder = Path(folder)
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+        shutil.rmtree(folder / ERRORS, ignore_errors=True)
+    except Timeout:
+        raise RuntimeError(f"another `make` is at work in {folder}: wait until it has ended") from None
+    except OSError as error:
+        raise RuntimeError(f"{folder} can't be written ({error.strerror}): check path and rights") from None
+    free = shutil.disk_usage(folder).free
+    if free < FREE_BYTES:
+        raise RuntimeError(f"the disk of {folder} is full: {free / 2**20:.0f} MB are free, 1 GB is needed")
+    return lock
+
+
+@contextmanager
+def tell_job(run: Path | str, name: str) -> Iterator[None]:
+    """Print when a job begins and ends; the message of what stops it goes to the run's folder of errors."""
+    note, started = Path(run) / ERRORS / f"{name.replace('/', '-')}.txt", time.monotonic()
+    sys.stderr.write(f"{time.strftime('%H:%M:%S')}  {name}\n")
+    try:
+        yield
+    except Exception as error:
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text(f"{name}: {error}\n", encoding="utf-8")
+        if not isinstance(error, NotebookError | ValueError | OSError | MemoryError | ArithmeticError):
+            raise
+        sys.exit(f"\n{name}: {error}\n")
+    sys.stderr.write(f"{time.strftime('%H:%M:%S')}  {name}: done in {time.monotonic() - started:.0f} s\n")
 
 
 def execute_notebook(source: Path | str, target: Path | str, parameters: dict, threads: int = 1) -> None:
@@ -27,6 +71,9 @@ def execute_notebook(source: Path | str, target: Path | str, parameters: dict, t
     `<target>.failed.ipynb`, and a NotebookError tells which cell failed, or that the kernel did not start.
     The notebook's numerical libraries use at most `threads` threads.
     """
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+
     source, target = Path(source), Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_suffix(".failed.ipynb")
@@ -68,11 +115,11 @@ def stage_book(project: Path | str, executed: dict[str, Path | str], folder: Pat
 
 
 def build_book(folder: Path | str) -> Path:
-    """Build the staged book and return its first page; a RuntimeError where Sphinx printed a warning."""
+    """Build the staged book and return its first page; a NotebookError where Sphinx printed a warning."""
     program = Path(sys.executable).with_name("jupyter-book")
     command = [program, "build", folder, "-n", "-W", "--keep-going"]
     finished = subprocess.run(command, check=False)  # noqa: S603
     page = Path(folder) / "_build" / "html" / "index.html"
     if finished.returncode or not page.is_file():
-        raise RuntimeError(f"the book in {folder} did not build without warnings: see the lines above")
+        raise NotebookError(f"the book in {folder} did not build without warnings: see the lines above")
     return page

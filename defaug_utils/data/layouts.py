@@ -78,8 +78,8 @@ def list_files(root: Path | str, layout: str = "auto", category: str = "") -> Li
     if layout != "auto" and layout not in LAYOUTS:
         raise DatasetError(f"layout {layout!r} is none of auto, {', '.join(LAYOUTS)}")
     try:
+        layout = find_layout(root) if layout == "auto" else layout
         _check_root(root)
-        layout = _find_layout(root) if layout == "auto" else layout
         listing = Listing(root)
         if layout in GOOD_FOLDERS:
             _list_parts(listing, category, layout)
@@ -104,8 +104,10 @@ def list_files(root: Path | str, layout: str = "auto", category: str = "") -> Li
     return listing
 
 
-def _find_layout(root: Path) -> str:
-    """Tell a data set's layout by its folders, or say what was looked for and what was found."""
+def find_layout(root: Path | str) -> str:
+    """Tell a data set's layout by its folders; a DatasetError says what was looked for and what was found."""
+    root = Path(root)
+    _check_root(root)
     if found := _guess_layout(root):
         return found
     entries = sorted(path.name + "/" * path.is_dir() for path in root.iterdir())
