@@ -17,6 +17,7 @@ from defaug_utils.core.images import read_mask
 from defaug_utils.core.manifest import make_manifest, validate_manifest
 from defaug_utils.data.datasets import (
     DatasetWarning,
+    choose_positives,
     draw_split,
     draw_validation,
     load_dataset,
@@ -341,6 +342,16 @@ def test_validation_leaves_test_and_an_own_validation_part_alone():
     assert list(draw_validation(manifest, 0.5, 0)["split"][:5]) == ["test"] * 5
     once = draw_validation(manifest, 0.3, 0)
     pd.testing.assert_frame_equal(draw_validation(once, 0.3, 0), once)
+
+
+def test_generators_learn_from_all_positives_that_are_not_set_aside():
+    """KSDD2 has 246 positives for training: all of them without a validation part, the rest with one."""
+    rows = toy_manifest(30, 246).assign(category="")
+    for share, known in ((0.0, 246), (0.1, 221)):
+        drawn = draw_validation(rows, share, 0)
+        assert (drawn["split"] == "val").any() == (share > 0)
+        assert len(choose_positives(drawn, "full-shot", 0)) == known
+        assert len(choose_positives(drawn, "few-shot", 0, 246)) == 246 if not share else True
 
 
 def test_share_out_of_range():

@@ -13,7 +13,13 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from defaug_utils.evaluation.metrics import best_f1_threshold, choose_threshold, measure_scores, measure_sets
+from defaug_utils.evaluation.metrics import (
+    best_f1_threshold,
+    choose_threshold,
+    measure_scores,
+    measure_sets,
+    tabulate_scores,
+)
 
 # Four images, ranked positive, negative, positive, negative:
 # (recall, precision) = (1/2, 1), (1/2, 1/2), (1, 2/3), (1, 1/2)
@@ -164,6 +170,26 @@ def test_summary_of_a_run():
     assert counts == [50, 0, 54, 4]
     for name in ("ap", "auroc", "paper_f1", "validation_precision"):
         assert 0 <= summary[f"{name}_low"] <= summary[name] <= summary[f"{name}_high"] <= 1
+
+
+def test_without_a_validation_part_no_threshold_is_told():
+    test = [("negative", 0.1), ("negative", 0.8), ("positive", 0.9), ("positive", 0.7)]
+    with_part = measure_scores(scores_table([("negative", 0.2)], test), resamples=50)
+    summary = measure_scores(scores_table([], test), resamples=50)
+    assert summary.keys() == with_part.keys()
+    of_validation = {name for name in summary if name.startswith("validation_")}
+    assert len(of_validation) == 1 + 3 * 3 and all(summary[name] is None for name in of_validation)
+    assert (summary["threshold_rule"], summary["n_val"]) == ("no validation part", 0)
+    others = summary.keys() - of_validation - {"threshold_rule", "n_val"}
+    assert {name: summary[name] for name in others} == {name: with_part[name] for name in others}
+    told = tabulate_scores(summary)["value"]
+    assert (told[told.index.str.contains("validation")] == "no validation part").all()
+    assert told["AP"] == summary["ap"] and (tabulate_scores(with_part)["value"] <= 1).all()
+
+
+def test_a_validation_part_without_negatives_is_still_refused():
+    with pytest.raises(ValueError, match="both classes"):
+        measure_scores(scores_table([("positive", 0.2)], [("negative", 0.1), ("positive", 0.3)]))
 
 
 def test_intervals_repeat_and_narrow_with_more_images():

@@ -188,6 +188,13 @@ def test_panels_are_metrics_by_scenarios(runs):
         assert high - low >= 0.3 - 1e-9
 
 
+def test_panels_without_a_validation_part_say_so(runs):
+    bare = runs.assign(validation_recall=np.nan, paper_recall=np.nan)
+    figure = plot_augmentation_curves(bare, ["ap", "paper_recall", "validation_recall"])
+    told = [[text.get_text() for text in axes.texts] for axes in figure.axes]
+    assert told == [[]] * 4 + [["no validation part"]] * 2
+
+
 def test_curves_name_what_is_missing(runs):
     with pytest.raises(ValueError, match="auroc"):
         plot_augmentation_curves(runs, ["auroc"])

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from layouts import draw_part, save, write_btad, write_folder, write_ksdd2, write_mvtec
 from PIL import Image
 
-from defaug_utils.core.images import fit_image, fit_mask, read_image, read_mask
+from defaug_utils.core.images import crop_box, fit_image, fit_mask, read_image, read_mask, window_boxes
 from defaug_utils.core.manifest import read_manifest
 from defaug_utils.data.datasets import draw_validation, load_dataset
 from defaug_utils.data.layouts import DatasetError
-from defaug_utils.data.preparation import cut_crop, name_files, prepare_dataset
+from defaug_utils.data.preparation import cut_box, list_boxes, name_files, prepare_dataset, summarise_crops
 
 SIZE = (8, 24)
 
@@ -124,7 +124,9 @@ def test_crop_that_loses_a_defect_is_refused_before_anything_is_written(tmp_path
         prepare_dataset(dataset, tmp_path / "set", tmp_path / "data", (10, 60), fit="centre_crop")
     message = str(error.value)
     assert "train/10003.png" in message and "test/20003.png" in message and "train/10004.png" not in message
-    assert "fit 'resize'" in message and not (tmp_path / "data").exists()
+    assert (
+        "fit 'windows' or 'resize'" in message and "leave_out" in message and not (tmp_path / "data").exists()
+    )
     prepared = prepare_dataset(dataset, tmp_path / "set", tmp_path / "data", (10, 60), fit="resize")
     assert (prepared["label"] == "positive").sum() == 3
 
@@ -132,12 +134,119 @@ def test_crop_that_loses_a_defect_is_refused_before_anything_is_written(tmp_path
 def test_crop_that_keeps_every_defect(tmp_path, surfaces):
     prepared = prepare_dataset(surfaces, tmp_path / "set", tmp_path / "data", (10, 30), fit="centre_crop")
     assert prepared.groupby(["split", "label"]).size().equals(surfaces.groupby(["split", "label"]).size())
+    assert set(prepared["box"]) == {"1 0 22 63"} and set(prepared["cut_pixels"]) == {0}
+
+
+def mark(root: Path, image: str, rows: slice, columns: slice) -> np.ndarray:
+    mask = np.zeros((63, 23), bool)
+    mask[rows, columns] = True
+    save(root / f"{image}_GT.png", mask)
+    return mask
+
+
+def test_windows_lose_no_defect_and_are_counted(tmp_path):
+    """Of 23 × 63 pixels, at the aspect of 1 : 5 two windows of 13 columns: 0 … 12 and 10 … 22."""
+    root, size = tmp_path / "set", (10, 50)
+    write_ksdd2(root, train=(3, 3), test=(3, 1))
+    masks = {
+        "train/10003": mark(root, "train/10003", slice(30, 33), slice(0, 2)),  # in the left window only
+        "train/10004": mark(root, "train/10004", slice(30, 31), slice(5, 20)),  # cut by both
+        "train/10005": mark(root, "train/10005", slice(30, 33), slice(11, 12)),  # in both
+        "test/20003": mark(root, "test/20003", slice(0, 63), slice(22, 23)),  # in the right window only
+    }
+    dataset = load_dataset(root)
+    with pytest.raises(DatasetError, match="2 problem"):
+        prepare_dataset(dataset, root, tmp_path / "crop", (2, 50), fit="centre_crop")
+    prepared = prepare_dataset(dataset, root, tmp_path / "data", size, fit="windows")
+    stored = read_manifest(tmp_path / "data/manifest.csv", check_files=True)
+    assert prepared.to_dict("records") == stored.to_dict("records")
+    assert len(prepared) == 2 * len(dataset)
+    assert prepared["box"].tolist() == ["0 0 13 63", "10 0 23 63"] * len(dataset)
+    positives = prepared[prepared["label"] == "positive"].groupby("original_image")["crop"].agg(list)
+    assert positives.to_dict() == {
+        "train/10003.png": [0],
+        "train/10004.png": [0, 1],
+        "train/10005.png": [0, 1],
+        "test/20003.png": [1],
+    }
+    for row in prepared[prepared["label"] == "positive"].itertuples():
+        left, top, right, bottom = map(int, row.box.split())
+        whole = masks[row.original_image.removesuffix(".png")]
+        np.testing.assert_array_equal(
+            read_mask(tmp_path / "data" / row.mask), fit_mask(whole[top:bottom, left:right], size)
+        )
+        assert row.cut_pixels == whole.sum() - whole[top:bottom, left:right].sum()
+    table = summarise_crops(prepared, dataset)
+    assert table.loc["train"].tolist() == [6, 12, 3, 5, 2, 1, 33.3]  # 10 of the 15 columns 5 … 19 are kept
+    assert table.loc["test"].tolist() == [4, 8, 1, 1, 1, 0, 0.0]
+
+
+def test_windows_do_not_depend_on_masks(tmp_path):
+    """An image is cut where it would be cut with any other label, and so in the test part."""
+    boxes = []
+    for name, columns in (("left", slice(0, 3)), ("right", slice(20, 23)), ("none", slice(0, 0))):
+        root = tmp_path / name
+        write_ksdd2(root, train=(3, 2), test=(3, 1))
+        mark(root, "test/20003", slice(5, 9), columns)
+        made = prepare_dataset(load_dataset(root), root, tmp_path / f"data-{name}", (10, 50), fit="windows")
+        boxes.append(made[["original_image", "crop", "box"]].to_dict("records"))
+    assert boxes[0] == boxes[1] == boxes[2]
+
+
+@settings(max_examples=60)
+@given(*[st.tuples(st.integers(1, 40), st.integers(1, 40))] * 2)
+def test_windows_cover_the_image_evenly_with_as_few_as_can_be(shape, size):
+    boxes = window_boxes(shape, size)
+    covered = np.zeros(shape, int)
+    for box in boxes:
+        cut_box(covered, box)[:] += 1
+    assert covered.min() >= 1
+    left, top, right, bottom = crop_box(shape, size, "centre_crop")
+    assert {(b[2] - b[0], b[3] - b[1]) for b in boxes} == {(right - left, bottom - top)}
+    assert (len(boxes) - 1) * (right - left) * (bottom - top) < shape[0] * shape[1]
+    mirrored = sorted((shape[1] - b[2], shape[0] - b[3]) for b in boxes)
+    found = sorted((b[0], b[1]) for b in boxes)
+    assert np.abs(np.subtract(mirrored, found)).max() <= 1
+
+
+def test_windows_of_the_right_aspect_are_the_resized_image(tmp_path, surfaces):
+    assert window_boxes((63, 23), (23, 63)) == [(0, 0, 23, 63)]
+    prepared = prepare_dataset(surfaces, tmp_path / "set", tmp_path / "data", (23, 63), fit="windows")
+    assert len(prepared) == len(surfaces)
+    table = summarise_crops(prepared, surfaces)
+    assert (table["defects whole"] == table["positive originals"]).all()
+
+
+def test_a_resized_data_set_cuts_nothing(tmp_path, surfaces):
+    prepared = prepare_dataset(surfaces, tmp_path / "set", tmp_path / "data", SIZE)
+    assert summarise_crops(prepared, surfaces).loc["train"].tolist() == [10, 10, 4, 4, 4, 0, 0.0]
+    assert "box" not in prepared
+
+
+def test_an_image_of_another_size_than_when_it_was_loaded(tmp_path, surfaces):
+    save(tmp_path / "set/train/10000.png", draw_part(0, (22, 63))[0])
+    with pytest.raises(
+        DatasetError, match=r"train/10000\.png: has another size now: load the data set again"
+    ):
+        prepare_dataset(surfaces, tmp_path / "set", tmp_path / "data", SIZE, fit="windows")
+
+
+def test_crops_of_a_folder_that_does_not_tell_their_boxes_are_made_again(tmp_path, surfaces):
+    first = prepare_dataset(surfaces, tmp_path / "set", tmp_path / "data", (10, 50), fit="windows")
+    journal = tmp_path / "data/finished.jsonl"
+    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    told = ({k: v for k, v in row.items() if k not in ("box", "cut_pixels")} for _, _, row in lines)
+    journal.write_text(
+        "".join(json.dumps([*line[:2], row]) + "\n" for line, row in zip(lines, told, strict=True))
+    )
+    second = prepare_dataset(surfaces, tmp_path / "set", tmp_path / "data", (10, 50), fit="windows")
+    pd.testing.assert_frame_equal(first, second)
 
 
 @pytest.mark.parametrize("size", [(23, 46), (23, 63), (23, 69)])
 def test_three_crops_hold_every_row_once_or_twice(size):
     rows = np.repeat(np.arange(size[1])[:, None], size[0], axis=1)
-    crops = [cut_crop(rows, number) for number in range(3)]
+    crops = [cut_box(rows, box) for box in list_boxes(*size, (16, 16), "three_crops")]
     assert {crop.shape for crop in crops} == {(size[0], size[0])}
     counts = np.bincount(np.concatenate([crop[:, 0] for crop in crops]), minlength=size[1])
     assert set(counts) <= {1, 2}
@@ -157,10 +266,14 @@ def test_three_crops_are_images_of_their_own(tmp_path):
     crops = made[made["original_image"] == "test/20002.png"]
     assert crops["label"].tolist() == ["negative", "positive", "positive"]
     for row in made.itertuples():
-        crop_u8 = cut_crop(read_image(tmp_path / "set" / row.original_image), row.crop)
+        box = list_boxes(23, 63, (16, 16), "three_crops")[row.crop]
+        assert row.box == " ".join(map(str, box))
+        crop_u8 = cut_box(read_image(tmp_path / "set" / row.original_image), box)
         np.testing.assert_array_equal(read_image(tmp_path / "data" / row.image), fit_image(crop_u8, (16, 16)))
     for row in crops.itertuples():
-        expected = fit_mask(cut_crop(mask, row.crop), (16, 16))
+        box = list_boxes(23, 63, (16, 16), "three_crops")[row.crop]
+        expected = fit_mask(cut_box(mask, box), (16, 16))
+        assert row.cut_pixels == 1 - expected.any()
         assert row.defect_pixels == expected.sum() and bool(row.mask) == expected.any()
         if row.mask:
             np.testing.assert_array_equal(read_mask(tmp_path / "data" / row.mask), expected)

@@ -6,8 +6,16 @@ import re
 import pandas as pd
 import pytest
 
+from defaug_utils.core.files import write_csv
+from defaug_utils.evaluation.metrics import NO_VALIDATION
 from defaug_utils.report.papers import PUBLISHED_ON, list_missing_arms, published_results, rebuild_table
-from defaug_utils.report.results import METRICS, compare_spreads, paired_differences, summarise_results
+from defaug_utils.report.results import (
+    METRICS,
+    VALIDATION_METRICS,
+    compare_spreads,
+    paired_differences,
+    summarise_results,
+)
 from defaug_utils.report.sentences import (
     describe_differences,
     describe_optimism,
@@ -24,6 +32,7 @@ from defaug_utils.report.tables import (
     layout_differences,
     layout_results,
     layout_spreads,
+    list_runs,
     name_setup,
     style_table,
 )
@@ -98,6 +107,31 @@ def test_setup_names_the_data_and_the_backbone(tmp_path, runs):
     (tmp_path / "surfaces").mkdir()
     assert name_setup(runs, tmp_path) == "procedural surfaces"
     assert name_setup(runs.assign(backbone="resnet50"), tmp_path, "KSDD2") == "KSDD2, resnet50"
+
+
+def test_setup_names_what_was_left_out(tmp_path, runs):
+    rows = [("a.png", "left out"), ("b.png", "left out"), ("c.png", "read as negative")]
+    changes = pd.DataFrame(rows, columns=["image", "change"]).assign(reason="named in leave_out")
+    write_csv(changes, tmp_path / "data" / "changes.csv")
+    assert name_setup(runs, tmp_path, "KSDD2") == "KSDD2, 2 left out, 1 read as negative"
+    write_csv(changes[:0], tmp_path / "data" / "changes.csv")
+    assert name_setup(runs, tmp_path, "KSDD2") == "KSDD2"
+
+
+def test_tables_say_that_there_is_no_validation_part(tmp_path, runs):
+    bare = runs.assign(**dict.fromkeys(VALIDATION_METRICS, math.nan))
+    assert name_setup(bare, tmp_path, "KSDD2") == "KSDD2, no validation part"
+    shown = {"paper_precision", "paper_recall", "validation_precision", "validation_recall"}
+    listed = list_runs(bare.assign(auroc=0.5, leak=""))
+    told = {name for name in listed if (listed[name] == NO_VALIDATION).all()}
+    assert told == {name for name in shown if name.startswith("validation_")}
+    table = compare_protocols(summarise_results(bare))
+    paper, validation = table.columns.get_level_values(0).unique()
+    assert (table[validation] == NO_VALIDATION).all(axis=None)
+    assert table[paper].notna().all(axis=None) and not (table[paper] == NO_VALIDATION).any(axis=None)
+    assert describe_optimism(bare).startswith("There is no validation part")
+    assert NO_VALIDATION not in str(list_runs(runs.assign(auroc=0.5, leak="")))
+    assert "no validation part" in style_table(listed, "Runs").to_html()
 
 
 def test_differences_and_spreads_are_signed_and_counted(runs):

@@ -70,6 +70,19 @@ def test_what_metrics_writes_is_what_results_reads(tmp_path):
     assert "layers" not in run
 
 
+def test_a_run_without_a_validation_part_has_no_number_there(tmp_path):
+    missing = {name: None for name in METRICS if name.startswith("validation_")}
+    write_run(tmp_path, "few-shot-memseg-40-seed0", **missing, n_val=0)
+    write_run(tmp_path, "few-shot-memseg-40-seed1", n_val=5)
+    runs = gather_results(tmp_path)
+    assert runs["validation_f1"].tolist() == pytest.approx([math.nan, 0.5], nan_ok=True)
+    assert measure_optimism(runs).tolist() == [0.0]
+    write_run(tmp_path, "few-shot-memseg-40-seed2", **missing, n_val=5)
+    write_run(tmp_path, "few-shot-memseg-40-seed3", ap=None, n_val=0)
+    with pytest.raises(ResultsError, match="2 problem"):
+        gather_results(tmp_path)
+
+
 def test_every_broken_file_is_in_one_report(tmp_path):
     write_run(tmp_path, "few-shot-none-0-seed0")
     texts = {

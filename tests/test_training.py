@@ -118,9 +118,16 @@ def test_every_unreadable_image_is_listed(manifest_folder):
 )
 def test_a_class_without_sample_is_refused(manifest_folder, split, label):
     manifest, folder = manifest_folder
+    manifest.loc[manifest["image"] == "train 9.png", "split"] = "val"  # a positive
     kept = manifest[(manifest["split"] != split) | (manifest["label"] != label)]
     with pytest.raises(ManifestError, match=f"split {split} has no {label} image"):
         load_samples(kept, folder)
+
+
+def test_a_training_set_without_a_validation_part(manifest_folder):
+    manifest, folder = manifest_folder
+    found = load_samples(manifest[manifest["split"] != "val"], folder)
+    assert len(found.images_u8) == len(manifest) - 3 and not len(found.indices("val"))
 
 
 def test_counts_by_split_and_label():

@@ -1,14 +1,12 @@
 """Profiles: the parameters of every notebook, checked against what the notebooks declare."""
 
 import ast
-import difflib
-from collections.abc import Iterable
 from pathlib import Path
 
 import yaml
 from papermill import inspect_notebook
 
-from defaug_utils.core.guards import raise_problems
+from defaug_utils.core.guards import name_nearest, raise_problems
 
 
 class ProfileError(ValueError):
@@ -29,11 +27,11 @@ def read_profile(path: Path | str, notebook_folder: Path | str = "notebooks") ->
     problems = []
     for section, values in content.items():
         if section not in known:
-            problems.append(f"unknown section {section!r}{_nearest(section, known)}")
+            problems.append(f"unknown section {section!r}{name_nearest(section, known)}")
             continue
         wrong = [name for name in values if name not in known[section]]
         problems += [
-            f"{section}: unknown parameter {name!r}{_nearest(name, known[section])}" for name in wrong
+            f"{section}: unknown parameter {name!r}{name_nearest(name, known[section])}" for name in wrong
         ]
     raise_problems(f"profile {path}", problems, ProfileError)
     shared = content.get("shared", {}).items()
@@ -54,11 +52,6 @@ def _read_sections(path: Path) -> dict[str, dict]:
     if not isinstance(content, dict) or not all(isinstance(part, dict | None) for part in content.values()):
         raise ProfileError(f"profile {path}: expected sections of `name: value` lines")
     return {section: values or {} for section, values in content.items()}
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    matches = difflib.get_close_matches(str(name), [str(word) for word in known], n=1)
-    return f" (did you mean {matches[0]!r}?)" if matches else ""
 
 
 def read_defaults(notebook: str, notebook_folder: Path | str = "notebooks") -> dict:

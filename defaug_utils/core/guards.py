@@ -1,7 +1,8 @@
 """Guards: settings that make sense, folders that belong to their settings, and a fixed number of threads."""
 
+import difflib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,6 +20,12 @@ def raise_problems(what: str, problems: Sequence[str], error: type[Exception] = 
         if len(problems) > MAX_LISTED_PROBLEMS:
             lines.append(f"  … and {len(problems) - MAX_LISTED_PROBLEMS} more")
         raise error("\n".join(lines))
+
+
+def name_nearest(name: object, known: Iterable[object]) -> str:
+    """Such as " (did you mean 'seed'?)", or nothing where no known name is near."""
+    matches = difflib.get_close_matches(str(name), [str(word) for word in known], n=1)
+    return f" (did you mean {matches[0]!r}?)" if matches else ""
 
 
 @contextmanager

@@ -63,7 +63,7 @@ def _open(path: Path | str) -> Image.Image:
             if upright.mode in ("P", "PA"):
                 upright = upright.convert("RGBA")
     except DECODING_ERRORS as error:
-        raise ValueError(f"{path}: not a readable image ({error})") from error
+        raise ValueError(f"{path}: not a readable image ({error}): replace the file") from error
     upright.info["format"] = file_format
     upright.info["has_16_bit_colours"] = ";16" in rawmode and not upright.mode.startswith("I")
     return upright
@@ -127,6 +127,23 @@ def crop_box(shape: tuple[int, ...], size: tuple[int, int], fit: str) -> tuple[i
     kept_width, kept_height = max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
     left, top = (width - kept_width) // 2, (height - kept_height) // 2
     return left, top, left + kept_width, top + kept_height
+
+
+def window_boxes(shape: tuple[int, ...], size: tuple[int, int]) -> list[tuple[int, int, int, int]]:
+    """The fewest parts of a size's aspect, as large as the image allows, that cover it from end to end.
+
+    They are evenly spaced along the axis that has pixels to spare, each as left, top, right and bottom; for
+    the arguments see `crop_box`.
+    """
+    left, top, right, bottom = crop_box(shape, size, "centre_crop")
+    kept_width, kept_height = right - left, bottom - top
+    lefts, tops = _spread_starts(shape[1], kept_width), _spread_starts(shape[0], kept_height)
+    return [(x, y, x + kept_width, y + kept_height) for y in tops for x in lefts]
+
+
+def _spread_starts(length: int, kept: int) -> list[int]:
+    """First pixels of the fewest parts of `kept` pixels that cover `length`, evenly spaced."""
+    return np.linspace(0, length - kept, -(-length // kept)).round().astype(int).tolist()
 
 
 def hash_pixels(pixels: np.ndarray) -> str:

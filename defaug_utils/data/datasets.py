@@ -17,10 +17,25 @@ from defaug_utils.core.guards import MAX_LISTED_PROBLEMS, raise_problems
 from defaug_utils.core.images import read_image, read_mask
 from defaug_utils.core.manifest import SPLITS, make_manifest
 from defaug_utils.core.origins import SCENARIOS, MixingError
+from defaug_utils.data.flaws import (
+    CHANGE_COLUMNS,
+    CHANGES,
+    EMPTY_MASK,
+    EMPTY_MASKS,
+    LEFT_OUT,
+    NAMED,
+    list_unknown,
+    read_names,
+)
 from defaug_utils.data.layouts import DatasetError, list_files
 
 DATA_FOLDER = "data"
 MAX_WORKERS = 8
+ADVICE = "mend these files, or name their images in leave_out"
+EMPTY_MASK_ADVICE = (
+    "has no pixel above 0, but its image stands among the defective ones: draw the defect, set "
+    "empty_masks to negative or skip, or name the image in leave_out"
+)
 FEW_SHOT_COUNT = 10  # defective images a type (AdaBLDM's protocol)
 
 
@@ -35,6 +50,8 @@ def load_dataset(
     test_share: float = 0.3,
     seed: int = 0,
     on_image: Callable[[int], None] | None = None,
+    leave_out: Iterable[str] | str | Path = (),
+    empty_masks: str = "refuse",
 ) -> pd.DataFrame:
     """Read a data set of any known layout: every file is decoded once and checked.
 
@@ -46,22 +63,42 @@ def load_dataset(
         category: the only category (product) to load, empty for all; for MVTec AD and BTAD.
         test_share: drawn for test, by the seed, where a folder of own parts has no test part.
         on_image: called with 1 for every checked image (such as `tqdm.update`).
+        leave_out: names of images (or masks, for an image with its mask) that are not read at all, as the
+            columns `image` and `mask` have them; or a text file with one name a line.
+        empty_masks: what an image among the defective ones with an empty mask means: "refuse" it, read it as
+            "negative", or "skip" it.
 
     Returns:
         A manifest with paths relative to `root`, and the further columns `width`, `height` and
-        `defect_pixels` of the originals, `image_checksum` and `mask_checksum` of the files' bytes.
+        `defect_pixels` of the originals, `image_checksum` and `mask_checksum` of the files' bytes. Its
+        `attrs["changes"]` lists what was left out or read otherwise: image, change and reason.
 
     Raises:
         FileNotFoundError: there is no such folder.
-        DatasetError: empty or unreadable folder, unknown layout, or a list of every offending file.
+        DatasetError: empty or unreadable folder, unknown layout, or a list of every offending file and of
+            every name in `leave_out` that the data set has not.
     """
-    listing = list_files(root, layout, category)
-    rows, problems = [], listing.problems
-    for row, found in map_in_threads(lambda row: _check_row(listing.root, row), listing.rows, on_image):
-        rows.append(row)
+    if empty_masks not in EMPTY_MASKS:
+        raise DatasetError(f"empty_masks {empty_masks!r} is none of {', '.join(EMPTY_MASKS)}")
+    names = read_names(leave_out)
+    listing = list_files(root, layout, category, names)
+    rows, problems = [], list_unknown(names, listing) + listing.problems
+    changes = [(image, LEFT_OUT, NAMED) for image in dict.fromkeys(listing.left_out.values())]
+    checked = map_in_threads(lambda row: _check_row(listing.root, row), listing.rows, on_image)
+    for named, (row, found) in zip(listing.rows, checked, strict=True):
         problems += found
-    raise_problems(f"data set {root}", problems, DatasetError)
+        is_emptied = named.get("label") == "positive" and row["label"] == "negative"
+        if is_emptied and empty_masks == "refuse":
+            problems.append(f"{row['mask']}: {EMPTY_MASK_ADVICE}")
+        elif is_emptied:
+            changes.append((row["image"], EMPTY_MASKS[empty_masks], EMPTY_MASK))
+        if not (is_emptied and empty_masks == "skip"):
+            rows.append(row)
+    raise_problems(f"data set {root} ({ADVICE})", problems, DatasetError)
+    if not rows:
+        raise DatasetError(f"data set {root}: every image is left out: leave some in")
     manifest = make_manifest(rows)
+    manifest.attrs[CHANGES] = [dict(zip(CHANGE_COLUMNS, change, strict=True)) for change in changes]
     if "test" not in set(manifest["split"]):
         manifest = draw_split(manifest, "test", test_share, seed)
     _warn_about(manifest, listing.skipped, root)
@@ -85,14 +122,12 @@ def _check_row(root: Path, row: dict) -> tuple[dict, list[str]]:
         mask = read_mask(root / row["mask"]) if row["mask"] else np.zeros((height, width), bool)
         checksums = {f"{column}_checksum": _hash_file(root, row[column]) for column in ("image", "mask")}
     except (OSError, ValueError) as error:
-        return row, [str(error)]
+        return {"label": "", **row}, [str(error).replace(f"{root}{os.sep}", "", 1)]
     label = "positive" if mask.any() else "negative"
     problems = []
     if mask.shape != (height, width):
-        found = f"{mask.shape[1]} × {mask.shape[0]}"
-        problems.append(f"{row['mask']}: is {found} pixels, its image is {width} × {height}")
-    if row.get("label", label) != label:
-        problems.append(f"{row['mask']}: has no pixel above 0, but its image stands among the defective ones")
+        found = f"is {mask.shape[1]} × {mask.shape[0]} pixels, its image is {width} × {height}"
+        problems.append(f"{row['mask']}: {found}: export the mask at the image's size")
     measured = {"width": width, "height": height, "defect_pixels": int(mask.sum()), **checksums}
     defect_type = row.get("defect_type", "") if label == "positive" else ""
     return {**row, "label": label, "defect_type": defect_type, **measured}, problems

@@ -38,41 +38,56 @@ class Listing:
     """What a data set's folder holds, by the names of its files."""
 
     root: Path
+    leave_out: frozenset[str] = frozenset()  #: names of images or masks, in Unicode's composed form
     rows: list[dict] = field(default_factory=list)  #: of the manifest; no `label` where only a mask can tell
     skipped: list[str] = field(default_factory=list)  #: files that don't belong to the layout
     problems: list[str] = field(default_factory=list)  #: what is missing, ambiguous or twice there
+    left_out: dict[str, str] = field(default_factory=dict)  #: name of `leave_out` → its image
 
     def name(self, path: Path) -> str:
         """A path relative to the root, with slashes."""
         return path.relative_to(self.root).as_posix()
 
+    def leaves_out(self, *paths: Path | None) -> bool:
+        """Tell whether one of an image's files is to be left out, and note so; the image stands first."""
+        names = [self.name(path) for path in paths if path]
+        given = {unicodedata.normalize("NFC", name) for name in names} & self.leave_out
+        self.left_out |= dict.fromkeys(given, names[0])
+        return bool(given)
+
     def add(self, image: Path, mask: Path | None = None, **columns: str) -> None:
-        """Add a manifest row."""
+        """Add a manifest row, unless it is to be left out."""
+        if self.leaves_out(image, mask):
+            return
         mask_name = self.name(mask) if mask else ""
         self.rows.append({"image": self.name(image), "mask": mask_name, "origin": "real", **columns})
 
     def index(self, paths: Iterable[Path], key_of: Callable[[Path], object]) -> dict:
-        """Paths by key; two files with one key are a problem."""
+        """Paths by key; two files with one key are a problem, unless one of them is to be left out."""
         path_of: dict = {}
         for path in paths:
-            other = path_of.setdefault(key_of(path), path)
-            if other != path:
-                self.problems.append(f"{self.name(path)}: has the same id as {self.name(other)}")
+            key = key_of(path)
+            other = path_of.setdefault(key, path)
+            if other != path and self.leaves_out(other):
+                path_of[key] = path
+            elif other != path and not self.leaves_out(path):
+                self.problems.append(f"{self.name(path)}: has the same id as {self.name(other)}: rename one")
         return path_of
 
     def pair(self, images: dict, masks: dict, describe: Callable[[object], dict]) -> None:
         """Add a row for every image with its mask; what has no partner is a problem."""
-        for key, image in images.items():
-            if key in masks:
-                self.add(image, masks[key], **describe(key))
-            else:
-                self.problems.append(f"{self.name(image)}: image without mask")
-        for key, mask in masks.items():
-            if key not in images:
-                self.problems.append(f"{self.name(mask)}: mask without image")
+        for key in {**images, **masks}:
+            image, mask = images.get(key), masks.get(key)
+            if image and mask:
+                self.add(image, mask, **describe(key))
+            elif not self.leaves_out(image or mask):
+                found = "image without mask: add a mask" if image else "mask without image: add the image"
+                self.problems.append(f"{self.name(image or mask)}: {found}")
 
 
-def list_files(root: Path | str, layout: str = "auto", category: str = "") -> Listing:
+def list_files(
+    root: Path | str, layout: str = "auto", category: str = "", leave_out: Iterable[str] = ()
+) -> Listing:
     """List a data set's images with their masks, without opening them; see `load_dataset`."""
     root = Path(root)
     if layout != "auto" and layout not in LAYOUTS:
@@ -80,7 +95,7 @@ def list_files(root: Path | str, layout: str = "auto", category: str = "") -> Li
     try:
         layout = find_layout(root) if layout == "auto" else layout
         _check_root(root)
-        listing = Listing(root)
+        listing = Listing(root, frozenset(leave_out))
         if layout in GOOD_FOLDERS:
             _list_parts(listing, category, layout)
         elif category:
@@ -96,11 +111,13 @@ def list_files(root: Path | str, layout: str = "auto", category: str = "") -> Li
     except OSError as error:
         place = error.filename or root
         raise DatasetError(f"{place} can't be read ({error.strerror}): check its access rights") from error
-    if not listing.rows and not listing.problems:
+    if not listing.rows and not listing.problems and not listing.left_out:
         raise DatasetError(f"{root} holds no image of layout {layout}. The layouts are:\n{EXPECTED}")
     splits = {row["split"] for row in listing.rows}
     wanted = ("train",) if layout == "folder" else ("train", "test")
-    listing.problems += [f"{split}: holds no image" for split in wanted if split not in splits]
+    listing.problems += [
+        f"{split}: holds no image: put its images there" for split in wanted if split not in splits
+    ]
     return listing
 
 
@@ -141,7 +158,7 @@ def _files(listing: Listing, folder: Path, required: bool = True) -> list[Path]:
     """Image files of a folder and its subfolders, sorted; everything else in it is skipped."""
     if not folder.is_dir():
         if required:
-            listing.problems.append(f"{listing.name(folder)}: no such folder")
+            listing.problems.append(f"{listing.name(folder)}: no such folder: add it")
         return []
     paths = []
     for parent, _, names in os.walk(folder, onerror=_raise, followlinks=True):
@@ -257,8 +274,12 @@ def _list_folder_split(listing: Listing, base: Path, split: str) -> None:
     images, label_of = {}, {}
     for group, label in (("positive", {"label": "positive"}), ("images", {})):
         found = _index_under(listing, base / group, required=False)
-        twice = sorted(listing.name(found[key]) for key in found.keys() & images.keys())
-        listing.problems += [f"{name}: stands in positive as well" for name in twice]
+        for key in sorted(found.keys() & images.keys()):
+            if listing.leaves_out(found[key]):
+                del found[key]
+            elif not listing.leaves_out(images[key]):
+                name = listing.name(found[key])
+                listing.problems.append(f"{name}: stands in positive as well: keep one of the two")
         images |= found
         label_of |= dict.fromkeys(found, label)
     listing.pair(images, masks, lambda key: {"split": split, "defect_type": key[0], **label_of[key]})

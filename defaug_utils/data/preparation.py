@@ -12,18 +12,22 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
 
-from defaug_utils.core.files import append_line, write_png
+from defaug_utils.core.files import append_line, write_csv, write_png
 from defaug_utils.core.guards import claim_folder, raise_problems
-from defaug_utils.core.images import FITS, crop_box, fit_image, fit_mask, read_image, read_mask
-from defaug_utils.core.manifest import COLUMNS, make_manifest, write_manifest
+from defaug_utils.core.images import FITS, crop_box, fit_image, fit_mask, read_image, read_mask, window_boxes
+from defaug_utils.core.manifest import COLUMNS, SPLITS, make_manifest, write_manifest
 from defaug_utils.data.datasets import map_in_threads
+from defaug_utils.data.flaws import CHANGE_COLUMNS, CHANGES, CHANGES_FILE
 from defaug_utils.data.layouts import DatasetError
 
 JOURNAL = "finished.jsonl"
 MAX_NAME = 100  # letters
 THREE_CROPS = "three_crops"  # how AdaBLDM's code prepares KSDD2, at 224 × 224 pixels
 CROPS = 3
-WAYS = (*FITS, THREE_CROPS)
+WINDOWS = "windows"
+WAYS = (*FITS, THREE_CROPS, WINDOWS)
+
+Box = tuple[int, int, int, int]  # left, top, right and bottom in pixels of the original
 
 
 def prepare_dataset(
@@ -36,20 +40,28 @@ def prepare_dataset(
 ) -> pd.DataFrame:
     """Bring every image and mask to one size: `folder/images`, `folder/masks`, `folder/manifest.csv`.
 
+    No crop looks at a mask, and all images of one size are cut alike: a crop that followed the defect would
+    tell by the way an image is cut whether it is positive, and would look at the masks of the test part.
+
     Shrinking loses no defect. An interrupted call goes on where it stopped, also after a full disk, and what
-    changed in the data set since is made again. The manifest is written last: then everything is there.
+    changed in the data set since is made again. What was left out of the data set or read otherwise goes to
+    `folder/changes.csv`. The manifest is written last: then everything is there.
 
     Args:
         dataset: of `load_dataset`, with or without a validation part; its paths are relative to `root`.
         size: (width, height) in pixels.
         fit: "resize" stretches the whole image; "centre_crop" cuts its centre out at the right aspect;
-            "three_crops" makes three images of an upright one, squares of its full width. A defect may then
-            be seen in two of them, and a crop without defect is a negative.
+            "windows" makes as many images of the right aspect of it as cover it from end to end, each as
+            large as it allows, so that no defect pixel is lost; "three_crops" makes three images of an
+            upright one, squares of its full width. A defect may then be seen in several of them, or be cut by
+            the border of each, and a crop without defect is a negative.
         on_image: called with 1 for every image that is ready (such as `tqdm.update`).
 
     Returns:
         The manifest, paths relative to `folder`, with the further columns `original_image`, `defect_pixels`
-        (at the new size) and, for crops, `crop`. Negatives have no mask.
+        (at the new size), where crops are made of an image `crop` (its number), and with any fit but "resize"
+        `box` ("left top right bottom" of what was kept, in pixels of the original) and `cut_pixels` (of the
+        original's defect, outside of that box). Negatives have no mask.
 
     Raises:
         DatasetError: lists the images whose whole defect a crop cuts away, or that can't be cut into three
@@ -65,10 +77,10 @@ def prepare_dataset(
     if fit == "centre_crop":
         _refuse_lost_defects(dataset, root, size)
     claim_folder(folder, {"size": [int(side) for side in size], "fit": fit}, "images", error=DatasetError)
-    jobs = _list_jobs(dataset, fit, _read_journal(folder))
+    jobs = _list_jobs(dataset, size, fit, _read_journal(folder))
     if not all(job["done"] for job in jobs):
         (folder / "manifest.csv").unlink(missing_ok=True)
-    rows, made = [], map_in_threads(lambda job: _prepare_image(job, root, folder, size, fit), jobs, on_image)
+    rows, made = [], map_in_threads(lambda job: _prepare_image(job, root, folder, size), jobs, on_image)
     with closing(made):
         for job, row in zip(jobs, made, strict=True):
             if not job["done"]:
@@ -76,20 +88,38 @@ def prepare_dataset(
             rows.append({column: job[column] for column in COLUMNS} | row)
     _check_labels(dataset, rows)
     manifest = make_manifest(rows)
+    changes = pd.DataFrame(dataset.attrs.get(CHANGES, []), columns=list(CHANGE_COLUMNS))
+    write_csv(changes, folder / CHANGES_FILE)
     write_manifest(manifest, folder / "manifest.csv")
     return manifest
 
 
-def _list_jobs(dataset: pd.DataFrame, fit: str, finished: dict[tuple[str, str], dict]) -> list[dict]:
-    """A row of the data set for each image to make: the `name` of its files, and what is `done` already."""
+def _list_jobs(
+    dataset: pd.DataFrame, size: tuple[int, int], fit: str, finished: dict[tuple[str, str], dict]
+) -> list[dict]:
+    """A row of the data set for each image to make: its files' `name`, its `box`, what is `done` already."""
     jobs = []
     for row, name in zip(dataset.to_dict("records"), name_files(dataset["image"]), strict=True):
         content = row["image_checksum"] + row["mask_checksum"]
-        for crop in range(CROPS) if fit == THREE_CROPS else [None]:
-            own_name = name if crop is None else f"{name}-{crop}"
-            done = finished.get((own_name, content))
-            jobs.append({**row, "name": own_name, "crop": crop, "content": content, "done": done})
+        for crop, box in enumerate(list_boxes(row["width"], row["height"], size, fit)):
+            own = {"name": name, "box": box, "kept": {}}  # what the manifest tells of the crop
+            if fit != "resize":
+                own["kept"] = {"box": " ".join(map(str, box))}
+            if fit in (THREE_CROPS, WINDOWS):
+                own |= {"name": f"{name}-{crop}", "kept": {"crop": crop, **own["kept"]}}
+            done = finished.get((own["name"], content))
+            done = done if done and own["kept"].items() <= done.items() else None
+            jobs.append({**row, **own, "content": content, "done": done})
     return jobs
+
+
+def list_boxes(width: int, height: int, size: tuple[int, int], fit: str) -> list[Box]:
+    """The parts of an image of `width` × `height` pixels that a fit keeps, from the image's size alone."""
+    if fit == THREE_CROPS:
+        return [(0, top, width, top + width) for top in (0, width, height - width)]
+    if fit == WINDOWS:
+        return window_boxes((height, width), size)
+    return [crop_box((height, width), size, fit)]
 
 
 def name_files(images: Iterable[str]) -> list[str]:
@@ -106,32 +136,63 @@ def name_files(images: Iterable[str]) -> list[str]:
     return names
 
 
-def _prepare_image(job: dict, root: Path, folder: Path, size: tuple[int, int], fit: str) -> dict:
+def _prepare_image(job: dict, root: Path, folder: Path, size: tuple[int, int]) -> dict:
     """Write an image and, where it is positive, its mask; the columns that this changes."""
     if job["done"]:
         return job["done"]
-    crop, row = job["crop"], {"image": f"images/{job['name']}.png", "mask": ""}
-    row |= {"original_image": job["image"], "defect_pixels": 0}
+    row = {"image": f"images/{job['name']}.png", "mask": "", "original_image": job["image"]}
+    row |= {"defect_pixels": 0, **job["kept"]} | ({"cut_pixels": 0} if job["kept"] else {})
     image_u8 = read_image(root / job["image"])
+    if image_u8.shape[:2] != (job["height"], job["width"]):
+        raise DatasetError(f"{job['image']}: has another size now: load the data set again")
     mask = read_mask(root / job["mask"]) if job["label"] == "positive" else None
-    if crop is not None:
-        fit, image_u8 = "resize", cut_crop(image_u8, crop)
-        mask = mask if mask is None else cut_crop(mask, crop)
-    if mask is not None and mask.any():
-        fitted = fit_mask(mask, size, fit)
+    left_mask = mask if mask is None else cut_box(mask, job["box"])
+    if mask is not None and job["kept"]:
+        row["cut_pixels"] = int(mask.sum() - left_mask.sum())
+    if left_mask is not None and left_mask.any():
+        fitted = fit_mask(left_mask, size)
         row |= {"mask": f"masks/{job['name']}.png", "defect_pixels": int(fitted.sum())}
         write_png(folder / row["mask"], fitted)
-    elif crop is not None:
+    elif "crop" in job["kept"]:
         row |= {"label": "negative", "defect_type": ""}
-    write_png(folder / row["image"], fit_image(image_u8, size, fit))
-    return row if crop is None else row | {"crop": crop}
+    write_png(folder / row["image"], fit_image(cut_box(image_u8, job["box"]), size))
+    return row
 
 
-def cut_crop(pixels: np.ndarray, crop: int) -> np.ndarray:
-    """A square of an upright image or mask: 0 at its top, 1 the next one below, 2 at its bottom."""
-    height, width = pixels.shape[:2]
-    top = (0, width, height - width)[crop]
-    return pixels[top : top + width]
+def cut_box(pixels: np.ndarray, box: Box) -> np.ndarray:
+    """The part of an image or a mask, shape (height, width, …), inside a box."""
+    left, top, right, bottom = box
+    return pixels[top:bottom, left:right]
+
+
+def summarise_crops(prepared: pd.DataFrame, dataset: pd.DataFrame) -> pd.DataFrame:
+    """What a fit made of each split, and how many defects it cut.
+
+    Args:
+        prepared, dataset: manifests that `prepare_dataset` returned and was given.
+
+    Returns:
+        One row a split: originals and the images made of them, the same of the positives, and of the
+        defects in them how many stand `whole` in some image, how many are `cut` in each (of several parts,
+        the largest counts), and the largest share in percent of a defect that no single image shows.
+    """
+    sizes = dataset.set_index("image")["defect_pixels"]
+    table = prepared.assign(cut=prepared.get("cut_pixels", 0), is_positive=prepared["label"] == "positive")
+    rows = {}
+    for split in [split for split in SPLITS if split in set(table["split"])]:
+        chosen = table[table["split"] == split]
+        positives = chosen[chosen["is_positive"]]
+        cut = positives.groupby("original_image")["cut"].min()
+        rows[split] = {
+            "originals": chosen["original_image"].nunique(),
+            "images": len(chosen),
+            "positive originals": len(cut),
+            "positive images": len(positives),
+            "defects whole": int((cut == 0).sum()),
+            "defects cut": int((cut > 0).sum()),
+            "largest cut, %": round(100 * float((cut / sizes[cut.index]).max()), 1) if len(cut) else 0.0,
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("split")
 
 
 def _refuse_uncuttable(dataset: pd.DataFrame, size: tuple[int, int]) -> None:
@@ -144,7 +205,8 @@ def _refuse_uncuttable(dataset: pd.DataFrame, size: tuple[int, int]) -> None:
         for row in dataset.itertuples()
         if not 2 * row.width <= row.height <= 3 * row.width
     ]
-    raise_problems(THREE_CROPS, problems, DatasetError)
+    advice = "use fit 'windows', or name these images in leave_out"
+    raise_problems(f"{THREE_CROPS} ({advice})", problems, DatasetError)
 
 
 def _refuse_lost_defects(dataset: pd.DataFrame, root: Path, size: tuple[int, int]) -> None:
@@ -156,7 +218,7 @@ def _refuse_lost_defects(dataset: pd.DataFrame, root: Path, size: tuple[int, int
     lost = [image for image, kept in zip(positives["image"], keeps, strict=True) if not kept]
     what = (
         f"centre_crop to {size[0]} × {size[1]} cuts the whole defect away, so that the label would be false: "
-        "use fit 'resize', a size with another aspect, or leave these images out of the data set"
+        "use fit 'windows' or 'resize', a size with another aspect, or name these images in leave_out"
     )
     raise_problems(what, lost, DatasetError)
 

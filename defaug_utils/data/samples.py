@@ -35,20 +35,18 @@ def load_samples(
     manifest: pd.DataFrame,
     folder: Path | str,
     input_size: tuple[int, int] = (0, 0),
-    needs_validation: bool = True,
 ) -> Samples:
     """Decode every image of a manifest into memory, at one size.
 
     Args:
-        manifest: rows of the splits train, val and test, with paths relative to `folder`.
+        manifest: rows of the splits train, val (may be missing) and test, with paths relative to `folder`.
         input_size: (width, height) to which images are resized; (0, 0) for that of the stored real ones.
-        needs_validation: demand negatives in the split val, which choose a classifier's threshold.
 
     Raises:
         ManifestError: a split lacks a class that it needs; images can't be read (all are listed); or no size
             was given and the real images differ in size.
     """
-    check_classes(manifest, needs_validation)
+    check_classes(manifest)
     folder = Path(folder)
     width, height = input_size if min(input_size) > 0 else _common_size(manifest, folder)
     images_u8 = np.empty((len(manifest), height, width, 3), np.uint8)
@@ -65,10 +63,10 @@ def load_samples(
     return Samples(torch.from_numpy(images_u8), labels, manifest.reset_index(drop=True))
 
 
-def check_classes(manifest: pd.DataFrame, needs_validation: bool = True) -> None:
-    """Refuse a training set with a split that lacks a class: train and test need both, val negatives."""
+def check_classes(manifest: pd.DataFrame) -> None:
+    """Refuse a split that lacks a class: train and test need both, val negatives where it has any image."""
     counts = count_samples(manifest)
-    needed = {"train": LABELS, "test": LABELS} | ({"val": ("negative",)} if needs_validation else {})
+    needed = {"train": LABELS, "test": LABELS} | ({"val": ("negative",)} if counts.loc["val"].any() else {})
     problems = [
         f"split {split} has no {label} image ({counts.loc[split].sum()} images in all)"
         for split, labels in needed.items()
@@ -104,7 +102,7 @@ def _common_size(manifest: pd.DataFrame, folder: Path) -> tuple[int, int]:
 def load_masked_samples(
     manifest: pd.DataFrame, folder: Path | str, input_size: tuple[int, int] = (0, 0)
 ) -> Samples:
-    """Decode images and masks, see `load_samples`; no validation part is demanded.
+    """Decode images and masks, see `load_samples`.
 
     A ManifestError lists every positive without mask, or every mask that can't be read or is empty.
     """
@@ -115,7 +113,7 @@ def load_masked_samples(
     ]
     advice = "leave these positives out, or take a pool with masks"
     raise_problems(f"a detector of pixels learns from masks: {advice}", unmasked, ManifestError)
-    samples = load_samples(manifest, folder, input_size, needs_validation=False)
+    samples = load_samples(manifest, folder, input_size)
     size = (samples.images_u8.shape[2], samples.images_u8.shape[1])
     masks, problems = np.zeros(samples.images_u8.shape[:3], bool), []
     for index, name in samples.table.loc[is_positive.to_numpy(), "mask"].items():

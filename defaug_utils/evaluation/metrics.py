@@ -18,6 +18,7 @@ from defaug_utils.core.guards import raise_problems
 MAX_FALSE_POSITIVE_RATE = 0.02
 RESAMPLES = 1000
 CONFIDENCE = 0.95
+NO_VALIDATION = "no validation part"
 
 
 def measure_scores(
@@ -29,7 +30,7 @@ def measure_scores(
     """All numbers of one run.
 
     Args:
-        scores_table: columns split ("val" and "test"), label and score.
+        scores_table: columns split ("test", and "val" where there is a validation part), label and score.
         max_false_positive_rate: see `choose_threshold`.
         resamples, seed: of the bootstrap of the test set.
 
@@ -37,10 +38,11 @@ def measure_scores(
         The numbers of `measure_sets` by name and, with _low and _high appended, their 95 % percentile
         intervals ([0, 1] where a class has fewer than two images). Also paper_threshold,
         validation_threshold, threshold_rule, max_false_positive_rate, n_val, n_val_positive, n_test and
-        n_test_positive.
+        n_test_positive. Without a validation part n_val is 0, threshold_rule "no validation part", and every
+        number at its threshold None.
 
     Raises:
-        ValueError: one class only, scores that are not finite, or no negative in validation.
+        ValueError: one class only, scores that are not finite, or no negative in a validation part.
     """
 
     def pick(split: str) -> list[np.ndarray]:
@@ -49,16 +51,19 @@ def measure_scores(
 
     val, test = pick("val"), pick("test")
     _check_classes(*test)
-    threshold, rule = choose_threshold(*val, max_false_positive_rate)
+    n_val = sum(map(len, val))
+    threshold, rule = choose_threshold(*val, max_false_positive_rate) if n_val else (math.inf, NO_VALIDATION)
     summary = {name: float(value) for name, value in measure_sets(*test, threshold).items()}
     for name, (low, high) in _bootstrap(*test, threshold, resamples, seed).items():
         summary |= {f"{name}_low": low, f"{name}_high": high}
+    summary |= {"validation_threshold": threshold}
+    if not n_val:
+        summary |= dict.fromkeys([name for name in summary if name.startswith("validation_")])
     return summary | {
         "paper_threshold": best_f1_threshold(*test),
-        "validation_threshold": threshold,
         "threshold_rule": rule,
         "max_false_positive_rate": max_false_positive_rate,
-        "n_val": sum(map(len, val)),
+        "n_val": n_val,
         "n_val_positive": len(val[0]),
         "n_test": sum(map(len, test)),
         "n_test_positive": len(test[0]),
@@ -66,13 +71,19 @@ def measure_scores(
 
 
 def tabulate_scores(summary: Mapping[str, float]) -> pd.DataFrame:
-    """The numbers of `measure_scores`, one row each, with the columns value, from and to."""
+    """The numbers of `measure_scores`, one row each, with the columns value, from and to.
+
+    Where there is no validation part, its rows say so in the place of a value.
+    """
     titles = {"ap": "AP", "ap_trapezoid": "AP (trapezoid)", "auroc": "AUROC"}
     for protocol, words in (("paper", "papers' protocol"), ("validation", "validation threshold")):
         for number in ("precision", "recall", "f1"):
             titles[f"{protocol}_{number}"] = f"{number.replace('f1', 'F1')}, {words}"
     rows = [[summary[name + ending] for ending in ("", "_low", "_high")] for name in titles]
-    return pd.DataFrame(rows, list(titles.values()), ["value", "from", "to"]).rename_axis("number")
+    table = pd.DataFrame(rows, list(titles.values()), ["value", "from", "to"]).rename_axis("number")
+    if summary["n_val"]:
+        return table
+    return table.assign(value=table["value"].astype(object).where(table["value"].notna(), NO_VALIDATION))
 
 
 def choose_threshold(

@@ -44,12 +44,12 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         ],
         "tables": [
             "PAPER_PROTOCOL",
-            "RUN_COLUMNS",
             "compare_protocols",
             "layout_differences",
             "layout_quality",
             "layout_results",
             "layout_spreads",
+            "list_runs",
             "name_setup",
             "style_table",
         ],

@@ -11,9 +11,10 @@ from matplotlib.figure import Figure
 from sklearn.metrics import average_precision_score, precision_recall_curve
 
 from defaug_utils.core.origins import list_arms
+from defaug_utils.evaluation.metrics import NO_VALIDATION
 from defaug_utils.protocol.mixing import is_marked, mark_label
 from defaug_utils.report.pictures import NotebookFigure
-from defaug_utils.report.results import PIXEL_NUMBERS, label_arm
+from defaug_utils.report.results import PIXEL_NUMBERS, VALIDATION_METRICS, label_arm
 
 FURTHER_STYLES = (("#AA8800", "P"), ("#5B3A00", "*"), ("#777777", "D"), ("#44AA99", ">"))  # of own arms
 METRIC_LABELS = {number: title for title, number in PIXEL_NUMBERS.items()} | {
@@ -49,7 +50,8 @@ def plot_augmentation_curves(
 
     Small dots are runs (of `gather_results` or `read_pixel_runs`), large markers their mean, bars one
     standard deviation (none for a single run); a dashed line carries the mean without augmentation across. An
-    arm with a leak in any scenario is marked. A ValueError refuses no runs, or a missing column.
+    arm with a leak in any scenario is marked; a panel without any number at a validation threshold says
+    that there is no validation part. A ValueError refuses no runs, or a missing column.
     """
     _check_columns(runs, ("scenario", "arm", "n_aug", *metrics), "runs")
     scenarios = list(dict.fromkeys(runs["scenario"]))
@@ -61,6 +63,9 @@ def plot_augmentation_curves(
         chosen = runs[runs["scenario"] == scenario]
         for row, metric in enumerate(metrics):
             _draw_arms(grid[row, column], chosen, metric, labels)
+            if metric in VALIDATION_METRICS and chosen[metric].isna().all():
+                axes = grid[row, column]
+                axes.text(0.5, 0.5, NO_VALIDATION, ha="center", va="center", transform=axes.transAxes)
             grid[row, column].set_ylabel(METRIC_LABELS.get(metric, metric) if column == 0 else "")
         grid[0, column].set_title(scenario)
     for first_of_row in grid[:, 0]:

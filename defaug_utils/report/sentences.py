@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from defaug_utils.evaluation.metrics import NO_VALIDATION
 from defaug_utils.evaluation.pool_quality import REAL, UNTOUCHED
 from defaug_utils.protocol.mixing import UNKNOWN, is_marked, mark_label
 from defaug_utils.report.papers import FAILS, HOLDS, OPEN, STANDARD_ERRORS
@@ -105,6 +106,8 @@ def describe_spreads(runs: pd.DataFrame) -> str:
 def describe_optimism(runs: pd.DataFrame) -> str:
     """How much F1 the papers' protocol gains by choosing the threshold on the test set."""
     gain = measure_optimism(runs)
+    if gain.empty:
+        return f"There is {NO_VALIDATION}, so no threshold was chosen without looking at the test set."
     return (
         "Choosing the threshold on the test set lifts F1 over the threshold from the validation part by "
         f"{gain.mean():.3f} on average and by {gain.max():.3f} at most, over {_count(len(gain), 'run')}."

@@ -9,8 +9,11 @@ from pathlib import Path
 import pandas as pd
 from pandas.io.formats.style import Styler
 
+from defaug_utils.data.datasets import DATA_FOLDER
+from defaug_utils.data.flaws import count_changes, read_changes
+from defaug_utils.evaluation.metrics import NO_VALIDATION
 from defaug_utils.protocol.mixing import LEAK_MARK, LEAK_NOTE, mark_label
-from defaug_utils.report.results import GROUP, label_arm
+from defaug_utils.report.results import GROUP, VALIDATION_METRICS, label_arm
 
 RUN_COLUMNS = [
     *(*GROUP, "seed"),
@@ -43,12 +46,28 @@ def format_digits(mean: float, deviation: float = math.nan) -> str:
 
 
 def name_setup(runs: pd.DataFrame, run_folder: Path | str, data_name: str = "") -> str:
-    """What runs were measured on and with, such as "procedural surfaces, resnet50".
+    """What runs were measured on and with, such as "procedural surfaces, 3 left out, resnet50".
 
-    Without `data_name`, the folder `surfaces` of the run tells that its data were drawn.
+    Without `data_name`, the folder `surfaces` of the run tells that its data were drawn. What was left out of
+    the data or read otherwise is told, and where there is no validation part.
     """
+    changes = count_changes(read_changes(Path(run_folder) / DATA_FOLDER))
+    lacking = [NO_VALIDATION] if _lacks_validation(runs) else []
     own = "procedural surfaces" if (Path(run_folder) / "surfaces").is_dir() else "own data set"
-    return ", ".join([data_name or own, *runs.get("backbone", [])[:1]])
+    return ", ".join([data_name or own, *changes, *lacking, *runs.get("backbone", [])[:1]])
+
+
+def list_runs(runs: pd.DataFrame) -> pd.DataFrame:
+    """The columns of `gather_results` to be shown; a validation part that is missing is told in its place."""
+    shown = runs[RUN_COLUMNS].copy()
+    if _lacks_validation(runs):
+        shown[[name for name in VALIDATION_METRICS if name in shown]] = NO_VALIDATION
+    return shown
+
+
+def _lacks_validation(rows: pd.DataFrame) -> bool:
+    """Tell whether no row has a number at a threshold that a validation part gave."""
+    return "validation_f1" in rows and len(rows) > 0 and bool(rows["validation_f1"].isna().all())
 
 
 def layout_results(rows: pd.DataFrame, columns: Mapping[str, str], mark_cells: bool = False) -> pd.DataFrame:
@@ -78,10 +97,15 @@ def _index_methods(rows: pd.DataFrame, *first: str) -> pd.MultiIndex:
 
 
 def compare_protocols(rows: pd.DataFrame) -> pd.DataFrame:
-    """Precision and recall of one scenario by the papers' threshold and by the validation threshold."""
+    """Precision and recall of one scenario by the papers' threshold and by the validation threshold.
+
+    Where there is no validation part, the cells say so.
+    """
     protocols = {"papers' threshold (test)": PAPER_PROTOCOL, "validation threshold": VALIDATION_PROTOCOL}
     wanted = ["precision", "recall"]
     parts = {heading: layout_results(rows, columns)[wanted] for heading, columns in protocols.items()}
+    if _lacks_validation(rows):
+        parts["validation threshold"][wanted] = NO_VALIDATION
     return pd.concat(parts, axis=1)
 
 
