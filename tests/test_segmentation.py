@@ -189,6 +189,12 @@ def test_an_interrupted_training_goes_on_exactly(masked, tmp_path):
         assert torch.equal(one, other)
 
 
+def test_a_recipe_that_turns_images_without_their_masks_is_refused(masked, tmp_path):
+    with pytest.raises(ValueError, match="augment turns images without their masks"):
+        train_detector(masked, tmp_path, replace(QUICK, augment=True), BACKBONE)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_folder_of_another_training_keeps_its_score_maps(masked, tmp_path):
     quick = replace(QUICK, epochs=1)
     run = train_detector(masked, tmp_path, quick, BACKBONE)

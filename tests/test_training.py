@@ -15,7 +15,12 @@ from torch import nn
 from defaug_utils.core.files import write_png
 from defaug_utils.core.manifest import ManifestError, make_manifest
 from defaug_utils.data.samples import Samples, count_samples, hash_samples, load_samples
-from defaug_utils.evaluation.classifier import count_training, score_samples, train_classifier
+from defaug_utils.evaluation.classifier import (
+    count_training,
+    score_samples,
+    stayed_at_chance,
+    train_classifier,
+)
 from defaug_utils.evaluation.recipes import (
     RECIPES,
     Recipe,
@@ -26,6 +31,7 @@ from defaug_utils.evaluation.recipes import (
     plan_batches,
     plan_epochs,
     split_batches,
+    warmup_share,
 )
 from defaug_utils.training import loop
 from defaug_utils.training.backbones import build_classifier, normalise_images, torchvision_key
@@ -170,11 +176,22 @@ def test_decay_is_half_a_cosine():
     assert [learning_rate_of(constant, epoch) for epoch in range(4)] == [0.4] * 4
 
 
+def test_warm_up_rises_in_a_line_and_stays():
+    rising = replace(QUICK, warmup=0.5)
+    found = [warmup_share(rising, step, 8) for step in range(8)]
+    assert found == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1, 1, 1])
+    assert [warmup_share(QUICK, step, 8) for step in range(8)] == [1.0] * 8
+
+
 def test_wrong_recipes():
     with pytest.raises(ValueError, match="in_and_out, "):
         choose_recipe("in_an_out")
     with pytest.raises(ValueError, match="must be positive"):
         choose_recipe("diag", epochs=-1)
+    with pytest.raises(ValueError, match="3 problem") as error:
+        choose_recipe("diag", learning_rate=-1.0, warmup=1.0, largest_gradient=-1.0)
+    assert "warmup 1.0 must be a share" in str(error.value)
+    assert "largest_gradient -1.0 must be 0 or more" in str(error.value)
 
 
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 3))
@@ -246,6 +263,21 @@ def test_batches_follow_the_plan_and_flip_half_of_the_images():
     assert not any(batch.flips.any() for batch in plan_batches(labels, replace(recipe, flips=False), 2))
 
 
+def test_jitter_is_drawn_by_seed_and_epoch_and_leaves_the_flips():
+    labels, recipe = np.array([0] * 30 + [1] * 30), replace(QUICK, batch_size=7, augment=True)
+    short, again = (plan_batches(labels, recipe, 2) for _ in range(2))
+    long = plan_batches(labels, replace(recipe, epochs=5), 2)
+    plain = plan_batches(labels, replace(recipe, augment=False), 2)
+    assert [batch.jitter for batch in plain] == [None] * len(short)
+    for batch, *others in zip(short, again, long, strict=False):
+        assert all(torch.equal(batch.jitter, other.jitter) for other in others)
+        assert batch.jitter.shape == (3, len(batch.images))
+    for batch, other in zip(short, plain, strict=True):
+        assert torch.equal(batch.flips, other.flips)
+    first, second = (next(one.jitter for one in short if one.epoch == epoch) for epoch in (0, 1))
+    assert not torch.equal(first, second)
+
+
 def test_frozen_batch_norm_keeps_its_statistics():
     model = build_classifier(BACKBONE)
     norm = model.resnet.embedder.embedder.normalization
@@ -287,8 +319,12 @@ class KillError(Exception):
 
 @pytest.mark.parametrize(
     "recipe",
-    [QUICK, replace(QUICK, optimiser="adam", learning_rate=1e-3, balanced=False, freeze_batch_norm_after=1)],
-    ids=["sgd", "adam"],
+    [
+        QUICK,
+        replace(QUICK, optimiser="adam", learning_rate=1e-3, balanced=False, freeze_batch_norm_after=1),
+        replace(QUICK, augment=True, warmup=0.9, largest_gradient=0.5),
+    ],
+    ids=["sgd", "adam", "augmented"],
 )
 def test_interrupted_and_resumed_equals_uninterrupted(samples, tmp_path, recipe):
     whole = train_classifier(samples, tmp_path / "whole", recipe, BACKBONE)
@@ -332,6 +368,16 @@ def test_a_folder_of_other_settings_is_refused_and_survives(samples, tmp_path):
     with pytest.raises(ValueError, match="other settings: training_set"):
         train_classifier(samples._replace(images_u8=images_u8), tmp_path, QUICK, BACKBONE)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_settings_name_a_later_field_only_where_it_is_set(samples, tmp_path):
+    """Otherwise every training from before the field existed would be refused."""
+    train_classifier(samples, tmp_path, QUICK, BACKBONE)
+    found = loop.read_checkpoint(tmp_path / loop.CHECKPOINT).settings
+    assert not {"augment", "warmup", "largest_gradient"} & found.keys()
+    other = replace(QUICK, augment=True, warmup=0.5, largest_gradient=1.0)
+    with pytest.raises(ValueError, match=r"augment \(None, asked for True\); largest_gradient .*; warmup"):
+        train_classifier(samples, tmp_path, other, BACKBONE)
 
 
 def test_other_weights_under_the_same_name_are_refused(samples, tmp_path):
@@ -395,9 +441,73 @@ def test_unknown_optimiser(samples, tmp_path):
 def test_it_learns_bright_marks(samples, tmp_path):
     run = train_classifier(samples, tmp_path, replace(QUICK, epochs=25), BACKBONE)
     assert run.history["loss"].iloc[-1] < 0.5 * run.history["loss"].iloc[0]
+    assert run.numbers["at_chance"] is False
     scores = score_samples(run.model, samples, "imagenet")
     means = scores[scores["split"] == "test"].groupby("label")["score"].mean()
     assert means["positive"] > means["negative"] + 0.3
+
+
+def test_steps_warm_up_and_their_gradients_are_scaled_down(samples, tmp_path):
+    recipe, steps = replace(QUICK, momentum=0.0, warmup=0.5, decay=False, largest_gradient=1e-3), []
+    trained = train_classifier(samples, tmp_path, recipe, BACKBONE, 3, on_step=steps.append)
+    rates = [done.numbers["learning_rate"] for done in steps]
+    assert rates == pytest.approx([0.01 / 3, 0.02 / 3, 0.01, 0.01, 0.01, 0.01])
+    assert min(done.numbers["gradient_norm"] for done in steps) > 1e-3  # something was scaled down
+    torch.manual_seed(3)
+    before = dict(build_classifier(BACKBONE).named_parameters())
+    moved = [(value.detach() - before[name]).norm() for name, value in trained.model.named_parameters()]
+    assert 0 < torch.stack(moved).norm() <= 1.01 * 1e-3 * sum(rates)
+
+
+def test_augmented_training_sees_other_images(samples, tmp_path):
+    losses = [
+        train_classifier(samples, tmp_path / str(on), replace(QUICK, augment=on), BACKBONE).history["loss"]
+        for on in (False, True)
+    ]
+    assert not np.allclose(*losses)
+
+
+def make_training_scores(positive: list[float], negative: list[float]) -> pd.DataFrame:
+    labels = ["positive"] * len(positive) + ["negative"] * len(negative)
+    return pd.DataFrame({"label": labels, "score": positive + negative})
+
+
+SEPARATE = make_training_scores([0.8, 0.9, 0.7], [0.1, 0.2, 0.3, 0.15, 0.25])
+
+
+def test_a_loss_of_guessing_is_chance():
+    def judge(losses: list[float], is_balanced: bool = True) -> bool:
+        return stayed_at_chance(pd.DataFrame({"loss": losses}), SEPARATE, is_balanced)
+
+    assert judge([0.9, 0.7, 0.69, 0.693, 0.69, 0.694, 0.691])
+    assert judge([0.4] * 20 + [0.69] * 5)  # what it once knew is lost
+    assert not judge([0.7, 0.69, 0.6, 0.5, 0.4])
+    assert not judge([0.5, 0.4, 0.4, 0.4, 0.9])  # one unlucky epoch
+    guessing = -(3 / 8 * np.log(3 / 8) + 5 / 8 * np.log(5 / 8))  # 0.66: three of eight are positive
+    assert judge([0.96 * guessing], is_balanced=False) and not judge([0.94 * guessing], is_balanced=False)
+
+
+def test_training_scores_that_do_not_rank_are_chance():
+    history = pd.DataFrame({"loss": [0.1] * 5})
+    assert not stayed_at_chance(history, SEPARATE, True)
+    for positive in ([0.2, 0.2, 0.2], [0.0, 0.01, 0.02], [np.nan] * 3):  # as high, lower, no number
+        assert stayed_at_chance(history, make_training_scores(positive, [0.1, 0.2, 0.3, 0.15, 0.25]), True)
+    assert stayed_at_chance(history, make_training_scores([0.5] * 3, [0.5] * 5), True)
+    one = make_training_scores([0.9], np.linspace(0.1, 0.5, 20).tolist())
+    assert not stayed_at_chance(history, one, True)
+
+
+def test_what_can_not_be_told_is_refused():
+    with pytest.raises(ValueError, match="2 problem") as error:
+        stayed_at_chance(pd.DataFrame({"loss": []}), make_training_scores([], [0.1]), True)
+    assert "no epoch" in str(error.value) and "0 of 1 training scores" in str(error.value)
+
+
+def test_a_training_that_learns_nothing_says_so(samples, tmp_path):
+    alike = samples._replace(images_u8=torch.full_like(samples.images_u8, 100))
+    still = train_classifier(alike, tmp_path, QUICK, BACKBONE)
+    assert still.numbers["at_chance"] is True
+    assert "at_chance" not in still._replace(at_chance=None).numbers
 
 
 def test_scores_of_val_and_test_in_full_precision(samples):

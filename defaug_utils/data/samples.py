@@ -1,6 +1,7 @@
 """A training set in memory: every image, and where asked for every mask, decoded once."""
 
 import hashlib
+from collections.abc import Sequence
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
@@ -124,6 +125,12 @@ def load_masked_samples(
             masks[index] = fit_mask(mask, size)
     raise_problems(f"masks in {folder}", problems, ManifestError)
     return samples._replace(masks=torch.from_numpy(masks))
+
+
+def list_scored(samples: Samples, splits: Sequence[str] = ("val", "test")) -> tuple[np.ndarray, pd.DataFrame]:
+    """Positions of all images of some splits, and their rows image, split and label for a table of scores."""
+    indices = np.concatenate([samples.indices(split) for split in splits])
+    return indices, samples.table.loc[indices, ["image", "split", "label"]].reset_index(drop=True)
 
 
 def hash_samples(samples: Samples, split: str) -> str:

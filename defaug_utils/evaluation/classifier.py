@@ -1,5 +1,6 @@
 """The classifier: trained by a recipe, its scores, and a map of what it looks at."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -8,13 +9,16 @@ import numpy as np
 import pandas as pd
 import torch
 from captum.attr import LayerAttribution, LayerGradCam
+from scipy.stats import entropy, mannwhitneyu
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from transformers import ResNetForImageClassification
 
 from defaug_utils.core.files import write_csv, write_json
+from defaug_utils.core.guards import check_demands
 from defaug_utils.core.origins import EQUAL, Run, parse_run_name
-from defaug_utils.data.samples import Samples
+from defaug_utils.data.samples import Samples, list_scored
+from defaug_utils.evaluation.jitter import jitter_images
 from defaug_utils.evaluation.metrics import MAX_FALSE_POSITIVE_RATE, measure_scores
 from defaug_utils.evaluation.recipes import (
     Batch,
@@ -33,6 +37,9 @@ from defaug_utils.training.backbones import build_classifier, normalise_images
 from defaug_utils.training.loop import OnStep
 from defaug_utils.training.memory import pick_device
 
+LAST_EPOCHS = 5  # whose median loss tells whether anything was learned
+SMALLEST_PSEUDO_R2 = 0.05
+LARGEST_P = 0.05
 SALIENCY_COLOUR = (0, 90, 255)  # not the orange of a mask's outline
 
 
@@ -63,13 +70,50 @@ def train_classifier(
     def measure_loss(model: nn.Module, batch: Batch) -> Tensor:
         device = next(model.parameters()).device
         images_u8 = samples.images_u8[batch.images].to(device)
+        if batch.jitter is not None:
+            images_u8 = jitter_images(images_u8, batch.jitter)
         if recipe.flips:  # before normalising: bytes are a quarter of what floats are to move
             images_u8 = flip_images(images_u8.permute(0, 3, 1, 2), batch.flips).permute(0, 2, 3, 1)
         logits = model(normalise_images(images_u8, recipe.normalisation)).logits[:, 0]
         return binary_cross_entropy_with_logits(logits.float(), samples.labels[batch.images].to(device))
 
     start = Start(backbone, weights, seed)
-    return train_network(build_classifier, measure_loss, samples, folder, recipe, start, on_step)
+    trained = train_network(build_classifier, measure_loss, samples, folder, recipe, start, on_step)
+    scores = score_samples(trained.model, samples, recipe.normalisation, splits=("train",))
+    return trained._replace(at_chance=stayed_at_chance(trained.history, scores, recipe.balanced))
+
+
+def stayed_at_chance(history: pd.DataFrame, scores: pd.DataFrame, is_balanced: bool) -> bool:
+    """Whether a classifier learned nothing, by its training part alone: either of two signs will do.
+
+    1. Its loss is within 5 % of what guessing costs, the entropy of the shown classes (ln 2 where they are
+       balanced): McFadden's pseudo-R² (1974) is below 0.05. The median of the last five epochs counts, so
+       that one unlucky epoch decides nothing.
+    2. The finished model ranks training positives no higher than training negatives (one-sided Mann-Whitney
+       test, p ≥ 0.05; a single positive can pass it among 20 negatives or more). This also finds a model
+       whose loss fell, but whose BatchNorm statistics are useless.
+
+    Args:
+        history: of the training, with its column loss.
+        scores: of the training images, as `score_samples` gives them for the split train.
+        is_balanced: an epoch showed as many negatives as positives, see `Recipe`.
+
+    Raises:
+        ValueError: the history is empty, or a class has no score.
+    """
+    is_positive = (scores["label"] == "positive").to_numpy()
+    demands = {
+        "the history has no epoch": len(history) > 0,
+        f"{is_positive.sum()} of {len(scores)} training scores are of positives: both classes are needed": (
+            0 < is_positive.sum() < len(scores)
+        ),
+    }
+    check_demands("whether a training learned anything can't be told", demands)
+    share = 0.5 if is_balanced else is_positive.mean()
+    guessing = entropy([share, 1 - share])
+    loss = history["loss"].tail(LAST_EPOCHS).median()
+    ranked = mannwhitneyu(scores["score"][is_positive], scores["score"][~is_positive], alternative="greater")
+    return bool(loss > (1 - SMALLEST_PSEUDO_R2) * guessing or not ranked.pvalue < LARGEST_P)
 
 
 @dataclass(frozen=True)
@@ -137,20 +181,23 @@ def count_training(samples: Samples) -> dict[str, int]:
 
 @torch.inference_mode()
 def score_samples(
-    model: ResNetForImageClassification, samples: Samples, normalisation: str, batch_size: int = 32
+    model: ResNetForImageClassification,
+    samples: Samples,
+    normalisation: str,
+    batch_size: int = 32,
+    splits: Sequence[str] = ("val", "test"),
 ) -> pd.DataFrame:
-    """Score the val and test images: the probability of "positive" that the model gives.
+    """Score the val and test images, or other splits: the probability of "positive" that the model gives.
 
     The model is in evaluation mode, the normalisation the one that it was trained with. The table has the
     columns image, split, label and score (float64 in [0, 1]).
     """
     device = next(model.parameters()).device
-    indices = np.concatenate([samples.indices(split) for split in ("val", "test")])
+    indices, table = list_scored(samples, splits)
     logits = [
         model(normalise_images(samples.images_u8[batch].to(device), normalisation)).logits[:, 0].cpu()
         for batch in split_batches(indices, batch_size)
     ]
-    table = samples.table.loc[indices, ["image", "split", "label"]].reset_index(drop=True)
     return table.assign(score=torch.cat(logits).double().sigmoid().numpy())
 
 

@@ -107,7 +107,12 @@ def train_detector(
     weights: str = "",
     on_step: OnStep | None = None,
 ) -> TrainedNetwork:
-    """Train on images and masks as `train_classifier` does; the weights are the encoder's."""
+    """Train on images and masks as `train_classifier` does; the weights are the encoder's.
+
+    A recipe with `augment` is refused with a ValueError: its masks would not be turned with the images.
+    """
+    if recipe.augment:
+        raise ValueError("augment turns images without their masks: a detector's recipe can't have it")
 
     def measure_loss(model: nn.Module, batch: Batch) -> Tensor:
         device = next(model.parameters()).device

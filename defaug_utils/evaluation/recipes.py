@@ -13,8 +13,10 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from defaug_utils.core.guards import check_demands
 from defaug_utils.core.manifest import image_seed
 from defaug_utils.data.samples import Samples, hash_samples
+from defaug_utils.evaluation.jitter import draw_jitter
 from defaug_utils.training.loop import OnStep, StepLoss, StepPlan, Training, open_accelerator, run_steps
 from defaug_utils.training.memory import pick_device
 
@@ -33,8 +35,13 @@ class Recipe:
     flips: bool = False  #: mirror each image at random, left-right and top-bottom
     decay: bool = False  #: lower the learning rate from epoch to epoch by half a cosine; else it is constant
     freeze_batch_norm_after: int = 0  #: epochs after which BatchNorm keeps its running statistics; 0: never
+    augment: bool = False  #: of a classifier: jitter each image, negative or positive, see `jitter_images`
+    warmup: float = 0.0  #: share of all steps in which the learning rate rises in a line to its full value
+    largest_gradient: float = 0.0  #: norm to scale a step's gradient down to; 0: as it is
 
 
+# Written among a training's settings only where they are set: folders from before they existed stay valid.
+LATER_FIELDS = ("augment", "warmup", "largest_gradient")
 RECIPES = {
     # In&Out, section 4, on the KSDD2 training procedure of Božič et al. 2021
     "in_and_out": Recipe("sgd", 0.01, batch_size=5, epochs=50, balanced=True),
@@ -50,12 +57,21 @@ RECIPES = {
 
 
 def choose_recipe(name: str, **overrides: float | bool) -> Recipe:
-    """A named recipe with some values replaced; 0 (or False) keeps the recipe's own value."""
+    """A named recipe with some values replaced; 0 (or False) keeps the recipe's own value.
+
+    A ValueError tells of an unknown name, or of all values out of range.
+    """
     if name not in RECIPES:
         raise ValueError(f"recipe {name!r} is none of {', '.join(RECIPES)}")
     recipe = replace(RECIPES[name], **{key: value for key, value in overrides.items() if value})
-    if min(recipe.epochs, recipe.batch_size) < 1 or recipe.learning_rate <= 0:
-        raise ValueError(f"recipe {name!r}: epochs, batch size and learning rate must be positive: {recipe}")
+    demands = {
+        f"epochs, batch size and learning rate must be positive: {recipe}": (
+            min(recipe.epochs, recipe.batch_size) >= 1 and recipe.learning_rate > 0
+        ),
+        f"warmup {recipe.warmup} must be a share of the steps, in [0, 1)": 0 <= recipe.warmup < 1,
+        f"largest_gradient {recipe.largest_gradient} must be 0 or more": recipe.largest_gradient >= 0,
+    }
+    check_demands(f"recipe {name!r}", demands)
     return recipe
 
 
@@ -74,9 +90,14 @@ def fit_epochs(recipe: Recipe, labels: np.ndarray, training_images: int) -> Reci
 
 
 def learning_rate_of(recipe: Recipe, epoch: int) -> float:
-    """The learning rate of an epoch, counted from 0."""
+    """The learning rate of an epoch, counted from 0, after the warm-up."""
     share = (1 + math.cos(math.pi * epoch / recipe.epochs)) / 2 if recipe.decay else 1.0
     return recipe.learning_rate * share
+
+
+def warmup_share(recipe: Recipe, step: int, steps: int) -> float:
+    """The share of the learning rate that a step, counted from 0, has by the warm-up (Goyal et al. 2017)."""
+    return min(1.0, (step + 1) / max(1.0, recipe.warmup * steps))
 
 
 def plan_epochs(labels: np.ndarray, recipe: Recipe, seed: int) -> list[np.ndarray]:
@@ -114,16 +135,23 @@ class Batch(NamedTuple):
     epoch: int  #: from 0
     images: Tensor  #: positions of its images
     flips: Tensor  #: shape (2, images), bool: mirrored top-bottom, and left-right
+    jitter: Tensor | None = None  #: shape (3, images), of `draw_jitter`; None leaves the images as they are
 
 
 def plan_batches(labels: np.ndarray, recipe: Recipe, seed: int) -> list[Batch]:
-    """All batches of a training, see `plan_epochs`; an epoch's flips are drawn from (seed, epoch)."""
+    """All batches of a training, see `plan_epochs`; an epoch's flips and jitter are drawn from (seed, epoch).
+
+    Jitter has a generator of its own, so that the flips are the same with and without it.
+    """
     batches = []
     for epoch, shown in enumerate(plan_epochs(labels, recipe, seed)):
-        generator = torch.Generator().manual_seed(image_seed(seed, epoch))
+        epoch_seed = image_seed(seed, epoch)
+        generator = torch.Generator().manual_seed(epoch_seed)
+        of_jitter = torch.Generator().manual_seed(image_seed(epoch_seed, 1))
         for images in split_batches(shown, recipe.batch_size):
             chances = torch.stack([torch.rand(len(images), generator=generator) for _ in range(2)])
-            batches.append(Batch(epoch, images, (chances < 0.5) & recipe.flips))
+            jitter = draw_jitter(len(images), of_jitter) if recipe.augment else None
+            batches.append(Batch(epoch, images, (chances < 0.5) & recipe.flips, jitter))
     return batches
 
 
@@ -140,12 +168,14 @@ class TrainedNetwork(NamedTuple):
     model: nn.Module  #: in evaluation mode
     history: pd.DataFrame  #: one row an epoch: epoch (from 1), loss (mean over its images), seconds
     resumed_epochs: int  #: that an earlier call had finished
+    at_chance: bool | None = None  #: it learned nothing, see `stayed_at_chance`; None: not judged (detectors)
 
     @property
-    def numbers(self) -> dict[str, float]:
-        """How long, and how it ended."""
+    def numbers(self) -> dict[str, float | bool]:
+        """How long, how it ended and, of a classifier, whether it stayed at chance."""
         loss, seconds = self.history["loss"].iloc[-1], self.history["seconds"].sum()
-        return {"epochs": len(self.history), "final_loss": float(loss), "seconds": float(seconds)}
+        judged = {} if self.at_chance is None else {"at_chance": self.at_chance}
+        return {"epochs": len(self.history), "final_loss": float(loss), "seconds": float(seconds)} | judged
 
 
 class Start(NamedTuple):
@@ -189,7 +219,10 @@ def train_network(
             make_optimiser(network, recipe),
             compute_loss,
             open_accelerator(plan.precision, device.type),
-            rate_of=lambda step: learning_rate_of(recipe, batches[step].epoch),
+            rate_of=lambda step: (
+                learning_rate_of(recipe, batches[step].epoch) * warmup_share(recipe, step, len(batches))
+            ),
+            largest_gradient=recipe.largest_gradient or None,
         )
         run = run_steps(training, plan, folder, _describe_training(recipe, start, samples), on_step)
     return TrainedNetwork(network.eval(), run.history, run.resumed_steps // plan.save_every)
@@ -199,8 +232,9 @@ def _describe_training(recipe: Recipe, start: Start, samples: Samples) -> dict:
     """Everything that decides what a trained network is, as JSON values; of weights also the content."""
     height, width = samples.images_u8.shape[1:3]
     weights = Path(start.weights)
+    values = asdict(recipe).items()
     return {
-        **asdict(recipe),
+        **{name: value for name, value in values if value or name not in LATER_FIELDS},
         "backbone": start.backbone,
         "weights": start.weights,
         "weights_content": sha256(weights.read_bytes()).hexdigest()[:16] if weights.is_file() else "",

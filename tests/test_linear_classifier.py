@@ -1,0 +1,89 @@
+"""The linear classifier on a frozen backbone: its features, its weighing of classes, what it refuses."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from defaug_utils.core.manifest import make_manifest
+from defaug_utils.data.samples import Samples
+from defaug_utils.evaluation.linear_classifier import LAYERS, classify_linearly, fit_line, pool_features
+from defaug_utils.evaluation.metrics import measure_scores
+from defaug_utils.training.backbones import FeatureNetwork, open_features
+
+WEIGHTS = Path(__file__).parents[1] / "models" / "backbones" / "resnet10_quarter.safetensors"
+SPLIT_COUNTS = {"train": (20, 3), "val": (4, 0), "test": (6, 4)}  # negatives, positives
+
+
+@pytest.fixture(scope="module")
+def network() -> FeatureNetwork:
+    return open_features("resnet10_quarter", str(WEIGHTS))
+
+
+@pytest.fixture(scope="module")
+def samples() -> Samples:
+    """Even noise, 64 × 96 pixels; positives have a bright square."""
+    rows, images = [], []
+    generator = np.random.default_rng(0)
+    for split, (negatives, positives) in SPLIT_COUNTS.items():
+        for index in range(negatives + positives):
+            label = "positive" if index >= negatives else "negative"
+            rows.append({"image": f"{split} {index}.png", "label": label, "split": split, "origin": "real"})
+            images.append(generator.integers(90, 130, (96, 64, 3), dtype=np.uint8))
+            if label == "positive":
+                images[-1][40:60, 24:44] = 220
+    labels = torch.tensor([float(row["label"] == "positive") for row in rows])
+    return Samples(torch.from_numpy(np.stack(images)), labels, make_manifest(rows))
+
+
+def relabel(samples: Samples, split: str, value: float) -> Samples:
+    labels = samples.labels.clone()
+    labels[samples.indices(split)] = value
+    return samples._replace(labels=labels)
+
+
+def test_features_are_means_and_maxima_layer_by_layer(samples, network):
+    images_u8 = samples.images_u8[:20].numpy()
+    found = pool_features(network, images_u8, LAYERS)
+    assert found.shape == (20, 2 * (32 + 64 + 128))
+    maps = network.read_maps(images_u8[:2], LAYERS)
+    first = maps["eighth"].numpy().reshape(2, 32, -1)
+    np.testing.assert_allclose(found[:2, :32], first.mean(axis=2), rtol=1e-4)
+    np.testing.assert_allclose(found[:2, 32:64], first.max(axis=2), rtol=1e-4)
+    last = maps["thirty_second"].numpy().reshape(2, 128, -1)
+    np.testing.assert_allclose(found[:2, -128:], last.max(axis=2), rtol=1e-4, atol=1e-6)
+
+
+def test_defects_are_found_and_the_table_is_one_of_scores(samples, network):
+    table = classify_linearly(samples, network)
+    assert table.columns.tolist() == ["image", "split", "label", "score"]
+    assert table["split"].tolist() == ["val"] * 4 + ["test"] * 10
+    assert table["score"].dtype == np.float64
+    summary = measure_scores(table, resamples=10)
+    assert (summary["ap"], summary["auroc"]) == (1, 1)
+
+
+def test_it_repeats_and_learns_from_the_train_split_alone(samples, network):
+    expected = classify_linearly(samples, network)["score"]
+    for other in (samples, relabel(samples, "test", 1.0), relabel(samples, "val", 1.0)):
+        np.testing.assert_array_equal(classify_linearly(other, network)["score"], expected)
+
+
+def test_one_positive_weighs_as_much_as_all_negatives():
+    """By symmetry the middle between two values is undecided, however many negatives there are."""
+    features, is_positive = np.array([[-1.0]] * 30 + [[1.0]]), np.array([False] * 30 + [True])
+    found = fit_line(features, is_positive).decision_function([[-1.0], [0.0], [1.0]])
+    assert found[1] == pytest.approx(0, abs=0.05)
+    assert found[2] == pytest.approx(-found[0], abs=0.05) and found[2] > 1
+
+
+@pytest.mark.parametrize(("value", "missing"), [(0.0, "no positive"), (1.0, "no negative")])
+def test_a_class_without_sample_is_refused(samples, network, value, missing):
+    with pytest.raises(ValueError, match=f"the train split has {missing}"):
+        classify_linearly(relabel(samples, "train", value), network)
+
+
+def test_unknown_layers(samples, network):
+    with pytest.raises(ValueError, match="resnet10_quarter has no layer fifth"):
+        classify_linearly(samples, network, ("fifth",))
