@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from sklearn.metrics import average_precision_score, precision_recall_curve
 
 from defaug_utils.core.origins import list_arms
+from defaug_utils.core.texts import escape_mathtext
 from defaug_utils.protocol.mixing import is_marked, mark_label
 from defaug_utils.report.pictures import NotebookFigure
 from defaug_utils.report.results import PIXEL_NUMBERS, label_arm
@@ -62,7 +63,7 @@ def plot_augmentation_curves(
         for row, metric in enumerate(metrics):
             _draw_arms(grid[row, column], chosen, metric, labels)
             grid[row, column].set_ylabel(METRIC_LABELS.get(metric, metric) if column == 0 else "")
-        grid[0, column].set_title(scenario)
+        grid[0, column].set_title(escape_mathtext(scenario))
     for first_of_row in grid[:, 0]:
         _widen_limits(first_of_row)
     figure.supxlabel("generated positives $N_{aug}$", fontsize="medium")
@@ -77,7 +78,9 @@ def _label_arms(runs: pd.DataFrame) -> dict[str, str]:
     """Every arm's name in words, with the mark of a leak where one of its runs has one."""
     pairs = zip(runs["arm"], runs.get("leak", [""] * len(runs)), strict=True)
     leaks = {arm: leak for arm, leak in pairs if is_marked(leak)}
-    return {arm: mark_label(label_arm(arm), leaks.get(arm)) for arm in style_arms(runs["arm"])}
+    return {
+        arm: mark_label(escape_mathtext(label_arm(arm)), leaks.get(arm)) for arm in style_arms(runs["arm"])
+    }
 
 
 def _draw_arms(axes: Axes, runs: pd.DataFrame, metric: str, labels: dict[str, str]) -> None:
@@ -186,7 +189,7 @@ def plot_precision_recall(
         if not labels.any():
             raise ValueError(f"{name}: no positive among {len(labels)} labels, so there is no recall")
         precision, recall, _ = precision_recall_curve(labels, values)
-        title = f"{name} (AP {average_precision_score(labels, values):.3f})"
+        title = f"{escape_mathtext(name)} (AP {average_precision_score(labels, values):.3f})"
         style = {"color": colours[number], "linestyle": ("-", "--", "-.")[number % 3]}
         axes.plot(recall, precision, drawstyle="steps-post", linewidth=2, label=title, **style)
         axes.axhline(labels.mean(), color="grey", linestyle=":", linewidth=1)
