@@ -100,12 +100,12 @@ def watch(page: Page) -> list[str]:
 
 def expect_text_only(page: Page, place: Locator, seen: list[str], times: int) -> None:
     """The text stands there literally, so many times at least, and nothing came of it."""
-    shown = place.evaluate("place => place.textContent.replace(/\\s+/g, ' ')")
-    assert shown.count(TEXT) >= times, shown
-    planted = "img[src*=planted], a[href^='javascript:'], mjx-container, [onerror]"
-    assert place.locator(planted).count() == 0
     assert page.evaluate("window.__hacked") is None
     assert seen == []
+    planted = "img[src*=planted], a[href^='javascript:'], mjx-container, [onerror]"
+    assert place.locator(planted).count() == 0
+    shown = place.evaluate("place => place.textContent.replace(/\\s+/g, ' ')")
+    assert shown.count(TEXT) >= times, shown
 
 
 def build_page(site: Path) -> None:
