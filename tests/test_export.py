@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from defaug_utils.core.images import read_image, read_mask
 from defaug_utils.core.manifest import ManifestError, make_manifest, read_manifest
 from defaug_utils.data import export
 from defaug_utils.data.datasets import load_dataset
-from defaug_utils.data.export import ExportError, export_training_set, list_tree
+from defaug_utils.data.export import FORMATS, ExportError, export_training_set, list_tree
 
 WIDTH, HEIGHT = 40, 60
 
@@ -358,6 +359,18 @@ def test_defect_types_and_categories_cannot_leave_the_export(training_set, tmp_p
     assert [path.name for path in (tmp_path / "out/mvtec_ad").iterdir()] == ["up"]
     tested = [path.name for path in sorted((tmp_path / "out/mvtec_ad/up/test").iterdir())]
     assert tested == ["good", "up_good"]
+
+
+@pytest.mark.parametrize("export_format", FORMATS)
+def test_an_exports_files_have_harmless_names(training_set, tmp_path, export_format):
+    hostile = "=<img src=x onerror=alert(1)>$.p<b>ng"
+    wild = training_set.assign(category=hostile, defect_type=hostile)
+    first = Path(wild["image"][0])
+    (tmp_path / first).rename(tmp_path / first.with_name(hostile))
+    wild.loc[0, "image"] = first.with_name(hostile).as_posix()
+    export_training_set(wild, tmp_path, tmp_path / "out", export_format, by_defect_type=True)
+    for path in (tmp_path / "out").rglob("*"):
+        assert re.fullmatch(r"[\w.-]+", path.name, re.ASCII), path.name
 
 
 def test_the_tree_counts_every_file(training_set, tmp_path):

@@ -18,6 +18,7 @@ from defaug_utils.report.results import (
 )
 from defaug_utils.report.sentences import (
     describe_differences,
+    describe_leaks,
     describe_optimism,
     describe_runs,
     describe_spreads,
@@ -189,7 +190,7 @@ def test_sentences_without_a_comparison(runs):
     assert "no difference to show" in describe_differences(paired_differences(zero_shot, "none"))
     missing = list_missing_arms(zero_shot)
     text = describe_unfinished([f"run{number}" for number in range(14)], missing)
-    assert "`run11` and 2 more" in text
+    assert "run11 and 2 more" in text
     assert "- **zero-shot**: the papers have DDPM, In&Out, DIAG; this run has not." in text
     assert "Every planned run has finished." in describe_unfinished([], missing)
     assert "Every arm that the papers print" in describe_unfinished([], missing[:0])
@@ -199,7 +200,23 @@ def test_html_in_names_heads_and_captions_is_shown_and_never_obeyed():
     hostile = "<img src=x onerror=alert(1)>"
     table = pd.DataFrame({hostile: [hostile, "a & b"], "n": [1, 2]}, index=[hostile, "two"])
     pairs = table.set_axis(pd.MultiIndex.from_tuples([(hostile, "ap"), ("n", hostile)]), axis=1)
-    for shown in (table, pairs, table.rename_axis(f"{hostile} 2")):
+    for shown in (table, pairs, table.rename_axis(f"{hostile} 2"), table.rename_axis(columns=hostile)):
         html = style_table(shown, f"Ours {hostile}").to_html()
         assert "<img" not in html
         assert "&lt;img src=x onerror=alert(1)&gt;" in html and "a &amp; b" in html
+
+
+def test_a_table_is_no_place_for_formulas():
+    html = style_table(pd.DataFrame({"a": ["$x$"]}), "Dollars.").to_html()
+    assert "$x$" in html
+    assert re.search(r'<table [^>]*class="dataframe tex2jax_ignore mathjax_ignore"', html)
+
+
+def test_markup_in_names_is_text_in_sentences():
+    hostile = "<b>a</b> `b` *c*"
+    shown = "&#60;b&#62;a&#60;/b&#62; &#96;b&#96; &#42;c&#42;"
+    rows = pd.DataFrame({"scenario": ["few-shot"], "arm": [hostile], "leak": [hostile]})
+    assert describe_leaks(rows).count(shown) == 2
+    assert describe_unfinished([hostile], rows).count(shown) == 2
+    differences = pd.DataFrame({"n": [1], "difference": [0.1], "n_higher": [1], "n_lower": [0]})
+    assert f"**{shown}**" in describe_differences(differences.assign(baseline=hostile))

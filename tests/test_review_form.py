@@ -4,6 +4,7 @@ from pathlib import Path
 
 from defaug_utils.core.prompts import make_prompts
 from defaug_utils.protocol.scenarios import ImageDecision, PromptDecision, Review, read_review, write_review
+from defaug_utils.widgets.parts import Message
 from defaug_utils.widgets.studio_panel import make_review_form
 
 PROMPTS = make_prompts(["skt background cracked", "skt background scratched"])
@@ -33,6 +34,13 @@ def test_a_decision_without_reason_is_not_stored(tmp_path: Path):
     fill(form, ("reject", "", ""), ("accept", "", ""))
     assert "a note must say why" in form.children[-1].value
     assert not (tmp_path / "review.yaml").exists()
+
+
+def test_a_prompt_is_text_and_no_formula(tmp_path: Path):
+    form = make_review_form(make_prompts(["<b>$x$</b>"]), tmp_path / "review.yaml")
+    shown = form.children[0].children[0]
+    assert isinstance(shown, Message)  # a Label would set the formula
+    assert "&lt;b&gt;$x$&lt;/b&gt;" in shown.value
 
 
 def test_decisions_on_pictures_are_kept(tmp_path: Path):

@@ -167,3 +167,13 @@ def test_a_shard_that_waits_for_others_ends_the_notebook_as_a_success():
         bar.update(2)
         raise PoolUnfinished("shard 0 of 2 is made")
     assert ended.value.code == 0  # papermill takes SystemExit(0) for a success
+
+
+def test_a_pools_folder_is_text_in_what_a_shard_tells(monkeypatch: pytest.MonkeyPatch):
+    shown = []
+    monkeypatch.setattr(session, "display", shown.append)
+    with pytest.raises(SystemExit), progress(4):
+        raise PoolUnfinished("images of <b>runs</b> wait\nimages of `x` wait")
+    assert [text.data for text in shown] == [
+        "images of &#60;b&#62;runs&#60;/b&#62; wait\nimages of &#96;x&#96; wait"
+    ]

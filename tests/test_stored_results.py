@@ -1,6 +1,7 @@
 """Results that are stored for the book: whole, with their provenance, and shown as they are."""
 
 import json
+import re
 import runpy
 import shutil
 import sys
@@ -11,6 +12,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from markdown_it import MarkdownIt
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 from stored import PARTS, to_markdown, write_part
 
@@ -196,10 +198,22 @@ def test_an_unknown_part_and_an_empty_folder_are_told(tmp_path):
         write_part(tmp_path, "claims")
 
 
-def test_a_cells_bar_does_not_break_the_table():
-    text = to_markdown(pd.DataFrame({"a|b": ["1 | 2"]}), "Bars.")
-    head, _, row = text.splitlines()[2:]
-    assert (head.strip("| "), row.strip("| ")) == ("a\\|b", "1 \\| 2")
+def test_cells_and_heads_of_a_table_are_text():
+    hostile = "<img src=x onerror=alert(1)> | `a`"
+    text = to_markdown(pd.DataFrame({hostile: [hostile]}), "Bars.")
+    page = MarkdownIt("commonmark").enable("table").render(text)
+    assert re.findall(r"<t[hd][^>]*>(.*)</t[hd]>", page) == ["&lt;img src=x onerror=alert(1)&gt; | `a`"] * 2
+
+
+def test_provenance_is_text(run_folder, tmp_path):
+    hostile = "<img src=x onerror=alert(1)> ``a`` $x$"
+    store_results(run_folder, tmp_path / "stored", "long", hostile)
+    path = tmp_path / "stored" / "long" / PROVENANCE
+    told = json.loads(path.read_text(encoding="utf-8"))
+    write_json(path, told | {"versions": {hostile: hostile}, "commits": [hostile]})
+    page = MarkdownIt("commonmark").render(write_part(path.parent, "provenance"))
+    assert "<img" not in page
+    assert page.count("&lt;img src=x onerror=alert(1)&gt; ``a``") == 4
 
 
 def test_the_pages_folder_is_stored():

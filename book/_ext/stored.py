@@ -1,6 +1,7 @@
 """A directive that makes tables and sentences of stored results, as Markdown, when a page is built."""
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -11,6 +12,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 from defaug_utils.book.stored_results import PIXELS, PROVENANCE, QUALITY, RUNS, read_stored
+from defaug_utils.core.texts import escape_markdown
 from defaug_utils.protocol.mixing import LEAK_MARK, LEAK_NOTE
 from defaug_utils.report import papers, results, sentences
 from defaug_utils.report.tables import PAPER_PROTOCOL, layout_quality, layout_results
@@ -31,12 +33,11 @@ def write_part(folder: Path | str, part: str) -> str:
 
 
 def to_markdown(table: pd.DataFrame, caption: str) -> str:
-    """A table of text cells in Markdown, under its caption; the index becomes its first columns."""
+    """A table in Markdown, under its caption (Markdown); cells and heads are text, the index comes first."""
     shown = table if isinstance(table.index, pd.RangeIndex) else table.reset_index()
     heads = [" · ".join(filter(None, name if isinstance(name, tuple) else (name,))) for name in shown]
-    shown = shown.astype(str).set_axis(heads, axis=1)
-    shown = shown.replace({" ± ": "\u00a0±\u00a0", r"\|": r"\\|"}, regex=True)
-    shown = shown.rename(columns=lambda head: head.replace("|", "\\|"))
+    shown = shown.map(escape_markdown).set_axis(map(escape_markdown, heads), axis=1)
+    shown = shown.replace(" ± ", "\u00a0±\u00a0", regex=True)
     text = shown.to_markdown(index=False, disable_numparse=True)
     return f"**{caption}**{f' {LEAK_NOTE}' if LEAK_MARK in text else ''}\n\n{text}"
 
@@ -50,7 +51,7 @@ def _write_overview(tables: Tables, provenance: dict) -> str:
 def _write_means(summary: pd.DataFrame, columns: Mapping[str, str]) -> str:
     """A table a scenario."""
     return "\n\n".join(
-        to_markdown(layout_results(rows, columns), f"{scenario}: mean ± std over n seeds.")
+        to_markdown(layout_results(rows, columns), f"{escape_markdown(scenario)}: mean ± std over n seeds.")
         for scenario, rows in summary.groupby("scenario", sort=False)
     )
 
@@ -93,19 +94,25 @@ def _write_quality(tables: Tables, provenance: dict) -> str:
     return f"{to_markdown(layout_quality(quality), caption)}\n\n{sentences.describe_quality(quality)}"
 
 
+def _quote_code(text: str) -> str:
+    """Text as code in a line of Markdown; the quotes are longer than any in it."""
+    quotes = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{quotes} {' '.join(text.split())} {quotes}"
+
+
 def _write_provenance(tables: Tables, provenance: dict) -> str:
-    versions = ", ".join(f"{what} {value}" for what, value in provenance["versions"].items())
+    versions = escape_markdown(", ".join(f"{what} {value}" for what, value in provenance["versions"].items()))
     started, finished = (datetime.fromisoformat(provenance[name]) for name in ("started", "finished"))
     hours = (finished - started).total_seconds() / 3600
     return (
-        f"- **Command**: `{provenance['command']}`\n"
+        f"- **Command**: {_quote_code(provenance['command'])}\n"
         f"- **When**: {provenance['started']} to {provenance['finished']} (UTC), "
         f"{hours:.1f} hours\n"
         f"- **How much**: {provenance['notebooks']} notebooks, "
         f"{provenance['notebook_seconds'] / 3600:.1f} hours if one ran after the other; "
         "of one that went on where an earlier execution had stopped, the last execution alone counts\n"
         f"- **On and with**: {versions}\n"
-        f"- **Commits**: {', '.join(provenance['commits'])}\n\n"
+        f"- **Commits**: {escape_markdown(', '.join(provenance['commits']))}\n\n"
         "````{dropdown} All parameters, by notebook\n"
         f"```json\n{json.dumps(provenance['parameters'], indent=1, ensure_ascii=False)}\n```\n````"
     )

@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from defaug_utils import __version__
 from defaug_utils.core.pools import PoolUnfinished
+from defaug_utils.core.texts import escape_markdown
 from defaug_utils.training.loop import StepDone
 
 WATERMARK_TYPE = "application/vnd.defaug.watermark+json"  # of its values in an executed notebook
@@ -53,6 +54,7 @@ def start_notebook(run_dir: str, seed: int) -> Path:
     torch.manual_seed(seed)
     sns.set_theme(context="notebook", style="whitegrid", palette="colorblind")
     pd.options.display.max_rows = 200  # the watermark names every parameter
+    pd.options.display.html.use_mathjax = False  # a $ in a cell begins no formula
     names = vars(sys.modules["__main__"])
     annotated = names.get("__annotations__", {})
     _remembered = {name: deepcopy(names[name]) for name in annotated if name in names}
@@ -83,7 +85,7 @@ def progress(total: int | None = None) -> Iterator[Bar]:
             yield bar
     except PoolUnfinished as shard:
         clear_output()
-        display(Markdown(str(shard)))
+        display(Markdown("\n".join(map(escape_markdown, str(shard).splitlines()))))
         raise SystemExit(0) from None
     clear_output()
 

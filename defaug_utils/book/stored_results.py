@@ -9,7 +9,7 @@ import nbformat
 import pandas as pd
 
 from defaug_utils.book.session import WATERMARK_TYPE
-from defaug_utils.core.files import write_csv, write_json
+from defaug_utils.core.files import read_csv, write_csv, write_json
 from defaug_utils.core.guards import raise_problems
 from defaug_utils.report.results import METRICS, SETUP, gather_results, list_unfinished
 from defaug_utils.report.tables import RUN_COLUMNS
@@ -47,7 +47,7 @@ def store_results(run_folder: Path | str, shelf: Path | str, name: str, command:
     columns = dict.fromkeys([*RUN_COLUMNS, *METRICS, *FURTHER_COLUMNS, *SETUP])
     made = [name for name in (PIXELS, QUALITY) if (run_folder / name).is_file()]  # by the last two notebooks
     tables = {RUNS: runs[[name for name in columns if name in runs]].round(DIGITS)}
-    tables |= {name: pd.read_csv(run_folder / name) for name in made}
+    tables |= {name: read_csv(run_folder / name) for name in made}
     shutil.rmtree(target, ignore_errors=True)
     for file_name, table in tables.items():
         write_csv(table, target / file_name)
@@ -114,6 +114,6 @@ def read_stored(folder: Path | str) -> tuple[dict[str, pd.DataFrame], dict]:
     if not (folder / PROVENANCE).is_file():
         raise FileNotFoundError(f"no stored results in {folder}: run scripts/store_results.py")
     words = dict.fromkeys(("leak", "masks", "leaks_in", "weights"), str)
-    tables = {path.name: pd.read_csv(path, dtype=words) for path in sorted(folder.glob("*.csv"))}
+    tables = {path.name: read_csv(path, dtype=words) for path in sorted(folder.glob("*.csv"))}
     tables = {name: table.fillna(dict.fromkeys(words, "")) for name, table in tables.items()}
     return tables, json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))

@@ -5,7 +5,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "files": ["write_csv", "write_json", "write_png"],
+        "files": ["read_csv", "write_csv", "write_json", "write_png"],
         "images": ["crop_box", "find_foreground", "fit_image", "fit_mask", "read_image", "read_mask"],
         "manifest": ["check_sources", "image_seed", "read_manifest", "write_manifest"],
         "origins": [
@@ -18,5 +18,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         ],
         "prompts": ["choose_prompt", "make_prompts"],
         "sources": ["list_sources", "read_dataset"],
+        "texts": ["escape_markdown", "escape_mathtext"],
     },
 )

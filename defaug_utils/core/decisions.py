@@ -15,6 +15,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from defaug_utils.core.files import append_line, write_atomically
+from defaug_utils.core.texts import guard_cell, unguard_cell
 
 DECISIONS_FILE = "review.csv"
 LOG_COLUMNS = ("reviewer", "image", "seed", "recipe", "accepted", "note", "time")
@@ -122,11 +123,12 @@ class DecisionLog:
         """A line in the order of the file's columns, which a person may have changed."""
         accepted = "" if entry.review.accepted is None else str(entry.review.accepted).lower()
         told = (entry.reviewer, entry.image, *entry.identity, accepted, entry.review.note, entry.time)
-        known = dict(zip(LOG_COLUMNS, told, strict=True))
+        known = dict(zip(LOG_COLUMNS, map(guard_cell, told), strict=True))
         return [known.get(name, "") for name in self._names]
 
 
 def _parse_row(row: dict[str, str]) -> LogEntry:
+    row = {name: unguard_cell(cell) for name, cell in row.items()}
     review = ImageReview(WORDS[row["accepted"].lower()], row["note"])
     return LogEntry(row["image"], (row["seed"], row["recipe"]), review, row["reviewer"], row["time"])
 

@@ -1,17 +1,21 @@
 """Writing files so that nothing half-written is ever taken for done."""
 
+import csv
 import errno
 import json
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from filelock import FileLock, Timeout
 from PIL import Image
+
+from defaug_utils.core.texts import guard_cell, unguard_cell
 
 LOCK_SECONDS = 30.0  # reading and writing a manifest takes a small part of this
 
@@ -117,6 +121,27 @@ def write_json(path: Path | str, content: object) -> None:
 
 
 def write_csv(table: pd.DataFrame, path: Path | str) -> None:
-    """Write a table as CSV at full precision, whole or not at all."""
+    """Write a table as CSV at full precision, whole or not at all; `read_csv` reads it back.
+
+    A text that a spreadsheet would take for a formula gets an apostrophe in front.
+    """
+    guarded = _change_texts(table, guard_cell)
+    has_return = guarded.map(lambda cell: isinstance(cell, str) and "\r" in cell).any(axis=None)
+    quoting = csv.QUOTE_NONNUMERIC if has_return else csv.QUOTE_MINIMAL  # which lets it begin a row
     with write_atomically(path) as temporary:
-        table.to_csv(temporary, index=False)
+        guarded.to_csv(temporary, index=False, quoting=quoting)
+
+
+def read_csv(path: Path | str, **options: Any) -> pd.DataFrame:
+    """Read a table that `write_csv` wrote, with the options of pandas's reader."""
+    return _change_texts(pd.read_csv(path, **options), unguard_cell)
+
+
+def _change_texts(table: pd.DataFrame, change: Callable[[str], str]) -> pd.DataFrame:
+    """The table with every text in it changed; each column keeps its type."""
+    changed = table.copy()
+    for name, column in table.items():
+        if pd.api.types.is_object_dtype(column) or pd.api.types.is_string_dtype(column):
+            cells = [change(cell) if isinstance(cell, str) else cell for cell in column]
+            changed[name] = pd.Series(cells, table.index, column.dtype)
+    return changed

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from defaug_utils.core.decisions import DECISIONS_FILE, DecisionLog, LogEntry, identify_images, match_entries
-from defaug_utils.core.files import write_csv
+from defaug_utils.core.files import read_csv, write_csv
 from defaug_utils.core.guards import check_demands, raise_problems
 from defaug_utils.core.origins import ORIGINS, REAL
 
@@ -93,7 +93,7 @@ def read_manifest(path: Path | str, check_files: bool = False) -> pd.DataFrame:
     log = DecisionLog(path.with_name(DECISIONS_FILE))  # read before the table, which may take it in
     entries = log.read_new() if path.name == "manifest.csv" else []
     try:
-        table = pd.read_csv(path, dtype=dict.fromkeys(COLUMNS, str), keep_default_na=False, na_values=[""])
+        table = read_csv(path, dtype=dict.fromkeys(COLUMNS, str), keep_default_na=False, na_values=[""])
         check_demands("columns", {f"column {column} is missing": column in table for column in COLUMNS})
         manifest = make_manifest(table.to_dict("records"))
     except ValueError as error:  # all of the reader's own errors are ValueErrors

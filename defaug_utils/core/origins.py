@@ -73,7 +73,7 @@ def list_arms() -> dict[str, Arm]:
     """Every built-in arm by its word, in the order of results."""
     arms = {
         "none": Arm({}, "no augmentation", "#000000", "X"),
-        EQUAL: Arm({}, "no augmentation, trained as long", "#666666", "P"),
+        EQUAL: Arm({}, "no augmentation, trained as long", "#666666", "h"),
     }
     for word, row in ORIGINS.items():
         arms[word] = Arm({word: 1.0}, row.label, row.colour, row.marker)

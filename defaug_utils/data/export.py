@@ -169,7 +169,8 @@ def _place_rows(rows: pd.DataFrame, export_format: str, by_defect_type: bool) ->
     places = []
     for number, (row, defect_type) in enumerate(zip(rows.itertuples(), types, strict=True)):
         image = Path(row.image)
-        name = f"{number:0{digits}d}_{row.origin}_{_safe_name(image.stem)}{image.suffix.lower()}"
+        suffix = re.sub(r"[^.a-z0-9]", "", image.suffix.lower())
+        name = f"{number:0{digits}d}_{row.origin}_{_safe_name(image.stem)}{suffix}"
         if export_format == "mvtec":
             part = _safe_name(row.category or category)
             places.append(_place_in_mvtec(row, part, defect_type, Path(name)))

@@ -13,8 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import pandas as pd
-
+from defaug_utils.core.files import read_csv
 from defaug_utils.core.manifest import SPLITS
 
 KSDD2_NAME = re.compile(r"(\d+)(_GT)?\.png", re.ASCII)
@@ -201,7 +200,7 @@ def _read_defect_types(path: Path) -> dict[str, str]:
     """Defect type by image, of a table that may be missing."""
     if not path.is_file():
         return {}
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    table = read_csv(path, dtype=str, keep_default_na=False)
     if not {"image", "defect_type"} <= set(table.columns):
         raise DatasetError(f"{path}: has no columns image and defect_type: add them, or remove the file")
     return dict(zip(table["image"], table["defect_type"], strict=True))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, interpolate
 from transformers import ResNetModel
 
-from defaug_utils.core.files import write_csv, write_json, write_png
+from defaug_utils.core.files import read_csv, write_csv, write_json, write_png
 from defaug_utils.core.guards import raise_problems
 from defaug_utils.core.images import fit_mask, read_mask
 from defaug_utils.core.manifest import ManifestError
@@ -224,7 +224,7 @@ def read_score_maps(run_folder: Path | str, images: Sequence[str]) -> list[np.nd
 def _read_list(run_folder: Path) -> pd.DataFrame:
     if not (run_folder / MAP_LIST).is_file():
         raise FileNotFoundError(f"no {MAP_LIST} in {run_folder}: write the score maps first")
-    return pd.read_csv(run_folder / MAP_LIST, keep_default_na=False)
+    return read_csv(run_folder / MAP_LIST, keep_default_na=False)
 
 
 def measure_score_maps(run_folder: Path | str, folder: Path | str) -> dict[str, float]:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from sklearn.metrics import average_precision_score, precision_recall_curve
 
 from defaug_utils.core.origins import list_arms
+from defaug_utils.core.texts import escape_mathtext
 from defaug_utils.evaluation.metrics import NO_VALIDATION
 from defaug_utils.protocol.mixing import is_marked, mark_label
 from defaug_utils.report.pictures import NotebookFigure
@@ -67,7 +68,7 @@ def plot_augmentation_curves(
                 axes = grid[row, column]
                 axes.text(0.5, 0.5, NO_VALIDATION, ha="center", va="center", transform=axes.transAxes)
             grid[row, column].set_ylabel(METRIC_LABELS.get(metric, metric) if column == 0 else "")
-        grid[0, column].set_title(scenario)
+        grid[0, column].set_title(escape_mathtext(scenario))
     for first_of_row in grid[:, 0]:
         _widen_limits(first_of_row)
     figure.supxlabel("generated positives $N_{aug}$", fontsize="medium")
@@ -82,7 +83,9 @@ def _label_arms(runs: pd.DataFrame) -> dict[str, str]:
     """Every arm's name in words, with the mark of a leak where one of its runs has one."""
     pairs = zip(runs["arm"], runs.get("leak", [""] * len(runs)), strict=True)
     leaks = {arm: leak for arm, leak in pairs if is_marked(leak)}
-    return {arm: mark_label(label_arm(arm), leaks.get(arm)) for arm in style_arms(runs["arm"])}
+    return {
+        arm: mark_label(escape_mathtext(label_arm(arm)), leaks.get(arm)) for arm in style_arms(runs["arm"])
+    }
 
 
 def _draw_arms(axes: Axes, runs: pd.DataFrame, metric: str, labels: dict[str, str]) -> None:
@@ -191,7 +194,7 @@ def plot_precision_recall(
         if not labels.any():
             raise ValueError(f"{name}: no positive among {len(labels)} labels, so there is no recall")
         precision, recall, _ = precision_recall_curve(labels, values)
-        title = f"{name} (AP {average_precision_score(labels, values):.3f})"
+        title = f"{escape_mathtext(name)} (AP {average_precision_score(labels, values):.3f})"
         style = {"color": colours[number], "linestyle": ("-", "--", "-.")[number % 3]}
         axes.plot(recall, precision, drawstyle="steps-post", linewidth=2, label=title, **style)
         axes.axhline(labels.mean(), color="grey", linestyle=":", linewidth=1)

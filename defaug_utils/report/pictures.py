@@ -47,7 +47,7 @@ def show_images(
     Args:
         images: each (height, width, 3) uint8 or float in [0, 1], or (height, width): bool and uint8 in their
             own range, floats from their least to their greatest value; sizes may differ.
-        titles: one an image; long ones are broken into lines.
+        titles: one an image, shown as they are: a $ begins no formula; long ones are broken into lines.
         masks: one an image, shape (height, width), bool, or None where there is nothing to outline.
         columns: images in a row; fewer images keep this size and make a narrower figure.
         width: of a full row, inches.
@@ -77,7 +77,8 @@ def show_images(
             inches = np.array([column * cell + GAP / 2, top, cell - GAP, height])
             axes = figure.add_axes(tuple(inches / np.tile(size, 2)), anchor="N")
             draw_image(axes, images[index], masks[index])
-            axes.set_title(texts[index], fontsize=font, pad=TITLE_PAD, linespacing=1.1)
+            style = {"fontsize": font, "pad": TITLE_PAD, "linespacing": 1.1}
+            axes.set_title(texts[index], parse_math=False, **style)
     return figure
 
 

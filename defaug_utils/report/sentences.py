@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from defaug_utils.core.texts import escape_markdown
 from defaug_utils.evaluation.metrics import NO_VALIDATION
 from defaug_utils.evaluation.pool_quality import REAL, UNTOUCHED
 from defaug_utils.protocol.mixing import UNKNOWN, is_marked, mark_label
@@ -25,6 +26,10 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
+def _name_arm(arm: str) -> str:
+    return escape_markdown(label_arm(arm))
+
+
 def describe_runs(runs: pd.DataFrame) -> str:
     """How much there is: runs, arms, seeds, test images."""
     seeds = runs.groupby(["scenario", "arm", "n_aug"])["seed"].nunique()
@@ -41,11 +46,11 @@ def describe_runs(runs: pd.DataFrame) -> str:
 
 def describe_unfinished(unfinished: Sequence[str], missing: pd.DataFrame) -> str:
     """Name the runs that are still to come (`list_unfinished`) and the papers' arms without one."""
-    runs = ", ".join(f"`{name}`" for name in unfinished[:MAX_LISTED])
+    runs = ", ".join(map(escape_markdown, unfinished[:MAX_LISTED]))
     more = f" and {len(unfinished) - MAX_LISTED} more" if len(unfinished) > MAX_LISTED else ""
     text = f"Not finished yet: {runs}{more}." if unfinished else "Every planned run has finished."
     lines = [
-        f"- **{scenario}**: the papers have {', '.join(map(label_arm, rows['arm']))}; this run has not."
+        f"- **{scenario}**: the papers have {', '.join(map(_name_arm, rows['arm']))}; this run has not."
         for scenario, rows in missing.groupby("scenario", sort=False)
     ]
     return "\n".join([text, "", *(lines or ["- Every arm that the papers print has a finished run."])])
@@ -55,7 +60,8 @@ def describe_leaks(runs: pd.DataFrame) -> str:
     """Name the arms whose runs knew real defects that their scenario may not know."""
     marked = runs[runs["leak"].map(is_marked)]
     parts = [
-        f"{mark_label(label_arm(arm), leak)} in {scenario} ({_count(len(rows), 'run')}, masks: {leak})"
+        f"{mark_label(_name_arm(arm), leak)} in {scenario} ({_count(len(rows), 'run')}, masks: "
+        f"{escape_markdown(leak)})"
         for (scenario, arm, leak), rows in marked.groupby(["scenario", "arm", "leak"], sort=False)
     ]
     text = "No finished run is known to have learnt from real defects that its scenario may not know."
@@ -82,7 +88,7 @@ def _describe_baseline(differences: pd.DataFrame, name: str) -> str:
     agreeing = int((differences[["n_higher", "n_lower"]].max(axis=1) == differences["n"]).sum())
     return (
         f"In {above} of {comparisons} the mean {name} lies above that of "
-        f"**{label_arm(differences['baseline'].iloc[0])}**. All seeds agree in direction in {agreeing} of "
+        f"**{_name_arm(differences['baseline'].iloc[0])}**. All seeds agree in direction in {agreeing} of "
         f"{comparisons}; with {_count(n, 'seed')}, two arms that are worth the same would do so by chance "
         f"alone in {min(1.0, 2 / 2**n):.1%} of comparisons."
     )
@@ -147,7 +153,7 @@ def describe_claims(claims: pd.DataFrame) -> str:
 
 
 def _describe_comparison(row: pd.Series) -> str:
-    names = f"{label_arm(row['arm'])} − {label_arm(row['other'])}"
+    names = f"{_name_arm(row['arm'])} − {_name_arm(row['other'])}"
     printed = f"the paper's own means: {format_difference(row['printed'])}"
     if not row["n"]:
         return f"{names}: no seed has finished runs of both ({printed})"

@@ -25,6 +25,7 @@ PAPER_PROTOCOL = {"AP": "ap", "precision": "paper_precision", "recall": "paper_r
 VALIDATION_PROTOCOL = {"AP": "ap", "precision": "validation_precision", "recall": "validation_recall"}
 PUBLISHED = {"AP": "ap", "precision": "precision", "recall": "recall"}
 NOTHING = "–"
+TABLE_CLASS = "dataframe tex2jax_ignore mathjax_ignore"  # a $ in a cell begins no formula
 KD_FACTOR = 1000  # kernel distances are small numbers
 
 
@@ -149,7 +150,8 @@ def layout_quality(quality: pd.DataFrame) -> pd.DataFrame:
 def style_table(table: pd.DataFrame, caption: str, max_height: str = "") -> Styler:
     """Show a table with a caption above it; one that is wider than the page scrolls on its own.
 
-    Cells, heads and caption are text: HTML in a file's name or a reviewer's note is shown, not obeyed.
+    Cells, heads and caption are text: HTML or a formula in a file's name or a reviewer's note is shown, not
+    obeyed.
 
     Args:
         table: numbers are shown with three digits, missing values as a dash, the index as the first columns.
@@ -170,5 +172,5 @@ def style_table(table: pd.DataFrame, caption: str, max_height: str = "") -> Styl
     name = f"{zlib.crc32(caption.encode()):08x}"  # not by chance, so that a rerun gives the same page
     styled = Styler(shown, caption=escape(caption, quote=False), uuid=name, cell_ids=False)
     styled = styled.format(precision=3, na_rep=NOTHING, escape="html").format_index(escape="html", axis=1)
-    styled = styled.set_table_attributes(f'class="dataframe" style="{style}"').hide(axis="index")
+    styled = styled.set_table_attributes(f'class="{TABLE_CLASS}" style="{style}"').hide(axis="index")
     return styled.set_table_styles([{"selector": part, "props": rule} for part, rule in rules.items()])

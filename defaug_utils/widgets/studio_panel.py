@@ -249,7 +249,7 @@ def make_review_form(prompts: Sequence[Prompt], path: Path | str) -> ipywidgets.
     entries = {prompt.text: scenarios.PromptDecision(prompt.text, "accept") for prompt in prompts}
     entries |= {entry.prompt: entry for entry in review.prompts}
     lines = [_make_line(entries[prompt.text]) for prompt in prompts]
-    button, told = ipywidgets.Button(description="Store"), ipywidgets.Label("Not stored yet.")
+    button, told = ipywidgets.Button(description="Store"), Message(colour_text("Not stored yet."))
 
     def store(_: object) -> None:
         decided = [
@@ -258,16 +258,16 @@ def make_review_form(prompts: Sequence[Prompt], path: Path | str) -> ipywidgets.
         ]
         try:
             scenarios.write_review(scenarios.Review(decided, review.images), path)
-            told.value = f"Stored in {path}: run the cells below."
+            told.say(f"Stored in {path}: run the cells below.")
         except scenarios.ReviewError as error:
-            told.value = f"Not stored: {error}"
+            told.say(f"Not stored: {error}", BAD)
 
     button.on_click(store)
     return ipywidgets.VBox([*lines, button, told])
 
 
 def _make_line(entry: scenarios.PromptDecision) -> ipywidgets.HBox:
-    text = ipywidgets.Label(entry.prompt, layout={"width": "16em"})
+    text = Message(colour_text(entry.prompt), layout={"width": "16em"})  # a Label would set formulas
     decision = ipywidgets.Dropdown(options=scenarios.DECISIONS, value=entry.decision, layout={"width": "7em"})
     reworded = ipywidgets.Text(entry.reworded, placeholder="in other words")
     return ipywidgets.HBox([text, decision, reworded, ipywidgets.Text(entry.note, placeholder="why")])
