@@ -29,9 +29,9 @@ except (ValueError, OSError) as error:
 # An arm waits until every one of its origins has a notebook that makes its pool.
 def plan(notebook):
     """The runs of a notebook's lists, each with the origins of its pools."""
-    given = {"share": 0.5, "extra_arms": {}, "left_out": {}} | read_defaults(notebook) | PARAMETERS[notebook]
-    lists = [given[name] for name in ("scenarios", "arms", "n_aug", "seeds")]
-    runs = planned_runs(*lists, given["extra_arms"], given["left_out"])
+    given = {"baselines": [], "share": 0.5, "extra_arms": {}, "left_out": {}} | read_defaults(notebook) | PARAMETERS[notebook]
+    arms = [*given["baselines"], *given["arms"]]
+    runs = planned_runs(given["scenarios"], arms, *(given[name] for name in ("n_aug", "seeds", "extra_arms", "left_out")))
     origins = {run: arm_shares(run.arm, given["share"], given["extra_arms"]) for run in runs}
     return {run: used for run, used in origins.items() if all(ORIGINS[name].notebook in PARAMETERS for name in used)}
 

@@ -1,11 +1,13 @@
 """One Snakemake job: train and measure the classifiers of some runs, whose numbers notebook 08 reads."""
 
+from dataclasses import fields
 from pathlib import Path
 
 import torch
 
 from defaug_utils.book.batch import tell_job
-from defaug_utils.core.manifest import read_manifest
+from defaug_utils.core.manifest import LABELS, read_manifest
+from defaug_utils.core.origins import find_judge, parse_run_name
 from defaug_utils.data.samples import load_samples
 from defaug_utils.evaluation.classifier import ClassifierPlan, finish_classifier
 
@@ -13,9 +15,9 @@ job = snakemake  # noqa: F821 - Snakemake defines it
 torch.set_num_threads(job.threads)
 given = job.params.values
 run, size = Path(given["run_dir"]), (given["input_width"], given["input_height"])
-names = ("recipe", "backbone", "weights", "epochs", "batch_size", "learning_rate", "max_false_positive_rate")
-plan = ClassifierPlan(**{name: given[name] for name in names})
+plan = ClassifierPlan(**{field.name: given[field.name] for field in fields(ClassifierPlan)})
 for name in job.params.names:
     with tell_job(run, f"classifier/{name}"):
-        samples = load_samples(read_manifest(run / f"train-{name}.csv"), run, size)
+        known = LABELS if find_judge(parse_run_name(name).arm) != "memory" else ("negative",)
+        samples = load_samples(read_manifest(run / f"train-{name}.csv"), run, size, known)
         finish_classifier(run, name, samples, plan)

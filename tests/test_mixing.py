@@ -201,7 +201,7 @@ def test_an_arm_from_a_profile():
 @pytest.mark.parametrize(
     ("arm", "options", "message"),
     [
-        ("mixup", {}, "none of none, none_equal, memseg"),
+        ("mixup", {}, "none of patch_memory, linear, none, none_equal, memseg"),
         ("in_and_out", {"share": 1.5}, "not in"),
         ("own", {"extra_arms": {"own": {"memseg": 0.4}}}, "add up to 0.4"),
         ("own", {"extra_arms": {"own": {"gan": 1.0}}}, "'gan' is unknown"),
@@ -296,10 +296,15 @@ def test_rows_of_another_kind_in_a_pool_are_refused(field):
 
 @pytest.mark.parametrize(
     ("scenario", "arm", "n_aug"),
-    [("few-shot", "memseg", -1), ("few-shot", "memseg", 0), ("few-shot", "none", 4)],
+    [
+        ("few-shot", "memseg", -1),
+        ("few-shot", "memseg", 0),
+        ("few-shot", "none", 4),
+        ("few-shot", "linear", 4),
+    ],
 )
 def test_wrong_n_aug(scenario, arm, n_aug):
-    with pytest.raises(MixingError, match="n_aug must be 0 for the arm none and at least 1"):
+    with pytest.raises(MixingError, match="n_aug must be 0 for the arms none, linear and patch_memory"):
         compose(POOLS, scenario, arm, n_aug, 0)
 
 
@@ -552,3 +557,22 @@ def test_no_augmentation_trained_as_long_is_planned_for_every_number():
     assert count_by_origin(40, arm_shares("none_equal")) == {}
     with pytest.raises(MixingError, match="add up to 0"):
         arm_shares("nothing", extra_arms={"nothing": {}})
+
+
+def test_what_trains_no_network_is_planned_without_generated_images_and_a_memory_without_any_defect():
+    arms = ["patch_memory", "linear", "memseg"]
+    runs = planned_runs(["zero-shot", "few-shot"], arms, [40], [0])
+    assert [run.name for run in runs] == [
+        "zero-shot-patch_memory-0-seed0",
+        "zero-shot-memseg-40-seed0",
+        "few-shot-patch_memory-0-seed0",
+        "few-shot-linear-0-seed0",
+        "few-shot-memseg-40-seed0",
+    ]
+
+
+def test_a_memory_of_good_parts_needs_no_positive_where_a_line_does():
+    rows = compose(POOLS, "zero-shot", "patch_memory", 0, 0)
+    assert not len(rows.query("split == 'train' and label == 'positive'"))
+    with pytest.raises(MixingError, match="the train part has no positive"):
+        compose(POOLS, "zero-shot", "linear", 0, 0)

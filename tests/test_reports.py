@@ -17,6 +17,7 @@ from defaug_utils.report.results import (
     summarise_results,
 )
 from defaug_utils.report.sentences import (
+    describe_chance,
     describe_differences,
     describe_leaks,
     describe_optimism,
@@ -220,3 +221,10 @@ def test_markup_in_names_is_text_in_sentences():
     assert describe_unfinished([hostile], rows).count(shown) == 2
     differences = pd.DataFrame({"n": [1], "difference": [0.1], "n_higher": [1], "n_lower": [0]})
     assert f"**{shown}**" in describe_differences(differences.assign(baseline=hostile))
+
+
+def test_trainings_that_stayed_at_chance_are_named():
+    runs = pd.DataFrame({"scenario": "few-shot", "arm": ["none", "memseg"], "n_aug": [0, 4], "seed": [0, 1]})
+    assert describe_chance(runs) == describe_chance(runs.assign(at_chance=[False, None]))
+    told = describe_chance(runs.assign(at_chance=[False, True]))
+    assert "few-shot-memseg-4-seed1" in told.replace("&#45;", "-") and "none-0" not in told

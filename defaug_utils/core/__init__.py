@@ -9,8 +9,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "images": ["crop_box", "find_foreground", "fit_image", "fit_mask", "read_image", "read_mask"],
         "manifest": ["check_sources", "image_seed", "read_manifest", "write_manifest"],
         "origins": [
-            *("ORIGINS", "SCENARIOS", "Origin", "arm_shares", "list_arms", "parse_run_name", "planned_runs"),
-            *("pool_name", "run_name"),
+            *("ORIGINS", "SCENARIOS", "Origin", "arm_shares", "find_judge", "list_arms", "parse_run_name"),
+            *("planned_runs", "pool_name", "run_name"),
         ],
         "pools": [
             *("GeneratedImage", "PoolPlan", "find_failed", "list_failures"),

@@ -33,6 +33,7 @@ class Arm:
     label: str
     colour: str  #: from Okabe and Ito's palette, or another that every kind of colour vision tells apart
     marker: str  #: of matplotlib
+    judge: str = "network"  #: of images: a trained "network", a "memory" or a "line", see `finish_classifier`
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,8 @@ ORIGINS: dict[str, Origin] = {
 def list_arms() -> dict[str, Arm]:
     """Every built-in arm by its word, in the order of results."""
     arms = {
+        "patch_memory": Arm({}, "memory of good patches", "#B8860B", "p", judge="memory"),
+        "linear": Arm({}, "linear classifier", "#8C564B", "*", judge="line"),
         "none": Arm({}, "no augmentation", "#000000", "X"),
         EQUAL: Arm({}, "no augmentation, trained as long", "#666666", "h"),
     }
@@ -79,6 +82,17 @@ def list_arms() -> dict[str, Arm]:
         arms[word] = Arm({word: 1.0}, row.label, row.colour, row.marker)
         arms |= dict(row.mixes)
     return arms
+
+
+def find_judge(arm: str) -> str:
+    """What judges an arm's images, see `Arm`; of a profile's own arms a network."""
+    built_in = list_arms().get(arm)
+    return built_in.judge if built_in else "network"
+
+
+def takes_images(arm: str) -> bool:
+    """Whether an arm is planned with an `n_aug`; not where nothing is generated and training is as always."""
+    return arm != "none" and find_judge(arm) == "network"
 
 
 def list_notebooks() -> list[str]:
@@ -91,7 +105,7 @@ class Run(NamedTuple):
 
     scenario: str  #: word of `SCENARIOS`: how many real positives are known
     arm: str  #: word of `list_arms`, or one of the profile's own: where generated positives come from
-    n_aug: int  #: generated positives, or as many as "none_equal" makes up for; 0 for "none" and for no other
+    n_aug: int  #: generated positives, or as many as "none_equal" makes up for; 0 unless `takes_images`
     seed: int  #: draws the real positives of few-shot, and the generated ones
 
     @property
@@ -139,9 +153,9 @@ def planned_runs(
 ) -> list[Run]:
     """All runs of a profile, each once: the product of the four lists without what makes no sense.
 
-    The arm "none" is planned with `n_aug` 0 whatever the list says, every other arm with the numbers above 0;
-    for "none_equal" they say how long it is trained. Zero-shot has no positive at all: it is planned neither
-    without augmentation nor with what is made from real positives.
+    Arms that take no images are planned with `n_aug` 0 whatever the list says, every other with the numbers
+    above 0; for "none_equal" they say how long it is trained. Zero-shot has no positive at all: of the arms
+    that generate nothing it has "patch_memory" only, and none that is made from real positives.
 
     Args:
         scenarios, arms, n_aug, seeds: what a `Run` may have.
@@ -177,11 +191,15 @@ def planned_runs(
         Run(scenario, arm, number, seed)
         for scenario in scenarios
         for arm in arms
-        for number in ([0] if arm == "none" else n_aug)
+        for number in (n_aug if takes_images(arm) else [0])
         for seed in seeds
-        if (number > 0 or arm == "none")
+        if (number > 0) == takes_images(arm)
         and (scenario, arm) not in skipped
-        and (scenario != "zero-shot" or (origins[arm] and not real & origins[arm].keys()))
+        and (
+            scenario != "zero-shot"
+            or find_judge(arm) == "memory"
+            or (origins[arm] and not real & origins[arm].keys())
+        )
     ]
     if not runs:
         raise MixingError(f"no run is left of {given}: every arm but none needs an n_aug above 0")
@@ -198,7 +216,7 @@ def arm_shares(arm: str, share: float = 0.5, extra_arms: Arms | None = None) -> 
             "memseg": 0.7}}; the shares of one arm add up to 1.
 
     Returns:
-        Origin → share, without the origins of share 0; empty for "none" and "none_equal".
+        Origin → share, without the origins of share 0; empty for arms that generate nothing.
 
     Raises:
         MixingError: the arm is unknown, or shares or origins are wrong.

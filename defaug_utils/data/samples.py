@@ -36,18 +36,20 @@ def load_samples(
     manifest: pd.DataFrame,
     folder: Path | str,
     input_size: tuple[int, int] = (0, 0),
+    known: Sequence[str] = LABELS,
 ) -> Samples:
     """Decode every image of a manifest into memory, at one size.
 
     Args:
         manifest: rows of the splits train, val (may be missing) and test, with paths relative to `folder`.
         input_size: (width, height) to which images are resized; (0, 0) for that of the stored real ones.
+        known: labels that the train split must hold.
 
     Raises:
         ManifestError: a split lacks a class that it needs; images can't be read (all are listed); or no size
             was given and the real images differ in size.
     """
-    check_classes(manifest)
+    check_classes(manifest, known)
     folder = Path(folder)
     width, height = input_size if min(input_size) > 0 else _common_size(manifest, folder)
     images_u8 = np.empty((len(manifest), height, width, 3), np.uint8)
@@ -64,10 +66,10 @@ def load_samples(
     return Samples(torch.from_numpy(images_u8), labels, manifest.reset_index(drop=True))
 
 
-def check_classes(manifest: pd.DataFrame) -> None:
-    """Refuse a split that lacks a class: train and test need both, val negatives where it has any image."""
+def check_classes(manifest: pd.DataFrame, known: Sequence[str] = LABELS) -> None:
+    """Refuse a split that lacks a class: train needs `known`, test both, val negatives if it has images."""
     counts = count_samples(manifest)
-    needed = {"train": LABELS, "test": LABELS} | ({"val": ("negative",)} if counts.loc["val"].any() else {})
+    needed = {"train": known, "test": LABELS} | ({"val": ("negative",)} if counts.loc["val"].any() else {})
     problems = [
         f"split {split} has no {label} image ({counts.loc[split].sum()} images in all)"
         for split, labels in needed.items()

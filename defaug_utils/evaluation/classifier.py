@@ -1,5 +1,6 @@
 """The classifier: trained by a recipe, its scores, and a map of what it looks at."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,10 +17,12 @@ from transformers import ResNetForImageClassification
 
 from defaug_utils.core.files import write_csv, write_json
 from defaug_utils.core.guards import check_demands
-from defaug_utils.core.origins import EQUAL, Run, parse_run_name
+from defaug_utils.core.origins import EQUAL, Run, find_judge, parse_run_name
 from defaug_utils.data.samples import Samples, list_scored
 from defaug_utils.evaluation.jitter import jitter_images
+from defaug_utils.evaluation.linear_classifier import classify_linearly
 from defaug_utils.evaluation.metrics import MAX_FALSE_POSITIVE_RATE, measure_scores
+from defaug_utils.evaluation.patch_memory import MemoryPlan, fit_memory, score_by_memory
 from defaug_utils.evaluation.recipes import (
     Batch,
     Recipe,
@@ -33,7 +36,7 @@ from defaug_utils.evaluation.recipes import (
     train_network,
 )
 from defaug_utils.protocol.mixing import find_leaks
-from defaug_utils.training.backbones import build_classifier, normalise_images
+from defaug_utils.training.backbones import build_classifier, normalise_images, open_features
 from defaug_utils.training.loop import OnStep
 from defaug_utils.training.memory import pick_device
 
@@ -127,6 +130,9 @@ class ClassifierPlan:
     batch_size: int = 0  #: images a step
     learning_rate: float = 0.0  #: of the first epoch
     max_false_positive_rate: float = MAX_FALSE_POSITIVE_RATE  #: see `measure_scores`
+    feature_backbone: str = ""  #: of the arms without a trained network, as `open_features` takes it
+    feature_weights: str = ""
+    memory_share: float = MemoryPlan.share  #: of all patches that the arm "patch_memory" keeps
 
     def fit_recipe(self, labels: np.ndarray, run: Run) -> Recipe:
         """The recipe for a run's training labels, see `choose_recipe`.
@@ -144,7 +150,7 @@ class ClassifierPlan:
 class FinishedClassifier(NamedTuple):
     """What `finish_classifier` trained and measured."""
 
-    trained: TrainedNetwork
+    trained: TrainedNetwork | None  #: None where no network was trained
     scores: pd.DataFrame  #: see `score_samples`
     numbers: dict  #: see `measure_scores`, and what decides them; as in `metrics.json`
 
@@ -154,18 +160,30 @@ def finish_classifier(
 ) -> FinishedClassifier:
     """Train the classifier of a run, see `train_classifier`, and measure it.
 
-    Its folder `classifier/<name>` gets `scores.csv` and `metrics.json`, which `gather_results` reads.
+    The arms "linear" and "patch_memory" train no network: see `classify_linearly` and `fit_memory`.
+    The folder `classifier/<name>` gets `scores.csv` and `metrics.json`, which `gather_results` reads.
     `name` is the run's, see `run_name`; its seed is the classifier's.
     """
     run, folder = parse_run_name(name), Path(run_dir) / "classifier" / name
-    recipe = plan.fit_recipe(samples.labels[samples.indices("train")].numpy(), run)
-    trained = train_classifier(samples, folder, recipe, plan.backbone, run.seed, plan.weights, on_step)
-    scores = score_samples(trained.model, samples, recipe.normalisation)
+    trained, started, judge = None, time.monotonic(), find_judge(run.arm)
+    if judge == "network":
+        recipe = plan.fit_recipe(samples.labels[samples.indices("train")].numpy(), run)
+        trained = train_classifier(samples, folder, recipe, plan.backbone, run.seed, plan.weights, on_step)
+        scores = score_samples(trained.model, samples, recipe.normalisation)
+    else:
+        network = open_features(plan.feature_backbone, plan.feature_weights, pick_device())
+        memory = MemoryPlan(share=plan.memory_share, seed=run.seed)
+        scores = (
+            classify_linearly(samples, network)
+            if judge == "line"
+            else score_by_memory(fit_memory(samples, network, memory), network, samples)
+        )
     write_csv(scores, folder / "scores.csv")
     height, width = samples.images_u8.shape[1:3]
     setup = {name: getattr(plan, name) for name in ("recipe", "backbone", "weights")}
     setup |= {"device": pick_device().type, "input_width": width, "input_height": height}
-    numbers = measure_scores(scores, plan.max_false_positive_rate) | trained.numbers | count_training(samples)
+    took = trained.numbers if trained else {"seconds": time.monotonic() - started}
+    numbers = measure_scores(scores, plan.max_false_positive_rate) | took | count_training(samples)
     numbers |= setup | {"leak": find_leaks(samples.table, run.scenario)}
     write_json(folder / "metrics.json", numbers)
     return FinishedClassifier(trained, scores, numbers)

@@ -14,7 +14,16 @@ import pandas as pd
 
 from defaug_utils.core.guards import raise_problems
 from defaug_utils.core.manifest import LABELS, SOURCE_COLUMNS, SPLITS, check_sources, read_manifest
-from defaug_utils.core.origins import ORIGINS, SCENARIOS, Arms, MixingError, Run, arm_shares
+from defaug_utils.core.origins import (
+    ORIGINS,
+    SCENARIOS,
+    Arms,
+    MixingError,
+    Run,
+    arm_shares,
+    find_judge,
+    takes_images,
+)
 from defaug_utils.core.pools import find_failed
 from defaug_utils.data.datasets import choose_positives, data_key, shuffle_rows
 from defaug_utils.masks.sources import is_leak
@@ -89,10 +98,10 @@ def compose_training_set(
     mix = mix or Mix()
     scenario, arm, n_aug, seed = run
     shares = mix.shares_of(run)
-    if n_aug < 0 or seed < 0 or (n_aug == 0) != (arm == "none"):
+    if n_aug < 0 or seed < 0 or (n_aug > 0) != takes_images(arm):
         raise MixingError(
-            f"n_aug {n_aug} with arm {arm} and seed {seed}: n_aug must be 0 for the arm none and at least 1 "
-            "for every other, the seed not negative"
+            f"n_aug {n_aug} with arm {arm} and seed {seed}: n_aug must be 0 for the arms none, linear and "
+            "patch_memory and at least 1 for every other, the seed not negative"
         )
     positives = choose_positives(data_manifest, scenario, seed, mix.few_shot_count)
     counts = {origin: count for origin, count in count_by_origin(n_aug, shares).items() if count}
@@ -107,7 +116,7 @@ def compose_training_set(
     validation = data_manifest[(split == "val") & (is_negative | (scenario == "full-shot"))]
     parts = [negatives, positives, *drawn, validation, data_manifest[split == "test"]]
     training_set = pd.concat(parts, ignore_index=True)
-    _check_classes(training_set, data_manifest)
+    _check_classes(training_set, data_manifest, LABELS if find_judge(arm) != "memory" else ("negative",))
     return training_set
 
 
@@ -158,9 +167,12 @@ def _check_known(pools: RunPools, origin: str, data_manifest: pd.DataFrame, posi
     raise_problems(title, problems, MixingError)
 
 
-def _check_classes(training_set: pd.DataFrame, data_manifest: pd.DataFrame) -> None:
+def _check_classes(
+    training_set: pd.DataFrame, data_manifest: pd.DataFrame, known: Iterable[str] = LABELS
+) -> None:
     present = set(zip(training_set["split"], training_set["label"], strict=True))
-    missing = [part for part in product(("train", "test"), LABELS) if part not in present]
+    needed = [*product(["train"], known), *product(["test"], LABELS)]
+    missing = [part for part in needed if part not in present]
     problems = [f"the {split} part has no {label}" for split, label in missing]
     foreign = data_manifest["image"][data_manifest["origin"] != "real"]
     problems += [f"{image} of the data set is not real" for image in foreign]

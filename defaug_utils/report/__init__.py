@@ -35,6 +35,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "sentences": [
             "describe_claims",
             "describe_differences",
+            "describe_chance",
             "describe_leaks",
             "describe_optimism",
             "describe_quality",

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.metrics import average_precision_score, precision_recall_curve
 
-from defaug_utils.core.origins import list_arms
+from defaug_utils.core.origins import list_arms, takes_images
 from defaug_utils.core.texts import escape_mathtext
 from defaug_utils.evaluation.metrics import NO_VALIDATION
 from defaug_utils.protocol.mixing import is_marked, mark_label
@@ -102,7 +102,7 @@ def _draw_arms(axes: Axes, runs: pd.DataFrame, metric: str, labels: dict[str, st
         axes.scatter(places + step / 3, chosen[metric], s=20, color=colour, alpha=0.6, linewidths=0)
         groups = chosen.groupby("n_aug")[metric]
         mean, spread = groups.mean(), groups.std()
-        if arm == "none":
+        if not takes_images(arm):
             axes.axhline(mean.iloc[0], color=colour, linestyle="--", linewidth=1)
         line = {"fmt": f"-{marker}", "color": colour, "capsize": 4, "label": labels[arm]}
         axes.errorbar([ticks.index(count) + offset for count in mean.index], mean, spread, **line)

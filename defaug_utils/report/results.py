@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from defaug_utils.core.guards import raise_problems
-from defaug_utils.core.origins import EQUAL, SCENARIOS, list_arms, parse_run_name
+from defaug_utils.core.origins import EQUAL, SCENARIOS, find_judge, list_arms, parse_run_name
 from defaug_utils.evaluation.detector import METRICS_FILE
 from defaug_utils.protocol.mixing import find_run_leaks, join_leaks
 
@@ -138,7 +138,8 @@ def _check_value(name: str, value: object) -> None:
 
 def _list_mixed(table: pd.DataFrame) -> list[str]:
     """Settings in which the runs differ, each with its values."""
-    problems, table = [], table[table["arm"] != EQUAL]  # whose epochs are not the recipe's
+    problems, table = [], table[table["arm"].map(find_judge) == "network"]
+    table = table[table["arm"] != EQUAL]  # its epochs are not the recipe's
     for name in table.columns.intersection(SETUP):
         counts = table[name].value_counts(dropna=False)
         if len(counts) > 1:

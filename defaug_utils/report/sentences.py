@@ -4,12 +4,13 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from defaug_utils.core.origins import run_name
 from defaug_utils.core.texts import escape_markdown
 from defaug_utils.evaluation.metrics import NO_VALIDATION
 from defaug_utils.evaluation.pool_quality import REAL, UNTOUCHED
 from defaug_utils.protocol.mixing import UNKNOWN, is_marked, mark_label
 from defaug_utils.report.papers import FAILS, HOLDS, OPEN, STANDARD_ERRORS
-from defaug_utils.report.results import compare_spreads, label_arm, measure_optimism
+from defaug_utils.report.results import GROUP, compare_spreads, label_arm, measure_optimism
 from defaug_utils.report.tables import format_difference, format_digits
 
 MAX_LISTED = 12  # names of runs in a sentence
@@ -73,6 +74,16 @@ def describe_leaks(runs: pd.DataFrame) -> str:
     if unknown := (runs["leak"] == UNKNOWN).sum():
         text += f" Of {_count(unknown, 'run')} the training set is gone: whether it leaks is unknown."
     return text
+
+
+def describe_chance(runs: pd.DataFrame) -> str:
+    """Name the runs whose training learned nothing (`stayed_at_chance`)."""
+    stuck = runs[runs["at_chance"].eq(True)] if "at_chance" in runs else runs[:0]
+    if stuck.empty:
+        return "Every training learned to tell its own training images apart."
+    rows = stuck[[*GROUP, "seed"]].itertuples(index=False)
+    names = ", ".join(escape_markdown(run_name(*row)) for row in rows)
+    return f"**At chance:** {names} learned nothing. Their numbers are part of the means below."
 
 
 def describe_differences(*tables: pd.DataFrame, name: str = "AP") -> str:
