@@ -48,11 +48,8 @@ def test_from_the_pool_to_the_table_of_results(tmp_path: Path, monkeypatch: pyte
     rows = protocol.compose_training_set(
         protocol.read_data(tmp_path), protocol.read_pools(tmp_path, run), run
     )
-    samples, recipe = data.load_samples(rows, tmp_path), evaluation.choose_recipe("workshop", epochs=1)
-    folder = tmp_path / "classifier" / core.run_name(*run)
-    trained = evaluation.train_classifier(samples, folder, recipe, "resnet10_quarter")
-    scores = evaluation.score_samples(trained.model, samples, recipe.normalisation)
-    core.write_json(folder / "metrics.json", evaluation.measure_scores(scores) | {"leak": ""})
+    plan = evaluation.ClassifierPlan("workshop", "resnet10_quarter", epochs=1)
+    evaluation.finish_classifier(tmp_path, run.name, data.load_samples(rows, tmp_path), plan)
 
     assert summarise_results(gather_results(tmp_path))["arm"].tolist() == ["squares"]
     assert label_arm("squares") == "white squares"

@@ -1,5 +1,7 @@
 """The mark of a leak goes from a generated row to every table, sentence and figure of the results."""
 
+from html import unescape
+
 import pandas as pd
 import pytest
 
@@ -122,7 +124,8 @@ def test_beside_the_papers_each_side_has_its_own_mark(runs):
 
 
 def test_sentences_and_figures_carry_the_mark(runs):
-    assert "**Leaks:** DIAG † in zero-shot (1 run, masks: train_positives)" in describe_leaks(runs)
+    told = unescape(describe_leaks(runs))
+    assert "**Leaks:** DIAG † in zero-shot (1 run, masks: train_positives)" in told
     (legend,) = plot_augmentation_curves(runs, ["ap"]).legends
     assert [text.get_text() for text in legend.get_texts()] == ["MemSeg", f"DIAG {LEAK_MARK}"]
 

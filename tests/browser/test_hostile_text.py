@@ -41,6 +41,7 @@ hostile: str = {hostile!r}
 folder, name = Path({folder!r}), {name!r}
 run = start_notebook(str(folder / "run"), 0)
 root, layout, category, test_share, seed = folder / "parts", "mvtec", "", 0.5, 0
+leave_out, empty_masks = [], "refuse"
 review, board = Review([PromptDecision(hostile, "accept", "", hostile)], []), core.make_prompts([hostile])
 pool = core.read_manifest(folder / name / "manifest.csv")
 """
