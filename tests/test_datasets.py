@@ -372,3 +372,28 @@ def test_warnings_are_rare(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         load_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\x89PNG\xff", b'image,defect_type\n"train', b"image,defect_type\na,b,c\n"]
+)
+def test_a_broken_table_of_defect_types_is_named(tmp_path, content):
+    write_ksdd2(tmp_path)
+    (tmp_path / "surfaces.csv").write_bytes(content)
+    with pytest.raises(DatasetError, match=r"surfaces\.csv is not a readable table"):
+        load_dataset(tmp_path)
+
+
+@pytest.mark.parametrize("target", [".", ".."])
+def test_a_link_that_leads_back_is_told_instead_of_read_forty_times(tmp_path, target):
+    write_folder(tmp_path, splits=("",))
+    (tmp_path / "negative/more").symlink_to(target)
+    with pytest.raises(DatasetError, match="negative/more: leads back to a folder above it"):
+        load_dataset(tmp_path)
+
+
+def test_a_linked_folder_elsewhere_is_read(tmp_path):
+    write_folder(tmp_path / "set", splits=("",))
+    (tmp_path / "set/negative").rename(tmp_path / "elsewhere")
+    (tmp_path / "set/negative").symlink_to(tmp_path / "elsewhere")
+    assert len(load_dataset(tmp_path / "set")) == 6

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from defaug_utils.core.files import write_atomically, write_json, write_png
+from defaug_utils.core.files import read_csv, write_atomically, write_json, write_png
 
 
 def fill_the_disk(*args, **kwargs):
@@ -99,3 +99,15 @@ def test_json_is_sorted_readable_and_without_nan(tmp_path: Path):
     with pytest.raises(ValueError, match="JSON"):
         write_json(tmp_path / "metrics.json", {"ap": float("nan")})
     assert not (tmp_path / "metrics.json").exists()
+
+
+@pytest.mark.parametrize("text", ["image,label\na,b,c\nd,e,f\n", "image,label\na,b\nd,e,f\n"])
+def test_rows_with_more_cells_than_names_are_no_table(tmp_path: Path, text: str):
+    (tmp_path / "table.csv").write_text(text)
+    with pytest.raises(ValueError):
+        read_csv(tmp_path / "table.csv")
+
+
+def test_a_table_without_rows_is_read(tmp_path: Path):
+    (tmp_path / "table.csv").write_text("image,label\n")
+    assert read_csv(tmp_path / "table.csv").columns.tolist() == ["image", "label"]

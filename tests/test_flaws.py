@@ -202,3 +202,8 @@ def test_without_changes_the_record_is_empty(tmp_path):
         changes = read_changes(folder)
         assert changes.empty and list(changes.columns) == ["image", "change", "reason"]
         assert count_changes(changes) == []
+
+
+def test_a_file_name_that_no_system_takes_is_told():
+    with pytest.raises(DatasetError, match="is no readable text file"):
+        read_names("a\0b")

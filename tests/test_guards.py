@@ -30,8 +30,9 @@ def test_other_settings_are_refused_by_name_with_both_values_and_nothing_is_empt
     assert (tmp_path / "checkpoint").read_text() == "hours of work"
 
 
-def test_a_damaged_note_is_named(tmp_path):
-    (tmp_path / "settings.json").write_text("{")
+@pytest.mark.parametrize("text", ["{", "", "[]", "3", "null", "[" * 100_000])
+def test_a_damaged_note_is_named(tmp_path, text):
+    (tmp_path / "settings.json").write_text(text)
     with pytest.raises(ValueError, match=r"settings\.json can't be read"):
         claim_folder(tmp_path, {}, "a pool")
 

@@ -1,5 +1,6 @@
 """Images and masks of every PNG flavour come in the same form; no defect is lost by shrinking."""
 
+import os
 import struct
 import zlib
 
@@ -195,3 +196,29 @@ def test_unknown_fit_and_empty_size_are_refused():
         fit_mask(np.ones((2, 2), bool), (2, 2), "squeeze")
     with pytest.raises(ValueError, match="at least 1 × 1 pixel"):
         fit_image(np.ones((2, 2, 3), np.uint8), (0, 2))
+
+
+def test_a_file_of_several_pictures_is_refused(tmp_path):
+    empty, full = (Image.new("L", (4, 6), value) for value in (0, 255))
+    for name in ("pages.tif", "frames.png", "frames.webp"):
+        empty.save(tmp_path / name, save_all=True, append_images=[full], lossless=True)
+        for read in (read_image, read_mask):
+            with pytest.raises(ValueError, match=rf"{name}: holds 2 pictures"):
+                read(tmp_path / name)
+    full.convert("RGB").save(
+        tmp_path / "phone.jpg", "MPO", save_all=True, append_images=[empty.convert("RGB")]
+    )
+    assert (read_image(tmp_path / "phone.jpg") == 255).all(), "its second picture is a preview"
+
+
+def test_a_pipe_and_a_folder_are_no_images(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "folder.png").mkdir()
+    for name in ("pipe.png", "folder.png"):
+        with pytest.raises(ValueError, match=f"{name}: is no file"):
+            read_image(tmp_path / name)
+
+
+def test_a_size_that_nobody_could_read_again_is_refused():
+    with pytest.raises(ValueError, match=r"size \(100000, 100000\) must be .* at most"):
+        crop_box((6, 4), (100_000, 100_000), "resize")

@@ -429,3 +429,14 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path):
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] - peaks[0] < 50 * 96 * 288  # fifty more images, less than a third of their pixels
+
+
+@pytest.mark.parametrize(
+    "line", ["3", "null", '["n", "x", 4]', '["n", "x", {}]', '[["n"], {}, {}]', "[" * 100_000]
+)
+def test_a_damaged_line_of_the_journal_is_passed_over(tmp_path, surfaces, line):
+    first = prepare_dataset(surfaces, tmp_path / "set", tmp_path / "data", SIZE)
+    journal = tmp_path / "data/finished.jsonl"
+    journal.write_text(line + "\n" + journal.read_text())
+    again = prepare_dataset(surfaces, tmp_path / "set", tmp_path / "data", SIZE)
+    pd.testing.assert_frame_equal(first, again)

@@ -133,8 +133,14 @@ def write_csv(table: pd.DataFrame, path: Path | str) -> None:
 
 
 def read_csv(path: Path | str, **options: Any) -> pd.DataFrame:
-    """Read a table that `write_csv` wrote, with the options of pandas's reader."""
-    return _change_texts(pd.read_csv(path, **options), unguard_cell)
+    """Read a table that `write_csv` wrote, with the options of pandas's reader.
+
+    A ValueError tells that it is no table: no text, or rows with more cells than the head has names.
+    """
+    table = pd.read_csv(path, **options)
+    if len(table) and "index_col" not in options and not isinstance(table.index, pd.RangeIndex):
+        raise ValueError(f"{path}: rows have more cells than the first line has names")  # pandas shifts them
+    return _change_texts(table, unguard_cell)
 
 
 def _change_texts(table: pd.DataFrame, change: Callable[[str], str]) -> pd.DataFrame:

@@ -73,12 +73,19 @@ def claim_folder(
     path = Path(folder) / file
     if not path.is_file():
         return write_json(path, settings)
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as problem:
-        advice = "delete the folder, or choose another one"
-        raise error(f"{path} can't be read ({problem}): {advice}") from problem
+    found = read_settings(path, "delete the folder, or choose another one", error)
     refuse_other_settings(folder, found, settings, what, error)
+
+
+def read_settings(path: Path | str, advice: str, error: type[Exception] = ValueError) -> dict:
+    """Read a JSON object; `error` names the file, what is wrong with it and the advice."""
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as problem:
+        raise error(f"{path} can't be read ({problem}): {advice}") from problem
+    if not isinstance(found, dict):
+        raise error(f"{path} can't be read (expected a JSON object, found {type(found).__name__}): {advice}")
+    return found
 
 
 def refuse_other_settings(

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 FITS = ("resize", "centre_crop")
+MAX_PIXELS = 2**26  # of an image that is written; Pillow warns at a third more that it may be a bomb
 LOSSY_FORMATS = ("JPEG", "MPO", "JPEG2000", "AVIF")
 # What Pillow raises on damaged files (found by flipping and cutting bytes of all common formats).
 DECODING_ERRORS = (OSError, SyntaxError, ValueError, LookupError, EOFError, Image.DecompressionBombError)
@@ -20,7 +21,8 @@ def read_image(path: Path | str) -> np.ndarray:
     repeated over three channels, and a camera's orientation tag is obeyed.
 
     Raises:
-        ValueError: the file is missing, truncated, no image, or holds fractions instead of whole numbers.
+        ValueError: the file is missing, truncated, no image, holds several pictures (pages or frames), or
+            fractions instead of whole numbers.
     """
     opened = _open(path)
     if opened.mode == "F":
@@ -35,7 +37,8 @@ def read_mask(path: Path | str) -> np.ndarray:
     """Read a mask (height, width), bool: true where any colour channel is above 0 (alpha does not count).
 
     Raises:
-        ValueError: the file is missing, truncated, no image, or compressed with loss, whatever its name says.
+        ValueError: the file is missing, truncated, no image, holds several pictures (pages or frames), or is
+            compressed with loss, whatever its name says.
     """
     opened = _open(path)
     if lossy := _find_loss(opened, path):
@@ -54,8 +57,11 @@ def read_mask(path: Path | str) -> np.ndarray:
 
 def _open(path: Path | str) -> Image.Image:
     """Decode a file completely; a palette is resolved, the orientation tag is obeyed."""
+    if Path(path).exists() and not Path(path).is_file():  # reading a pipe would wait for ever
+        raise ValueError(f"{path}: is no file: replace it")
     try:
         with Image.open(path) as opened:
+            count = getattr(opened, "n_frames", 1)
             rawmode = str(opened.tile[0].args) if opened.tile else ""
             file_format = opened.format
             opened.load()
@@ -64,6 +70,10 @@ def _open(path: Path | str) -> Image.Image:
                 upright = upright.convert("RGBA")
     except DECODING_ERRORS as error:
         raise ValueError(f"{path}: not a readable image ({error}): replace the file") from error
+    if count > 1 and file_format != "MPO":  # whose further pictures are previews of the first
+        raise ValueError(
+            f"{path}: holds {count} pictures (pages or frames): store the one that counts by itself"
+        )
     upright.info["format"] = file_format
     upright.info["has_16_bit_colours"] = ";16" in rawmode and not upright.mode.startswith("I")
     return upright
@@ -120,6 +130,8 @@ def crop_box(shape: tuple[int, ...], size: tuple[int, int], fit: str) -> tuple[i
         raise ValueError(f"fit {fit!r} is none of {', '.join(FITS)}")
     if min(size) < 1:
         raise ValueError(f"size {size} must be (width, height) of at least 1 × 1 pixel")
+    if size[0] * size[1] > MAX_PIXELS:
+        raise ValueError(f"size {size} must be (width, height) of at most {MAX_PIXELS:,} pixels in all")
     height, width = shape[:2]
     if fit == "resize":
         return 0, 0, width, height

@@ -30,7 +30,7 @@ def read_names(leave_out: Iterable[str] | str | Path) -> list[str]:
     if isinstance(leave_out, str | Path) and str(leave_out):
         try:
             leave_out = Path(leave_out).read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:
             raise DatasetError(
                 f"leave_out: {leave_out} is no readable text file ({error}): give a list of names, or a file "
                 "with one name a line"

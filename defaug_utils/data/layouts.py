@@ -160,13 +160,23 @@ def _files(listing: Listing, folder: Path, required: bool = True) -> list[Path]:
             listing.problems.append(f"{listing.name(folder)}: no such folder: add it")
         return []
     paths = []
-    for parent, _, names in os.walk(folder, onerror=_raise, followlinks=True):
+    for parent, inner, names in os.walk(folder, onerror=_raise, followlinks=True):
+        circles = [name for name in inner if _leads_up(Path(parent, name))]
+        listing.problems += [
+            f"{listing.name(Path(parent, name))}: leads back to a folder above it: remove this link"
+            for name in circles
+        ]
+        inner[:] = [name for name in inner if name not in circles]
         for path in (Path(parent, name) for name in names):
             if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
                 paths.append(path)
             else:
                 listing.skipped.append(listing.name(path))
     return sorted(paths)
+
+
+def _leads_up(folder: Path) -> bool:
+    return folder.is_symlink() and folder.parent.resolve().is_relative_to(folder.resolve())
 
 
 def _raise(error: OSError) -> None:
@@ -200,7 +210,10 @@ def _read_defect_types(path: Path) -> dict[str, str]:
     """Defect type by image, of a table that may be missing."""
     if not path.is_file():
         return {}
-    table = read_csv(path, dtype=str, keep_default_na=False)
+    try:
+        table = read_csv(path, dtype=str, keep_default_na=False)
+    except ValueError as error:
+        raise DatasetError(f"{path} is not a readable table ({error}): mend or remove the file") from error
     if not {"image", "defect_type"} <= set(table.columns):
         raise DatasetError(f"{path}: has no columns image and defect_type: add them, or remove the file")
     return dict(zip(table["image"], table["defect_type"], strict=True))

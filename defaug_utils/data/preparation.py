@@ -238,10 +238,10 @@ def _check_labels(dataset: pd.DataFrame, rows: list[dict]) -> None:
 
 
 def _read_journal(folder: Path) -> dict[tuple[str, str], dict]:
-    """What earlier runs finished, by name and checksum; a line torn by a kill is passed over."""
+    """What earlier runs finished, by name and checksum; a line torn by a kill, or damaged, is passed over."""
     finished, journal = {}, folder / JOURNAL
     for line in journal.read_bytes().splitlines() if journal.is_file() else []:
-        with suppress(ValueError):
+        with suppress(ValueError, TypeError, LookupError, RecursionError):
             name, content, row = json.loads(line)
             if all((folder / row[column]).is_file() for column in ("image", "mask") if row[column]):
                 finished[name, content] = row

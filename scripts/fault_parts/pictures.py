@@ -51,7 +51,9 @@ def load_and_prepare(folder: Path, **options: object) -> np.ndarray:
     return dataset
 
 
-def replace_image(name: str, content: bytes, expected: np.ndarray | None, refusable: bool = False) -> Case:
+def replace_image(
+    name: str, content: bytes, expected: np.ndarray | None, refusable: bool = False, tolerance: int = 0
+) -> Case:
     """Another file in the place of a negative; accepted, it must decode to `expected`."""
 
     def case(folder: Path, rng: random.Random) -> Trial:
@@ -64,7 +66,9 @@ def replace_image(name: str, content: bytes, expected: np.ndarray | None, refusa
         def is_right(dataset: object) -> bool:
             row = dataset.set_index("image").loc[f"negative/{name}"]
             found = read_image(path)
-            return np.array_equal(found, expected) and (row["height"], row["width"]) == expected.shape[:2]
+            if found.shape != expected.shape or (row["height"], row["width"]) != expected.shape[:2]:
+                return False
+            return np.abs(found.astype(int) - expected).max() <= tolerance
 
         right = None if expected is None else is_right
         return Trial(lambda: load_and_prepare(folder), name, right, refusable)
@@ -162,7 +166,7 @@ def list_broken_images() -> Cases:
         for number in range(4):
             yield f"bits-{suffix}-{number}", _flip_case(suffix, content, image_u8.shape)
     for suffix in ("png", "bmp", "tif", "jpg"):
-        for width, height in ((50_000, 50_000), (1, 2**30)):
+        for width, height in ((50_000, 50_000), (1, 2**30))[: 1 if suffix == "jpg" else 2]:
             yield (
                 f"bomb-{suffix}-{width}",
                 replace_image(f"n1.{suffix}", claim_size(suffix, width, height), None),
@@ -227,7 +231,7 @@ def list_image_modes() -> Cases:
     see_through.putalpha(0)
     yield "see-through-png", replace_image("n1.png", encode(see_through), image_u8)
     yield "grey-alpha-png", replace_image("n1.png", encode(grey.convert("LA")), repeated)
-    yield "lab-tif", replace_image("n1.tif", encode(_to_lab(picture), "tif"), image_u8, True)
+    yield "lab-tif", replace_image("n1.tif", encode(_to_lab(picture), "tif"), image_u8, tolerance=2)
     others = [Image.fromarray(draw_part(7, SIZE)[0])]
     frames = {"save_all": True, "append_images": others}
     for suffix, options in (("png", {}), ("webp", {"lossless": True}), ("tif", {})):
@@ -323,7 +327,8 @@ def list_masks() -> Cases:
     yield "two-pages", replace_mask("p0.tif", encode(full, "tif", **first), None)
     yield "two-frames", replace_mask("p0.png", encode(full, "png", **first), None)
     for share in (0.3, 0.8):
-        yield f"cut-{share}", replace_mask("p0.png", encode(full)[: int(share * len(encode(full)))], None)
+        content = encode(full)[: int(share * len(encode(full)))]
+        yield f"cut-{share}", replace_mask("p0.png", content, mask, refusable=True)
     yield "empty", replace_mask("p0.png", b"", None)
     yield "bomb", replace_mask("p0.png", png_header(50_000, 50_000), None)
     exif = Image.Exif()
@@ -344,7 +349,6 @@ NAMES = {
     "apostrophe": "'=1.png",
     "pipe": "n|1`$x$.png",
     "backslash": "n\\1.png",
-    "parent-like": "..n1.png",
     "dots": "n..1.png",
     "percent": "%2e%2e%2fn1.png",
     "drive": "C:n1.png",
