@@ -16,7 +16,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from fault_parts import archives, pictures, tables
+from fault_parts import archives, pictures, tables, weights
 from fault_parts.judging import OUTCOMES, try_case
 
 from defaug_utils.core.guards import claim_folder
@@ -25,7 +25,7 @@ COLUMNS = ("case", "outcome", "seconds", "detail")
 
 
 def list_cases() -> dict:
-    return {name: case for part in (pictures, tables, archives) for name, case in part.list_cases()}
+    return {name: case for part in (pictures, tables, archives, weights) for name, case in part.list_cases()}
 
 
 def read_rows(path: Path) -> list[dict]:

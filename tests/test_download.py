@@ -255,3 +255,35 @@ def test_full_disk_leaves_nothing_half_unpacked(tmp_path, content, monkeypatch):
     unpack_archive(tmp_path / "set.zip", tmp_path / "set")
     with pytest.raises(FileExistsError, match="is there already"):
         unpack_archive(tmp_path / "set.zip", tmp_path / "set")
+
+
+@pytest.mark.parametrize(
+    ("members", "told"),
+    [
+        ({"a": b"1", "a/b": b"2"}, "'a': stands twice, or is a file and a folder"),
+        ({"a.png": b"1", "A.PNG": b"2"}, "'A.PNG': stands twice"),
+        ({"x" * 300: b"1"}, "x': its path is too long"),
+        ({"a/" * 3000 + "b": b"1"}, "its path is too long"),
+        ({}, "holds no member"),
+    ],
+)
+def test_members_that_no_folder_can_hold_are_listed(tmp_path, members, told):
+    (tmp_path / "set.zip").write_bytes(zip_bytes(members))
+    with pytest.raises(ValueError, match=told):
+        unpack_archive(tmp_path / "set.zip", tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["set.zip"]
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_damaged_member_is_told_whatever_its_compression(tmp_path, method):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as archive:
+        archive.writestr("a.png", bytes(range(256)) * 9)
+    content = bytearray(buffer.getvalue())
+    content[45:85] = b"\xff" * 40
+    (tmp_path / "set.zip").write_bytes(content)
+    with pytest.raises(ValueError, match=r"set\.zip is not a readable zip archive"):
+        unpack_archive(tmp_path / "set.zip", tmp_path / "out")
+    (tmp_path / "set.zip").write_bytes(buffer.getvalue()[:-6] + b"\xff\xff\xff\xff\0\0")
+    with pytest.raises(ValueError, match=r"set\.zip is not a readable zip archive"):
+        unpack_archive(tmp_path / "set.zip", tmp_path / "out")

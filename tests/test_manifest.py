@@ -312,3 +312,20 @@ def test_image_seeds_are_known_values_and_distinct():
     assert min(seeds) >= 0
     assert 2**62 < max(seeds) < 2**63
     np.random.default_rng(max(seeds))
+
+
+def test_a_path_longer_than_any_system_takes_does_not_exist(tmp_path: Path):
+    row = {"image": "a" * 5000, "label": "negative", "split": "train", "origin": "real"}
+    write_manifest(make_manifest([row]), tmp_path / "manifest.csv")
+    with pytest.raises(ManifestError, match="does not exist"):
+        read_manifest(tmp_path / "manifest.csv", check_files=True)
+
+
+def test_rows_that_are_longer_than_the_head_are_refused(tmp_path: Path):
+    """Pandas would take the first column for the index and shift all others."""
+    row = {"image": "a.png", "label": "negative", "split": "train", "origin": "real"}
+    write_manifest(make_manifest([row]), tmp_path / "manifest.csv")
+    head, line = (tmp_path / "manifest.csv").read_text().splitlines()
+    (tmp_path / "manifest.csv").write_text(f"{head}\nx,{line}\n")
+    with pytest.raises(ManifestError, match="more cells"):
+        read_manifest(tmp_path / "manifest.csv")

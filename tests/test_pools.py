@@ -404,3 +404,30 @@ def test_a_pool_keeps_the_number_of_threads_it_was_begun_with(tmp_path: Path):
         assert torch.get_num_threads() == 1
     assert seen == [3, 3, 3]
     assert read_recipe(tmp_path)["threads"] == 3
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "3", "null", "{}", '{"a": []}', '{"a": {}, "b": {}}', "[" * 100_000]
+)
+def test_a_damaged_recipe_is_named(tmp_path: Path, text: str):
+    (tmp_path / "recipe.json").write_text(text)
+    with pytest.raises(ValueError, match=r"recipe\.json can't be read"):
+        read_recipe(tmp_path)
+    with pytest.raises(ValueError, match=r"recipe\.json can't be read"):
+        generate(tmp_path, COUNT, make_batch, **SETTINGS)
+
+
+DAMAGED_LINES = [
+    *("3", "[1]", '{"index": 0}', '{"index": 0, "row": [1]}', '{"index": 0, "row": {}}', "[" * 100_000),
+    '{"index": 0, "row": {"image": "images/vanished.png"}}',
+    '{"index": [0], "row": {"image": "images/vanished.png"}}',
+]
+
+
+@pytest.mark.parametrize("line", DAMAGED_LINES)
+def test_a_damaged_line_of_a_journal_is_made_again(tmp_path: Path, whole: dict, line: str):
+    folder = tmp_path / "pool"
+    folder.mkdir()
+    (folder / "rows-0-of-1.jsonl").write_text(line + "\n")
+    generate(folder, COUNT, make_batch, **SETTINGS)
+    assert read_all(folder) == whole

@@ -229,3 +229,40 @@ def test_pools_and_pixel_level_know_the_same_real_positives(path: Path):
         if "few_shot_count" in known
     }
     assert len(counts) == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("seed: abc", "seed 'abc' is no int"),
+        ("seed: 1.5", "seed '1.5' is no int"),
+        ("seed: yes", "seed 'True' is no int"),
+        ("seed:", "seed 'None' is no int"),
+        ("data_root: 3", "data_root '3' is no str"),
+        ("data_root: 2024-01-02", "data_root '2024-01-02' is no str"),
+        ("data_root: &a [*a]", "stand for more than"),
+    ],
+)
+def test_a_value_of_another_type_is_named(read, line: str, told: str):
+    with pytest.raises(ProfileError, match=told):
+        read(f"shared:\n  {line}\n")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "shared:\n  seed: 1\n  seed: 2\n",
+        "shared:\n  seed: 1\nshared:\n  seed: 2\n",
+        "shared:\n  seed: 2024-13-45\n",
+        "shared:\n  seed: " + "9" * 5000,
+        "shared: " + "[" * 20_000,
+    ],
+)
+def test_yaml_that_its_reader_stumbles_over_is_told_with_its_file(read, text: str):
+    with pytest.raises(ProfileError, match="is not valid YAML"):
+        read(text)
+
+
+def test_anchors_and_merges_may_be_used(read):
+    text = "shared: &all\n  seed: 3\n01_data_prep:\n  <<: *all\n  data_root: x\n"
+    assert read(text)["01_data_prep"] == {"seed": 3, "data_root": "x"}

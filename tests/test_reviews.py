@@ -104,3 +104,10 @@ def test_reviews_that_make_no_sense_are_refused(tmp_path: Path, text: str, said:
 def test_a_missing_review_is_told(tmp_path: Path):
     with pytest.raises(ReviewError, match="no review at"):
         read_review(tmp_path / "review.yaml")
+
+
+@pytest.mark.parametrize("text", ["prompts: 3", "images: x", "prompts: [{prompt: 3, decision: accept}]"])
+def test_entries_of_another_kind_are_told_with_the_file(tmp_path, text):
+    (tmp_path / "review.yaml").write_text(text)
+    with pytest.raises(ReviewError, match=r"review\.yaml"):
+        read_review(tmp_path / "review.yaml")

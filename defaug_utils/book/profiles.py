@@ -1,12 +1,15 @@
 """Profiles: the parameters of every notebook, checked against what the notebooks declare."""
 
 import ast
+import math
 from pathlib import Path
 
-import yaml
 from papermill import inspect_notebook
 
-from defaug_utils.core.guards import name_nearest, raise_problems
+from defaug_utils.core.guards import MAX_SHOWN, name_nearest, raise_problems
+from defaug_utils.core.yaml_files import read_yaml
+
+PLAIN_TYPES = {kind.__name__: kind for kind in (str, int, bool, list, dict)}
 
 
 class ProfileError(ValueError):
@@ -18,12 +21,14 @@ def read_profile(path: Path | str, notebook_folder: Path | str = "notebooks") ->
 
     A profile is YAML: `shared` holds values for every notebook that declares them, and a section named as a
     notebook (`02_memseg`) holds values for that one. The result has what papermill shall inject, by notebook.
-    A ProfileError lists every unknown key, with the nearest known one.
+    A ProfileError lists every unknown key, with the nearest known one, and every value of another type than
+    the notebooks declare.
     """
     content = _read_sections(Path(path))
     notebooks = sorted(Path(notebook_folder).glob("[0-9][0-9]_*.ipynb"))
-    declared = {notebook.stem: set(inspect_notebook(notebook)) for notebook in notebooks}
-    known = {"shared": set().union(*declared.values())} | declared
+    declared = {notebook.stem: _read_types(notebook) for notebook in notebooks}
+    shared_types = {name: kind for types in declared.values() for name, kind in types.items()}
+    known = {"shared": shared_types} | declared
     problems = []
     for section, values in content.items():
         if section not in known:
@@ -33,6 +38,11 @@ def read_profile(path: Path | str, notebook_folder: Path | str = "notebooks") ->
         problems += [
             f"{section}: unknown parameter {name!r}{name_nearest(name, known[section])}" for name in wrong
         ]
+        problems += [
+            f"{section}: {name} {str(value)[:MAX_SHOWN]!r} is no {known[section][name]}"
+            for name, value in values.items()
+            if name not in wrong and not _is_of_type(value, known[section][name])
+        ]
     raise_problems(f"profile {path}", problems, ProfileError)
     shared = content.get("shared", {}).items()
     return {
@@ -41,14 +51,23 @@ def read_profile(path: Path | str, notebook_folder: Path | str = "notebooks") ->
     }
 
 
+def _read_types(notebook: Path) -> dict[str, str]:
+    """The declared type of every parameter, such as "int"; of a generic one without its brackets."""
+    parameters = inspect_notebook(notebook)
+    return {name: told["inferred_type_name"].partition("[")[0] for name, told in parameters.items()}
+
+
+def _is_of_type(value: object, kind: str) -> bool:
+    if kind == "float":
+        return type(value) in (int, float) and math.isfinite(value)
+    return kind not in PLAIN_TYPES or type(value) is PLAIN_TYPES[kind]
+
+
 def _read_sections(path: Path) -> dict[str, dict]:
     if not path.is_file():
         known = ", ".join(sorted(other.stem for other in path.parent.glob("*.yaml"))) or "none"
         raise ProfileError(f"no profile {path}: {path.parent} has {known}")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ProfileError(f"profile {path} is not valid YAML: {error}") from error
+    content = read_yaml(path, "profile", ProfileError) or {}
     if not isinstance(content, dict) or not all(isinstance(part, dict | None) for part in content.values()):
         raise ProfileError(f"profile {path}: expected sections of `name: value` lines")
     return {section: values or {} for section, values in content.items()}

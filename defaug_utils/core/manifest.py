@@ -158,9 +158,16 @@ def validate_manifest(manifest: pd.DataFrame, path: Path | str, check_files: boo
                     problems.append(f"row {row}: no image")
             elif not is_inside(relative):
                 problems.append(f"row {row}: {column} {relative!r} leaves the manifest's folder")
-            elif check_files and not (folder / relative).is_file():
+            elif check_files and not _is_file(folder / relative):
                 problems.append(f"row {row}: {column} {relative!r} does not exist")
     raise_problems(f"manifest {path}", problems, ManifestError)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # such as a name that is too long
+        return False
 
 
 def is_inside(relative: str) -> bool:

@@ -174,12 +174,16 @@ def _claim_pool(folder: Path, recipe: dict) -> dict:
 
 
 def read_recipe(folder: Path | str, key: str = "") -> dict:
-    """The recipe of a pool; of several, as the studio keeps them, the one of a key."""
-    recipes = json.loads((Path(folder) / "recipe.json").read_text(encoding="utf-8"))
-    if key in recipes:
-        return recipes[key]
-    (recipe,) = recipes.values()
-    return recipe
+    """The recipe of a pool; of several, as the studio keeps them, the one of a key.
+
+    A ValueError says that it can't be read, or that there is no such one.
+    """
+    path = Path(folder) / "recipe.json"
+    recipes = guards.read_settings(path, "delete the folder to make the pool again, or choose another one")
+    found = [recipes[key]] if key in recipes else list(recipes.values())
+    if len(found) != 1 or not isinstance(found[0], dict):
+        raise ValueError(f"{path} can't be read (expected one recipe, found {len(found)} entries)")
+    return found[0]
 
 
 def recipe_key(recipe: dict) -> str:
@@ -270,9 +274,12 @@ def _read_rows(folder: Path) -> dict[int, dict]:
     for journal in sorted(folder.glob("rows-*.jsonl")):
         with suppress(FileNotFoundError):  # another shard has just merged it into the manifest
             for line in journal.read_text(encoding="utf-8", errors="replace").splitlines():
-                with suppress(json.JSONDecodeError):  # torn by a kill: its image is made again
+                with suppress(
+                    ValueError, TypeError, LookupError, RecursionError
+                ):  # torn by a kill, or damaged:
                     entry = json.loads(line)
-                    row_of[entry["index"]] = entry["row"]
+                    if (folder / entry["row"]["image"]).is_file():  # else its image is made again
+                        row_of[int(entry["index"])] = entry["row"]
     if (folder / "manifest.csv").is_file():
         for row in read_manifest(folder / "manifest.csv", check_files=True).to_dict("records"):
             row_of[int(Path(row["image"]).stem)] = row

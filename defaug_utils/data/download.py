@@ -1,12 +1,17 @@
 """Fetching a data set's archive: resumed, checked, unpacked only when every member is safe."""
 
+import errno
 import hashlib
+import lzma
 import os
 import shutil
 import stat
+import struct
 import zipfile
+import zlib
+from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import requests
@@ -20,6 +25,9 @@ ATTEMPTS = 3
 TIMEOUT = (10, 60)  # seconds to connect, and between two blocks
 MAX_UNPACKED = 8 << 30  # bytes
 MAX_MEMBERS = 100_000
+MAX_NAME, MAX_PATH = 255, 1000  # bytes of a folder or file's name, and of a member's whole path
+# What zipfile and its decompressors raise on damaged archives, beside OSErrors without a file's name.
+DAMAGED = (zipfile.BadZipFile, NotImplementedError, EOFError, zlib.error, lzma.LZMAError, struct.error)
 
 
 class Archive(NamedTuple):
@@ -162,7 +170,9 @@ def unpack_archive(path: Path | str, folder: Path | str, max_bytes: int = MAX_UN
                 member.filename = member.orig_filename.replace("\\", "/")
                 archive.extract(member, unfinished)  # no more than its declared size, and its CRC is checked
             os.replace(unfinished, folder)
-    except (zipfile.BadZipFile, NotImplementedError) as error:
+    except (*DAMAGED, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise
         raise ValueError(f"{path} is not a readable zip archive ({error}): fetch it again") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -172,6 +182,14 @@ def _check_members(archive: zipfile.ZipFile, max_bytes: int) -> None:
     """Refuse paths that leave the folder, links, encrypted members and bombs; every such member is listed."""
     members = archive.infolist()
     problems = [f"{member.orig_filename!r}: {found}" for member in members if (found := _find_danger(member))]
+    names = [member.orig_filename.replace("\\", "/").rstrip("/").casefold() for member in members]
+    folders = {parent for name in names if len(name) <= MAX_PATH for parent in PurePosixPath(name).parents}
+    problems += [
+        f"{member.orig_filename!r}: stands twice, or is a file and a folder"
+        for member, name, times in zip(members, names, map(Counter(names).__getitem__, names), strict=True)
+        if times > 1 or (not member.is_dir() and PurePosixPath(name[:MAX_PATH]) in folders)
+    ]
+    problems += [] if members else ["it holds no member"]
     total = sum(member.file_size for member in members)
     if total > max_bytes or len(members) > MAX_MEMBERS:
         problems.append(
@@ -183,6 +201,9 @@ def _check_members(archive: zipfile.ZipFile, max_bytes: int) -> None:
 
 def _find_danger(member: zipfile.ZipInfo) -> str | None:
     name = member.orig_filename
+    path = os.fsencode(name.replace("\\", "/"))
+    if len(path) > MAX_PATH or max(map(len, path.split(b"/"))) > MAX_NAME:
+        return "its path is too long"
     kind = stat.S_IFMT(member.external_attr >> 16)
     if not is_inside(name) or ":" in name or not name.isprintable():
         return "its path leaves the folder, or names a drive"

@@ -17,6 +17,7 @@ from defaug_utils.core.guards import raise_problems
 from defaug_utils.core.manifest import fold_decisions, write_manifest
 from defaug_utils.core.origins import SCENARIOS
 from defaug_utils.core.prompts import Prompt, make_prompts
+from defaug_utils.core.yaml_files import read_yaml
 from defaug_utils.diffusion.training_images import DreamBoothError, choose_training_rows
 
 DECISIONS = ("accept", "reject", "reword")
@@ -137,17 +138,19 @@ def read_review(path: Path | str | None) -> Review:
     path = Path(path)
     if not path.is_file():
         raise ReviewError(f"no review at {path}: look at the pictures and store what you decide")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ReviewError(f"review {path} is not valid YAML: {error}") from error
-    if not isinstance(content, dict) or not set(content) <= {"prompts", "images"}:
+    content = read_yaml(path, "review", ReviewError) or {}
+    is_right = isinstance(content, dict) and set(content) <= {"prompts", "images"}
+    if not is_right or not all(isinstance(entries, list | None) for entries in content.values()):
         raise ReviewError(f"review {path}: expected the lists prompts and images")
     review, problems = Review([], []), []
     for name, kind in (("prompts", PromptDecision), ("images", ImageDecision)):
         for number, entry in enumerate(content.get(name) or []):
             try:
-                getattr(review, name).append(kind(**entry))
+                made = kind(**entry)
+                texts = [field for field, type_ in kind.__annotations__.items() if type_ is str]
+                if not all(isinstance(getattr(made, field), str) for field in texts):
+                    raise TypeError
+                getattr(review, name).append(made)
             except TypeError:
                 problems.append(f"{name} {number}: expected {', '.join(kind._fields)}")
     raise_problems(f"review {path}", problems + find_problems(review), ReviewError)
