@@ -319,3 +319,15 @@ def test_no_augmentation_trained_as_long_shows_as_many_images_as_an_arm_with_gen
     one_epoch = len(plan_epochs(known, fitted, seed=0)[0])
     assert abs(shown["none_equal"] - shown["memseg"]) <= one_epoch / 2
     assert plan.fit_recipe(known, Run("few-shot", "none", 0, 0)).epochs == 10
+
+
+@pytest.mark.parametrize(
+    ("value", "told"), [(float("nan"), "no numbers"), (None, "is int64, expected floating")]
+)
+def test_weights_that_no_network_can_work_with_are_refused(tmp_path, value, told):
+    model = build_classifier("resnet10_quarter")
+    weights = {torchvision_key(key): tensor for key, tensor in model.state_dict().items()}
+    weights["bn1.weight"] = weights["bn1.weight"].long() if value is None else weights["bn1.weight"] * value
+    save_file(weights, tmp_path / "w.safetensors")
+    with pytest.raises(ValueError, match=rf"w\.safetensors(.|\n)*bn1\.weight .*{told}"):
+        build_classifier("resnet10_quarter", str(tmp_path / "w.safetensors"))

@@ -8,6 +8,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from diffusers import DDIMScheduler, StableDiffusionControlNetPipeline, StableDiffusionPipeline
+from safetensors.torch import load_file, save_file
 
 from defaug_utils.diffusion import controlnet as controlnets
 from defaug_utils.diffusion.controlnet import (
@@ -290,3 +291,21 @@ def test_the_papers_settings_and_wrong_ones():
             ControlNetSettings(**wrong)
     with pytest.raises(ValueError, match="precision 'half' is none of"):
         StepPlan(3, precision="half")
+
+
+@pytest.mark.parametrize("kind", ["missing", "unknown", "no number"])
+def test_weights_that_are_not_all_of_a_controlnet_are_refused(model, tmp_path: Path, kind: str):
+    """Diffusers would draw what is missing at random, leave out what is unknown, and only print so."""
+    save_controlnet(make_controlnet(model), tmp_path)
+    (path,) = tmp_path.glob("*.safetensors")
+    tensors = load_file(path)
+    first = sorted(tensors)[0]
+    if kind == "no number":
+        tensors[first][0] = float("nan")
+    elif kind == "missing":
+        del tensors[first]
+    else:
+        tensors["unknown"] = torch.ones(1)
+    save_file(tensors, path, {"format": "pt"})
+    with pytest.raises(ModelError, match="weights are not a ControlNet's"):
+        load_controlnet(tmp_path, model)

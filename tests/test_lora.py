@@ -338,3 +338,24 @@ def test_the_header_carries_the_makers_words(adapted, tmp_path: Path):
     assert header["prompt"] == "skt background"
     alphas = json.loads(header["lora_adapter_metadata"])["unet.alpha_pattern"]
     assert set(alphas.values()) == {SMALL.linear_alpha, SMALL.conv_alpha}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_adapter_with_values_that_are_no_numbers_is_refused(adapted, tmp_path, value):
+    path = tmp_path / "a.safetensors"
+    save_lora(path, *adapted)
+    tensors = load_file(path)
+    first = sorted(tensors)[-1]
+    tensors[first].view(-1)[0] = value
+    save_file(tensors, path)
+    parts = make_parts(4)
+    with pytest.raises(
+        LoraError, match=rf"a\.safetensors: 1 problem.*\n.*{first} holds values that are no num"
+    ):
+        load_lora(path, parts["unet"], parts["text_encoder"])
+    save_file({**tensors, first: torch.ones(2, dtype=torch.int64)}, path)
+    with pytest.raises(LoraError, match="is int64, expected floating point"):
+        load_lora(path, parts["unet"], parts["text_encoder"])
+    save_file({"x": torch.ones(1)}, path, {"lora_adapter_metadata": "[1"})
+    with pytest.raises(LoraError, match=r"a\.safetensors: its lora_adapter_metadata can't be read"):
+        load_lora(path, parts["unet"], parts["text_encoder"])

@@ -239,3 +239,12 @@ def test_a_wrong_plan_is_told_all_at_once():
         MemoryPlan(layers=(), share=0, neighbours=0, projected=0)
     for word in ("layers", "share 0", "neighbours 0", "projected 0"):
         assert word in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "patches", [np.full((3, 4), np.nan), np.ones((3, 4), int), np.ones((0, 4)), np.ones(3)]
+)
+def test_a_memory_without_finite_features_is_refused(memory, network, tmp_path: Path, patches: np.ndarray):
+    write_memory(replace(memory, patches=patches), tmp_path / "memory.safetensors")
+    with pytest.raises(ValueError, match=r"memory\.safetensors is no readable patch memory"):
+        read_memory(tmp_path / "memory.safetensors", network)

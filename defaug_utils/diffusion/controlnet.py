@@ -11,17 +11,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from defaug_utils.core.files import write_json
-from defaug_utils.core.guards import check_demands
+from defaug_utils.core.guards import check_demands, raise_problems
 from defaug_utils.core.manifest import image_seed
 from defaug_utils.diffusion.autoencoder import Denoise, draw_noise, encode_images, to_floats
 from defaug_utils.diffusion.loading import ModelError, fingerprint, quiet_libraries, tell_pickles
 from defaug_utils.diffusion.text2image import TextToImage, choose_target, embed_prompts, make_ddim
 from defaug_utils.masks.trimaps import TRIPLES, Triple, TripleSet
 from defaug_utils.training.loop import OnStep, StepDone, StepPlan, Training, open_accelerator, run_steps
+from defaug_utils.training.weights import list_broken
 
 if TYPE_CHECKING:
     from diffusers import ControlNetModel
@@ -108,9 +111,16 @@ def load_controlnet(
         raise ModelError(f"{folder}: expected config.json and weights (*.safetensors), found {found}")
     try:
         with quiet_libraries():
-            controlnet = ControlNetModel.from_pretrained(folder, dtype=dtype, use_safetensors=True)
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+            problems = [
+                line for path in sorted(folder.glob("*.safetensors")) for line in list_broken(load_file(path))
+            ]
+            options = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
+            controlnet, told = ControlNetModel.from_pretrained(folder, **options)
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{folder} can't be loaded as a ControlNet: {error}") from error
+    problems += [f"{key} is missing" for key in told["missing_keys"]]
+    problems += [f"{key} is unknown to a ControlNet" for key in told["unexpected_keys"]]
+    raise_problems(f"{folder}: its weights are not a ControlNet's", problems, ModelError)
     differing = _list_differences(controlnet.config, model.pipeline.unet.config)
     if differing:
         raise ModelError(f"{folder} does not fit {model.model}: {'; '.join(differing)}")

@@ -26,6 +26,7 @@ from defaug_utils.diffusion.lora import (
     attach_layers,
     find_layers,
 )
+from defaug_utils.training.weights import list_broken
 
 KOHYA_PREFIXES = {"unet": "lora_unet_", "text_encoder": "lora_te_text_model_"}
 ENDINGS = {  # of a layer's keys, by layout
@@ -133,7 +134,12 @@ def load_lora(path: Path | str, unet: nn.Module, text_encoder: nn.Module) -> Lor
     """
     tensors, header = _read_file(Path(path))
     networks = {"unet": unet, "text_encoder": text_encoder}
-    stored = _match_keys(tensors, json.loads(header.get(DIFFUSERS_METADATA, "{}")), networks)
+    try:
+        known = dict(json.loads(header.get(DIFFUSERS_METADATA, "{}")))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise LoraError(f"{path}: its {DIFFUSERS_METADATA} can't be read: {error}") from error
+    raise_problems(str(path), list_broken(tensors), LoraError)
+    stored = _match_keys(tensors, known, networks, str(path))
     counts = []
     for network, module in networks.items():
         layers = stored[network]
@@ -158,7 +164,7 @@ def _read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _match_keys(
-    tensors: Mapping[str, Tensor], known: Mapping, networks: Mapping[str, nn.Module]
+    tensors: Mapping[str, Tensor], known: Mapping, networks: Mapping[str, nn.Module], what: str
 ) -> dict[str, dict[str, StoredLayer]]:
     """The layers of a file by network and path, all checked; `known` is diffusers' metadata or empty."""
     rest, problems = dict(tensors), [] if tensors else ["the file holds no adapter"]
@@ -173,7 +179,7 @@ def _match_keys(
                 alpha = float(found.get("alpha", _look_up_alpha(known, network, path, len(found["down"]))))
                 stored[network][path] = StoredLayer(found["down"], found["up"], alpha)
     problems += [f"{key} is unknown to this model" for key in rest]
-    unfit = "the adapter does not fit this model (another base, rank or kind of adapter)"
+    unfit = f"{what}: the adapter does not fit this model (another base, rank or kind of adapter)"
     raise_problems(unfit, sorted(problems), LoraError)
     return stored
 

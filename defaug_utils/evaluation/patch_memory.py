@@ -24,6 +24,7 @@ from defaug_utils.core.files import write_atomically
 from defaug_utils.core.guards import check_demands, list_differences
 from defaug_utils.data.samples import Samples, list_scored
 from defaug_utils.training.backbones import FeatureNetwork, read_in_batches
+from defaug_utils.training.weights import list_broken
 
 POOLED = 3  # places on a side that a patch averages (section 3.1)
 SMOOTHING = 4.0  # pixels, standard deviation of the Gaussian over score maps (section 3.3)
@@ -209,7 +210,10 @@ def read_memory(path: Path | str, network: FeatureNetwork) -> PatchMemory:
     try:
         with safe_open(path, framework="pt") as opened:
             settings = json.loads(opened.metadata()["settings"])
-            patches = opened.get_tensor("patches").numpy()
+            stored = opened.get_tensor("patches")
+        if stored.ndim != 2 or not stored.numel() or list_broken({"patches": stored}):
+            raise ValueError(f"patches of shape {tuple(stored.shape)}, {stored.dtype} are no finite features")
+        patches = stored.numpy()
         plan = MemoryPlan(**settings["plan"] | {"layers": tuple(settings["plan"]["layers"])})
         memory = PatchMemory(patches, plan, settings["network"], tuple(settings["size"]))
     except (SafetensorError, KeyError, TypeError, ValueError) as error:

@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from defaug_utils.core.guards import raise_problems
 from defaug_utils.core.images import fit_image
+from defaug_utils.training.weights import list_broken
 
 _QUARTER = {"layer_type": "basic", "embedding_size": 16, "hidden_sizes": [16, 32, 64, 128]}
 BACKBONES = {
@@ -107,6 +108,8 @@ def load_torchvision_weights(model: ResNetForImageClassification, path: Path | s
         elif value.shape != current[key].shape:
             wanted = tuple(current[key].shape)
             problems.append(f"{torchvision_key(key)} is {tuple(value.shape)}, expected {wanted}")
+        elif value.is_floating_point() or current[key].is_floating_point():  # not a counter
+            problems += list_broken({torchvision_key(key): value})
     raise_problems(f"weights {path} don't fit the backbone", problems, ValueError)
     model.load_state_dict({**current, **renamed})
     return dropped

@@ -165,8 +165,10 @@ CHANGES: dict[str, Callable[[bytes], bytes]] = {
 }  # fmt: skip
 # What a reader that looks at tensors' bytes alone can't know; others refuse it.
 PASSING = {
+    "classifier": ("other-kind",),  # of a counter that is not used
+    "memory": ("one-longer",),
     "adapter": ("renamed", "whole-numbers", "complex", "one-longer", "no-number", "nothing", "null",
-                "numbers-as-metadata"),
+                "numbers-as-metadata", "nan", "infinite", "minus-infinite"),  # `load_lora` refuses them
     "checkpoint": ("renamed", "nan", "infinite", "minus-infinite", "whole-numbers", "complex", "one-longer", "no-number"),
 }  # fmt: skip
 
