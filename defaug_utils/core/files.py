@@ -17,6 +17,7 @@ from PIL import Image
 
 from defaug_utils.core.texts import guard_cell, unguard_cell
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space left, the user's share used up, a file too large
 LOCK_SECONDS = 30.0  # reading and writing a manifest takes a small part of this
 
 
@@ -26,10 +27,10 @@ def explain_full_disk(path: Path | str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in FULL:
             raise
         raise OSError(
-            errno.ENOSPC,
+            error.errno,
             f"the disk is full: {path} was not written (a former version is kept); "
             "free some space and run again, what is finished is kept",
         ) from error
