@@ -111,3 +111,9 @@ def test_rows_with_more_cells_than_names_are_no_table(tmp_path: Path, text: str)
 def test_a_table_without_rows_is_read(tmp_path: Path):
     (tmp_path / "table.csv").write_text("image,label\n")
     assert read_csv(tmp_path / "table.csv").columns.tolist() == ["image", "label"]
+
+
+@pytest.mark.parametrize("number", [errno.EDQUOT, errno.EFBIG])
+def test_a_used_up_share_of_the_disk_is_told_with_the_file(tmp_path: Path, number: int):
+    with pytest.raises(OSError, match=r"disk is full.*table\.csv"), write_atomically(tmp_path / "table.csv"):
+        raise OSError(number, os.strerror(number))

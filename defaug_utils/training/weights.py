@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def list_broken(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Names of tensors that aren't of floating point, or hold values that are no numbers, and what is wrong."""
+    """Tensors that aren't of floating point, or hold values that are no numbers, and what is wrong."""
     problems = []
     for name, tensor in tensors.items():
         if not tensor.is_floating_point():

@@ -10,20 +10,39 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+from defaug_utils.data.download import unpack_archive
 from fault_parts.judging import Cases, Trial
 
-from defaug_utils.data.download import unpack_archive
-
 NAMES = {
-    "parent": "../x", "parent-inside": "a/../../x", "absolute": "/tmp/x", "backslash": "..\\x",
-    "backslash-inside": "a\\..\\..\\x", "drive": "C:\\x", "drive-relative": "C:x", "share": "\\\\server\\x",
-    "share-slash": "//server/x", "stream": "a.png:x", "newline": "a\nb", "escape": "a\x1b[31mb", "only-parent": "..",
-    "back-and-forth": "a/../b", "long": "x" * 300, "deep": "a/" * 3000 + "x",
-}  # fmt: skip
+    "parent": "../x",
+    "parent-inside": "a/../../x",
+    "absolute": "/etc/x",
+    "backslash": "..\\x",
+    "backslash-inside": "a\\..\\..\\x",
+    "drive": "C:\\x",
+    "drive-relative": "C:x",
+    "share": "\\\\server\\x",
+    "share-slash": "//server/x",
+    "stream": "a.png:x",
+    "newline": "a\nb",
+    "escape": "a\x1b[31mb",
+    "only-parent": "..",
+    "back-and-forth": "a/../b",
+    "long": "x" * 300,
+    "deep": "a/" * 3000 + "x",
+}
 SAFE = {
-    "spaces": "a b .png", "umlauts": "Prüf/Größe.png", "emoji": "🔧.png", "percent": "%2e%2e/x", "tilde": "~/x",
-    "dot": "./a.png", "hidden": ".a", "dots": "a..b", "backslash-folder": "a\\b.png", "device-name": "CON",
-}  # fmt: skip
+    "spaces": "a b .png",
+    "umlauts": "Prüf/Größe.png",
+    "emoji": "🔧.png",
+    "percent": "%2e%2e/x",
+    "tilde": "~/x",
+    "dot": "./a.png",
+    "hidden": ".a",
+    "dots": "a..b",
+    "backslash-folder": "a\\b.png",
+    "device-name": "CON",
+}
 
 
 def zip_members(*members: tuple[str | zipfile.ZipInfo, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:
@@ -57,9 +76,13 @@ def patch(content: bytes, signature: bytes, offset: int, value: bytes) -> bytes:
 
 
 def _case(
-    make: Callable[[], bytes], culprit: str, expected: dict[str, bytes] | None, refusable: bool,
-    folder: Path, rng: random.Random,
-) -> Trial:  # fmt: skip
+    make: Callable[[], bytes],
+    culprit: str,
+    expected: dict[str, bytes] | None,
+    refusable: bool,
+    folder: Path,
+    rng: random.Random,
+) -> Trial:
     (folder / "set.zip").write_bytes(make())
     (folder / "in").mkdir()
 
@@ -86,9 +109,12 @@ def list_cases() -> Cases:
     """All of this module."""
 
     def add(
-        title: str, make: Callable[[], bytes], culprit: str = "set.zip", expected: dict | None = None,
+        title: str,
+        make: Callable[[], bytes],
+        culprit: str = "set.zip",
+        expected: dict | None = None,
         refusable: bool = False,
-    ) -> tuple:  # fmt: skip
+    ) -> tuple:
         return f"archive/{title}", functools.partial(_case, make, culprit, expected, refusable)
 
     good = zip_members(("a/1.png", b"one" * 50), ("a/2.png", b"two"))

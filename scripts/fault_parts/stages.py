@@ -315,9 +315,12 @@ def become_nobody() -> None:
 
 
 FAILING = {
-    "disk-full-at-1": fill_disk(1), "disk-full-at-5": fill_disk(5), "files-of-300-bytes": limit_files(300),
-    "no-handles": limit_handles, "read-only": become_nobody,
-}  # fmt: skip
+    "disk-full-at-1": fill_disk(1),
+    "disk-full-at-5": fill_disk(5),
+    "files-of-300-bytes": limit_files(300),
+    "no-handles": limit_handles,
+    "read-only": become_nobody,
+}
 LONG_NAME = f"Prüf teile {'x' * 150} Größe – ä"
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import nbformat
 import numpy as np
-from fault_parts.judging import Case, Cases, Trial
 from layouts import draw_part
 
 from defaug_utils.book.profiles import read_profile
@@ -18,6 +17,7 @@ from defaug_utils.core.manifest import make_manifest, read_manifest, write_manif
 from defaug_utils.core.pools import GeneratedImage, PoolPlan, make_pool, read_recipe
 from defaug_utils.protocol.review_store import PoolReview
 from defaug_utils.protocol.scenarios import read_review
+from fault_parts.judging import Case, Cases, Trial
 
 COUNT = 4
 
@@ -66,16 +66,38 @@ def set_cell(name: str, value: str, row: int = 1) -> Callable[[str], str]:
 
 
 OUTSIDE = {
-    "parent": "../x.png", "parent-inside": "images/../../x.png", "absolute": "/etc/hostname",
-    "backslash": "..\\x.png", "backslash-inside": "images\\..\\..\\x.png", "drive": "C:\\x.png",
-    "drive-relative": "C:x.png", "drive-slash": "c:/x.png", "share": "\\\\server\\share\\x.png",
-    "share-slash": "//server/share/x.png", "digit-drive": "1:x.png", "device": "\\\\?\\C:\\x.png",
-    "home": "~/x.png", "home-of": "~root/x.png", "percent": "%2e%2e/x.png", "percent-slash": "..%2fx.png",
-    "address": "file:///etc/hostname", "web": "https://example.org/x.png", "variable": "$HOME/x.png",
-    "back-and-forth": "images/../images/0.png", "only-parent": "..", "only-dot": ".", "folder": "images",
-    "space-behind": "images/0.png ", "no-file": "images/9.png", "long": "a" * 5000, "deep": "a/" * 3000 + "x",
-    "nul": "images/0\0.png", "overlong": "\u2025/x.png", "full-width": "．．/x.png", "stream": "images/0.png:x",
-}  # fmt: skip
+    "parent": "../x.png",
+    "parent-inside": "images/../../x.png",
+    "absolute": "/etc/hostname",
+    "backslash": "..\\x.png",
+    "backslash-inside": "images\\..\\..\\x.png",
+    "drive": "C:\\x.png",
+    "drive-relative": "C:x.png",
+    "drive-slash": "c:/x.png",
+    "share": "\\\\server\\share\\x.png",
+    "share-slash": "//server/share/x.png",
+    "digit-drive": "1:x.png",
+    "device": "\\\\?\\C:\\x.png",
+    "home": "~/x.png",
+    "home-of": "~root/x.png",
+    "percent": "%2e%2e/x.png",
+    "percent-slash": "..%2fx.png",
+    "address": "file:///etc/hostname",
+    "web": "https://example.org/x.png",
+    "variable": "$HOME/x.png",
+    "back-and-forth": "images/../images/0.png",
+    "only-parent": "..",
+    "only-dot": ".",
+    "folder": "images",
+    "space-behind": "images/0.png ",
+    "no-file": "images/9.png",
+    "long": "a" * 5000,
+    "deep": "a/" * 3000 + "x",
+    "nul": "images/0\0.png",
+    "overlong": "\u2025/x.png",
+    "full-width": "．．/x.png",
+    "stream": "images/0.png:x",
+}
 
 
 def is_same(manifest: object) -> bool:
@@ -125,13 +147,14 @@ def list_manifests() -> Cases:
         "bom": lambda text: b"\xef\xbb\xbf" + text.encode(),
         "windows-lines": lambda text: text.replace("\n", "\r\n").encode(),
         "old-lines": lambda text: text.replace("\n", "\r").encode(),
-        "no-last-line": lambda text: text.rstrip("\n"), "blank-lines": lambda text: text.replace("\n", "\n\n"),
+        "no-last-line": lambda text: text.rstrip("\n"),
+        "blank-lines": lambda text: text.replace("\n", "\n\n"),
         "many-columns": lambda text: "\n".join(
             line + "".join(f",c{n}" if not number else ",1" for n in range(3000))
             for number, line in enumerate(text.splitlines())
         ),
         "other-order": lambda text: _reverse(text),
-    }  # fmt: skip
+    }
     for title, change in same.items():
         yield f"manifest/same/{title}", change_manifest(change, right=is_same)
     head_only = change_manifest(lambda text: text.split("\n")[0] + "\n", right=lambda found: len(found) == 0)
@@ -143,10 +166,13 @@ def list_manifests() -> Cases:
         if title not in ("nul", "space-behind", "back-and-forth"):
             yield f"manifest/mask/{title}", change_manifest(set_cell("mask", path), culprit)
     words = {
-        "label": ("Positive", "1", "", "positive "), "split": ("Train", "training", ""), "origin": ("gan", "", "REAL"),
+        "label": ("Positive", "1", "", "positive "),
+        "split": ("Train", "training", ""),
+        "origin": ("gan", "", "REAL"),
         "seed": ("-1", "1.5", "1e30", str(2**63), "x", "0x10", "inf", "٣"),
-        "accepted": ("maybe", "1", "wahr"), "image": ("", "images/0.png"),
-    }  # fmt: skip
+        "accepted": ("maybe", "1", "wahr"),
+        "image": ("", "images/0.png"),
+    }
     for column, values in words.items():
         for value in values:
             case = change_manifest(set_cell(column, value), value or "row 1")
@@ -190,37 +216,56 @@ PROFILES = {  # text, what is named
     "own-tag": ("shared:\n  seed: !env HOME\n", "profile.yaml"),
     "anchor-bomb": (BOMB, "profile.yaml"),
     "anchor-bomb-as-value": (
-        "01_data_prep:\n  data_root:\n" + "".join(f"    {line}\n" for line in BOMB.splitlines()), "data_root",
+        "01_data_prep:\n  data_root:\n" + "".join(f"    {line}\n" for line in BOMB.splitlines()),
+        "data_root",
     ),
     "anchor-to-itself": ("01_data_prep: &a\n  data_root: *a\n", "data_root"),
     "anchor-unknown": ("shared:\n  seed: *nothing\n", "profile.yaml"),
-    "list": ("- seed\n", "profile.yaml"), "text": ("seed\n", "profile.yaml"), "number": ("3\n", "profile.yaml"),
-    "section-list": ("shared: [seed]\n", "profile.yaml"), "section-text": ("shared: seed\n", "profile.yaml"),
-    "tabs": ("shared:\n\tseed: 1\n", "profile.yaml"), "unclosed": ("shared: {seed: 1\n", "profile.yaml"),
+    "list": ("- seed\n", "profile.yaml"),
+    "text": ("seed\n", "profile.yaml"),
+    "number": ("3\n", "profile.yaml"),
+    "section-list": ("shared: [seed]\n", "profile.yaml"),
+    "section-text": ("shared: seed\n", "profile.yaml"),
+    "tabs": ("shared:\n\tseed: 1\n", "profile.yaml"),
+    "unclosed": ("shared: {seed: 1\n", "profile.yaml"),
     "two-documents": ("shared:\n  seed: 1\n---\nshared:\n  seed: 2\n", "profile.yaml"),
-    "deep": ("shared: " + "[" * 20_000, "profile.yaml"), "deep-maps": ("{a: " * 5_000, "profile.yaml"),
+    "deep": ("shared: " + "[" * 20_000, "profile.yaml"),
+    "deep-maps": ("{a: " * 5_000, "profile.yaml"),
     "long-number": ("shared:\n  seed: " + "9" * 5000 + "\n", "profile.yaml"),
     "no-date": ("shared:\n  seed: 2024-13-45\n", "profile.yaml"),
-    "list-as-key": ("? [a, b]\n: 1\n", "profile.yaml"), "nul": ("shared:\n  seed: \0\n", "profile.yaml"),
-    "number-section": ("1:\n  seed: 1\n", "1"), "none-section": ("~:\n  seed: 1\n", "None"),
-    "unknown-section": ("02_memseq:\n  seed: 1\n", "02_memseq"), "unknown": ("shared:\n  sed: 1\n", "sed"),
+    "list-as-key": ("? [a, b]\n: 1\n", "profile.yaml"),
+    "nul": ("shared:\n  seed: \0\n", "profile.yaml"),
+    "number-section": ("1:\n  seed: 1\n", "1"),
+    "none-section": ("~:\n  seed: 1\n", "None"),
+    "unknown-section": ("02_memseq:\n  seed: 1\n", "02_memseq"),
+    "unknown": ("shared:\n  sed: 1\n", "sed"),
     "other-notebooks": ("02_memseg:\n  data_root: x\n", "data_root"),
-    "true-key": ("shared:\n  yes: 1\n", "True"), "none-key": ("shared:\n  ~: 1\n", "None"),
-    "key-twice": ("shared:\n  seed: 1\n  seed: 2\n", "seed"), "section-twice": ("shared:\n  seed: 1\nshared:\n  seed: 2\n", "shared"),
-    "text-for-number": ("shared:\n  seed: abc\n", "seed"), "number-for-text": ("shared:\n  data_root: 3\n", "data_root"),
-    "list-for-number": ("shared:\n  seed: [1]\n", "seed"), "part-for-whole": ("shared:\n  seed: 1.5\n", "seed"),
-    "truth-for-number": ("shared:\n  seed: yes\n", "seed"), "none-for-number": ("shared:\n  seed:\n", "seed"),
+    "true-key": ("shared:\n  yes: 1\n", "True"),
+    "none-key": ("shared:\n  ~: 1\n", "None"),
+    "key-twice": ("shared:\n  seed: 1\n  seed: 2\n", "seed"),
+    "section-twice": ("shared:\n  seed: 1\nshared:\n  seed: 2\n", "shared"),
+    "text-for-number": ("shared:\n  seed: abc\n", "seed"),
+    "number-for-text": ("shared:\n  data_root: 3\n", "data_root"),
+    "list-for-number": ("shared:\n  seed: [1]\n", "seed"),
+    "part-for-whole": ("shared:\n  seed: 1.5\n", "seed"),
+    "truth-for-number": ("shared:\n  seed: yes\n", "seed"),
+    "none-for-number": ("shared:\n  seed:\n", "seed"),
     "date-for-text": ("shared:\n  data_root: 2024-01-02\n", "data_root"),
     "bytes-for-text": ("shared:\n  data_root: !!binary aGFsbG8=\n", "data_root"),
     "set-for-list": ("02_memseg:\n  sizes: !!set {1}\n", "sizes"),
-    "no-number": ("02_memseg:\n  share: .nan\n", "share"), "number-for-list": ("02_memseg:\n  sizes: 3\n", "sizes"),
+    "no-number": ("02_memseg:\n  share: .nan\n", "share"),
+    "number-for-list": ("02_memseg:\n  sizes: 3\n", "sizes"),
     "exponent": ("02_memseg:\n  share: 1e-4\n", "share"),  # which YAML 1.1 reads as text
-}  # fmt: skip
+}
 RIGHT_PROFILES = {
-    "bom": ("\ufeffshared:\n  seed: 3\n", 3), "windows-lines": ("shared:\r\n  seed: 3\r\n", 3),
-    "comment": ("# nothing\nshared:\n  seed: 3 # three\n", 3), "merge": ("shared:\n  <<: {seed: 3}\n", 3),
-    "octal": ("shared:\n  seed: 010\n", 8), "empty": ("", None), "empty-section": ("shared:\n", None),
-}  # fmt: skip
+    "bom": ("\ufeffshared:\n  seed: 3\n", 3),
+    "windows-lines": ("shared:\r\n  seed: 3\r\n", 3),
+    "comment": ("# nothing\nshared:\n  seed: 3 # three\n", 3),
+    "merge": ("shared:\n  <<: {seed: 3}\n", 3),
+    "octal": ("shared:\n  seed: 010\n", 8),
+    "empty": ("", None),
+    "empty-section": ("shared:\n", None),
+}
 DECLARED = {
     "01_data_prep": 'seed: int = 0\ndata_root: str = ""',
     "02_memseg": "seed: int = 0\nshare: float = 0.5\nsizes: list = [1]",
@@ -262,20 +307,30 @@ def list_profiles() -> Cases:
 HEAD = "reviewer,image,seed,recipe,accepted,note,time\n"
 LINE = "ann,images/1.png,1,abc,true,good,2026-01-01T00:00:00+00:00\n"
 LOGS = {  # text, what is named; None where it must be read as one accepted image
-    "good": (HEAD + LINE, None), "bom": ("\ufeff" + HEAD + LINE, None), "torn": (HEAD + LINE + "ann,ima", None),
-    "windows-lines": ((HEAD + LINE).replace("\n", "\r\n"), None), "capitals": (HEAD + LINE.replace("true", "TRUE"), None),
+    "good": (HEAD + LINE, None),
+    "bom": ("\ufeff" + HEAD + LINE, None),
+    "torn": (HEAD + LINE + "ann,ima", None),
+    "windows-lines": ((HEAD + LINE).replace("\n", "\r\n"), None),
+    "capitals": (HEAD + LINE.replace("true", "TRUE"), None),
     "last-counts": (HEAD + LINE.replace("true", "false") + LINE, None),
     "further-column": (HEAD.strip() + ",x\n" + LINE.strip() + ",y\n", None),
-    "empty": ("", "review-ann.csv"), "blank": ("\n\n", "review-ann.csv"), "no-head": (LINE, "review-ann.csv"),
-    "semicolon": ((HEAD + LINE).replace(",", ";"), "review-ann.csv"), "word": (HEAD + LINE.replace("true", "maybe"), "maybe"),
-    "column-missing": (HEAD.replace("seed,", "") + LINE, "seed"), "other-seed": (HEAD + LINE.replace(",1,", ",7,"), "images/1.png"),
+    "empty": ("", "review-ann.csv"),
+    "blank": ("\n\n", "review-ann.csv"),
+    "no-head": (LINE, "review-ann.csv"),
+    "semicolon": ((HEAD + LINE).replace(",", ";"), "review-ann.csv"),
+    "word": (HEAD + LINE.replace("true", "maybe"), "maybe"),
+    "column-missing": (HEAD.replace("seed,", "") + LINE, "seed"),
+    "other-seed": (HEAD + LINE.replace(",1,", ",7,"), "images/1.png"),
     "other-recipe": (HEAD + LINE.replace("abc", "xyz"), "images/1.png"),
     "other-image": (HEAD + LINE.replace("images/1", "images/9"), "images/9.png"),
-    "outside": (HEAD + LINE.replace("images/1", "../1"), "../1.png"), "utf-16": ((HEAD + LINE).encode("utf-16"), "review-ann.csv"),
-    "binary": (b"\x89PNG\xff\0", "review-ann.csv"), "nuls": (b"\0" * 500, "review-ann.csv"),
-    "nul-in-line": (HEAD + LINE.replace("good", "go\0od"), None), "long-note": (HEAD + LINE.replace("good", "x" * 200_000), "review-ann.csv"),
+    "outside": (HEAD + LINE.replace("images/1", "../1"), "../1.png"),
+    "utf-16": ((HEAD + LINE).encode("utf-16"), "review-ann.csv"),
+    "binary": (b"\x89PNG\xff\0", "review-ann.csv"),
+    "nuls": (b"\0" * 500, "review-ann.csv"),
+    "nul-in-line": (HEAD + LINE.replace("good", "go\0od"), None),
+    "long-note": (HEAD + LINE.replace("good", "x" * 200_000), "review-ann.csv"),
     "latin-1": ((HEAD + LINE.replace("good", "größe")).encode("latin-1"), "review-ann.csv"),
-}  # fmt: skip
+}
 
 
 def _log_case(content: str | bytes, culprit: str | None, folder: Path, rng: random.Random) -> Trial:
@@ -291,27 +346,59 @@ def _log_case(content: str | bytes, culprit: str | None, folder: Path, rng: rand
 
 
 REVIEWS = {
-    "list": "- 1\n", "text": "x\n", "number": "3\n", "unknown": "pictures: []\n", "prompts-text": "prompts: x\n",
-    "prompts-number": "prompts: 3\n", "entry-text": "prompts: [x]\n", "entry-list": "prompts: [[1]]\n",
-    "entry-none": "prompts: [~]\n", "entry-empty": "images: [{}]\n", "object": "prompts: !!python/object:os.system {}\n",
-    "deep": "prompts: " + "[" * 20_000, "long-number": "prompts: " + "9" * 5000, "number-keys": "prompts: [{1: 2}]\n",
+    "list": "- 1\n",
+    "text": "x\n",
+    "number": "3\n",
+    "unknown": "pictures: []\n",
+    "prompts-text": "prompts: x\n",
+    "prompts-number": "prompts: 3\n",
+    "entry-text": "prompts: [x]\n",
+    "entry-list": "prompts: [[1]]\n",
+    "entry-none": "prompts: [~]\n",
+    "entry-empty": "images: [{}]\n",
+    "object": "prompts: !!python/object:os.system {}\n",
+    "deep": "prompts: " + "[" * 20_000,
+    "long-number": "prompts: " + "9" * 5000,
+    "number-keys": "prompts: [{1: 2}]\n",
     "decision": "prompts: [{prompt: a, decision: maybe, reworded: '', note: ''}]\n",
-    "types": "prompts: [{prompt: 3, decision: [1], reworded: {}, note: ~}]\n", "no-date": "prompts: 2024-13-45\n",
-    "binary": "\ufffd\0", "latin-1": b"prompts: [gr\xf6\xdfe]\n",
-    "anchor": "prompts: &a [*a]\n", "image-types": "images: [{image: 3, accepted: 7, note: []}]\n",
-}  # fmt: skip
+    "types": "prompts: [{prompt: 3, decision: [1], reworded: {}, note: ~}]\n",
+    "no-date": "prompts: 2024-13-45\n",
+    "binary": "\ufffd\0",
+    "latin-1": b"prompts: [gr\xf6\xdfe]\n",
+    "anchor": "prompts: &a [*a]\n",
+    "image-types": "images: [{image: 3, accepted: 7, note: []}]\n",
+}
 RECIPES = {
-    "empty": b"", "list": b"[]", "number": b"3", "null": b"null", "half": b'{"abc": {', "nul": b"\0" * 30,
-    "binary": b"\xff\xfe", "deep": b"[" * 100_000, "no-recipe": b"{}", "two": b'{"a": {}, "b": {}}',
-    "recipe-list": b'{"abc": []}', "recipe-number": b'{"abc": 3}', "other": b'{"abc": {"origin": "diag"}}',
-}  # fmt: skip
+    "empty": b"",
+    "list": b"[]",
+    "number": b"3",
+    "null": b"null",
+    "half": b'{"abc": {',
+    "nul": b"\0" * 30,
+    "binary": b"\xff\xfe",
+    "deep": b"[" * 100_000,
+    "no-recipe": b"{}",
+    "two": b'{"a": {}, "b": {}}',
+    "recipe-list": b'{"abc": []}',
+    "recipe-number": b'{"abc": 3}',
+    "other": b'{"abc": {"origin": "diag"}}',
+}
 ROWS = {
-    "number": b"3\n", "list": b"[1]\n", "null": b"null\n", "no-row": b'{"index": 0}\n', "no-index": b'{"row": {}}\n',
-    "row-list": b'{"index": 0, "row": [1]}\n', "index-text": b'{"index": "a", "row": {}}\n', "binary": b"\xff\xfe\n",
-    "deep": b"[" * 100_000 + b"\n", "nuls": b"\0" * 500, "torn": b'{"index": 0, "ro',
-    "row-of-nothing": b'{"index": 0, "row": {}}\n', "unhashable": b'{"index": [0], "row": {}}\n',
+    "number": b"3\n",
+    "list": b"[1]\n",
+    "null": b"null\n",
+    "no-row": b'{"index": 0}\n',
+    "no-index": b'{"row": {}}\n',
+    "row-list": b'{"index": 0, "row": [1]}\n',
+    "index-text": b'{"index": "a", "row": {}}\n',
+    "binary": b"\xff\xfe\n",
+    "deep": b"[" * 100_000 + b"\n",
+    "nuls": b"\0" * 500,
+    "torn": b'{"index": 0, "ro',
+    "row-of-nothing": b'{"index": 0, "row": {}}\n',
+    "unhashable": b'{"index": [0], "row": {}}\n',
     "vanished": b'{"index": 0, "row": {"image": "images/000000.png", "label": "positive"}}\n',
-}  # fmt: skip
+}
 
 
 class Grey:

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from fault_parts.judging import Cases, Trial
 from safetensors.torch import load, save, save_file
 from tiny_models import make_parts, save_model
 
@@ -25,6 +24,7 @@ from defaug_utils.evaluation.patch_memory import MemoryPlan, PatchMemory, read_m
 from defaug_utils.methods.ddpm import open_adapter
 from defaug_utils.training.backbones import build_classifier, open_features
 from defaug_utils.training.loop import check_training
+from fault_parts.judging import Cases, Trial
 
 BACKBONE = "resnet10_quarter"
 OWN = Path(__file__).parents[2] / "models" / "backbones" / f"{BACKBONE}.safetensors"
@@ -139,14 +139,22 @@ def put(value: float) -> Callable[[bytes], bytes]:
 
 
 CHANGES: dict[str, Callable[[bytes], bytes]] = {
-    "empty": lambda content: b"", "seven-bytes": lambda content: content[:7], "only-length": lambda content: content[:8],
-    "cut-header": lambda content: content[:40], "cut-body": lambda content: content[:-5],
-    "more-behind": lambda content: content + bytes(64), "endless-header": lambda content: b"\xff" * 8 + content[8:],
+    "empty": lambda content: b"",
+    "seven-bytes": lambda content: content[:7],
+    "only-length": lambda content: content[:8],
+    "cut-header": lambda content: content[:40],
+    "cut-body": lambda content: content[:-5],
+    "more-behind": lambda content: content + bytes(64),
+    "endless-header": lambda content: b"\xff" * 8 + content[8:],
     "header-of-4-gb": lambda content: struct.pack("<Q", 2**32) + content[8:],
-    "no-json": lambda content: join(b"{" * 64, split(content)[1]), "list": lambda content: join([1], split(content)[1]),
-    "null": lambda content: join(b"null", split(content)[1]), "deep": lambda content: join(b'{"a":' * 50_000, b""),
-    "nothing": lambda content: join({}, b""), "zeros": lambda content: bytes(4096),
-    "pickle": lambda content: pickle.dumps({"w": 1}), "huge-shape": change_header(lambda h, n: h[n].update(shape=[2**40, 2**20])),
+    "no-json": lambda content: join(b"{" * 64, split(content)[1]),
+    "list": lambda content: join([1], split(content)[1]),
+    "null": lambda content: join(b"null", split(content)[1]),
+    "deep": lambda content: join(b'{"a":' * 50_000, b""),
+    "nothing": lambda content: join({}, b""),
+    "zeros": lambda content: bytes(4096),
+    "pickle": lambda content: pickle.dumps({"w": 1}),
+    "huge-shape": change_header(lambda h, n: h[n].update(shape=[2**40, 2**20])),
     "overflow": change_header(lambda h, n: h[n].update(shape=[2**63, 2])),
     "below-zero": change_header(lambda h, n: h[n].update(shape=[-1, 4])),
     "other-shape": change_header(lambda h, n: h[n].update(shape=[3, 5, 7])),
@@ -157,20 +165,42 @@ CHANGES: dict[str, Callable[[bytes], bytes]] = {
     "overlapping": change_header(lambda h, n: h.update(again=h[n])),
     "numbers-as-metadata": change_header(lambda h, n: h.update(__metadata__={"settings": 3})),
     "renamed": change_header(lambda h, n: h.update(unknown=h.pop(n))),
-    "nan": put(float("nan")), "infinite": put(float("inf")), "minus-infinite": put(float("-inf")),
+    "nan": put(float("nan")),
+    "infinite": put(float("inf")),
+    "minus-infinite": put(float("-inf")),
     "whole-numbers": change_tensors(lambda name, tensor: tensor.to(torch.int64)),
     "complex": change_tensors(lambda name, tensor: tensor.to(torch.complex64)),
     "one-longer": change_tensors(lambda name, tensor: torch.cat([tensor, tensor[:1]])),
     "no-number": change_tensors(lambda name, tensor: tensor[:0]),
-}  # fmt: skip
+}
 # What a reader that looks at tensors' bytes alone can't know; others refuse it.
 PASSING = {
     "classifier": ("other-kind",),  # of a counter that is not used
     "memory": ("one-longer",),
-    "adapter": ("renamed", "whole-numbers", "complex", "one-longer", "no-number", "nothing", "null",
-                "numbers-as-metadata", "nan", "infinite", "minus-infinite"),  # `load_lora` refuses them
-    "checkpoint": ("renamed", "nan", "infinite", "minus-infinite", "whole-numbers", "complex", "one-longer", "no-number"),
-}  # fmt: skip
+    "adapter": (
+        "renamed",
+        "whole-numbers",
+        "complex",
+        "one-longer",
+        "no-number",
+        "nothing",
+        "null",
+        "numbers-as-metadata",
+        "nan",
+        "infinite",
+        "minus-infinite",
+    ),  # `load_lora` refuses them
+    "checkpoint": (
+        "renamed",
+        "nan",
+        "infinite",
+        "minus-infinite",
+        "whole-numbers",
+        "complex",
+        "one-longer",
+        "no-number",
+    ),
+}
 
 
 def _case(
