@@ -287,3 +287,14 @@ def test_a_damaged_member_is_told_whatever_its_compression(tmp_path, method):
     (tmp_path / "set.zip").write_bytes(buffer.getvalue()[:-6] + b"\xff\xff\xff\xff\0\0")
     with pytest.raises(ValueError, match=r"set\.zip is not a readable zip archive"):
         unpack_archive(tmp_path / "set.zip", tmp_path / "out")
+
+
+@pytest.mark.parametrize("changes", [{96: 8, 133: 128}, {133: 0}])
+def test_names_that_are_no_text_are_told_with_the_archive(tmp_path, changes):
+    """Found by changing bytes at random: of the directory, the mark for UTF-8 and a name's first byte."""
+    content = bytearray(zip_bytes({"a/1.png": b"one" * 30, "a/2.png": b"two"}))
+    for place, value in changes.items():
+        content[place] = value
+    (tmp_path / "set.zip").write_bytes(content)
+    with pytest.raises(ValueError, match=r"set\.zip"):
+        unpack_archive(tmp_path / "set.zip", tmp_path / "out")

@@ -27,7 +27,15 @@ MAX_UNPACKED = 8 << 30  # bytes
 MAX_MEMBERS = 100_000
 MAX_NAME, MAX_PATH = 255, 1000  # bytes of a folder or file's name, and of a member's whole path
 # What zipfile and its decompressors raise on damaged archives, beside OSErrors without a file's name.
-DAMAGED = (zipfile.BadZipFile, NotImplementedError, EOFError, zlib.error, lzma.LZMAError, struct.error)
+DAMAGED = (
+    zipfile.BadZipFile,
+    NotImplementedError,
+    EOFError,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    UnicodeError,
+)
 
 
 class Archive(NamedTuple):
@@ -187,7 +195,8 @@ def _check_members(archive: zipfile.ZipFile, max_bytes: int) -> None:
     problems += [
         f"{member.orig_filename!r}: stands twice, or is a file and a folder"
         for member, name, times in zip(members, names, map(Counter(names).__getitem__, names), strict=True)
-        if times > 1 or (not member.is_dir() and PurePosixPath(name[:MAX_PATH]) in folders)
+        if times > 1
+        or (not member.orig_filename.endswith(("/", "\\")) and PurePosixPath(name[:MAX_PATH]) in folders)
     ]
     problems += [] if members else ["it holds no member"]
     total = sum(member.file_size for member in members)
@@ -205,7 +214,7 @@ def _find_danger(member: zipfile.ZipInfo) -> str | None:
     if len(path) > MAX_PATH or max(map(len, path.split(b"/"))) > MAX_NAME:
         return "its path is too long"
     kind = stat.S_IFMT(member.external_attr >> 16)
-    if not is_inside(name) or ":" in name or not name.isprintable():
+    if not name or not is_inside(name) or ":" in name or not name.isprintable():
         return "its path leaves the folder, or names a drive"
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
         return "is a link or a device"

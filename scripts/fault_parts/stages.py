@@ -325,7 +325,7 @@ LONG_NAME = f"Prüf teile {'x' * 150} Größe – ä"
 
 
 def try_resource(stage: str, kind: str, shared: Path, folder: Path, whole: tuple) -> dict:
-    """Run a stage with something scarce: it ends well, or tells so and is finished later, with equal results."""
+    """Run a stage with something scarce: it ends well, or tells so and is finished later, all files equal."""
     told, links = "", folder.with_name("inputs")
     if kind == "strange-path":
         folder = folder.parent / LONG_NAME / "run 1"
