@@ -14,29 +14,21 @@ from defaug_utils.data.layouts import DatasetError, list_files
 
 FUZZ = settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 HEAD = ",".join(COLUMNS)
-NAMES = st.sampled_from(
-    [
-        "train",
-        "test",
-        "good",
-        "positive",
-        "negative",
-        "masks",
-        "images",
-        "ground_truth",
-        "ok",
-        "ko",
+WORDS = (
+    *("train", "test", "good", "positive", "negative", "masks", "images", "ground_truth", "ok", "ko"),
+    *(
         "10000.png",
         "10000_GT.png",
         "a.png",
         "a_mask.png",
         "a.bmp",
         "á.png",
-        "á.png",
+        "a\u0301.png",
         ".a.png",
         "surfaces.csv",
-    ]
+    ),
 )
+NAMES = st.sampled_from(WORDS)
 
 
 @FUZZ
