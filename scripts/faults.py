@@ -58,7 +58,7 @@ def try_inputs(folder: Path, seed: int, sample: int, deadline: float, only: str)
         if name in done or time.monotonic() > deadline:
             continue
         verdict, seconds = try_case(cases[name], folder / "case", f"{seed} {name}")
-        detail = " ".join(verdict.detail.split())[:300].encode("utf-8", "replace").decode()
+        detail = "".join(letter if letter.isprintable() else " " for letter in verdict.detail)[:300]
         add_row(path, dict(zip(COLUMNS, (name, verdict.outcome, round(seconds, 2), detail), strict=True)))
 
 

@@ -217,9 +217,9 @@ PROFILES = {  # text, what is named
     "anchor-bomb": (BOMB, "profile.yaml"),
     "anchor-bomb-as-value": (
         "01_data_prep:\n  data_root:\n" + "".join(f"    {line}\n" for line in BOMB.splitlines()),
-        "data_root",
+        "profile.yaml",
     ),
-    "anchor-to-itself": ("01_data_prep: &a\n  data_root: *a\n", "data_root"),
+    "anchor-to-itself": ("01_data_prep: &a\n  data_root: *a\n", "profile.yaml"),
     "anchor-unknown": ("shared:\n  seed: *nothing\n", "profile.yaml"),
     "list": ("- seed\n", "profile.yaml"),
     "text": ("seed\n", "profile.yaml"),
