@@ -13,6 +13,7 @@ from defaug_utils.core.images import read_image, read_mask
 from defaug_utils.core.manifest import image_seed, make_manifest, read_manifest, write_manifest
 from defaug_utils.core.pools import PoolPlan, find_failed, list_failures, make_pool, remake
 from defaug_utils.core.prompts import Prompt, choose_prompt, make_prompts
+from defaug_utils.diffusion import inpainting
 from defaug_utils.diffusion.inpainting import (
     InpaintedImage,
     Inpainter,
@@ -144,7 +145,7 @@ def paint_by_seed(monkeypatch: pytest.MonkeyPatch, shift: dict[int, int]) -> lis
         made = [np.where(j.mask[..., None], j.image_u8 + np.uint8(shift[j.seed]), j.image_u8) for j in jobs]
         return [InpaintedImage(image_u8, image_u8, True, 9) for image_u8 in made]
 
-    monkeypatch.setattr(diag, "inpaint_batch", inpaint)
+    monkeypatch.setattr(inpainting, "inpaint_batch", inpaint)
     return asked
 
 

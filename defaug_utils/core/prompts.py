@@ -18,10 +18,8 @@ class Prompt(NamedTuple):
 def make_prompts(board: Sequence[str | Mapping], negative: str = "") -> list[Prompt]:
     """Read a board, each line a text or a mapping with `text` and optionally `negative` and `weight`.
 
-    Lines without a negative prompt of their own take `negative`.
-
-    Raises:
-        ValueError: lists every line that is empty, repeated, or has unknown words or a wrong weight.
+    Lines without a negative prompt of their own take `negative`. A ValueError lists every line that is empty,
+    repeated, or has unknown words or a wrong weight.
     """
     prompts, problems = [], []
     for number, line in enumerate(board):

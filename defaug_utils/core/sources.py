@@ -32,10 +32,8 @@ def list_sources(dataset: pd.DataFrame) -> pd.DataFrame:
 def survey_sources(sources: pd.DataFrame, data_folder: Path | str, foreground: str = "whole") -> dict:
     """Read every source (see `list_sources`), once until its file changes: for recipes, and to find bad ones.
 
-    Told are their number, sizes (as "128 × 384", width × height) and a hash of names and pixels.
-
-    Raises:
-        ManifestError: lists every image that can't be read or shows no object, see `find_foreground`.
+    Told are their number, sizes (as "128 × 384", width × height) and a hash of names and pixels. A
+    ManifestError lists every image that can't be read or shows no object, see `find_foreground`.
     """
     digest, sizes, problems = hashlib.sha256(), set(), []
     for name in sources["image"]:

@@ -39,7 +39,6 @@ class InpaintSettings:
         return int(self.steps * self.strength)
 
     def __post_init__(self) -> None:
-        """Refuse values that make no sense, all in one message."""
         steps, strength, crop = self.steps, self.strength, self.padding_mask_crop
         run = steps * strength
         demands = {
@@ -66,7 +65,6 @@ class Inpainter(loading.LoadedModel):
     lock: RLock = field(default_factory=RLock, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Refuse a model that can't inpaint, and tell of one that only blends latents."""
         channels = self.pipeline.unet.config.in_channels
         if channels == 4:
             self.notices.append(
@@ -89,13 +87,12 @@ def load_inpainter(
 ) -> Inpainter:
     """Load a model that can inpaint, or one for text to image that blends latents, from safetensors only.
 
+    A ModelError tells that parts are missing, weights are pickled, or it is no model that can inpaint.
+
     Args:
         model: a folder of diffusers' layout, a single .safetensors checkpoint, or a hub id.
         dtype: of the weights; half precision is for GPUs, where bfloat16 is the one that does not overflow.
         speed: what `speed_up` switches on.
-
-    Raises:
-        ModelError: parts are missing, weights are pickled, or it is no model that can inpaint.
     """
     inpainter = Inpainter(loading.load_pipeline(model, "inpainting", dtype).to(device), str(model), device)
     speed_up(inpainter, **speed)

@@ -116,7 +116,6 @@ class AdaBLDM(Painting):
     store: LatentStore | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        """Refuse a size or texts that the model can't take."""
         super().__post_init__()
         self.model.model.check_size(self.settings.size)
         check_prompts(self.model.model, self.texts)

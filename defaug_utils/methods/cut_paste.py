@@ -11,10 +11,7 @@ from defaug_utils.masks.trimaps import TripleSet, make_triple
 
 @dataclass(frozen=True, eq=False)
 class CutPaste:
-    """AdaBLDM's training triples as they are.
-
-    Rows have the further column `defect_source`: the image that the defect was cut out of.
-    """
+    """AdaBLDM's training triples as they are; the column `defect_source` names the image of the defect."""
 
     origin: ClassVar[str] = "cut_paste"
     group: ClassVar[int] = 1

@@ -5,13 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import ClassVar
 
 from defaug_utils.core.prompts import check_prompts
-from defaug_utils.diffusion.inpainting import (
-    InpaintedImage,
-    Inpainter,
-    InpaintJob,
-    InpaintSettings,
-    inpaint_batch,
-)
+from defaug_utils.diffusion import inpainting
 from defaug_utils.methods.painting import Painting
 
 MODEL = "diffusers/stable-diffusion-xl-1.0-inpainting-0.1"  # DIAG, section 4
@@ -19,7 +13,9 @@ PROMPTS = ("white marks on the wall", "copper metal scratches")  # DIAG, section
 NEGATIVE_PROMPT = "smooth, plain, black, dark, shadow"  # DIAG, section 4
 IMAGES_PER_PROMPT = 50  # DIAG, section 4
 OUTPUT_SIZE = (224, 632)  # width and height of the images stored (DIAG, section 4)
-PAPER_SETTINGS = InpaintSettings()  # 30 steps, guidance 20, strength 0.99, crop 2, 1024² (DIAG's code)
+PAPER_SETTINGS = (
+    inpainting.InpaintSettings()
+)  # 30 steps, guidance 20, strength 0.99, crop 2, 1024² (DIAG's code)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -27,11 +23,10 @@ class DIAG(Painting):
     """Inpainting by a text prompt and a model from `load_inpainter`; other attributes as in `Painting`."""
 
     origin: ClassVar[str] = "diag"
-    inpainter: Inpainter
-    settings: InpaintSettings = PAPER_SETTINGS
+    inpainter: inpainting.Inpainter
+    settings: inpainting.InpaintSettings = PAPER_SETTINGS
 
     def __post_init__(self) -> None:
-        """Refuse a size or texts that the model can't take."""
         super().__post_init__()
         self.inpainter.check_size(self.settings.size)
         check_prompts(self.inpainter, self.texts)
@@ -44,6 +39,6 @@ class DIAG(Painting):
             **super().describe(),
         }
 
-    def paint(self, jobs: Sequence[InpaintJob]) -> list[InpaintedImage]:
+    def paint(self, jobs: Sequence[inpainting.InpaintJob]) -> list[inpainting.InpaintedImage]:
         """One call of the inpainter."""
-        return inpaint_batch(self.inpainter, jobs, self.settings)
+        return inpainting.inpaint_batch(self.inpainter, jobs, self.settings)

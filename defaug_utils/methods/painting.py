@@ -37,7 +37,6 @@ class CheckLimits:
     boundary_width: int = 2  #: of these outlines, pixels
 
     def __post_init__(self) -> None:
-        """Refuse limits that nothing or everything would meet by mistake."""
         are_shares = all(0 <= share <= 1 for share in (self.completeness, self.precision, self.boundary_iou))
         if not are_shares or self.changed_from <= 0 or self.contrast < 0 or self.boundary_width < 1:
             raise ValueError(
@@ -125,7 +124,6 @@ class PaintResult(NamedTuple):
 class Painting(ABC):
     """Defects painted into training negatives, drawn with replacement.
 
-    The last bits of a picture depend on how many are painted at once, so the group is part of the recipe.
     Rows have the further columns `mask_name`, `negative_prompt`, `attempt`, `latent_cells` and `check_…`;
     images that never passed stay, with `check_passed` false.
     """
@@ -135,10 +133,9 @@ class Painting(ABC):
     masks: MaskSource  #: where defects go, see `open_masks`; a mask may bring a prompt of the board along
     limits: CheckLimits = field(default_factory=CheckLimits)  #: of the automatic checks
     max_attempts: int = 3  #: pictures painted for one image until one passes the checks
-    group: int = 4  #: images painted at once
+    group: int = 4  #: images painted at once; part of the recipe, since the last bits depend on it
 
     def __post_init__(self) -> None:
-        """Refuse numbers that make no sense."""
         if self.max_attempts < 1 or self.group < 1:
             raise ValueError(f"max_attempts {self.max_attempts} and group {self.group} must be 1 or more")
 
