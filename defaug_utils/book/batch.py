@@ -10,9 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+from traitlets.config import Config
 
 START_ATTEMPTS = 3
 OPTIONS = {"kernel_name": "python3", "progress_bar": False, "cwd": ".", "start_timeout": 120}  # seconds
+ENCRYPTED = Config(KernelManager={"transport_encryption": "auto"})  # kernels answer on a port of the machine
 # The C library (glibc) gives every large array back to the system and has its pages zeroed again for the
 # next step: an eighth of a training's time. Arrays below 32 MiB and 256 MiB of free memory are kept instead.
 MEMORY_KEPT = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**28)}
@@ -80,7 +82,7 @@ def execute_notebook(source: Path | str, target: Path | str, parameters: dict, t
     os.environ.update(MEMORY_KEPT | dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads)))
     for attempt in range(1, START_ATTEMPTS + 1):
         try:
-            papermill.execute_notebook(source, unfinished, parameters, **OPTIONS)
+            papermill.execute_notebook(source, unfinished, parameters, config=ENCRYPTED, **OPTIONS)
         except PapermillExecutionError as error:
             raise NotebookError(
                 f"{source} failed in cell [{error.exec_count}]: {error.ename}: {error.evalue}\n"
