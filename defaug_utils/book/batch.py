@@ -1,5 +1,6 @@
 """Running notebooks unattended and building the book from what they produced."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -11,6 +12,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 from traitlets.config import Config
+
+from defaug_utils.core.files import write_json
 
 START_ATTEMPTS = 3
 OPTIONS = {"kernel_name": "python3", "progress_bar": False, "cwd": ".", "start_timeout": 120}  # seconds
@@ -113,7 +116,9 @@ def stage_book(project: Path | str, executed: dict[str, Path | str], folder: Pat
     for name in ("_config.yml", "_toc.yml"):
         shutil.copy2(project / name, folder / name)
     for name, path in executed.items():
-        shutil.copy2(path, folder / "notebooks" / f"{name}.ipynb")
+        notebook = json.loads(Path(path).read_text(encoding="utf-8"))
+        notebook["metadata"].pop("widgets", None)  # bars that are gone; a page would load scripts for them
+        write_json(folder / "notebooks" / f"{name}.ipynb", notebook)
 
 
 def build_book(folder: Path | str) -> Path:
