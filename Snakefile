@@ -223,9 +223,12 @@ rule pixel_level:
         "scripts/run_notebook.py"
 
 
+HELD = []  # the run's lock: a name of the block below would be forgotten at its end, and the lock released
+
+
 onstart:
     try:
-        lock = claim_run(RUN)
+        HELD.append(claim_run(RUN))
     except RuntimeError as error:
         sys.exit(f"\n{error}\n")
 

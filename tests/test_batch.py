@@ -1,6 +1,8 @@
 """The batch engine: a failing cell is told, a killed run goes on, and the book comes out whole."""
 
+import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -101,7 +103,7 @@ class FullDisk:
 
 def run_engine(*config: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "snakemake", "--cores", "1", "--config", *config]
-    return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
+    return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False, timeout=120)
 
 
 def test_a_mistyped_data_set_is_told_before_anything_runs(tmp_path):
@@ -132,6 +134,18 @@ def test_a_killed_run_goes_on_and_the_book_comes_out_whole(small_book):
     assert pages == {path.stem for path in (PROJECT / "notebooks").glob("*.ipynb")}
     for page in small_book.rglob("*.html"):
         assert "Traceback" not in page.read_text(encoding="utf-8"), page
+
+
+def test_a_second_engine_in_the_same_run_is_refused(tmp_path):
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "snakemake", "--cores", "1", "--config", "profile=smoke", f"run={run}"]
+    with subprocess.Popen(command, cwd=PROJECT, stderr=subprocess.PIPE, start_new_session=True) as first:
+        assert b"01_data_prep" in first.stderr.readline() + first.stderr.readline(), "no job began"
+        second = run_engine("profile=smoke", f"run={run}")
+        os.killpg(first.pid, signal.SIGKILL)
+    assert second.returncode
+    assert f"another `make` is at work in {run}" in second.stderr
+    assert "01_data_prep" not in second.stderr, "a job was begun"
 
 
 def test_the_pixel_level_alone_needs_pools_and_no_classifier(tmp_path):
