@@ -48,6 +48,36 @@ def claim_run(folder: Path | str) -> FileLock:
     return lock
 
 
+def list_gpus() -> list[str]:
+    """The GPUs that jobs may use, as CUDA names them: those made visible, else all that nvidia-smi lists."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name.strip() for name in visible.split(",") if name.strip() not in ("", "-1")]
+    program = shutil.which("nvidia-smi")  # PyTorch takes seconds to be imported
+    if not program:
+        return []
+    told = subprocess.run([program, "-L"], capture_output=True, text=True, check=False)  # noqa: S603
+    lines = [line for line in told.stdout.splitlines() if line.startswith("GPU ")]
+    return [str(number) for number in range(len(lines))]
+
+
+@contextmanager
+def hold_gpu(run: Path | str, wanted: int) -> Iterator[None]:
+    """Show this process a GPU that no other job of the run holds, where it wants one and there are several."""
+    names = list_gpus() if wanted else []
+    for name in names if len(names) > 1 else []:
+        lock = FileLock(Path(run) / f".gpu-{name}.lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            continue
+        os.environ["CUDA_VISIBLE_DEVICES"] = (
+            name  # read by CUDA at its first use, here or in a notebook's kernel
+        )
+        break
+    yield
+
+
 @contextmanager
 def tell_job(run: Path | str, name: str) -> Iterator[None]:
     """Print when a job begins and ends; the message of what stops it goes to the run's folder of errors."""
