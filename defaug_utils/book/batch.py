@@ -63,7 +63,7 @@ def list_gpus() -> list[str]:
 
 @contextmanager
 def hold_gpu(run: Path | str, wanted: int) -> Iterator[None]:
-    """Show this process a GPU that no other job of the run holds, where it wants one and there are several."""
+    """Show this process a GPU that no other job of the run holds, if it wants one and there are several."""
     names = list_gpus() if wanted else []
     for name in names if len(names) > 1 else []:
         lock = FileLock(Path(run) / f".gpu-{name}.lock", timeout=0)
