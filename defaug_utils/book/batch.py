@@ -1,6 +1,7 @@
 """Running notebooks unattended and building the book from what they produced."""
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -66,7 +67,7 @@ def hold_gpu(run: Path | str, wanted: int) -> Iterator[None]:
     """Show this process a GPU that no other job of the run holds, if it wants one and there are several."""
     names = list_gpus() if wanted else []
     for name in names if len(names) > 1 else []:
-        lock = FileLock(Path(run) / f".gpu-{name}.lock", timeout=0)
+        lock = FileLock(Path(run) / f".gpu-{platform.node()}-{name}.lock", timeout=0)
         try:
             lock.acquire()
         except Timeout:
