@@ -10,7 +10,16 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from defaug_utils.book.batch import ERRORS, NotebookError, claim_run, execute_notebook, stage_book, tell_job
+from defaug_utils.book.batch import (
+    ERRORS,
+    NotebookError,
+    claim_run,
+    execute_notebook,
+    hold_gpu,
+    list_gpus,
+    stage_book,
+    tell_job,
+)
 
 PROJECT = Path(__file__).parent.parent
 
@@ -157,3 +166,54 @@ def test_the_pixel_level_alone_needs_pools_and_no_classifier(tmp_path):
     rules = set(re.findall(r"(?m)^(?:local)?rule (\w+):$", finished.stdout + finished.stderr))
     assert rules >= {"data_prep", "pool", "detectors", "pixel_level"}
     assert not rules & {"in_and_out", "classifiers", "classifier", "results", "book"}
+
+
+def put_nvidia_smi(folder: Path, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """A stand-in that lists so many GPUs, one of them cut into parts."""
+    lines = [f"GPU {number}: NVIDIA A100 (UUID: GPU-{number})" for number in range(count)]
+    program = folder / "nvidia-smi"
+    program.write_text("#!/bin/sh\ncat <<END\n" + "\n".join([*lines, "  MIG 1g.5gb Device 0:"]) + "\nEND\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+def test_gpus_are_those_made_visible_else_all(tmp_path, monkeypatch):
+    put_nvidia_smi(tmp_path, monkeypatch, 3)
+    assert list_gpus() == ["0", "1", "2"]
+    for visible, found in {"2,GPU-8f": ["2", "GPU-8f"], "": [], "-1": [], "1": ["1"]}.items():
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert list_gpus() == found
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setenv("PATH", str(tmp_path / "none"))
+    assert list_gpus() == []
+
+
+def test_jobs_at_the_same_time_hold_different_gpus(tmp_path, monkeypatch):
+    put_nvidia_smi(tmp_path, monkeypatch, 2)
+    with hold_gpu(tmp_path, 0):
+        assert "CUDA_VISIBLE_DEVICES" not in os.environ, "a job that wants none sees what there is"
+    for _ in range(2):  # released at its end
+        with hold_gpu(tmp_path, 1):
+            assert os.environ["CUDA_VISIBLE_DEVICES"] == "0"
+            monkeypatch.delenv("CUDA_VISIBLE_DEVICES")  # as the next process sees it
+            with hold_gpu(tmp_path, 1):
+                assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+
+
+@pytest.mark.parametrize(
+    ("count", "options", "limit"), [(0, [], "none"), (2, [], "2"), (2, ["--resources", "gpu=5"], "5")]
+)
+def test_the_gpus_there_are_limit_the_jobs_that_want_one(tmp_path, monkeypatch, count, options, limit):
+    put_nvidia_smi(tmp_path, monkeypatch, count)
+    before, comment, _ = (PROJECT / "Snakefile").read_text().partition("# An arm waits")
+    assert comment, "the Snakefile begins with its settings"
+    tell = (
+        "given = workflow.global_resources\nprint('limit:', given['gpu'].value if 'gpu' in given else 'none')"
+    )
+    (tmp_path / "Snakefile").write_text(f"{before}\n{tell}\n\nrule all:\n    resources:\n        gpu=1,\n")
+    command = [sys.executable, "-m", "snakemake", "--dry-run", "--cores", "8", *options]
+    command += ["--snakefile", str(tmp_path / "Snakefile")]
+    finished = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert f"limit: {limit}\n" in finished.stdout

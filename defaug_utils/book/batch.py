@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -51,6 +52,36 @@ def claim_run(folder: Path | str) -> FileLock:
     if free < FREE_BYTES:
         raise RuntimeError(f"the disk of {folder} is full: {free / 2**20:.0f} MB are free, 1 GB is needed")
     return lock
+
+
+def list_gpus() -> list[str]:
+    """The GPUs that jobs may use, as CUDA names them: those made visible, else all that nvidia-smi lists."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name.strip() for name in visible.split(",") if name.strip() not in ("", "-1")]
+    program = shutil.which("nvidia-smi")  # PyTorch takes seconds to be imported
+    if not program:
+        return []
+    told = subprocess.run([program, "-L"], capture_output=True, text=True, check=False)  # noqa: S603
+    lines = [line for line in told.stdout.splitlines() if line.startswith("GPU ")]
+    return [str(number) for number in range(len(lines))]
+
+
+@contextmanager
+def hold_gpu(run: Path | str, wanted: int) -> Iterator[None]:
+    """Show this process a GPU that no other job of the run holds, if it wants one and there are several."""
+    names = list_gpus() if wanted else []
+    for name in names if len(names) > 1 else []:
+        lock = FileLock(Path(run) / f".gpu-{platform.node()}-{name}.lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            continue
+        os.environ["CUDA_VISIBLE_DEVICES"] = (
+            name  # read by CUDA at its first use, here or in a notebook's kernel
+        )
+        break
+    yield
 
 
 @contextmanager
