@@ -12,7 +12,7 @@ from defaug_utils.diffusion.inpainting import (
     InpaintSettings,
     inpaint_batch,
 )
-from defaug_utils.methods.painting import Painting
+from defaug_utils.methods.painting import MaskPainting
 
 MODEL = "diffusers/stable-diffusion-xl-1.0-inpainting-0.1"  # DIAG, section 4
 PROMPTS = ("white marks on the wall", "copper metal scratches")  # DIAG, section 4
@@ -23,8 +23,8 @@ PAPER_SETTINGS = InpaintSettings()  # 30 steps, guidance 20, strength 0.99, crop
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class DIAG(Painting):
-    """Inpainting by a text prompt and a model from `load_inpainter`; other attributes as in `Painting`."""
+class DIAG(MaskPainting):
+    """Inpainting by a text prompt and a model from `load_inpainter`; further attributes: `MaskPainting`."""
 
     origin: ClassVar[str] = "diag"
     inpainter: Inpainter
@@ -37,7 +37,7 @@ class DIAG(Painting):
         check_prompts(self.inpainter, self.texts)
 
     def describe(self) -> dict:
-        """Model, settings, and what `Painting` adds; DIAG learns from no image."""
+        """Model, settings, and what `MaskPainting` adds; DIAG learns from no image."""
         return {
             "model": self.inpainter.describe(),
             "settings": {**asdict(self.settings), "effective_steps": self.settings.effective_steps},
