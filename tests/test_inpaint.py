@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from tiny_models import MAX_TOKENS, save_model
 
+from defaug_utils.diffusion import inpainting
 from defaug_utils.diffusion.compositing import Box, choose_box, composite, cover_cells, cut_out, paste_back
 from defaug_utils.diffusion.inpainting import (
     InpaintedImage,
@@ -279,6 +281,28 @@ def test_what_is_no_number_is_found_and_does_not_reach_the_outside():
     (made,) = inpaint_batch(Inpainter(StandIn(1, float("nan")), "nan"), [job], SETTINGS)
     assert not made.is_finite
     assert (made.image_u8[~job.mask] == job.image_u8[~job.mask]).all()
+
+
+@pytest.mark.parametrize("crop", [None, 2])
+def test_on_a_grey_image_what_is_painted_is_the_mean_of_its_channels(inpainter, monkeypatch, crop):
+    settings, drawn = replace(SETTINGS, padding_mask_crop=crop), make_job()
+    job = drawn._replace(image_u8=drawn.image_u8[..., :1].repeat(3, axis=2))
+    (grey,) = inpaint_batch(inpainter, [job], settings)
+    for made_u8 in (grey.image_u8, grey.painted_u8):
+        assert (made_u8 == made_u8[..., :1]).all()
+    monkeypatch.setattr(inpainting, "is_grey", lambda image_u8: False)
+    (coloured,) = inpaint_batch(inpainter, [job], settings)
+    inside = coloured.image_u8[job.mask]
+    assert (inside != inside[:, :1]).any(), "the model paints in colour"
+    assert np.abs(grey.image_u8[job.mask].astype(float) - inside.mean(axis=1, keepdims=True)).max() <= 1
+
+
+def test_one_pixel_of_colour_makes_an_image_coloured(inpainter):
+    job = make_job()
+    job = job._replace(image_u8=job.image_u8[..., :1].repeat(3, axis=2))
+    job.image_u8[0, 0, 2] ^= 1
+    (made,) = inpaint_batch(inpainter, [job], SETTINGS)
+    assert (made.painted_u8 != made.painted_u8[..., :1]).any()
 
 
 def test_a_unet_of_another_kind_is_refused():

@@ -165,6 +165,9 @@ def test_every_pool_is_large_enough_for_the_training_sets(path: Path):
         declared = inspect_notebook(str(ROOT / "notebooks" / "05_adabldm.ipynb"))["plain_count"]["default"]
         plain_count = parameters["05_adabldm"].get("plain_count", int(declared))
         assert plain_count >= max(parameters["09_pixel_level"]["n_aug"])
+    for chapter in ("06_in_and_out", "09_pixel_level"):
+        if "paste_refined" in parameters[chapter]["arms"]:
+            assert parameters["05_adabldm"]["refined_count"] >= max(parameters[chapter]["n_aug"])
 
 
 @pytest.mark.parametrize("name", ["paper", "paper_diag"])

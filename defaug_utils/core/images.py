@@ -49,6 +49,11 @@ def read_mask(path: Path | str) -> np.ndarray:
     return np.asarray(opened.convert("RGB")).any(axis=2)
 
 
+def is_grey(image_u8: np.ndarray) -> bool:
+    """Tell whether the three channels of an image (height, width, 3) are exactly equal."""
+    return bool((image_u8 == image_u8[..., :1]).all())
+
+
 def _open(path: Path | str) -> Image.Image:
     """Decode a file completely; a palette is resolved, the orientation tag is obeyed."""
     try:

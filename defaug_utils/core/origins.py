@@ -67,6 +67,9 @@ ORIGINS: dict[str, Origin] = {
         "AdaBLDM, decoder as it is", "#882255", "<", "05_adabldm", needs_positives=True, learns=True
     ),
     "cut_paste": Origin("cut and paste", "#E69F00", "8", "05_adabldm", needs_positives=True, learns=True),
+    "paste_refined": Origin(
+        "cut and paste, refined", "#332288", ">", "05_adabldm", needs_positives=True, learns=True
+    ),
 }
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from defaug_utils.core.guards import check_demands, raise_problems
+from defaug_utils.core.images import is_grey
 from defaug_utils.core.prompts import check_prompts
 from defaug_utils.diffusion import families, loading
 from defaug_utils.diffusion.compositing import Box, choose_box, composite, cover_cells, cut_out, paste_back
@@ -254,8 +255,14 @@ def _paint(
 def finish_image(
     job: InpaintJob, box: Box, pixels: np.ndarray, cells: int, feather: int = 0, further: dict | None = None
 ) -> InpaintedImage:
-    """Put `pixels` (height, width, 3), in [0, 1], back into the image of a job, under its mask."""
+    """Put `pixels` (height, width, 3), in [0, 1], back into the image of a job, under its mask.
+
+    On a grey image (its three channels are exactly equal) what was painted loses its colour: each pixel
+    becomes the mean of its channels, so that a colour never tells a generated defect of a grey camera.
+    """
     is_finite = bool(np.isfinite(pixels).all())
+    if is_grey(job.image_u8):
+        pixels = pixels.mean(axis=2, keepdims=True).repeat(3, axis=2)
     pixels_u8 = np.rint(255 * np.clip(np.nan_to_num(pixels), 0, 1)).astype(np.uint8)
     painted_u8 = paste_back(job.image_u8, pixels_u8, box)
     finished_u8 = composite(job.image_u8, painted_u8, job.mask, feather)

@@ -131,6 +131,11 @@ def place_mask(shape: np.ndarray, box: tuple[slice, slice], size: tuple[int, int
     return mask
 
 
+def widen_mask(mask: np.ndarray, margin: int) -> np.ndarray:
+    """A mask (height, width) grown by `margin` pixels to all sides."""
+    return cv2.dilate(mask.astype(np.uint8), np.ones((3, 3)), iterations=margin) > 0
+
+
 def move_inside(
     mask: np.ndarray, foreground: np.ndarray, generator: np.random.Generator
 ) -> np.ndarray | None:
