@@ -8,7 +8,7 @@
 import sys
 from pathlib import Path
 
-from defaug_utils.book.batch import ERRORS, claim_run
+from defaug_utils.book.batch import ERRORS, claim_run, list_gpus
 from defaug_utils.book.profiles import read_defaults, read_profile
 from defaug_utils.core.origins import (ORIGINS, Run, arm_shares, list_notebooks, planned_runs, pool_name, run_name)
 from defaug_utils.data.layouts import find_layout
@@ -24,6 +24,10 @@ try:  # told before anything runs, and without Snakemake's words around it
         find_layout(DATA)
 except (ValueError, OSError) as error:
     sys.exit(f"\n{error}\n")
+
+# A GPU holds one job that wants one; where there is none, these jobs share the cores. A cluster counts by itself.
+if workflow.is_main_process and workflow.local_exec and "gpu" not in workflow.global_resources and (gpus := list_gpus()):
+    workflow.register_resource("gpu", len(gpus))
 
 
 # An arm waits until every one of its origins has a notebook that makes its pool.
@@ -223,9 +227,12 @@ rule pixel_level:
         "scripts/run_notebook.py"
 
 
+HELD = []  # the run's lock: a name of the block below would be forgotten at its end, and the lock released
+
+
 onstart:
     try:
-        lock = claim_run(RUN)
+        HELD.append(claim_run(RUN))
     except RuntimeError as error:
         sys.exit(f"\n{error}\n")
 

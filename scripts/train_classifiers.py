@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from defaug_utils.book.batch import tell_job
+from defaug_utils.book.batch import hold_gpu, tell_job
 from defaug_utils.core.manifest import LABELS, read_manifest
 from defaug_utils.core.origins import find_judge, parse_run_name
 from defaug_utils.data.samples import load_samples
@@ -16,8 +16,9 @@ torch.set_num_threads(job.threads)
 given = job.params.values
 run, size = Path(given["run_dir"]), (given["input_width"], given["input_height"])
 plan = ClassifierPlan(**{field.name: given[field.name] for field in fields(ClassifierPlan)})
-for name in job.params.names:
-    with tell_job(run, f"classifier/{name}"):
-        known = LABELS if find_judge(parse_run_name(name).arm) != "memory" else ("negative",)
-        samples = load_samples(read_manifest(run / f"train-{name}.csv"), run, size, known)
-        finish_classifier(run, name, samples, plan)
+with hold_gpu(run, job.resources.get("gpu", 0)):
+    for name in job.params.names:
+        with tell_job(run, f"classifier/{name}"):
+            known = LABELS if find_judge(parse_run_name(name).arm) != "memory" else ("negative",)
+            samples = load_samples(read_manifest(run / f"train-{name}.csv"), run, size, known)
+            finish_classifier(run, name, samples, plan)

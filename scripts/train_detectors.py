@@ -2,7 +2,7 @@
 
 import torch
 
-from defaug_utils.book.batch import tell_job
+from defaug_utils.book.batch import hold_gpu, tell_job
 from defaug_utils.core.origins import parse_run_name
 from defaug_utils.evaluation.detector import DetectorPlan, compose_detector_set, finish_detector
 from defaug_utils.protocol.mixing import Mix
@@ -15,7 +15,8 @@ plan = DetectorPlan(
     (given["input_width"], given["input_height"]),
 )
 mix = Mix(given["few_shot_count"], extra_arms=given["extra_arms"])
-for name in job.params.names:
-    with tell_job(given["run_dir"], f"segmenter/{name}"):
-        rows = compose_detector_set(given["run_dir"], parse_run_name(name), mix)
-        finish_detector(given["run_dir"], name, rows, plan)
+with hold_gpu(given["run_dir"], job.resources.get("gpu", 0)):
+    for name in job.params.names:
+        with tell_job(given["run_dir"], f"segmenter/{name}"):
+            rows = compose_detector_set(given["run_dir"], parse_run_name(name), mix)
+            finish_detector(given["run_dir"], name, rows, plan)

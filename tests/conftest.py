@@ -1,10 +1,17 @@
 """What all tests share: settings of the numerical libraries and of hypothesis."""
 
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+PROJECT = Path(__file__).parents[1]
+PATIENCE_SECONDS = 1800  # of a small book on a busy machine
 
 # Workers of pytest-xdist share the cores, so each gets one thread unless the user says otherwise. Libraries
 # read this when they are imported: it stands before any import of them.
@@ -28,3 +35,30 @@ def inpainting_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tiny_models import save_model
 
     return save_model(tmp_path_factory.mktemp("models") / "inpainting")
+
+
+@pytest.fixture(scope="session")
+def small_book(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pages of a small book whose engine was killed after the first notebook and started again."""
+    folder = tmp_path_factory.mktemp("small")
+    run = folder / "smoke"
+    command = [sys.executable, "-m", "snakemake", "--cores", "2", "--config", "profile=smoke", f"run={run}"]
+
+    def start(log: str) -> subprocess.Popen:
+        with (folder / log).open("w") as output:
+            streams = {"stdout": output, "stderr": subprocess.STDOUT}
+            return subprocess.Popen(command, cwd=PROJECT, start_new_session=True, **streams)
+
+    first, done = start("first.log"), run / "notebooks" / "01_data_prep.ipynb"
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not done.is_file():
+        assert first.poll() is None, (folder / "first.log").read_text()
+        assert time.monotonic() < deadline, "notebook 01 did not finish"
+        time.sleep(0.2)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    assert not (run / "notebooks" / "08_results.ipynb").exists()
+    finished_at = done.stat().st_mtime_ns
+    assert start("second.log").wait(PATIENCE_SECONDS) == 0, (folder / "second.log").read_text()
+    assert done.stat().st_mtime_ns == finished_at, "a finished notebook was run again"
+    return run / "book" / "_build" / "html"

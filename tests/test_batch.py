@@ -5,16 +5,23 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import nbformat
 import pytest
 
-from defaug_utils.book.batch import ERRORS, NotebookError, claim_run, execute_notebook, stage_book, tell_job
+from defaug_utils.book.batch import (
+    ERRORS,
+    NotebookError,
+    claim_run,
+    execute_notebook,
+    hold_gpu,
+    list_gpus,
+    stage_book,
+    tell_job,
+)
 
 PROJECT = Path(__file__).parent.parent
-PATIENCE_SECONDS = 1800  # of a small book on a busy machine; a quiet one needs two minutes
 
 
 @pytest.fixture
@@ -105,7 +112,7 @@ class FullDisk:
 
 def run_engine(*config: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "snakemake", "--cores", "1", "--config", *config]
-    return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
+    return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False, timeout=120)
 
 
 def test_a_mistyped_data_set_is_told_before_anything_runs(tmp_path):
@@ -128,40 +135,26 @@ def test_the_last_words_of_a_failed_run_are_the_errors_own(tmp_path):
         assert word not in finished.stdout + finished.stderr
 
 
-def start_snakemake(run: Path, log: Path) -> subprocess.Popen:
-    command = [sys.executable, "-m", "snakemake", "--cores", "2"]
-    command += ["--config", "profile=smoke", f"run={run}"]
-    with log.open("w") as output:
-        return subprocess.Popen(
-            command, cwd=PROJECT, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-        )
-
-
 @pytest.mark.book
-def test_a_killed_run_goes_on_and_the_book_comes_out_whole(tmp_path):
-    run = tmp_path / "smoke"
-    first = start_snakemake(run, tmp_path / "first.log")
-    done = run / "notebooks" / "01_data_prep.ipynb"
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not done.is_file():
-        assert first.poll() is None, (tmp_path / "first.log").read_text()
-        assert time.monotonic() < deadline, "notebook 01 did not finish"
-        time.sleep(0.2)
-    os.killpg(first.pid, signal.SIGKILL)
-    first.wait()
-    assert not (run / "notebooks" / "08_results.ipynb").exists()
-    finished_at = done.stat().st_mtime_ns
-
-    second = start_snakemake(run, tmp_path / "second.log")
-    assert second.wait(PATIENCE_SECONDS) == 0, (tmp_path / "second.log").read_text()
-    assert done.stat().st_mtime_ns == finished_at, "a finished notebook was run again"
-    html = run / "book" / "_build" / "html"
-    assert (html / "index.html").is_file()
-    assert (run / "book" / "built").is_file()
-    pages = {page.stem for page in (html / "notebooks").glob("*.html")}
+def test_a_killed_run_goes_on_and_the_book_comes_out_whole(small_book):
+    assert (small_book / "index.html").is_file()
+    assert (small_book.parents[1] / "built").is_file()
+    pages = {page.stem for page in (small_book / "notebooks").glob("*.html")}
     assert pages == {path.stem for path in (PROJECT / "notebooks").glob("*.ipynb")}
-    for page in html.rglob("*.html"):
+    for page in small_book.rglob("*.html"):
         assert "Traceback" not in page.read_text(encoding="utf-8"), page
+
+
+def test_a_second_engine_in_the_same_run_is_refused(tmp_path):
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "snakemake", "--cores", "1", "--config", "profile=smoke", f"run={run}"]
+    with subprocess.Popen(command, cwd=PROJECT, stderr=subprocess.PIPE, start_new_session=True) as first:
+        assert b"01_data_prep" in first.stderr.readline() + first.stderr.readline(), "no job began"
+        second = run_engine("profile=smoke", f"run={run}")
+        os.killpg(first.pid, signal.SIGKILL)
+    assert second.returncode
+    assert f"another `make` is at work in {run}" in second.stderr
+    assert "01_data_prep" not in second.stderr, "a job was begun"
 
 
 def test_the_pixel_level_alone_needs_pools_and_no_classifier(tmp_path):
@@ -173,3 +166,54 @@ def test_the_pixel_level_alone_needs_pools_and_no_classifier(tmp_path):
     rules = set(re.findall(r"(?m)^(?:local)?rule (\w+):$", finished.stdout + finished.stderr))
     assert rules >= {"data_prep", "pool", "detectors", "pixel_level"}
     assert not rules & {"in_and_out", "classifiers", "classifier", "results", "book"}
+
+
+def put_nvidia_smi(folder: Path, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """A stand-in that lists so many GPUs, one of them cut into parts."""
+    lines = [f"GPU {number}: NVIDIA A100 (UUID: GPU-{number})" for number in range(count)]
+    program = folder / "nvidia-smi"
+    program.write_text("#!/bin/sh\ncat <<END\n" + "\n".join([*lines, "  MIG 1g.5gb Device 0:"]) + "\nEND\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+def test_gpus_are_those_made_visible_else_all(tmp_path, monkeypatch):
+    put_nvidia_smi(tmp_path, monkeypatch, 3)
+    assert list_gpus() == ["0", "1", "2"]
+    for visible, found in {"2,GPU-8f": ["2", "GPU-8f"], "": [], "-1": [], "1": ["1"]}.items():
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert list_gpus() == found
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setenv("PATH", str(tmp_path / "none"))
+    assert list_gpus() == []
+
+
+def test_jobs_at_the_same_time_hold_different_gpus(tmp_path, monkeypatch):
+    put_nvidia_smi(tmp_path, monkeypatch, 2)
+    with hold_gpu(tmp_path, 0):
+        assert "CUDA_VISIBLE_DEVICES" not in os.environ, "a job that wants none sees what there is"
+    for _ in range(2):  # released at its end
+        with hold_gpu(tmp_path, 1):
+            assert os.environ["CUDA_VISIBLE_DEVICES"] == "0"
+            monkeypatch.delenv("CUDA_VISIBLE_DEVICES")  # as the next process sees it
+            with hold_gpu(tmp_path, 1):
+                assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+
+
+@pytest.mark.parametrize(
+    ("count", "options", "limit"), [(0, [], "none"), (2, [], "2"), (2, ["--resources", "gpu=5"], "5")]
+)
+def test_the_gpus_there_are_limit_the_jobs_that_want_one(tmp_path, monkeypatch, count, options, limit):
+    put_nvidia_smi(tmp_path, monkeypatch, count)
+    before, comment, _ = (PROJECT / "Snakefile").read_text().partition("# An arm waits")
+    assert comment, "the Snakefile begins with its settings"
+    tell = (
+        "given = workflow.global_resources\nprint('limit:', given['gpu'].value if 'gpu' in given else 'none')"
+    )
+    (tmp_path / "Snakefile").write_text(f"{before}\n{tell}\n\nrule all:\n    resources:\n        gpu=1,\n")
+    command = [sys.executable, "-m", "snakemake", "--dry-run", "--cores", "8", *options]
+    command += ["--snakefile", str(tmp_path / "Snakefile")]
+    finished = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert f"limit: {limit}\n" in finished.stdout

@@ -72,15 +72,19 @@ def test_each_seed_counts_once_whatever_the_number_of_n_aug():
 
 
 def test_in_and_out_must_be_above_both():
-    best = make_runs({"memseg": [0.5, 0.51], "ddpm": [0.6, 0.61], "in_and_out": [0.7, 0.72]})
+    best = make_runs({"memseg": [0.5, 0.51, 0.5], "ddpm": [0.6, 0.61, 0.6], "in_and_out": [0.7, 0.72, 0.7]})
     assert verdicts(best, AP) == [HOLDS, HOLDS]
     assert f"**{AP}**, zero-shot: **{HOLDS}**" in describe_claims(judge_claims(best))
-    between = make_runs({"memseg": [0.5, 0.51], "ddpm": [0.8, 0.81], "in_and_out": [0.7, 0.72]})
+    between = make_runs(
+        {"memseg": [0.5, 0.51, 0.5], "ddpm": [0.8, 0.81, 0.8], "in_and_out": [0.7, 0.72, 0.7]}
+    )
     assert verdicts(between, AP) == [HOLDS, FAILS]
     assert f"**{AP}**, zero-shot: **{FAILS}**" in describe_claims(judge_claims(between))
     assert verdicts(best[best["arm"] != "ddpm"], AP) == [HOLDS, OPEN]
     text = describe_claims(judge_claims(best[best["arm"] != "ddpm"]))
     assert f"**{AP}**, zero-shot: **{OPEN}**" in text
+    two = make_runs({"memseg": [0.5, 0.51], "ddpm": [0.6, 0.61], "in_and_out": [0.7, 0.72]})
+    assert verdicts(two, AP) == [OPEN, OPEN], "two seeds decide nothing"
 
 
 def test_missing_arms_are_said_and_leaks_do_not_count():

@@ -308,9 +308,16 @@ def test_overlay_tints_only_where_the_saliency_is():
     assert found[1, 2].tolist() == [50, 95, 178]
 
 
+@pytest.mark.parametrize("recipe", ["diag", "diag_frozen"])
+def test_diags_recipe_never_starts_from_random_weights(recipe):
+    with pytest.raises(ValueError, match=rf"recipe '{recipe}' starts from pretrained.*microsoft/resnet-50"):
+        ClassifierPlan(recipe, "resnet50")
+    assert ClassifierPlan("in_and_out", "resnet50").weights == ""
+
+
 @pytest.mark.parametrize("recipe", ["workshop", "diag"])
 def test_no_augmentation_trained_as_long_shows_as_many_images_as_an_arm_with_generated_ones(recipe):
-    plan = ClassifierPlan(recipe, "resnet10_quarter", epochs=10)
+    plan = ClassifierPlan(recipe, "resnet10_quarter", "weights.safetensors", epochs=10)
     known = np.repeat([0, 1], [90, 5])
     shown = {}
     for arm, labels in {"memseg": np.append(known, np.ones(40)), "none_equal": known}.items():

@@ -276,7 +276,7 @@ def test_wrong_controlnets_are_told(model, tmp_path: Path):
         conditioning_embedding_out_channels=(16, 32),
     )
     save_controlnet(other, tmp_path / "other")
-    with pytest.raises(ModelError, match=r"block_out_channels \[8, 32\] beside \[8, 16\]"):
+    with pytest.raises(ModelError, match=r"block_out_channels \(\[8, 32\], asked for \[8, 16\]"):
         load_controlnet(tmp_path / "other", model)
 
 

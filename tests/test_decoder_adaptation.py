@@ -102,10 +102,7 @@ def test_divergence_in_words():
 
 def test_it_stops_when_nothing_improves(vae):
     settings = AdaptationSettings(steps=50, learning_rate=1e-9, patience=3, improvement=0.01)
-    seen = []
-    adapted = adapt_decoder(vae, *make_image(vae), settings, on_step=lambda *what: seen.append(what))
-    assert len(adapted.losses) == 5
-    assert seen == list(enumerate(adapted.losses[:-1]))
+    assert len(adapt_decoder(vae, *make_image(vae), settings).losses) == 5
 
 
 def test_the_loss_by_hand():

@@ -1,6 +1,7 @@
 """DIAG pools: the same bytes whatever was interrupted, sources from train only, failures told."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from defaug_utils.core.images import read_image, read_mask
 from defaug_utils.core.manifest import image_seed, make_manifest, read_manifest, write_manifest
 from defaug_utils.core.pools import PoolPlan, find_failed, list_failures, make_pool, remake
 from defaug_utils.core.prompts import Prompt, choose_prompt, make_prompts
+from defaug_utils.diffusion import inpainting
 from defaug_utils.diffusion.inpainting import (
     InpaintedImage,
     Inpainter,
@@ -97,6 +99,24 @@ def test_the_recipe_holds_everything_else(whole: Path):
     assert (recipe["batch_size"], recipe["pool_seed"], recipe["mask_source"]) == (3, 3, "procedural")
 
 
+def test_a_pool_in_colour_on_grey_negatives_is_not_gone_on_with(data: Path, inpainter, tmp_path: Path, whole):
+    assert "stay_grey" not in json.dumps(list(json.loads((whole / "recipe.json").read_text()).values()))
+    copied = shutil.copytree(data, tmp_path / "data")
+    for path in (copied / "images").glob("*.png"):
+        write_png(path, read_image(path)[..., :1].repeat(3, axis=2))
+    method = DIAG(data=copied, inpainter=inpainter, **WISH)
+    pool = make_pool(tmp_path / "pool", method, PoolPlan(3))
+    for image in pool["image"]:
+        image_u8 = read_image(tmp_path / "pool" / image)
+        assert (image_u8 == image_u8[..., :1]).all()
+    stored = tmp_path / "pool" / "recipe.json"
+    (recipe,) = json.loads(stored.read_text()).values()
+    assert recipe["sources"].pop("stay_grey") == 3
+    stored.write_text(json.dumps({"of a pool in colour": recipe}))
+    with pytest.raises(ValueError, match=r"sources\.stay_grey \(None, asked for 3\)"):
+        make_pool(tmp_path / "pool", method, PoolPlan(6))
+
+
 def test_with_another_model_or_other_masks_nothing_is_made_again(
     whole: Path, data: Path, inpainter: Inpainter, tmp_path: Path
 ):
@@ -144,7 +164,7 @@ def paint_by_seed(monkeypatch: pytest.MonkeyPatch, shift: dict[int, int]) -> lis
         made = [np.where(j.mask[..., None], j.image_u8 + np.uint8(shift[j.seed]), j.image_u8) for j in jobs]
         return [InpaintedImage(image_u8, image_u8, True, 9) for image_u8 in made]
 
-    monkeypatch.setattr(diag, "inpaint_batch", inpaint)
+    monkeypatch.setattr(inpainting, "inpaint_batch", inpaint)
     return asked
 
 

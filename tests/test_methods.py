@@ -11,6 +11,7 @@ from defaug_utils.core import pools
 from defaug_utils.core.files import write_png
 from defaug_utils.core.images import read_image, read_mask
 from defaug_utils.core.manifest import ManifestError, image_seed, make_manifest, read_manifest, write_manifest
+from defaug_utils.core.origins import ORIGINS
 from defaug_utils.core.pools import (
     Method,
     PoolPlan,
@@ -26,7 +27,7 @@ from defaug_utils.diffusion.autoencoder import AdaptationSettings
 from defaug_utils.diffusion.controlnet import TrimapModel, make_controlnet
 from defaug_utils.diffusion.inpainting import InpaintSettings, load_inpainter
 from defaug_utils.diffusion.text2image import TextSettings, load_text2image
-from defaug_utils.masks.patches import read_defects
+from defaug_utils.masks.patches import read_defects, widen_mask
 from defaug_utils.masks.sources import open_masks
 from defaug_utils.masks.trimaps import TripleSet, TripleSettings, read_good_images
 from defaug_utils.methods.adabldm import AdaBLDM
@@ -36,12 +37,14 @@ from defaug_utils.methods.ddpm import DDPM
 from defaug_utils.methods.diag import DIAG
 from defaug_utils.methods.memseg import MemSeg, MemSegSettings
 from defaug_utils.methods.painting import CheckLimits
+from defaug_utils.methods.paste_refined import PasteRefined
 from defaug_utils.methods.textures import TextureCollection
 
 SIZE, PLAN = (16, 48), PoolPlan(5, seed=3)
 ANYTHING = CheckLimits(contrast=0, completeness=0)
 PAINTED = {"masks": open_masks("procedural"), "limits": ANYTHING, "group": 2}
 PROMPTS = make_prompts(["white marks", "crack"], "dark")
+PASTES = ("cut_paste", "paste_refined")
 
 
 def save_data(folder: Path) -> Path:
@@ -82,11 +85,16 @@ def make_method(inpainter, text2image) -> Callable[[str, Path], Method]:
             return MemSeg(
                 data, TextureCollection(["flat"], lambda name: np.full((4, 4, 3), 9, np.uint8), "flat")
             )
-        if origin == "cut_paste":
+        if origin in PASTES:
             dataset = read_manifest(data / "manifest.csv")
             known = dataset[dataset["label"] == "positive"]
             goods = read_good_images(list_sources(dataset), data, SIZE)
-            return CutPaste(data, TripleSet(read_defects(known, data, SIZE), goods))
+            triples = TripleSet(read_defects(known, data, SIZE), goods, TripleSettings(template="crack"))
+            if origin == "cut_paste":
+                return CutPaste(data, triples)
+            settings = InpaintSettings(SIZE, steps=4, strength=0.5, padding_mask_crop=4)
+            painted.pop("masks")
+            return PasteRefined(inpainter=inpainter, triples=triples, settings=settings, **painted)
         if origin == "ddpm":
             settings = TextSettings(SIZE, steps=2, guidance=3.0)
             return DDPM(model=text2image, prompts=PROMPTS, settings=settings, data=data, group=2)
@@ -99,7 +107,7 @@ def make_method(inpainter, text2image) -> Callable[[str, Path], Method]:
     return make
 
 
-@pytest.fixture(scope="module", params=["memseg", "cut_paste", "ddpm", "diag", "adabldm", "adabldm_plain"])
+@pytest.fixture(scope="module", params=list(ORIGINS))
 def method(request, tmp_path_factory: pytest.TempPathFactory, make_method) -> Method:
     return make_method(request.param, save_data(tmp_path_factory.mktemp("data")))
 
@@ -119,7 +127,7 @@ def change(method: Method) -> Method:
     if method.origin == "cut_paste":
         triples = method.triples
         return replace(method, triples=TripleSet(triples.defects, triples.goods, TripleSettings(0.3)))
-    return replace(method, prompts=PROMPTS[:1])
+    return replace(method, prompts=PROMPTS[1:])
 
 
 def read_all(folder: Path) -> dict[str, bytes]:
@@ -137,8 +145,8 @@ def test_rows_say_how_each_image_was_made(method: Method, whole: Path):
         return
     for row in pool.to_dict("records"):
         mask, source = read_mask(whole / row["mask"]), read_image(method.data / row["source_image"])
-        finished = read_image(whole / row["image"])
-        assert mask.any() and (finished[~mask] == source[~mask]).all()
+        finished, outside = read_image(whole / row["image"]), ~widen_mask(mask, getattr(method, "margin", 0))
+        assert mask.any() and (finished[outside] == source[outside]).all()
 
 
 def test_shards_in_any_order_are_one_run(method: Method, whole: Path, tmp_path: Path):
@@ -201,7 +209,7 @@ def test_other_settings_are_refused_by_name_and_nothing_is_touched(method: Metho
     assert read_all(whole) == before
 
 
-@pytest.mark.parametrize("origin", ["memseg", "cut_paste", "diag", "adabldm"])
+@pytest.mark.parametrize("origin", ["memseg", "cut_paste", "paste_refined", "diag", "adabldm"])
 def test_a_source_outside_train_is_refused_before_it_is_written(origin, make_method, tmp_path: Path):
     data = save_data(tmp_path / "data")
     method = make_method(origin, data)
@@ -218,7 +226,7 @@ def test_other_data_under_the_same_names_is_another_pool(method: Method, make_me
         pytest.skip("starts from no image")
     data = save_data(tmp_path)
     write_png(data / "images/1.png", np.full((48, 16, 3), 99, np.uint8))
-    name = r"triples\.sha256" if method.origin == "cut_paste" else r"sources\.sha256"
+    name = r"triples\.sha256" if method.origin in PASTES else r"sources\.sha256"
     with pytest.raises(ValueError, match=name):
         make_pool(whole, make_method(method.origin, data), PLAN)
 

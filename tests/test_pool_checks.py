@@ -42,6 +42,15 @@ def test_a_good_pool_passes(tmp_path: Path, pool: pd.DataFrame, data_folder: Pat
     check_pool(tmp_path / "pool", pool, data_folder)
 
 
+def test_a_row_with_a_margin_may_change_so_far_around_its_mask(tmp_path: Path, pool, data_folder: Path):
+    image_u8 = np.full((8, 6, 3), 90, np.uint8)
+    image_u8[1, 4] = 91  # the mask's corner is at 2, 3
+    write_png(tmp_path / "pool" / "0.png", image_u8)
+    check_pool(tmp_path / "pool", pool.iloc[:1].assign(margin=1), data_folder)
+    with pytest.raises(ManifestError, match="1 pixels changed outside its mask"):
+        check_pool(tmp_path / "pool", pool.iloc[:1].assign(margin=0), data_folder)
+
+
 def test_every_bad_row_is_named_at_once(tmp_path: Path, pool: pd.DataFrame, data_folder: Path):
     image_u8 = np.full((8, 6, 3), 90, np.uint8)
     image_u8[0, 0] = 91

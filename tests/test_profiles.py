@@ -13,6 +13,8 @@ from defaug_utils.data.datasets import FEW_SHOT_COUNT
 from defaug_utils.diffusion.autoencoder import AdaptationSettings
 from defaug_utils.diffusion.controlnet import PAPER_PLAN, ControlNetSettings
 from defaug_utils.diffusion.inpainting import InpaintSettings
+from defaug_utils.evaluation.detector import DETECTOR_RECIPE
+from defaug_utils.evaluation.recipes import RECIPES
 from defaug_utils.masks.trimaps import SCALE_RANGE, TRIPLES
 from defaug_utils.methods import diag
 from defaug_utils.methods.blending import BlendSettings
@@ -163,6 +165,9 @@ def test_every_pool_is_large_enough_for_the_training_sets(path: Path):
         declared = inspect_notebook(str(ROOT / "notebooks" / "05_adabldm.ipynb"))["plain_count"]["default"]
         plain_count = parameters["05_adabldm"].get("plain_count", int(declared))
         assert plain_count >= max(parameters["09_pixel_level"]["n_aug"])
+    for chapter in ("06_in_and_out", "09_pixel_level"):
+        if "paste_refined" in parameters[chapter]["arms"]:
+            assert parameters["05_adabldm"]["refined_count"] >= max(parameters[chapter]["n_aug"])
 
 
 @pytest.mark.parametrize("name", ["paper", "paper_diag"])
@@ -193,6 +198,15 @@ def test_adabldms_numbers_are_the_papers(name: str):
     training = ControlNetSettings(values["training_batch"], values["learning_rate"])
     assert (training, values["training_steps"]) == (ControlNetSettings(), PAPER_PLAN.steps)
     assert (values["triple_count"], values["scale_range"]) == (TRIPLES, SCALE_RANGE)
+
+
+@pytest.mark.parametrize("name", ["paper", "paper_diag"])
+def test_no_network_of_the_papers_scale_starts_from_random_weights(name: str):
+    parameters = read_profile(ROOT / "profiles" / f"{name}.yaml", ROOT / "notebooks")
+    for notebook in ("07_classifier", "09_pixel_level"):
+        assert parameters[notebook]["weights"] == "microsoft/resnet-50"
+    detector, workshop = parameters["09_pixel_level"], DETECTOR_RECIPE
+    assert 0 < detector["learning_rate"] == RECIPES["diag"].learning_rate < workshop.learning_rate
 
 
 def test_diags_own_protocol_prepares_the_data_at_the_papers_size():

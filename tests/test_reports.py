@@ -36,6 +36,7 @@ from defaug_utils.report.tables import (
     layout_spreads,
     list_runs,
     name_setup,
+    name_weights,
     style_table,
 )
 
@@ -109,6 +110,16 @@ def test_setup_names_the_data_and_the_backbone(tmp_path, runs):
     (tmp_path / "surfaces").mkdir()
     assert name_setup(runs, tmp_path) == "procedural surfaces"
     assert name_setup(runs.assign(backbone="resnet50"), tmp_path, "KSDD2") == "KSDD2, resnet50"
+    told = runs.assign(backbone="resnet50", weights="microsoft/resnet-50", recipe="diag")
+    assert name_setup(told, tmp_path, "KSDD2") == "KSDD2, resnet50, weights microsoft/resnet-50, recipe diag"
+    for nothing in ("", math.nan):
+        bare = told.assign(weights=nothing)
+        assert name_setup(bare, tmp_path, "KSDD2") == "KSDD2, resnet50, random weights, recipe diag"
+
+
+def test_a_caption_names_no_folder_of_somebodys_machine():
+    assert name_weights("/home/anna/resnet50.safetensors") == "weights resnet50.safetensors"
+    assert name_weights("models/resnet50.safetensors") == "weights models/resnet50.safetensors"
 
 
 def test_setup_names_what_was_left_out(tmp_path, runs):

@@ -292,3 +292,14 @@ def test_the_recipe_holds_everything_else(studio: Studio):
     assert recipe["settings"] | {"guidance": 4.5, "strength": 0.8, "steps": 4} == recipe["settings"]
     assert recipe["settings"]["effective_steps"] == 3
     assert recipe["model"]["fingerprint"] and "diffusers" in recipe["versions"]
+
+
+def test_on_a_grey_negative_a_picture_is_grey_and_its_recipe_says_so(run: Path, studio: Studio):
+    path = run / "data" / NAMES[0]
+    write_png(path, read_image(path)[..., :1].repeat(3, axis=2))
+    for name, is_grey in zip(NAMES, (True, False), strict=True):
+        (made,) = studio.paint(ask(source_image=name))
+        assert (made.after_u8 == made.after_u8[..., :1]).all() == is_grey
+        kept = studio.decide(made, accepted=True)
+        recipe = studio.read_recipes()[kept.row["recipe"]]
+        assert recipe.get("stay_grey", False) == is_grey

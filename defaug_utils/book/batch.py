@@ -1,6 +1,8 @@
 """Running notebooks unattended and building the book from what they produced."""
 
+import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -10,9 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+from traitlets.config import Config
+
+from defaug_utils.core.files import write_json
 
 START_ATTEMPTS = 3
 OPTIONS = {"kernel_name": "python3", "progress_bar": False, "cwd": ".", "start_timeout": 120}  # seconds
+ENCRYPTED = Config(KernelManager={"transport_encryption": "auto"})  # kernels answer on a port of the machine
 # The C library (glibc) gives every large array back to the system and has its pages zeroed again for the
 # next step: an eighth of a training's time. Arrays below 32 MiB and 256 MiB of free memory are kept instead.
 MEMORY_KEPT = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**28)}
@@ -48,6 +54,36 @@ def claim_run(folder: Path | str) -> FileLock:
     return lock
 
 
+def list_gpus() -> list[str]:
+    """The GPUs that jobs may use, as CUDA names them: those made visible, else all that nvidia-smi lists."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name.strip() for name in visible.split(",") if name.strip() not in ("", "-1")]
+    program = shutil.which("nvidia-smi")  # PyTorch takes seconds to be imported
+    if not program:
+        return []
+    told = subprocess.run([program, "-L"], capture_output=True, text=True, check=False)  # noqa: S603
+    lines = [line for line in told.stdout.splitlines() if line.startswith("GPU ")]
+    return [str(number) for number in range(len(lines))]
+
+
+@contextmanager
+def hold_gpu(run: Path | str, wanted: int) -> Iterator[None]:
+    """Show this process a GPU that no other job of the run holds, if it wants one and there are several."""
+    names = list_gpus() if wanted else []
+    for name in names if len(names) > 1 else []:
+        lock = FileLock(Path(run) / f".gpu-{platform.node()}-{name}.lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            continue
+        os.environ["CUDA_VISIBLE_DEVICES"] = (
+            name  # read by CUDA at its first use, here or in a notebook's kernel
+        )
+        break
+    yield
+
+
 @contextmanager
 def tell_job(run: Path | str, name: str) -> Iterator[None]:
     """Print when a job begins and ends; the message of what stops it goes to the run's folder of errors."""
@@ -80,7 +116,7 @@ def execute_notebook(source: Path | str, target: Path | str, parameters: dict, t
     os.environ.update(MEMORY_KEPT | dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads)))
     for attempt in range(1, START_ATTEMPTS + 1):
         try:
-            papermill.execute_notebook(source, unfinished, parameters, **OPTIONS)
+            papermill.execute_notebook(source, unfinished, parameters, config=ENCRYPTED, **OPTIONS)
         except PapermillExecutionError as error:
             raise NotebookError(
                 f"{source} failed in cell [{error.exec_count}]: {error.ename}: {error.evalue}\n"
@@ -111,7 +147,9 @@ def stage_book(project: Path | str, executed: dict[str, Path | str], folder: Pat
     for name in ("_config.yml", "_toc.yml"):
         shutil.copy2(project / name, folder / name)
     for name, path in executed.items():
-        shutil.copy2(path, folder / "notebooks" / f"{name}.ipynb")
+        notebook = json.loads(Path(path).read_text(encoding="utf-8"))
+        notebook["metadata"].pop("widgets", None)  # bars that are gone; a page would load scripts for them
+        write_json(folder / "notebooks" / f"{name}.ipynb", notebook)
 
 
 def build_book(folder: Path | str) -> Path:

@@ -66,7 +66,6 @@ class DecisionLog:
     """A log that is read on from where it was left; nothing is decided while its file, `path`, is missing."""
 
     def __init__(self, path: Path | str) -> None:
-        """Begin before the first line."""
         self.path = Path(path)
         self._names, self._end, self._inode = list(LOG_COLUMNS), 0, 0
 

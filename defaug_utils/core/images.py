@@ -18,11 +18,8 @@ def read_image(path: Path | str) -> np.ndarray:
     """Read an image as RGB, shape (height, width, 3), uint8.
 
     16 bits are brought to 8 (0 … 65535 onto 0 … 255), a palette is resolved, alpha is dropped, grey is
-    repeated over three channels, and a camera's orientation tag is obeyed.
-
-    Raises:
-        ValueError: the file is missing, truncated, no image, holds several pictures (pages or frames), or
-            fractions instead of whole numbers.
+    repeated over three channels, and a camera's orientation tag is obeyed. A ValueError tells that the file
+    is missing, truncated, no image, or holds several pictures (pages or frames) or fractions.
     """
     opened = _open(path)
     if opened.mode == "F":
@@ -36,9 +33,8 @@ def read_image(path: Path | str) -> np.ndarray:
 def read_mask(path: Path | str) -> np.ndarray:
     """Read a mask (height, width), bool: true where any colour channel is above 0 (alpha does not count).
 
-    Raises:
-        ValueError: the file is missing, truncated, no image, holds several pictures (pages or frames), or is
-            compressed with loss, whatever its name says.
+    A ValueError tells that it is missing, truncated, no image, several pictures (pages or frames), or
+    compressed with loss, whatever its name.
     """
     opened = _open(path)
     if lossy := _find_loss(opened, path):
@@ -53,6 +49,11 @@ def read_mask(path: Path | str) -> np.ndarray:
         opened_u16 = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
         return opened_u16[..., :3].any(axis=2)
     return np.asarray(opened.convert("RGB")).any(axis=2)
+
+
+def is_grey(image_u8: np.ndarray) -> bool:
+    """Tell whether the three channels of an image (height, width, 3) are exactly equal."""
+    return bool((image_u8 == image_u8[..., :1]).all())
 
 
 def _open(path: Path | str) -> Image.Image:
@@ -97,25 +98,15 @@ def fit_image(image_u8: np.ndarray, size: tuple[int, int], fit: str = "resize") 
 
 
 def fit_mask(mask: np.ndarray, size: tuple[int, int], fit: str = "resize") -> np.ndarray:
-    """Bring a mask (height, width), bool, to a size (width, height), see `crop_box` for the fits.
-
-    A pixel is positive when any source pixel that it covers is.
-    """
+    """As `fit_image`, for a mask (height, width), bool: true where any source pixel that it covers is."""
     left, top, right, bottom = crop_box(mask.shape, size, fit)
-    counts = mask[top:bottom, left:right].astype(np.int32).cumsum(0).cumsum(1)
-    counts = np.pad(counts, ((1, 0), (1, 0)))
-    width, height = size
-    first_row, last_row = _covered(bottom - top, height)
-    first_column, last_column = _covered(right - left, width)
-    inside = counts[last_row][:, last_column] - counts[first_row][:, last_column]
-    inside -= counts[last_row][:, first_column] - counts[first_row][:, first_column]
-    return inside > 0
-
-
-def _covered(source: int, target: int) -> tuple[np.ndarray, np.ndarray]:
-    """First and one-past-last source pixel that each of `target` pixels covers."""
-    index = np.arange(target)
-    return index * source // target, -(-(index + 1) * source // target)
+    fitted = mask[top:bottom, left:right]
+    for axis, target in enumerate(size[::-1]):
+        source, index = fitted.shape[axis], np.arange(target)
+        first, end = index * source // target, -(-(index + 1) * source // target)
+        counts = np.insert(fitted.cumsum(axis, np.int32), 0, 0, axis)
+        fitted = counts.take(end, axis) > counts.take(first, axis)
+    return fitted
 
 
 def crop_box(shape: tuple[int, ...], size: tuple[int, int], fit: str) -> tuple[int, int, int, int]:

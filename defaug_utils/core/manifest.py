@@ -45,7 +45,7 @@ def make_manifest(rows: Iterable[dict]) -> pd.DataFrame:
         values = []
         for row, value in enumerate(manifest[column].astype(object)):
             try:
-                values.append(empty if _is_empty(value) else parse(value))
+                values.append(empty if pd.isna(value) or value == "" else parse(value))
             except ValueError as error:
                 values.append(empty)
                 problems.append(f"row {row}: column {column}: {value!r} {error}")
@@ -53,10 +53,6 @@ def make_manifest(rows: Iterable[dict]) -> pd.DataFrame:
     raise_problems("manifest", problems, ManifestError)
     manifest[further] = manifest[further].infer_objects()
     return manifest
-
-
-def _is_empty(value: object) -> bool:
-    return value is None or value is pd.NA or value == "" or value != value
 
 
 def _parse_seed(value: object) -> int:
@@ -193,7 +189,7 @@ def check_sources(pool: pd.DataFrame, dataset: pd.DataFrame) -> None:
     problems = []
     for column in SOURCE_COLUMNS:
         for image, source in zip(pool["image"], pool.get(column, [""] * len(pool)), strict=True):
-            if not _is_empty(source) and split_of.get(source) != "train":
+            if not pd.isna(source) and source != "" and split_of.get(source) != "train":
                 found = split_of.get(source, "unknown to the data set")
                 problems.append(f"{image}: its source {source} is {found}, only train images may be sources")
     raise_problems("generated images", problems, ManifestError)

@@ -67,6 +67,9 @@ ORIGINS: dict[str, Origin] = {
         "AdaBLDM, decoder as it is", "#882255", "<", "05_adabldm", needs_positives=True, learns=True
     ),
     "cut_paste": Origin("cut and paste", "#E69F00", "8", "05_adabldm", needs_positives=True, learns=True),
+    "paste_refined": Origin(
+        "cut and paste, refined", "#332288", ">", "05_adabldm", needs_positives=True, learns=True
+    ),
 }
 
 
@@ -158,7 +161,6 @@ def planned_runs(
     that generate nothing it has "patch_memory" only, and none that is made from real positives.
 
     Args:
-        scenarios, arms, n_aug, seeds: what a `Run` may have.
         extra_arms: see `arm_shares`.
         left_out: scenario → arms that are not planned in it.
 
@@ -210,7 +212,6 @@ def arm_shares(arm: str, share: float = 0.5, extra_arms: Arms | None = None) -> 
     """What part of an arm's generated positives comes from which pool.
 
     Args:
-        arm: its word.
         share: part of diffusion in the arm "in_and_out", in [0, 1]; the rest is MemSeg's.
         extra_arms: further arms, name → (origin → share), such as {"diag_memseg": {"diag": 0.3,
             "memseg": 0.7}}; the shares of one arm add up to 1.

@@ -58,7 +58,6 @@ class PoolPlan:
     passing: int = 0  #: images that have to pass their checks; for them the pool grows, up to twice `count`
 
     def __post_init__(self) -> None:
-        """Refuse numbers that make no sense."""
         limit = MAX_GROWTH * self.count
         demands = {
             "count must be at least 1": self.count >= 1,

@@ -18,10 +18,8 @@ class Prompt(NamedTuple):
 def make_prompts(board: Sequence[str | Mapping], negative: str = "") -> list[Prompt]:
     """Read a board, each line a text or a mapping with `text` and optionally `negative` and `weight`.
 
-    Lines without a negative prompt of their own take `negative`.
-
-    Raises:
-        ValueError: lists every line that is empty, repeated, or has unknown words or a wrong weight.
+    Lines without a negative prompt of their own take `negative`. A ValueError lists every line that is empty,
+    repeated, or has unknown words or a wrong weight.
     """
     prompts, problems = [], []
     for number, line in enumerate(board):
@@ -65,15 +63,15 @@ def _take_turns(weights: tuple[float, ...], count: int) -> list[int]:
 def check_prompts(model: Any, prompts: Sequence[str]) -> None:
     """Refuse texts that are empty or that the model's `pipeline` would silently cut, all in one message."""
     problems = []
-    tokenizers = [getattr(model.pipeline, name, None) for name in ("tokenizer", "tokenizer_2")]
+    tokenizers = [getattr(model.pipeline, name, None) for name in ("tokenizer", "tokenizer_2", "tokenizer_3")]
+    longest = getattr(model, "longest_text", None)
     for prompt in dict.fromkeys(prompts):
         if not prompt.strip():
             problems.append("a prompt is empty: say what defect to paint")
         for tokenizer in filter(None, tokenizers):
             count = len(tokenizer(prompt, truncation=False, verbose=False).input_ids)
-            if count > tokenizer.model_max_length:
-                problems.append(
-                    f"{prompt[:60]!r}… has {count} tokens, the model's limit is {tokenizer.model_max_length}"
-                )
+            limit = min(tokenizer.model_max_length, longest or tokenizer.model_max_length)
+            if count > limit:
+                problems.append(f"{prompt[:60]!r}… has {count} tokens, the model's limit is {limit}")
                 break
     raise_problems("prompts (nothing is cut silently, shorten them)", problems)

@@ -8,7 +8,7 @@ import pandas as pd
 
 from defaug_utils.core.files import stamp_file
 from defaug_utils.core.guards import collect_problems, raise_problems
-from defaug_utils.core.images import find_foreground, read_image
+from defaug_utils.core.images import find_foreground, is_grey, read_image
 from defaug_utils.core.manifest import ManifestError, read_manifest
 
 
@@ -32,16 +32,14 @@ def list_sources(dataset: pd.DataFrame) -> pd.DataFrame:
 def survey_sources(sources: pd.DataFrame, data_folder: Path | str, foreground: str = "whole") -> dict:
     """Read every source (see `list_sources`), once until its file changes: for recipes, and to find bad ones.
 
-    Told are their number, sizes (as "128 × 384", width × height) and a hash of names and pixels.
-
-    Raises:
-        ManifestError: lists every image that can't be read or shows no object, see `find_foreground`.
+    Told are their number, sizes (as "128 × 384", width × height) and a hash of names and pixels. A
+    ManifestError lists every image that can't be read or shows no object, see `find_foreground`.
     """
     digest, sizes, problems = hashlib.sha256(), set(), []
     for name in sources["image"]:
         path = (Path(data_folder) / name).resolve()
         with collect_problems(problems):
-            size, sha256, has_object = _survey_image(path, stamp_file(path), foreground)
+            size, sha256, has_object, _ = _survey_image(path, stamp_file(path), foreground)
             if not has_object:
                 problems.append(f"{name}: foreground {foreground!r} finds no object; use 'whole' on surfaces")
             digest.update(f"{name}\n{size}\n".encode() + sha256)
@@ -50,10 +48,16 @@ def survey_sources(sources: pd.DataFrame, data_folder: Path | str, foreground: s
     return {"count": len(sources), "sizes": sorted(sizes), "sha256": digest.hexdigest()}
 
 
+def count_grey(sources: pd.DataFrame, data_folder: Path | str) -> int:
+    """How many sources (see `list_sources`) are grey images, see `is_grey`; each file is read once."""
+    paths = [(Path(data_folder) / name).resolve() for name in sources["image"]]
+    return sum(_survey_image(path, stamp_file(path), "whole")[3] for path in paths)
+
+
 @lru_cache(maxsize=2**17)
-def _survey_image(path: Path, stamp: tuple[int, ...], foreground: str) -> tuple[str, bytes, bool]:
-    """Size, hash of the pixels, and whether there is an object; a file of another stamp is another file."""
+def _survey_image(path: Path, stamp: tuple[int, ...], foreground: str) -> tuple[str, bytes, bool, bool]:
+    """Size, hash of pixels, whether there is an object, and whether it is grey; by the file's stamp."""
     image_u8 = read_image(path)
     has_object = bool(find_foreground(image_u8, foreground).any())
     size = f"{image_u8.shape[1]} × {image_u8.shape[0]}"
-    return size, hashlib.sha256(image_u8).digest(), has_object
+    return size, hashlib.sha256(image_u8).digest(), has_object, is_grey(image_u8)

@@ -129,23 +129,19 @@ def _fetch_rest(archive: Archive, part: Path, on_bytes: Callable[[int], None] | 
             raise requests.RequestException("a web page came instead of a file")
         goes_on = response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
         with part.open("ab" if goes_on else "wb") as file:
-            expected = file.tell() + int(response.headers.get("Content-Length", 0))
-            _check_space(part, expected - file.tell())
+            needed, free = int(response.headers.get("Content-Length", 0)), shutil.disk_usage(part.parent).free
+            if needed > free:
+                raise DownloadError(
+                    f"{part.parent} has {free / 1e6:,.0f} MB left, the download needs {needed / 1e6:,.0f} "
+                    "MB: free some space or choose another folder"
+                )
+            expected = file.tell() + needed
             for block in response.iter_content(BLOCK):
                 file.write(block)
                 if on_bytes:
                     on_bytes(len(block))
             if file.tell() < expected:
                 raise requests.ConnectionError(f"ended after {file.tell()} of {expected} bytes")
-
-
-def _check_space(part: Path, needed: int) -> None:
-    free = shutil.disk_usage(part.parent).free
-    if needed > free:
-        raise DownloadError(
-            f"{part.parent} has {free / 1e6:,.0f} MB left, the download needs {needed / 1e6:,.0f} MB: "
-            "free some space or choose another folder"
-        )
 
 
 def _check_hash(found: Path, path: Path, archive: Archive) -> None:

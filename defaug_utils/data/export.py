@@ -97,7 +97,11 @@ def export_training_set(
     positives, instances = int((rows["label"] == "positive").sum()), _count_instances(rows, folder)
     done = Export(target, len(rows), positives, instances, len(training_set) - len(rows))
     with _staged(target) as staging:
-        _copy_files(rows, placed, folder, staging)
+        for old, new in zip(rows.itertuples(), placed.itertuples(), strict=True):
+            with write_atomically(staging / new.image) as temporary:
+                shutil.copyfile(folder / old.image, temporary)
+            if new.mask:
+                write_png(staging / new.mask, read_mask(folder / old.mask))
         classes = sorted(set(placed["object_class"][placed["label"] == "positive"]))
         annotated = placed.assign(mask_file=[folder / mask for mask in rows["mask"]])
         if export_format == "coco":
@@ -172,8 +176,7 @@ def _place_rows(rows: pd.DataFrame, export_format: str, by_defect_type: bool) ->
         suffix = re.sub(r"[^.a-z0-9]", "", image.suffix.lower())
         name = f"{number:0{digits}d}_{row.origin}_{_safe_name(image.stem)}{suffix}"
         if export_format == "mvtec":
-            part = _safe_name(row.category or category)
-            places.append(_place_in_mvtec(row, part, defect_type, Path(name)))
+            places.append(_place_in_mvtec(row, _safe_name(row.category or category), defect_type, Path(name)))
         else:
             places.append((f"images/{row.split}/{name}", ""))
     placed = rows.assign(exported_from=rows["image"])
@@ -209,15 +212,6 @@ def _count_instances(rows: pd.DataFrame, folder: Path) -> int:
     return int(instances)
 
 
-def _copy_files(rows: pd.DataFrame, placed: pd.DataFrame, folder: Path, staging: Path) -> None:
-    for old, new in zip(rows["image"], placed["image"], strict=True):
-        with write_atomically(staging / new) as temporary:
-            shutil.copyfile(folder / old, temporary)
-    for old, new in zip(rows["mask"], placed["mask"], strict=True):
-        if new:
-            write_png(staging / new, read_mask(folder / old))
-
-
 def find_parts(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Connected parts, shape (parts, height, width), bool, and their boxes (left, top, right, bottom)."""
     labels = label(mask, connectivity=2)
@@ -243,10 +237,7 @@ def _trace(part: np.ndarray) -> list[np.ndarray]:
 
 
 def _detect(mask: np.ndarray, class_id: int, form: str) -> sv.Detections:
-    """The parts of a mask as objects, with traceable masks ("yolo") or what COCO stores ("rle", "polygon").
-
-    `iscrowd` is always 0: supervision would call a part with a hole a crowd, which trainers pass over.
-    """
+    """The parts of a mask as objects, with traceable masks ("yolo") or COCO's content ("rle", "polygon")."""
     parts, boxes = find_parts(mask)
     detections = sv.Detections(xyxy=boxes, class_id=np.full(len(parts), class_id))
     if form == "yolo":
@@ -258,6 +249,7 @@ def _detect(mask: np.ndarray, class_id: int, form: str) -> sv.Detections:
             segmentations[index] = {"counts": mask_to_rle(part), "size": list(part.shape)}
         else:
             segmentations[index] = [outline.ravel().tolist() for outline in _trace(_make_traceable(part))]
+    # Supervision would call a part with a hole a crowd, which trainers pass over.
     detections.data = {"iscrowd": np.zeros(len(parts), dtype=int), COCO_RAW_SEGMENTATION: segmentations}
     detections.data["area"] = parts.sum(axis=(1, 2)).astype(float)
     return detections

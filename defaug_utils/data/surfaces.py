@@ -45,14 +45,13 @@ def draw_surface(
 ) -> Surface:
     """Draw one part; outside the mask it is bit for bit the part that the seed gives without defect.
 
+    A ValueError lists an unknown defect type, a severity out of range and a side below 16 pixels.
+
     Args:
         seed: decides everything that is not given, not negative.
         defect_type: one of `DEFECT_TYPES`, or None for a part without defect.
         size: (width, height) in pixels.
         severity: 0 (hard to see) … 1 (obvious); drawn evenly by the seed when None.
-
-    Raises:
-        ValueError: unknown defect type, severity out of range or a side below 16 pixels.
     """
     _check_request(defect_type, size, severity)
     clean = _draw_clean(_make_canvas(seed, CLEAN, size))
@@ -96,18 +95,14 @@ def _draw_change(canvas: Canvas, look: DefectLook, severity: float, clean: np.nd
     strength = look.draw(canvas, (0.8 + 0.5 * severity) * canvas.rng.uniform(0.75, 1.4))
     strength = strength / strength.max()
     strength[strength < MASK_LEVEL] = 0
+    grey = clean.mean(axis=2)
+    around = cv2.dilate((strength > 0).astype(np.uint8), np.ones((25, 25), np.uint8)) > 0
+    low, high = np.percentile((grey - cv2.GaussianBlur(grey, (0, 0), 6))[around], [16, 84])
+    texture_spread = float(high - low) / 2  # to which chips and pores don't add much
     faint, strong = look.contrast
-    contrast = faint * (strong / faint) ** severity * _texture_spread(clean, strength > 0)
+    contrast = faint * (strong / faint) ** severity * texture_spread
     contrast = max(contrast, 1.5 / MASK_LEVEL) * (1 if look.is_bright else -1)
     return np.round(strength[..., None] * np.float32(contrast) * np.array(look.colour, np.float32))
-
-
-def _texture_spread(clean: np.ndarray, where: np.ndarray) -> float:
-    """Spread of the fine texture around a defect, in grey levels; chips and pores don't count much."""
-    grey = clean.mean(axis=2)
-    around = cv2.dilate(where.astype(np.uint8), np.ones((25, 25), np.uint8)) > 0
-    low, high = np.percentile((grey - cv2.GaussianBlur(grey, (0, 0), 6))[around], [16, 84])
-    return float(high - low) / 2
 
 
 def write_surfaces(
@@ -123,7 +118,8 @@ def write_surfaces(
 
     Positives are spread by chance, the defect types in equal parts. An interrupted call goes on where it
     stopped; `surfaces.csv` (defect type and severity by image) and then `surfaces.json` (the settings) are
-    written last: when they are there, everything is.
+    written last: when they are there, everything is. A ValueError tells of other surfaces or foreign images
+    in the folder, or of numbers that make no sense.
 
     Args:
         folder: where the data set goes.
@@ -132,9 +128,6 @@ def write_surfaces(
         positive_share: share of the images with a defect, in [0, 1].
         size: (width, height) in pixels.
         on_image: called with 1 for every image that is ready (such as `tqdm.update`).
-
-    Raises:
-        ValueError: the folder holds other surfaces or foreign images, or the numbers make no sense.
     """
     folder, counts = Path(folder), {"train": train_count, "test": test_count}
     demands = {

@@ -7,11 +7,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "autoencoder": ["AdaptationSettings"],
         "controlnet": [
-            "ControlNetSettings",
-            "TrimapModel",
-            "load_trimap_model",
-            "make_controlnet",
-            "train_controlnet",
+            *("ControlNetSettings", "TrimapModel"),
+            *("load_trimap_model", "make_controlnet", "train_controlnet"),
         ],
         "dreambooth": ["keep_sample", "read_samples", "train_dreambooth"],
         "dreambooth_plan": ["DreamBoothSettings"],

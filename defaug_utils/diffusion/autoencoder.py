@@ -82,7 +82,6 @@ class AdaptationSettings:
     precision: str = "float32"  #: of the forward pass, or "bfloat16"; the weights are float32 always
 
     def __post_init__(self) -> None:
-        """Refuse values that make no sense, all in one message."""
         trained = self.parameters
         demands = {
             f"parameters {trained!r} is none of {', '.join(TRAINED_MODULES)}": trained in TRAINED_MODULES,
@@ -123,12 +122,7 @@ def adaptation_loss(decoded: Tensor, edited: Tensor, good: Tensor, mask: Tensor,
 
 
 def adapt_decoder(
-    vae: nn.Module,
-    latents: Tensor,
-    good: Tensor,
-    mask: Tensor,
-    settings: AdaptationSettings | None = None,
-    on_step: Callable[[int, float], None] | None = None,
+    vae: nn.Module, latents: Tensor, good: Tensor, mask: Tensor, settings: AdaptationSettings | None = None
 ) -> Adaptation:
     """Decode one image by a copy of the decoder that learns to leave the good part alone.
 
@@ -137,7 +131,6 @@ def adapt_decoder(
         latents: clean ones of one image, shape (1, 4, height / cell, width / cell).
         good: the good image, shape (1, 3, height, width) in [-1, 1].
         mask: shape (1, 1, height, width), bool, true on the defect.
-        on_step: called with a step's number (from 0) and the loss before it.
     """
     settings = settings or AdaptationSettings()
     if good.shape != (1, 3, *mask.shape[2:]) or mask.shape[:2] != (1, 1) or len(latents) != 1:
@@ -157,7 +150,7 @@ def adapt_decoder(
         decoded = decoded.float()
         return decoded, adaptation_loss(decoded, own_image, good, mask, settings.background_weight)
 
-    losses = _descend(trained, measure, settings, on_step)
+    losses = _descend(trained, measure, settings)
     with torch.no_grad():
         image, loss = measure()
     losses.append(loss.item())
@@ -185,20 +178,15 @@ def split_decoder(vae: nn.Module, latents: Tensor, parameters: str) -> tuple[nn.
 
 @torch.enable_grad()
 def _descend(
-    trained: nn.Module,
-    measure: Callable[[], tuple[Tensor, Tensor]],
-    settings: AdaptationSettings,
-    on_step: Callable[[int, float], None] | None,
+    trained: nn.Module, measure: Callable[[], tuple[Tensor, Tensor]], settings: AdaptationSettings
 ) -> list[float]:
     """Steps of AdamW until all are done, nothing improves or the loss is no number; losses before them."""
     parameters, losses = list(trained.parameters()), []
     optimiser = torch.optim.AdamW(parameters, settings.learning_rate, fused=parameters[0].is_cuda)
     lowest, waited = float("inf"), 0
-    for step in range(settings.steps):
+    for _ in range(settings.steps):
         _, loss = measure()
         losses.append(loss.item())
-        if on_step:
-            on_step(step, losses[-1])
         has_improved = losses[-1] < lowest * (1 - settings.improvement)
         lowest, waited = (losses[-1], 0) if has_improved else (lowest, waited + 1)
         if not torch.isfinite(loss) or 0 < settings.patience <= waited:

@@ -26,11 +26,6 @@ def choose_box(mask: np.ndarray, size: tuple[int, int], padding: int | None) -> 
     sides = np.array(mask.shape[::-1])
     if padding is None:
         return Box(0, 0, *sides.tolist())
-    if padding < 0 or not mask.any():
-        raise ValueError(
-            f"padding_mask_crop {padding} and a mask of {np.count_nonzero(mask)} pixels: expected None or at "
-            "least 0, and a mask with a defect"
-        )
     corner, extent = np.reshape(cv2.boundingRect(mask.astype(np.uint8)), (2, 2))
     margin = -(-padding * sides // np.array(size))
     start, end = np.maximum(corner - margin, 0), np.minimum(corner + extent + margin, sides)
@@ -66,8 +61,6 @@ def composite(image_u8: np.ndarray, painted_u8: np.ndarray, mask: np.ndarray, fe
             f"image {image_u8.shape}, painted {painted_u8.shape}, mask {mask.shape} of {mask.dtype}: "
             "expected one height and width, and a mask of bool"
         )
-    if feather < 0:
-        raise ValueError(f"feather {feather} must be 0 or more pixels")
     depth = cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
     weight = np.minimum(depth / (feather + 1), 1)[..., None]
     blended = np.rint(weight * painted_u8 + (1 - weight) * image_u8).astype(np.uint8)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from defaug_utils.core.files import write_json
-from defaug_utils.core.guards import check_demands, raise_problems
+from defaug_utils.core.guards import check_demands, list_differences, raise_problems
 from defaug_utils.core.manifest import image_seed
 from defaug_utils.diffusion.autoencoder import Denoise, draw_noise, encode_images, to_floats
 from defaug_utils.diffusion.loading import ModelError, fingerprint, quiet_libraries, tell_pickles
@@ -121,23 +121,13 @@ def load_controlnet(
     problems += [f"{key} is missing" for key in told["missing_keys"]]
     problems += [f"{key} is unknown to a ControlNet" for key in told["unexpected_keys"]]
     raise_problems(f"{folder}: its weights are not a ControlNet's", problems, ModelError)
-    differing = _list_differences(controlnet.config, model.pipeline.unet.config)
+    names = ("block_out_channels", "layers_per_block", "cross_attention_dim", "in_channels")
+    wanted = {name: model.pipeline.unet.config[name] for name in names}
+    wanted["conditioning_channels"] = TRIMAP_CHANNELS  # as trimaps have
+    differing = list_differences({name: controlnet.config[name] for name in wanted}, wanted)
     if differing:
         raise ModelError(f"{folder} does not fit {model.model}: {'; '.join(differing)}")
     return controlnet.to(model.device).eval()
-
-
-def _list_differences(own: Any, unet: Any) -> list[str]:
-    """Settings of a ControlNet that don't fit a U-Net's."""
-    names = ("block_out_channels", "layers_per_block", "cross_attention_dim", "in_channels")
-    differing = [
-        f"{name} {own[name]} beside {unet[name]}"
-        for name in names
-        if json.dumps(own[name]) != json.dumps(unet[name])  # a tuple is as good as a list
-    ]
-    if own.conditioning_channels != TRIMAP_CHANNELS:
-        differing.append(f"it reads {own.conditioning_channels} channels, trimaps are {TRIMAP_CHANNELS}")
-    return differing
 
 
 def to_conditioning(trimaps_u8: Sequence[np.ndarray]) -> Tensor:
@@ -216,7 +206,6 @@ class ControlNetSettings:
     seed: int = 0  #: of the new layers, the times and the noise
 
     def __post_init__(self) -> None:
-        """Refuse values that make no sense, all in one message."""
         demands = {
             f"batch_size {self.batch_size} must be 1 or more": self.batch_size >= 1,
             f"learning_rate {self.learning_rate} must be above 0": self.learning_rate > 0,
@@ -246,17 +235,13 @@ def train_controlnet(
     """Train a ControlNet beside the frozen model, or go on where an earlier run stopped.
 
     Triple p of the run, and its time and noise, depend on the seed and p alone. On one processor the result
-    repeats exactly, interrupted or not, for the same number of threads and versions.
+    repeats exactly, interrupted or not, for the same number of threads and versions. A ValueError tells that
+    size or prompts don't suit the model, or the processes don't divide the batch; see also `run_steps`.
 
     Args:
         folder: for the checkpoint, `history.csv` and, in the end, `controlnet/` in diffusers' layout.
         settings: the paper's when None.
         on_samples: called after each checkpoint with the steps and the ControlNet, such as to draw a grid.
-
-    Raises:
-        ValueError: size or prompts don't suit the model, the batch is not divisible by the processes, or the
-            folder holds a training with other settings.
-        FloatingPointError: a loss is no number; the last checkpoint is kept.
     """
     settings, folder = settings or ControlNetSettings(), Path(folder)
     accelerator = open_accelerator(plan.precision, model.device)

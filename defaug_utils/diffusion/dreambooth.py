@@ -150,7 +150,13 @@ def _prepare(
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
         adapted = attach_lora(pipeline.unet, pipeline.text_encoder, plan)
-    parameters = _collect_parameters(model).float()
+    parameters = nn.ParameterDict(
+        {
+            f"{network}.{name}".replace(".", "/"): parameter  # a name of a ParameterDict has no dots
+            for network in ("unet", "text_encoder")
+            for name, parameter in lora_parameters(getattr(pipeline, network)).items()
+        }
+    ).float()
     steps = dreambooth_plan.plan_steps(images.sizes(is_class=False), images.sizes(is_class=True), settings)
     schedule = text2image.make_ddim(model)
     weights = dreambooth_plan.weigh_noise_levels(schedule.alphas_cumprod, settings.gamma, model.prediction)
@@ -167,16 +173,6 @@ def _prepare(
         kept=parameters,
     )
     return training, adapted, len(steps)
-
-
-def _collect_parameters(model: TextToImage) -> nn.ParameterDict:
-    """The adapter's parameters by name, U-Net and text encoder (a name of a ParameterDict has no dots)."""
-    parameters = {
-        f"{network}.{name}".replace(".", "/"): parameter
-        for network in ("unet", "text_encoder")
-        for name, parameter in lora_parameters(getattr(model.pipeline, network)).items()
-    }
-    return nn.ParameterDict(parameters)
 
 
 def _make_optimiser(parameters: nn.ParameterDict, settings: DreamBoothSettings) -> torch.optim.Optimizer:

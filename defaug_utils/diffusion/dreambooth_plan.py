@@ -42,7 +42,6 @@ class DreamBoothSettings:
     buckets: BucketSettings = field(default_factory=BucketSettings)  #: sizes that images are trained at
 
     def __post_init__(self) -> None:
-        """Refuse values that make no sense, all in one message."""
         word, instance_prompt, class_prompt = self.identifier.strip(), self.instance_prompt, self.class_prompt
         class_words = class_prompt.split()
         demands = {

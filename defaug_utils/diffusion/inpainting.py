@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from defaug_utils.core.guards import check_demands, raise_problems
+from defaug_utils.core.images import is_grey
 from defaug_utils.core.prompts import check_prompts
-from defaug_utils.diffusion import loading
+from defaug_utils.diffusion import families, loading
 from defaug_utils.diffusion.compositing import Box, choose_box, composite, cover_cells, cut_out, paste_back
 from defaug_utils.training.memory import run_in_parts
 
@@ -35,11 +36,12 @@ class InpaintSettings:
 
     @property
     def effective_steps(self) -> int:
-        """Steps that are really run: the whole part of steps × strength."""
+        """Steps that are really run: the whole part of steps × strength; of families with a transformer, one
+        more where there is a rest.
+        """
         return int(self.steps * self.strength)
 
     def __post_init__(self) -> None:
-        """Refuse values that make no sense, all in one message."""
         steps, strength, crop = self.steps, self.strength, self.padding_mask_crop
         run = steps * strength
         demands = {
@@ -58,6 +60,7 @@ class InpaintSettings:
 class Inpainter(loading.LoadedModel):
     """A loaded model that paints."""
 
+    family: families.Family = families.STABLE_DIFFUSION
     #: of texts, by (prompt, negative prompt)
     embeddings: dict[tuple[str, str], dict[str, torch.Tensor]] = field(default_factory=dict)
     #: what `speed_up` has switched on; it may change the last bits of a picture
@@ -66,18 +69,40 @@ class Inpainter(loading.LoadedModel):
     lock: RLock = field(default_factory=RLock, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Refuse a model that can't inpaint, and tell of one that only blends latents."""
-        channels = self.pipeline.unet.config.in_channels
-        if channels == 4:
+        family, channels = self.family, self.denoiser.config.in_channels
+        if channels not in family.channels:
+            raise loading.ModelError(
+                f"{self.model}: its network takes {channels} channels, expected "
+                f"{' or '.join(map(str, family.channels))} ({family.label})"
+            )
+        if not family.channels[channels]:
             self.notices.append(
                 f"{self.model} is a text-to-image model: it inpaints by blending latents at every step and "
                 "sees the surroundings of a mask less well than an inpainting model"
             )
-        elif channels != 9:
-            raise loading.ModelError(
-                f"{self.model}: its U-Net takes {channels} channels, expected 9 (inpainting) or 4"
+        if not family.caches_texts:
+            self.notices.append(
+                f"{family.label} has settings of its own, in diffusers guidance "
+                f"{self.read_default('guidance'):g} and strength {self.read_default('strength'):g}"
             )
+        if not family.takes_negative:
+            self.notices.append(f"{family.label} takes no negative prompt: those of the board are not used")
         super().__post_init__()
+
+    def read_default(self, name: str) -> float | None:
+        """What diffusers takes for "strength", "guidance" or another argument, None where there is none."""
+        return families.read_default(self.family, self.pipeline, name)
+
+    @property
+    def side_step(self) -> int:
+        """Sides of images must be multiples of it: of the cells that the network takes as one."""
+        return self.cell * self.family.packing
+
+    @property
+    def longest_text(self) -> int | None:
+        """Tokens of the longest text that is not cut; None where the tokenizers alone decide."""
+        limit = self.read_default("max_sequence_length")
+        return limit - self.family.chat_tokens if limit else None
 
     def describe(self) -> dict:
         """The model in the recipe of a pool, and what speeds it up."""
@@ -87,17 +112,18 @@ class Inpainter(loading.LoadedModel):
 def load_inpainter(
     model: Path | str, device: str = "cpu", dtype: torch.dtype = torch.float32, **speed: bool
 ) -> Inpainter:
-    """Load a model that can inpaint, or one for text to image that blends latents, from safetensors only.
+    """Load a model of one of `FAMILIES` that can inpaint, or one that blends latents, from safetensors only.
+
+    A ModelError tells that parts are missing, weights are pickled, or it is no model that can inpaint.
 
     Args:
         model: a folder of diffusers' layout, a single .safetensors checkpoint, or a hub id.
         dtype: of the weights; half precision is for GPUs, where bfloat16 is the one that does not overflow.
         speed: what `speed_up` switches on.
-
-    Raises:
-        ModelError: parts are missing, weights are pickled, or it is no model that can inpaint.
     """
-    inpainter = Inpainter(loading.load_pipeline(model, "inpainting", dtype).to(device), str(model), device)
+    pipeline = loading.load_pipeline(model, "inpainting", dtype)
+    family = families.find_family(type(pipeline).__name__)
+    inpainter = Inpainter(pipeline.to(device), str(model), device, family=family)
     speed_up(inpainter, **speed)
     return inpainter
 
@@ -109,17 +135,17 @@ def speed_up(
 
     Args:
         channels_last: memory layout of the convolutions that GPUs prefer.
-        compile_unet: translate the U-Net at its first use (minutes; again for every other batch size).
+        compile_unet: translate the network at its first use (minutes; again for every other batch size).
         slice_vae: take the autoencoder's images one by one, so that a larger batch fits.
     """
     pipeline = inpainter.pipeline
     if channels_last:
-        pipeline.unet.to(memory_format=torch.channels_last)
+        inpainter.denoiser.to(memory_format=torch.channels_last)
         pipeline.vae.to(memory_format=torch.channels_last)
     if slice_vae:
         pipeline.vae.enable_slicing()
     if compile_unet:
-        pipeline.unet.compile()
+        inpainter.denoiser.compile()
     chosen = {"channels_last": channels_last, "compile_unet": compile_unet, "slice_vae": slice_vae}
     inpainter.speed += [name for name, is_on in chosen.items() if is_on and name not in inpainter.speed]
 
@@ -193,6 +219,7 @@ def _paint(
     on_step: Callable[[], None] | None,
 ) -> list[InpaintedImage]:
     """One call of the pipeline, and its pictures put back under their masks."""
+    family = inpainter.family
     boxes = [choose_box(job.mask, settings.size, settings.padding_mask_crop) for job in jobs]
     cuts = [cut_out(job.image_u8, job.mask, box, settings.size) for job, box in zip(jobs, boxes, strict=True)]
     covers = [cover_cells(mask, inpainter.cell) for _, mask in cuts]
@@ -210,14 +237,15 @@ def _paint(
             width=settings.size[0],
             height=settings.size[1],
             num_inference_steps=settings.steps,
-            guidance_scale=settings.guidance,
             strength=settings.strength,
             generator=[torch.Generator("cpu").manual_seed(job.seed) for job in jobs],
-            output_type="pt",
+            output_type="latent" if family.adds_shift else "pt",
             callback_on_step_end=tell if on_step else None,
-            **embed_texts(inpainter, jobs, settings),
-        ).images.float()
-    painted = painted.permute(0, 2, 3, 1).cpu().numpy()
+            **_name_arguments(inpainter, jobs, settings),
+        ).images
+        if family.adds_shift:
+            painted = families.decode_shifted(inpainter.pipeline, painted)
+    painted = painted.float().permute(0, 2, 3, 1).cpu().numpy()
     return [
         finish_image(job, box, pixels, int(cover.sum()) // inpainter.cell**2, settings.feather)
         for job, box, pixels, cover in zip(jobs, boxes, painted, covers, strict=True)
@@ -227,12 +255,26 @@ def _paint(
 def finish_image(
     job: InpaintJob, box: Box, pixels: np.ndarray, cells: int, feather: int = 0, further: dict | None = None
 ) -> InpaintedImage:
-    """Put `pixels` (height, width, 3), in [0, 1], back into the image of a job, under its mask."""
+    """Put `pixels` (height, width, 3), in [0, 1], back into the image of a job, under its mask.
+
+    On a grey image (its three channels are exactly equal) what was painted loses its colour: each pixel
+    becomes the mean of its channels, so that a colour never tells a generated defect of a grey camera.
+    """
     is_finite = bool(np.isfinite(pixels).all())
+    if is_grey(job.image_u8):
+        pixels = pixels.mean(axis=2, keepdims=True).repeat(3, axis=2)
     pixels_u8 = np.rint(255 * np.clip(np.nan_to_num(pixels), 0, 1)).astype(np.uint8)
     painted_u8 = paste_back(job.image_u8, pixels_u8, box)
     finished_u8 = composite(job.image_u8, painted_u8, job.mask, feather)
     return InpaintedImage(finished_u8, painted_u8, is_finite, cells, further or {})
+
+
+def _name_arguments(inpainter: Inpainter, jobs: Sequence[InpaintJob], settings: InpaintSettings) -> dict:
+    """The pipeline's arguments for texts and guidance, as its family takes them."""
+    if inpainter.family.caches_texts:
+        return {"guidance_scale": settings.guidance, **embed_texts(inpainter, jobs, settings)}
+    prompts, negatives = zip(*[(job.prompt, job.negative_prompt) for job in jobs], strict=True)
+    return families.name_arguments(inpainter.family, prompts, negatives, settings.guidance)
 
 
 def embed_texts(

@@ -10,10 +10,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import safe_open
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
+from safetensors import SafetensorError, safe_open
 from transformers.utils import logging as transformers_logging
 
 from defaug_utils.core.guards import raise_problems
+from defaug_utils.diffusion.families import SDXL, STABLE_DIFFUSION, Family, find_family, list_families
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -24,14 +32,7 @@ CONVERT = (
     "weights that are pickled can run any code when they are loaded and are refused: convert them where you "
     "trust them, with diffusers' from_pretrained(…).save_pretrained(…, safe_serialization=True)"
 )
-PURPOSES = {  # diffusers' classes for a folder or hub id, for one file, and for SDXL's (empty: it won't do)
-    "inpainting": (
-        "AutoPipelineForInpainting",
-        "StableDiffusionInpaintPipeline",
-        "StableDiffusionXLInpaintPipeline",
-    ),
-    "text to image": ("AutoPipelineForText2Image", "StableDiffusionPipeline", ""),
-}
+INDEX = "model_index.json"  # of a model in diffusers' layout: names its class and parts
 FINGERPRINT_VALUES = 1024  # of every weight tensor that the fingerprint looks at
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -43,18 +44,24 @@ class ModelError(ValueError):
 def check_model_folder(folder: Path | str) -> None:
     """Refuse a folder of diffusers' layout that lacks parts or safetensors weights, listing all problems."""
     folder = Path(folder)
-    index = folder / "model_index.json"
+    index = folder / INDEX
     if not index.is_file():
-        raise ModelError(f"{folder} has no model_index.json: expected a folder of diffusers' layout")
+        raise ModelError(f"{folder} has no {INDEX}: expected a folder of diffusers' layout")
+    problems = []
+    for name, classes in _read_index(index).items():
+        if isinstance(classes, list) and len(classes) == 2 and classes[1]:
+            problems += _check_part(folder / name, classes[1])
+    raise_problems(f"model {folder}", problems, ModelError)
+
+
+def _read_index(index: Path) -> dict:
     try:
         parts = json.loads(index.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ModelError(f"{index} is not readable ({error}): copy the model again") from error
-    problems = []
-    for name, classes in parts.items():
-        if isinstance(classes, list) and len(classes) == 2 and classes[1]:
-            problems += _check_part(folder / name, classes[1])
-    raise_problems(f"model {folder}", problems, ModelError)
+    if not isinstance(parts, dict):
+        raise ModelError(f"{index} names no parts: copy the model again")
+    return parts
 
 
 def _check_part(part: Path, class_name: str) -> list[str]:
@@ -62,7 +69,11 @@ def _check_part(part: Path, class_name: str) -> list[str]:
         return [f"the part {part.name} ({class_name}) is missing: copy it from where the model came from"]
     if class_name.removesuffix("Fast").endswith(WEIGHTLESS):
         return [] if any(part.iterdir()) else [f"the part {part.name} ({class_name}) is empty"]
-    problems = [] if (part / "config.json").is_file() else [f"{part.name} has no config.json"]
+    config = part / "config.json"
+    problems = [] if config.is_file() else [f"{part.name} has no config.json"]
+    found = _read_index(config).get("_class_name", class_name) if config.is_file() else class_name
+    if found != class_name:
+        problems.append(f"the part {part.name} is a {found}, expected a {class_name}: of another model")
     if not any(part.glob("*.safetensors")):
         problems.append(f"{part.name} has {tell_pickles(part) or 'no weights (*.safetensors)'}")
     return problems
@@ -75,7 +86,10 @@ def tell_pickles(folder: Path) -> str:
 
 
 def load_pipeline(model: Path | str, purpose: str, dtype: torch.dtype) -> "DiffusionPipeline":
-    """Load a folder, a .safetensors checkpoint or a hub id for one of `PURPOSES`, or tell why not."""
+    """Load a folder, a .safetensors file or a hub id for "inpainting" or "text to image", or tell why not.
+
+    Its family is known before anything large is fetched.
+    """
     path = Path(model)
     if path.is_dir():
         check_model_folder(path)
@@ -86,29 +100,87 @@ def load_pipeline(model: Path | str, purpose: str, dtype: torch.dtype) -> "Diffu
         raise ModelError(
             f"no model at {model}: expected a folder, a .safetensors file or a hub id owner/name"
         )
+    family = _read_family_of_file(path) if path.is_file() else _read_family(model)
+    if not family.name_class(purpose):
+        raise ModelError(
+            f"{model} is a model of {family.label}, which won't do for {purpose}: expected one of "
+            f"{list_families(purpose)}"
+        )
     try:
         with quiet_libraries():
-            return _load(str(model), purpose, dtype)
+            return _load(str(model), family.name_class(purpose), dtype)
     except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
         raise ModelError(
-            f"{model} can't be loaded for {purpose}: {error}; expected a complete Stable Diffusion "
-            "model (1.5, 2 or XL) in safetensors; a hub id needs a connection or a copy from an earlier use"
+            f"{model} can't be loaded for {purpose}: {error}; expected a complete model of {family.label} in "
+            "safetensors; a hub id needs a connection or a copy from an earlier use"
         ) from error
 
 
-def _load(model: str, purpose: str, dtype: torch.dtype) -> "DiffusionPipeline":
+def _load(model: str, class_name: str, dtype: torch.dtype) -> "DiffusionPipeline":
     import diffusers
 
-    of_folder, of_file, of_xl_file = PURPOSES[purpose]
-    if not Path(model).is_file():
-        return getattr(diffusers, of_folder).from_pretrained(model, dtype=dtype, use_safetensors=True)
-    with safe_open(model, "pt") as opened:  # only SDXL has a second text encoder
-        is_xl = any(key.startswith("conditioner.embedders.1") for key in opened.keys())  # noqa: SIM118
-    if is_xl and not of_xl_file:
-        raise ValueError(
-            "it is an SDXL checkpoint with two text encoders, expected Stable Diffusion 1.5 or 2"
+    wanted = getattr(diffusers, class_name)
+    if Path(model).is_file():
+        return wanted.from_single_file(model, dtype=dtype)
+    pipeline = wanted.from_pretrained(model, dtype=dtype, use_safetensors=True)
+    problems = [
+        f"{name} lacks {key}"
+        for name, part in pipeline.components.items()
+        if isinstance(part, torch.nn.Module)
+        for key, weight in part.named_parameters()
+        if weight.is_meta
+    ]
+    raise_problems("weights are missing or of another model", problems)
+    return pipeline
+
+
+def _read_family(model: Path | str) -> Family:
+    """The family of a folder or hub id, of which only the index is fetched."""
+    index = Path(model) / INDEX if Path(model).is_dir() else _fetch_index(str(model))
+    found = str(_read_index(index).get("_class_name", ""))
+    family = find_family(found)
+    if family is None:
+        raise ModelError(
+            f"{model} is a {found or 'model without a class'}, which this package can't inpaint with: "
+            f"expected one of {list_families('inpainting')}"
         )
-    return getattr(diffusers, of_xl_file if is_xl else of_file).from_single_file(model, dtype=dtype)
+    return family
+
+
+def _fetch_index(model: str) -> Path:
+    try:
+        return Path(hf_hub_download(model, INDEX))
+    except GatedRepoError as error:
+        reason = f"is gated: accept its licence at https://huggingface.co/{model}, then run `hf auth login`"
+        raise ModelError(f"{model} {reason} on this machine and try again") from error
+    except RepositoryNotFoundError as error:
+        reason = "is not on the hub, or private: check the name, or run `hf auth login`"
+        raise ModelError(f"{model} {reason}") from error
+    except LocalEntryNotFoundError as error:
+        reason = "can't be fetched: there is no connection to the hub and no copy from an earlier use"
+        raise ModelError(f"{model} {reason}") from error
+    except EntryNotFoundError as error:
+        reason = f"has no {INDEX} on the hub: expected a model in diffusers' layout"
+        raise ModelError(f"{model} {reason}") from error
+    except OSError as error:
+        raise ModelError(f"{model} can't be fetched from the hub: {error}") from error
+
+
+def _read_family_of_file(path: Path) -> Family:
+    """The family of one file of weights: only Stable Diffusion XL's has a second text encoder."""
+    try:
+        with safe_open(path, "pt") as opened:
+            keys = list(opened.keys())
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path} is not readable ({error}): copy it again") from error
+    if any(key.startswith("conditioner.embedders.1") for key in keys):
+        return SDXL
+    if any(key.startswith("cond_stage_model.") for key in keys):
+        return STABLE_DIFFUSION
+    raise ModelError(
+        f"{path} is no whole model of {STABLE_DIFFUSION.label} or XL: a model of another family comes as a "
+        "folder of diffusers' layout or a hub id"
+    )
 
 
 @contextmanager
@@ -164,9 +236,14 @@ class LoadedModel:
             "pipeline": type(self.pipeline).__name__,
             "fingerprint": fingerprint(self.pipeline.components),
             "scheduler": {"class": type(scheduler).__name__, **settings},
-            "dtype": str(self.pipeline.unet.dtype).removeprefix("torch."),
+            "dtype": str(self.denoiser.dtype).removeprefix("torch."),
             "device": self.device.partition(":")[0],
         }
+
+    @property
+    def denoiser(self) -> torch.nn.Module:
+        """The network that is run at every step: a U-Net or a transformer."""
+        return getattr(self.pipeline, "unet", None) or self.pipeline.transformer
 
     @property
     def cell(self) -> int:

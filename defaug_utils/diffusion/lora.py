@@ -31,7 +31,6 @@ class LoraPlan:
     conv_alpha: float = 1  #: of the same
 
     def __post_init__(self) -> None:
-        """Refuse ranks and scales that adapt nothing."""
         if self.linear_rank < 1 or self.conv_rank < 0 or self.linear_alpha <= 0 or self.conv_alpha <= 0:
             raise LoraError(
                 f"{self}: expected a linear_rank of 1 or more, a conv_rank of 0 or more, alphas > 0"
@@ -77,10 +76,6 @@ def _base(module: nn.Module) -> nn.Module:
     return getattr(module, "base_layer", module)
 
 
-def _is_adapted(module: nn.Module) -> bool:
-    return hasattr(module, "base_layer") and ADAPTER in getattr(module, "lora_A", {})
-
-
 def plan_layers(network: nn.Module, plan: LoraPlan) -> dict[str, LayerPlan]:
     """Rank and alpha of every layer to be adapted, by its path."""
     planned = {}
@@ -102,7 +97,7 @@ def attach_layers(network: nn.Module, planned: Mapping[str, LayerPlan]) -> LoraC
     """Add a fresh adapter to the planned layers of one network, which may have none yet."""
     from peft import LoraConfig, inject_adapter_in_model
 
-    if any(_is_adapted(module) for module in network.modules()):
+    if adapted_layers(network):
         raise LoraError(f"{type(network).__name__} has an adapter already: load the base model anew")
     network.requires_grad_(False)
     if planned:
@@ -139,7 +134,7 @@ def _count(adapted: Iterable[tuple[Tensor, int]]) -> LoraCount:
 
 def adapted_layers(network: nn.Module) -> dict[str, nn.Module]:
     """The adapted layers of a network, by path."""
-    return {path: module for path, module in network.named_modules() if _is_adapted(module)}
+    return {path: layer for path, layer in network.named_modules() if ADAPTER in getattr(layer, "lora_A", {})}
 
 
 def lora_parameters(network: nn.Module) -> dict[str, nn.Parameter]:

@@ -56,12 +56,9 @@ def save_lora(
 ) -> None:
     """Write the adapter of one or both networks to one safetensors file; equal adapters give equal bytes.
 
-    Args:
-        metadata: further texts for the file's header, such as base model and prompts.
-        layout: "kohya" (image-generation tools and diffusers read it) or "diffusers".
-
-    Raises:
-        LoraError: unknown layout, or there is no adapter.
+    The metadata are further texts for the file's header, such as base model and prompts; the layout is
+    "kohya" (image-generation tools and diffusers read it) or "diffusers". A LoraError tells of another
+    layout, or that there is no adapter.
     """
     if layout not in ENDINGS:
         raise LoraError(f"layout {layout!r} is none of {', '.join(ENDINGS)}")
@@ -77,9 +74,8 @@ def save_lora(
             for part, endings in ENDINGS[layout].items():
                 tensors[f"{name}.{endings[0]}"] = parts[part].detach().cpu().contiguous()
     header = {"ss_network_module": "networks.lora"} if layout == "kohya" else _make_header(networks)
-    with write_atomically(Path(path)) as temporary:
-        written = save(tensors, {"format": "pt", **header, **(metadata or {})})
-        Path(temporary).write_bytes(sort_metadata(written))
+    with write_atomically(path) as temporary:
+        temporary.write_bytes(sort_metadata(save(tensors, {"format": "pt", **header, **(metadata or {})})))
 
 
 def sort_metadata(written: bytes) -> bytes:

@@ -1,6 +1,6 @@
 """Adapter to diffusers: a text-to-image model of the Stable Diffusion family, its prompts and pictures."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -29,7 +29,6 @@ class TextToImage(loading.LoadedModel):
     description: dict = field(init=False, repr=False)  #: as it was loaded, whatever is trained later
 
     def __post_init__(self) -> None:
-        """Refuse a model of another family, or with fewer layers than `clip_skip`."""
         pipeline, model = self.pipeline, self.model
         if getattr(pipeline, "text_encoder_2", None) or not getattr(pipeline, "unet", None):
             raise loading.ModelError(
@@ -79,7 +78,6 @@ class TextSettings:
     guidance: float = 7.0  #: weight of the prompt against the negative one; 1 is none
 
     def __post_init__(self) -> None:
-        """Refuse values that make no sense, all in one message."""
         demands = {
             f"size {self.size} must be (width, height) of at least 8 × 8": min(self.size) >= 8,
             f"steps {self.steps} must be 1 or more": self.steps >= 1,
@@ -91,14 +89,9 @@ class TextSettings:
 def load_text2image(
     model: Path | str, device: str = "cpu", dtype: torch.dtype = torch.float32, clip_skip: int = CLIP_SKIP
 ) -> TextToImage:
-    """Load a model that makes pictures from text, from safetensors only.
+    """Load a model that makes pictures from text; further arguments as in `load_inpainter`.
 
-    Args:
-        model: a folder of diffusers' layout, a single .safetensors checkpoint, or a hub id.
-        dtype: of the weights; half precision is for GPUs.
-
-    Raises:
-        ModelError: parts are missing, weights are pickled, or it is no Stable Diffusion 1.5 or 2.
+    A ModelError tells that parts are missing, weights are pickled, or it is no Stable Diffusion 1.5 or 2.
     """
     pipeline = loading.load_pipeline(model, "text to image", dtype).to(device)
     return TextToImage(pipeline, str(model), device, clip_skip=clip_skip)
@@ -141,16 +134,10 @@ def choose_target(schedule: "DDIMScheduler", clean: Tensor, noise: Tensor, times
     return schedule.get_velocity(clean, noise, times) if is_velocity else noise
 
 
-def generate_images(
-    model: TextToImage,
-    jobs: Sequence[TextJob],
-    settings: TextSettings,
-    on_images: Callable[[int], None] | None = None,
-) -> list[np.ndarray]:
+def generate_images(model: TextToImage, jobs: Sequence[TextJob], settings: TextSettings) -> list[np.ndarray]:
     """Make all pictures, (height, width, 3) and uint8, at once; when memory does not suffice, in halves.
 
-    Each has a CPU generator of its own seed. On one machine a picture is the same at any place of a batch of
-    one size; in a smaller or larger one the last bits may differ. `on_images` hears how many were just made.
+    Each has a CPU generator of its own seed; `inpaint_batch` tells what else its last bits depend on.
 
     Raises:
         ValueError: a text is empty or too long, or the size does not suit the model.
@@ -159,7 +146,7 @@ def generate_images(
     """
     model.check_size(settings.size)
     check_prompts(model, [job.prompt for job in jobs])
-    return run_in_parts(jobs, lambda part: _draw(model, part, settings), model, settings.size, on_images)
+    return run_in_parts(jobs, lambda part: _draw(model, part, settings), model, settings.size)
 
 
 @torch.inference_mode()

@@ -41,7 +41,6 @@ class BucketSettings:
     may_enlarge: bool = True  #: allow images that are smaller than their bucket; it blurs them, and is told
 
     def __post_init__(self) -> None:
-        """Refuse values that make no sense, all in one message."""
         area, smallest, largest, step = self.area, self.smallest, self.largest, self.step
         is_multiple = smallest >= 1 and step >= 1 and smallest % step == 0
         demands = {
@@ -233,9 +232,8 @@ def cache_latents(model: TextToImage, images: TrainingImages) -> list[tuple[Tens
         image = to_floats([fit_image(read_image(path), size, "centre_crop")]).contiguous()
         posterior = vae.encode(image.to(model.device, vae.dtype)).latent_dist
         scaled = [vae.config.scaling_factor * part[0] for part in (posterior.mean, posterior.std)]
-        mean, deviation = (part.float().cpu().clone() for part in scaled)
-        cached.append((mean, deviation))
-        if not (mean.isfinite().all() and deviation.isfinite().all()):
+        cached.append(tuple(part.float().cpu().clone() for part in scaled))
+        if not all(part.isfinite().all() for part in cached[-1]):
             broken.append(name)
     what = "latents that are no numbers (load the model in float32 or bfloat16)"
     raise_problems(what, broken, DreamBoothError)

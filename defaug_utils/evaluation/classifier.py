@@ -24,6 +24,7 @@ from defaug_utils.evaluation.linear_classifier import classify_linearly
 from defaug_utils.evaluation.metrics import MAX_FALSE_POSITIVE_RATE, measure_scores
 from defaug_utils.evaluation.patch_memory import MemoryPlan, fit_memory, score_by_memory
 from defaug_utils.evaluation.recipes import (
+    NEED_WEIGHTS,
     Batch,
     Recipe,
     Start,
@@ -133,6 +134,15 @@ class ClassifierPlan:
     feature_backbone: str = ""  #: of the arms without a trained network, as `open_features` takes it
     feature_weights: str = ""
     memory_share: float = MemoryPlan.share  #: of all patches that the arm "patch_memory" keeps
+
+    def __post_init__(self) -> None:
+        """Refuse a recipe that fine-tunes a pretrained network where no weights are named."""
+        if self.recipe in NEED_WEIGHTS and not self.weights:
+            raise ValueError(
+                f"recipe {self.recipe!r} starts from pretrained weights, and none are named: set weights to "
+                "a hub id such as microsoft/resnet-50, a folder or a .safetensors file, or choose another "
+                "recipe"
+            )
 
     def fit_recipe(self, labels: np.ndarray, run: Run) -> Recipe:
         """The recipe for a run's training labels, see `choose_recipe`.

@@ -28,6 +28,7 @@ from defaug_utils.evaluation.distances import (
     squared_kernel_distance,
     summarise_images,
 )
+from defaug_utils.masks.patches import widen_mask
 from defaug_utils.protocol.mixing import find_leaking_scenarios, usable_rows
 from defaug_utils.protocol.run_folder import list_pools, read_data, read_rebased
 from defaug_utils.training.backbones import DIAG_LAYERS, FeatureNetwork, average_features
@@ -229,6 +230,8 @@ def count_copies(copies: pd.DataFrame, by: Sequence[str] = ("share", "epoch")) -
 def check_pool(folder: Path | str, pool: pd.DataFrame, data_folder: Path | str, looked: int = 20) -> None:
     """Check a finished pool: positives only, made from training negatives, unchanged outside their masks.
 
+    A row may tell a `margin`, pixels around its mask that may have changed, too.
+
     The first `looked` rows have their pixels compared with their source's, in the folder of the data set.
 
     Raises:
@@ -253,5 +256,6 @@ def _compare_outside(folder: Path, row: dict, data_folder: Path) -> list[str]:
         return [f"{row['image']}: image, mask and source {row['source_image']} differ in size"]
     if not mask.any() or mask.all():
         return [f"{row['image']}: its mask is {'full' if mask.any() else 'empty'}"]
-    changed = int((before_u8[~mask] != after_u8[~mask]).any(axis=-1).sum())
+    outside = ~widen_mask(mask, int(row.get("margin", 0)))
+    changed = int((before_u8[outside] != after_u8[outside]).any(axis=-1).sum())
     return [f"{row['image']}: {changed} pixels changed outside its mask"] if changed else []

@@ -40,6 +40,7 @@ class Recipe:
     largest_gradient: float = 0.0  #: norm to scale a step's gradient down to; 0: as it is
 
 
+NEED_WEIGHTS = ("diag", "diag_frozen")  # recipes that fine-tune: from random weights they are not DIAG's
 # Written among a training's settings only where they are set: folders from before they existed stay valid.
 LATER_FIELDS = ("augment", "warmup", "largest_gradient")
 RECIPES = {

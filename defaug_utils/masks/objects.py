@@ -101,7 +101,10 @@ def fit_object_finder(
     if np.ptp(flat, axis=0).max() == 0:
         raise ValueError(f"all places of {len(maps)} image(s) look alike: there is no object to find")
     clusters = KMeans(2, n_init=3, random_state=seed).fit(flat)
-    is_border = np.concatenate([_mark_border(one.shape[:2]).ravel() for one in maps])
+    borders = [np.ones(one.shape[:2], bool) for one in maps]
+    for border in borders:
+        border[1:-1, 1:-1] = False
+    is_border = np.concatenate([border.ravel() for border in borders])
     share = float((clusters.labels_[is_border] == 1).mean())
     if share == 0.5:
         raise ValueError("half of the border is in either cluster: the parts fill the frame, as textures do")
@@ -109,12 +112,6 @@ def fit_object_finder(
     line = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")
     line.fit(flat, clusters.labels_ == object_cluster)
     return ObjectFinder(read_features, clusters, object_cluster, line, max(share, 1 - share))
-
-
-def _mark_border(shape: tuple[int, int]) -> np.ndarray:
-    border = np.ones(shape, bool)
-    border[1:-1, 1:-1] = False
-    return border
 
 
 @dataclass(frozen=True)
@@ -126,7 +123,6 @@ class FeatureReader:
     colour_weight: float = COLOUR_WEIGHT  #: of the last three channels; 0 leaves them out, as AdaBLDM does
 
     def __post_init__(self) -> None:
-        """Refuse a negative weight."""
         if self.colour_weight < 0:
             raise ValueError(f"colour_weight {self.colour_weight} is negative: 0 leaves colours out")
 

@@ -29,11 +29,8 @@ class Defect(NamedTuple):
 def read_defects(dataset: pd.DataFrame, data_folder: Path | str, size: tuple[int, int]) -> list[Defect]:
     """Cut the defects of all real training positives out, one an image, in the order of the images' names.
 
-    Images and masks are first brought to a size (width, height).
-
-    Raises:
-        ManifestError: no positive has a mask, or a list of every file that can't be read or whose mask is
-            empty or of another size than its image.
+    Images and masks are first brought to a size (width, height). A ManifestError tells that no positive has a
+    mask, or lists every file that can't be read or whose mask is empty or of another size than its image.
     """
     rows = list_masked_positives(dataset, data_folder, "defects can't be cut out without one")
     folder, defects, problems = Path(data_folder), [], []
@@ -132,6 +129,11 @@ def place_mask(shape: np.ndarray, box: tuple[slice, slice], size: tuple[int, int
     mask = np.zeros(size, bool)
     mask[box] = shape
     return mask
+
+
+def widen_mask(mask: np.ndarray, margin: int) -> np.ndarray:
+    """A mask (height, width) grown by `margin` pixels to all sides."""
+    return cv2.dilate(mask.astype(np.uint8), np.ones((3, 3)), iterations=margin) > 0
 
 
 def move_inside(

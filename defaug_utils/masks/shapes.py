@@ -40,7 +40,6 @@ class ShapePriors:
     roundness: tuple[float, float] = (0.3, 1.0)  #: ratio of a blob's short to its long axis
 
     def __post_init__(self) -> None:
-        """Refuse priors that make no sense, all in one message."""
         names, counts = ", ".join(SHAPES), self.weights.values()
         are_usable = self.weights.keys() <= SHAPES.keys() and min(counts, default=0) >= 0 and sum(counts) > 0
         message = f"weights {self.weights} must name some of {names}, none negative, not all 0"

@@ -52,16 +52,13 @@ def is_leak(mask_source: str, scenario: str) -> bool:
 def open_masks(
     word: str, drawn_folder: Path | str = "", data_folder: Path | str = "", priors: ShapePriors | None = None
 ) -> MaskSource:
-    """Open a mask source by its name.
+    """Open a mask source by its name; a ValueError lists all masks that can't be used.
 
     Args:
         word: "drawn" (files of a folder), "procedural" (drawn by formula), "train_positives" (the masks of
             real training defects, as DIAG's published code does; see `is_leak`).
         drawn_folder, data_folder, priors: what the word needs: a folder of PNG files, that of the data set's
             manifest, or the expert's shapes, sizes and directions.
-
-    Raises:
-        ValueError: unknown word, or masks that can't be used (all of them are listed).
     """
     if word == "procedural":
         return ProceduralMasks(priors or ShapePriors())

@@ -55,7 +55,6 @@ class TripleSettings:
     max_attempts: int = MAX_ATTEMPTS  #: turned defects tried on random good images before it is given up
 
     def __post_init__(self) -> None:
-        """Refuse values that make no sense."""
         if not 0 <= self.scale_range < 1 or self.max_attempts < 1:
             raise ValueError(
                 f"triples: scale_range {self.scale_range} must be in 0 … 1, 1 excluded, and max_attempts "
@@ -80,10 +79,9 @@ def find_fields(template: str) -> list[str]:
 def write_prompt(template: str, category: str, defect_type: str) -> str:
     """Fill a template; underscores in names are read as spaces, and a field that is empty is refused."""
     values = {"category": category, "defect_type": defect_type}
-    empty = sorted(name for name in set(find_fields(template)) if not values[name])
+    empty = ", ".join(sorted(name for name in set(find_fields(template)) if not values[name]))
     if empty:
-        names = ", ".join(empty)
-        raise ValueError(f"template {template!r}: the data set has no {names}; write it out instead")
+        raise ValueError(f"template {template!r}: the data set has no {empty}; write it out instead")
     return template.format(**{name: value.replace("_", " ") for name, value in values.items()})
 
 
@@ -107,15 +105,10 @@ def read_good_images(
     size: tuple[int, int],
     find_foreground: FindForeground | None = None,
 ) -> list[GoodImage]:
-    """Read training negatives at the working size, with their foregrounds.
+    """Read training negatives, see `list_sources`, at a size (width, height), with their foregrounds.
 
-    Args:
-        sources, data_folder: rows of the data set, see `list_sources`, and its folder.
-        size: (width, height).
-        find_foreground: None for textures, which are object everywhere.
-
-    Raises:
-        ManifestError: lists every image that can't be read or shows no object.
+    Textures need no `find_foreground`: they are object everywhere. A ManifestError lists every image that
+    can't be read or shows no object.
     """
     find = find_foreground or (lambda image_u8: np.ones(image_u8.shape[:2], bool))
     goods, problems = [], []
@@ -150,16 +143,13 @@ def make_triple(
             trimap_u8 = make_trimap(mask, good.foreground)
             prompt = write_prompt(settings.template, category, defect_type)
             return Triple(image_u8, trimap_u8, prompt, mask, good.name, defect.name)
-    raise ValueError(_tell_misfit(turned, good, settings.max_attempts))
-
-
-def _tell_misfit(defect: Defect, good: GoodImage, attempts: int) -> str:
-    what = "/".join(filter(None, (defect.category, defect.defect_type))) or "defects"
-    (height, width), (rows, columns) = defect.mask.shape, good.foreground.shape
-    return (
-        f"{what}: none of {attempts} turned defects fits inside an object; the last one ({defect.name}) is "
-        f"{width} × {height} pixels, the object on {good.name} covers {good.foreground.mean():.1%} of "
-        f"{columns} × {rows}: look at the foregrounds, or leave these defects out"
+    what = "/".join(filter(None, (category, defect_type))) or "defects"
+    (height, width), (rows, columns) = turned.mask.shape, good.foreground.shape
+    raise ValueError(
+        f"{what}: none of {settings.max_attempts} turned defects fits inside an object; the last one "
+        f"({defect.name}) is {width} × {height} pixels, the object on {good.name} covers "
+        f"{good.foreground.mean():.1%} of {columns} × {rows}: look at the foregrounds, or leave these "
+        "defects out"
     )
 
 
@@ -174,7 +164,6 @@ class TripleSet(Sequence[Triple]):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse no defect or no good image, categories without good images, wrong templates."""
         problems = [] if self.defects and self.goods else ["no defects or no good images"]
         for category, defect_type in sorted({defect[2:4] for defect in self.defects}):
             with collect_problems(problems):
@@ -200,7 +189,6 @@ class TripleSet(Sequence[Triple]):
         return {kind: sorted({source.name for source in of_kind}) for kind, of_kind in sources.items()}
 
     def __len__(self) -> int:
-        """See `count`."""
         return self.count
 
     def __getitem__(self, index: int) -> Triple:
@@ -220,7 +208,6 @@ class TurnedMasks:
     template: str = ""  #: see `write_prompt`; a shape then brings the prompt of its defect along
 
     def __post_init__(self) -> None:
-        """Refuse no defect, a range that makes no sense and a template that does not suit."""
         count, kinds = len(self.defects), {defect[2:4] for defect in self.defects}
         if not count or not 0 <= self.scale_range < 1:
             found = f"{count} defects, scale_range {self.scale_range}"

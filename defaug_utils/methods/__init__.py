@@ -11,6 +11,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "ddpm": ["DDPM", "merge_adapter"],
         "diag": ["DIAG"],
         "memseg": ["MemSeg", "MemSegSettings", "blend_anomaly", "draw_structure", "draw_texture"],
+        "paste_refined": ["PasteRefined"],
         "painting": ["CheckLimits", "find_change"],
         "textures": ["open_textures"],
     },

@@ -21,7 +21,7 @@ from defaug_utils.masks.objects import ObjectFinder
 from defaug_utils.masks.patches import move_inside
 from defaug_utils.masks.trimaps import FindForeground, make_trimap
 from defaug_utils.methods.blending import Blend, BlendSettings, BlendStep, blend_latents, decode_adapted
-from defaug_utils.methods.painting import Painting
+from defaug_utils.methods.painting import MaskPainting
 from defaug_utils.training.memory import run_in_parts
 
 # Latents by their jobs, some 6 KB for an image of 128 × 384. Their last bits depend on how many are blended
@@ -100,8 +100,8 @@ def blend_jobs(
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class AdaBLDM(Painting):
-    """Blending by trimap and prompt; further attributes as in `Painting`.
+class AdaBLDM(MaskPainting):
+    """Blending by trimap and prompt; further attributes as in `MaskPainting`.
 
     With adaptation rows have the further columns `adaptation_before` and `adaptation_after` (losses),
     `adaptation_steps` and `adaptation_problem` (why it was thrown away, and the model's own decoder's
@@ -116,7 +116,6 @@ class AdaBLDM(Painting):
     store: LatentStore | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        """Refuse a size or texts that the model can't take."""
         super().__post_init__()
         self.model.model.check_size(self.settings.size)
         check_prompts(self.model.model, self.texts)
@@ -127,7 +126,7 @@ class AdaBLDM(Painting):
         return "adabldm" if self.adaptation else "adabldm_plain"
 
     def describe(self) -> dict:
-        """Models, settings, and what `Painting` adds, with the images that the ControlNet learned from."""
+        """Models, settings, what `MaskPainting` adds, and the images that the ControlNet learned from."""
         trained_on = self.model.training.get("trained_on", {})
         check_training(trained_on, read_dataset(self.data))
         return {

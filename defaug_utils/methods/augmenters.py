@@ -49,8 +49,7 @@ def solarise(image_u8: np.ndarray, generator: np.random.Generator) -> np.ndarray
     threshold = generator.integers(32, 128, endpoint=True)
     if generator.random() >= 0.5:
         return image_u8.copy()
-    levels = np.arange(256)
-    return cv2.LUT(image_u8, np.where(levels >= threshold, 255 - levels, levels).astype(np.uint8))
+    return np.asarray(ImageOps.solarize(Image.fromarray(image_u8), int(threshold)))
 
 
 def posterise(image_u8: np.ndarray, generator: np.random.Generator) -> np.ndarray:

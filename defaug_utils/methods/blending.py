@@ -1,8 +1,4 @@
-"""AdaBLDM's sampling in three stages, and its decoding by adapted decoders.
-
-Li et al., "A Novel Approach to Industrial Defect Generation through Blended Latent Diffusion Model with
-Online Adaptation" (2024), section 3.
-"""
+"""AdaBLDM's sampling in three stages, and its decoding by adapted decoders (Li et al. 2024, section 3)."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,19 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from defaug_utils.core.guards import check_demands
-from defaug_utils.diffusion.autoencoder import (
-    Adaptation,
-    AdaptationSettings,
-    BackgroundError,
-    Denoise,
-    adapt_decoder,
-    cover_latent_cells,
-    decode_latents,
-    draw_noise,
-    encode_images,
-    measure_background,
-    to_u8,
-)
+from defaug_utils.diffusion import autoencoder
+from defaug_utils.diffusion.autoencoder import AdaptationSettings, decode_latents, draw_noise, encode_images
 from defaug_utils.diffusion.compositing import Box
 
 STEPS = 50  # of DDIM, eta 0 (AdaBLDM's code)
@@ -52,7 +37,6 @@ class BlendSettings:
     dilation: int = DILATION  #: odd; side of the box by which the defect grows in latent editing
 
     def __post_init__(self) -> None:
-        """Refuse values that make no sense, all in one message."""
         latent, image = self.latent_editing, self.image_editing
         demands = {
             f"size {self.size} must be (width, height) of at least 8 × 8": min(self.size) >= 8,
@@ -98,7 +82,7 @@ def blend_latents(
     images: Tensor,
     masks: Tensor,
     seeds: Sequence[int],
-    denoise: Denoise,
+    denoise: autoencoder.Denoise,
     vae: nn.Module,
     scheduler: Any,
     settings: BlendSettings,
@@ -114,7 +98,6 @@ def blend_latents(
         masks: shape (batch, 1, height, width), bool, true on the defect.
         seeds: one an image: of its first noise, and of the noise of its edits.
         denoise: the network: latents and time in, its prediction (guided) out.
-        vae, settings: the autoencoder, and steps and stages.
         scheduler: diffusers' DDIMScheduler, which converts predictions of noise or velocity to clean latents.
         on_step: called after every step.
 
@@ -122,7 +105,7 @@ def blend_latents(
         Clean latents, shape (batch, 4, height / cell, width / cell).
     """
     good = encode_images(vae, images)
-    cells = cover_latent_cells(masks, images.shape[-1] // good.shape[-1], settings.dilation)
+    cells = autoencoder.cover_latent_cells(masks, images.shape[-1] // good.shape[-1], settings.dilation)
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
     scheduler.set_timesteps(settings.steps, device=images.device)
     latents = draw_noise(generators, good) * scheduler.init_noise_sigma
@@ -150,7 +133,7 @@ def watch_images(
     def watch(step: BlendStep) -> None:
         if step.index in steps:
             with torch.no_grad():
-                on_images(step.index, step.stage, to_u8(decode_latents(vae, step.clean_latents)))
+                on_images(step.index, step.stage, autoencoder.to_u8(decode_latents(vae, step.clean_latents)))
 
     return watch
 
@@ -164,11 +147,12 @@ class Blend(NamedTuple):
     latents: Tensor
 
 
-def adapt_each(vae: nn.Module, blend: Blend, settings: AdaptationSettings | None) -> Iterator[Adaptation]:
+def adapt_each(
+    vae: nn.Module, blend: Blend, settings: AdaptationSettings | None
+) -> Iterator[autoencoder.Adaptation]:
     """Decode image by image, each by a decoder adapted to it alone; the autoencoder is left as it is."""
-    for number in range(len(blend.latents)):
-        one = slice(number, number + 1)
-        yield adapt_decoder(vae, blend.latents[one], blend.images[one], blend.masks[one], settings)
+    for one in zip(*(part.split(1) for part in (blend.latents, blend.images, blend.masks)), strict=True):
+        yield autoencoder.adapt_decoder(vae, *one, settings)
 
 
 def decode_adapted(
@@ -205,8 +189,8 @@ class DecoderComparison(NamedTuple):
     own_u8: np.ndarray
     adapted_u8: np.ndarray
     mask: np.ndarray
-    own: BackgroundError
-    adapted: BackgroundError
+    own: autoencoder.BackgroundError
+    adapted: autoencoder.BackgroundError
     losses: list[float]
     problem: str
 
@@ -221,8 +205,8 @@ def compare_decoders(
     comparisons = []
     for good, mask, adapted in zip(blend.images, blend.masks, adapt_each(vae, blend, settings), strict=True):
         pair = (adapted.own_image, adapted.image)
-        (own_u8,), (adapted_u8,) = map(to_u8, pair)
-        errors = [measure_background(image, good[None], mask[None]) for image in pair]
+        (own_u8,), (adapted_u8,) = map(autoencoder.to_u8, pair)
+        errors = [autoencoder.measure_background(image, good[None], mask[None]) for image in pair]
         further = (mask[0].cpu().numpy(), *errors, adapted.losses, adapted.problem)
         comparisons.append(DecoderComparison(own_u8, adapted_u8, *further))
         if on_images:

@@ -6,15 +6,13 @@ from pathlib import Path
 from typing import ClassVar
 
 from defaug_utils.core.pools import GeneratedImage, list_versions
-from defaug_utils.masks.trimaps import TripleSet, make_triple
+from defaug_utils.masks.trimaps import TripleSet
+from defaug_utils.methods.pasting import describe_pastes, paste_by_seed
 
 
 @dataclass(frozen=True, eq=False)
 class CutPaste:
-    """AdaBLDM's training triples as they are.
-
-    Rows have the further column `defect_source`: the image that the defect was cut out of.
-    """
+    """AdaBLDM's training triples as they are; the column `defect_source` names the image of the defect."""
 
     origin: ClassVar[str] = "cut_paste"
     group: ClassVar[int] = 1
@@ -23,26 +21,10 @@ class CutPaste:
 
     def describe(self) -> dict:
         """The triples' sources and settings."""
-        described = self.triples.describe()
-        del described["seed"], described["triples"]
-        return {
-            "triples": described,
-            "learned_from": self.triples.list_names()["defects"],
-            "versions": list_versions("numpy", "opencv-python-headless"),
-        }
+        versions = list_versions("numpy", "opencv-python-headless")
+        return {**describe_pastes(self.triples), "versions": versions}
 
     def make(self, indices: Sequence[int], seeds: Sequence[int]) -> list[GeneratedImage]:
         """One triple for each seed."""
-        return [self._make_one(seed) for seed in seeds]
-
-    def _make_one(self, seed: int) -> GeneratedImage:
-        triple = make_triple(self.triples.defects, self.triples.goods, self.triples.settings, seed)
-        (defect,) = {defect[2:4] for defect in self.triples.defects if defect.name == triple.defect}
-        row = {
-            "source_image": triple.good,
-            "category": defect[0],
-            "defect_type": defect[1],
-            "mask_source": "few_shot",
-            "defect_source": triple.defect,
-        }
-        return GeneratedImage(triple.image_u8, triple.mask, row)
+        pastes = [paste_by_seed(self.triples, seed) for seed in seeds]
+        return [GeneratedImage(triple.image_u8, triple.mask, row) for triple, row in pastes]

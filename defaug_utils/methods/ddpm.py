@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -75,14 +75,12 @@ def open_adapter(path: Path | str, model: TextToImage, dataset: pd.DataFrame) ->
     return Adapter(digest.hexdigest(), training)
 
 
-@contextmanager
-def merge_adapter(model: TextToImage, adapter: Path | str | None, share: float) -> Iterator[None]:
+def merge_adapter(model: TextToImage, adapter: Path | str | None, share: float) -> AbstractContextManager:
     """Work with a LoRA file (None for none) merged into copies of the networks while the block runs.
 
     The share is α, the merge weight; at 0 it is the base model. The model itself never changes.
     """
-    with use_networks(model, merge_networks(model, adapter, share)):
-        yield
+    return use_networks(model, merge_networks(model, adapter, share))
 
 
 def merge_networks(model: TextToImage, adapter: Path | str | None, share: float) -> Networks:
@@ -143,9 +141,8 @@ class NearestNegatives:
 class DDPM:
     """Whole images from text; without an adapter and labelled "negative", DreamBooth's regularisation images.
 
-    Rows have no source image, and no mask unless it is estimated. The last bits of an image depend on how
-    many are made at once, so the group is part of the recipe. A mask, where it is estimated, is a guess:
-    where the image differs from its nearest real negative.
+    Rows have no source image, and no mask unless it is estimated: guessed from where the image differs from
+    its nearest real negative.
     """
 
     origin: ClassVar[str] = "ddpm"
@@ -157,10 +154,9 @@ class DDPM:
     share: float = 1.0  #: α, see `merge_adapter`
     estimates_masks: bool = False
     label: str = "positive"
-    group: int = 4  #: images made at once
+    group: int = 4  #: images made at once; part of the recipe, since the last bits depend on it
 
     def __post_init__(self) -> None:
-        """Refuse a size or texts that the model can't take, and a share that can't be merged."""
         if not 0 <= self.share < float("inf"):
             raise ValueError(f"merge weight {self.share} must be 0 or more")
         self.model.check_size(self.settings.size)

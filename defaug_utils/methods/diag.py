@@ -5,45 +5,39 @@ from dataclasses import asdict, dataclass
 from typing import ClassVar
 
 from defaug_utils.core.prompts import check_prompts
-from defaug_utils.diffusion.inpainting import (
-    InpaintedImage,
-    Inpainter,
-    InpaintJob,
-    InpaintSettings,
-    inpaint_batch,
-)
-from defaug_utils.methods.painting import Painting
+from defaug_utils.diffusion import inpainting
+from defaug_utils.methods.painting import MaskPainting
 
 MODEL = "diffusers/stable-diffusion-xl-1.0-inpainting-0.1"  # DIAG, section 4
 PROMPTS = ("white marks on the wall", "copper metal scratches")  # DIAG, section 4
 NEGATIVE_PROMPT = "smooth, plain, black, dark, shadow"  # DIAG, section 4
 IMAGES_PER_PROMPT = 50  # DIAG, section 4
 OUTPUT_SIZE = (224, 632)  # width and height of the images stored (DIAG, section 4)
-PAPER_SETTINGS = InpaintSettings()  # 30 steps, guidance 20, strength 0.99, crop 2, 1024² (DIAG's code)
+# 30 steps, guidance 20, strength 0.99, crop 2, 1024² (DIAG's code)
+PAPER_SETTINGS = inpainting.InpaintSettings()
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class DIAG(Painting):
-    """Inpainting by a text prompt and a model from `load_inpainter`; other attributes as in `Painting`."""
+class DIAG(MaskPainting):
+    """Inpainting by a text prompt and a model from `load_inpainter`; further attributes: `MaskPainting`."""
 
     origin: ClassVar[str] = "diag"
-    inpainter: Inpainter
-    settings: InpaintSettings = PAPER_SETTINGS
+    inpainter: inpainting.Inpainter
+    settings: inpainting.InpaintSettings = PAPER_SETTINGS
 
     def __post_init__(self) -> None:
-        """Refuse a size or texts that the model can't take."""
         super().__post_init__()
         self.inpainter.check_size(self.settings.size)
         check_prompts(self.inpainter, self.texts)
 
     def describe(self) -> dict:
-        """Model, settings, and what `Painting` adds; DIAG learns from no image."""
+        """Model, settings, and what `MaskPainting` adds; DIAG learns from no image."""
         return {
             "model": self.inpainter.describe(),
             "settings": {**asdict(self.settings), "effective_steps": self.settings.effective_steps},
             **super().describe(),
         }
 
-    def paint(self, jobs: Sequence[InpaintJob]) -> list[InpaintedImage]:
+    def paint(self, jobs: Sequence[inpainting.InpaintJob]) -> list[inpainting.InpaintedImage]:
         """One call of the inpainter."""
-        return inpaint_batch(self.inpainter, jobs, self.settings)
+        return inpainting.inpaint_batch(self.inpainter, jobs, self.settings)

@@ -40,7 +40,6 @@ class MemSegSettings:
     foreground: str = "whole"  #: a word of `FOREGROUNDS`: where masks may lie
 
     def __post_init__(self) -> None:
-        """Refuse values that make no sense, all in one message."""
         (low, high), exponents, count = self.opacity, self.lattice_exponents, self.augmenter_count
         demands = {
             f"texture_share {self.texture_share} must be in 0 … 1": 0 <= self.texture_share <= 1,
@@ -129,13 +128,12 @@ def blend_anomaly(
 ) -> np.ndarray:
     """Blend a source into an image under a mask: (1 - M) ⊙ I + M ⊙ (δ · source + (1 - δ) · I).
 
+    A ValueError tells of other shapes or types, or an opacity out of range.
+
     Args:
         image_u8, source_u8: surface I and source, shape (height, width, 3), uint8.
         mask: M, shape (height, width), bool, true where the defect goes; pixels outside stay as they are.
         opacity: weight δ of the source in [0, 1].
-
-    Raises:
-        ValueError: shapes or types differ, or the opacity is out of range.
     """
     is_one_size = image_u8.shape == source_u8.shape and image_u8.shape[:2] == mask.shape
     are_types_right = (image_u8.dtype, source_u8.dtype, mask.dtype) == (np.uint8, np.uint8, bool)
@@ -158,13 +156,12 @@ def simulate_anomaly(
 ) -> Anomaly:
     """All steps: foreground, mask, source, opacity, blend.
 
+    A ValueError tells that the foreground is empty, or so small that no mask meets it.
+
     Args:
         image_u8: a surface without defect, shape (height, width, 3), uint8, of any size.
         textures, generator, settings: where its sources, chances and values come from; None for the paper's.
         find_object: tells where the object is, in place of the settings' word; None for the word.
-
-    Raises:
-        ValueError: the foreground is empty, or so small that no mask meets it.
     """
     settings = settings or MemSegSettings()
     foreground = find_object(image_u8) if find_object else find_foreground(image_u8, settings.foreground)

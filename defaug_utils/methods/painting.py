@@ -1,11 +1,11 @@
-"""What DIAG and AdaBLDM share: what is painted where, automatic checks, and further attempts."""
+"""What methods that paint share: what is painted where, automatic checks, and further attempts."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import cv2
 import numpy as np
@@ -16,8 +16,9 @@ from defaug_utils.core.images import read_image
 from defaug_utils.core.manifest import image_seed
 from defaug_utils.core.pools import GeneratedImage, list_versions
 from defaug_utils.core.prompts import Prompt, choose_prompt
-from defaug_utils.core.sources import list_sources, read_dataset, survey_sources
+from defaug_utils.core.sources import count_grey, list_sources, read_dataset, survey_sources
 from defaug_utils.diffusion.inpainting import InpaintedImage, InpaintJob
+from defaug_utils.masks.patches import widen_mask
 from defaug_utils.masks.sources import MaskDraw, MaskSource
 
 BLANK_SPREAD = 1.0  # grey levels; a picture whose spread is less shows nothing
@@ -37,7 +38,6 @@ class CheckLimits:
     boundary_width: int = 2  #: of these outlines, pixels
 
     def __post_init__(self) -> None:
-        """Refuse limits that nothing or everything would meet by mistake."""
         are_shares = all(0 <= share <= 1 for share in (self.completeness, self.precision, self.boundary_iou))
         if not are_shares or self.changed_from <= 0 or self.contrast < 0 or self.boundary_width < 1:
             raise ValueError(
@@ -53,7 +53,7 @@ class Check(NamedTuple):
     completeness: float
     precision: float  #: 1 where nothing changed
     boundary_iou: float
-    outside: int  #: largest change outside the mask in the finished image, grey levels; must be 0
+    outside: int  #: largest change outside mask and margin in the finished image, grey levels; must be 0
     passed: bool  #: whether all limits are met
     reason: str  #: what failed, in words; empty when it passed
 
@@ -63,8 +63,11 @@ class Check(NamedTuple):
         return {f"check_{name}": round(v, 4) if isinstance(v, float) else v for name, v in values}
 
 
-def check_image(job: InpaintJob, painted: InpaintedImage, limits: CheckLimits) -> Check:
-    """Compare a picture with the negative it was painted on, before and after the original was put back."""
+def check_image(job: InpaintJob, painted: InpaintedImage, limits: CheckLimits, margin: int = 0) -> Check:
+    """Compare a picture with the negative it was painted on, before and after the original was put back.
+
+    So many pixels of `margin` around the mask may have changed, too.
+    """
     mask, difference = job.mask, find_change(job.image_u8, painted.image_u8)
     is_changed = find_change(job.image_u8, painted.painted_u8) >= limits.changed_from
     measured = {
@@ -73,7 +76,7 @@ def check_image(job: InpaintJob, painted: InpaintedImage, limits: CheckLimits) -
         "precision": float(mask[is_changed].mean()) if is_changed.any() else 1.0,
         "boundary_iou": measure_boundary_iou(mask, is_changed, limits.boundary_width),
     }
-    outside = int(difference[~mask].max(initial=0))
+    outside = int(difference[~widen_mask(mask, margin)].max(initial=0))
     least = asdict(limits)
     reasons = [f"{name} {v:.3g} below {least[name]:g}" for name, v in measured.items() if v < least[name]]
     if outside:
@@ -123,22 +126,20 @@ class PaintResult(NamedTuple):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Painting(ABC):
-    """Defects painted into training negatives, drawn with replacement.
+    """Defects painted into training negatives, checked, and painted again where they failed.
 
-    The last bits of a picture depend on how many are painted at once, so the group is part of the recipe.
-    Rows have the further columns `mask_name`, `negative_prompt`, `attempt`, `latent_cells` and `check_…`;
-    images that never passed stay, with `check_passed` false.
+    Rows have the further columns `negative_prompt`, `attempt`, `latent_cells` and `check_…`; images that
+    never passed stay, with `check_passed` false. What is painted on a grey image is grey, see `finish_image`.
     """
 
+    margin: ClassVar[int] = 0  #: pixels around the mask that are painted, too
     data: Path  #: folder of the prepared data set
     prompts: Sequence[Prompt]  #: the board, see `make_prompts`
-    masks: MaskSource  #: where defects go, see `open_masks`; a mask may bring a prompt of the board along
     limits: CheckLimits = field(default_factory=CheckLimits)  #: of the automatic checks
     max_attempts: int = 3  #: pictures painted for one image until one passes the checks
-    group: int = 4  #: images painted at once
+    group: int = 4  #: images painted at once; part of the recipe, since the last bits depend on it
 
     def __post_init__(self) -> None:
-        """Refuse numbers that make no sense."""
         if self.max_attempts < 1 or self.group < 1:
             raise ValueError(f"max_attempts {self.max_attempts} and group {self.group} must be 1 or more")
 
@@ -146,16 +147,9 @@ class Painting(ABC):
     def paint(self, jobs: Sequence[InpaintJob]) -> Sequence[InpaintedImage]:
         """One picture for each job."""
 
-    def fit_mask(
-        self, image_u8: np.ndarray, mask: np.ndarray, generator: np.random.Generator
-    ) -> np.ndarray | None:
-        """A drawn mask, moved to where it may lie; None if it fits nowhere."""
-        return mask
-
-    @cached_property
-    def sources(self) -> pd.DataFrame:
-        """The negatives to paint on."""
-        return list_sources(read_dataset(self.data))
+    @abstractmethod
+    def plan_image(self, index: int, seed: int) -> tuple[InpaintJob, dict]:
+        """What is painted where for an image, and its row."""
 
     @property
     def texts(self) -> list[str]:
@@ -168,9 +162,7 @@ class Painting(ABC):
             "checks": {**asdict(self.limits), "max_attempts": self.max_attempts},
             "prompts": [prompt._asdict() for prompt in self.prompts],
             "batch_size": self.group,
-            "sources": survey_sources(self.sources, self.data),
             "versions": list_versions(*LIBRARIES),
-            **self.masks.describe(),
         }
 
     def make(self, indices: Sequence[int], seeds: Sequence[int]) -> list[GeneratedImage]:
@@ -180,6 +172,33 @@ class Painting(ABC):
         return [
             GeneratedImage(one.painted.image_u8, job.mask, row | one.as_row()) for job, row, one in results
         ]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class MaskPainting(Painting):
+    """Negatives drawn with replacement, and masks of a source; rows have the further column `mask_name`."""
+
+    masks: MaskSource  #: where defects go, see `open_masks`; a mask may bring a prompt of the board along
+
+    def fit_mask(
+        self, image_u8: np.ndarray, mask: np.ndarray, generator: np.random.Generator
+    ) -> np.ndarray | None:
+        """A drawn mask, moved to where it may lie; None if it fits nowhere."""
+        return mask
+
+    @cached_property
+    def sources(self) -> pd.DataFrame:
+        """The negatives to paint on."""
+        return list_sources(read_dataset(self.data))
+
+    def describe(self) -> dict:
+        """Negatives and masks, and how many negatives are grey, on which nothing is painted in colour."""
+        grey = count_grey(self.sources, self.data)
+        return {
+            **super().describe(),
+            "sources": survey_sources(self.sources, self.data) | ({"stay_grey": grey} if grey else {}),
+            **self.masks.describe(),
+        }
 
     def plan_image(self, index: int, seed: int) -> tuple[InpaintJob, dict]:
         """Choose negative and mask by the image's seed, and the prompt by its place; with the row."""
@@ -230,7 +249,7 @@ def paint_until_passed(method: Painting, jobs: Sequence[InpaintJob]) -> list[Pai
             break
         asked = [jobs[number]._replace(seed=attempt_seed(jobs[number].seed, attempt)) for number in failed]
         for number, job, painted in zip(failed, asked, method.paint(asked), strict=True):
-            result = PaintResult(painted, check_image(job, painted, method.limits), attempt)
+            result = PaintResult(painted, check_image(job, painted, method.limits, method.margin), attempt)
             best[number] = max(best.get(number, result), result, key=lambda one: one.rank)
         failed = [number for number in failed if not best[number].check.passed]
     return [best[number] for number in range(len(jobs))]

@@ -15,7 +15,7 @@ import skimage.data
 from scipy.ndimage import gaussian_filter
 from scipy.spatial import cKDTree
 
-from defaug_utils.core.guards import raise_problems
+from defaug_utils.core.guards import collect_problems, raise_problems
 from defaug_utils.core.images import read_image
 from defaug_utils.masks.shapes import draw_gradients, evaluate_noise
 
@@ -133,7 +133,6 @@ class TextureCollection:
         self._free_bytes = cache_bytes
 
     def __len__(self) -> int:
-        """How many textures there are."""
         return len(self.names)
 
     def read(self, index: int, size: tuple[int, int]) -> np.ndarray:
@@ -178,19 +177,20 @@ def open_texture_folder(folder: Path | str) -> TextureCollection:
         raise FileNotFoundError(
             f"no texture folder at {folder}: name a folder of images, or none for the built-in textures"
         )
-    names, problems, digest = _find_images(folder), [], hashlib.sha256()
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    names = sorted(path.relative_to(folder).as_posix() for path in found)
+    names = [name for name in names if "/." not in f"/{name}"]
     if not names:
         raise ValueError(
             f"texture folder {folder}: no image in it (looked for {', '.join(IMAGE_SUFFIXES)}, "
             "folders below included)"
         )
+    problems, digest = [], hashlib.sha256()
     for name in names:
-        try:
+        with collect_problems(problems):
             read_image(folder / name)
             digest.update(name.encode() + hashlib.sha256((folder / name).read_bytes()).digest())
-        except (ValueError, OSError) as error:
-            problems.append(str(error))
-    raise_problems(f"texture folder {folder}", problems, ValueError)
+    raise_problems(f"texture folder {folder}", problems)
     return TextureCollection(names, lambda name: read_image(folder / name), digest.hexdigest())
 
 
@@ -201,12 +201,6 @@ def open_builtin_textures() -> TextureCollection:
     for name in names:
         digest.update(name.encode() + hashlib.sha256(_read_builtin(name).tobytes()).digest())
     return TextureCollection(names, _read_builtin, digest.hexdigest())
-
-
-def _find_images(folder: Path) -> list[str]:
-    found = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
-    names = [path.relative_to(folder).as_posix() for path in found]
-    return sorted(name for name in names if "/." not in f"/{name}")
 
 
 def _read_builtin(name: str) -> np.ndarray:

@@ -85,10 +85,8 @@ def compose_training_set(
     Validation part: all negatives, and its positives only in full-shot, since the other scenarios don't
     know them. Test part: everything. With the same seed a smaller `n_aug` draws a part of a larger one's.
 
-    The data's manifest is from `read_data`, pools are from `read_pools` for this run.
-
-    Returns:
-        A manifest; generated rows keep origin, seed and recipe.
+    The data's manifest is from `read_data`, pools are from `read_pools` for this run. In the manifest that is
+    returned, generated rows keep origin, seed and recipe.
 
     Raises:
         MixingError: a pool is missing or too small, a class has no sample, or a number makes no sense; or a

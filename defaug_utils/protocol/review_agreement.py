@@ -11,13 +11,8 @@ from sklearn.metrics import cohen_kappa_score
 from defaug_utils.core.decisions import DecisionLog, ImageReview, ReviewStoreError, identify_images
 from defaug_utils.core.files import explain_read_only, lock_file
 from defaug_utils.core.manifest import fold_decisions, read_manifest, write_manifest
-from defaug_utils.protocol.review_store import (
-    NOT_STORED,
-    list_reviewers,
-    manifest_decisions,
-    match_own,
-    review_file_name,
-)
+from defaug_utils.protocol import review_store
+from defaug_utils.protocol.review_store import list_reviewers
 
 DISAGREEMENTS = {"open": None, "accept": True, "reject": False}
 
@@ -35,9 +30,9 @@ def read_reviewers(
             f"{folder} has no review of {', '.join(missing) or 'anybody'} (there are: "
             f"{', '.join(present) or 'none'}); open the review grid with that reviewer's name first"
         )
-    logs = {name: DecisionLog(folder / review_file_name(name)) for name in names}
+    logs = {name: DecisionLog(folder / review_store.review_file_name(name)) for name in names}
     identities = identify_images(pool)
-    return {name: match_own(log.path, log.read_new(), identities) for name, log in logs.items()}
+    return {name: review_store.match_own(log.path, log.read_new(), identities) for name, log in logs.items()}
 
 
 def tabulate_agreement(folders: Sequence[Path | str]) -> pd.DataFrame:
@@ -89,17 +84,12 @@ def merge_reviews(
     disagreement: str = "open",
     replace: bool = False,
 ) -> pd.DataFrame:
-    """Bring reviewers' files together in the pool's manifest.
+    """Bring the files of some reviewers (None: of everybody who has one) together in the pool's manifest.
 
     The rule: where all who judged an image say the same, or one alone judged it, that is the decision. Where
-    they disagree, the image stays open, with a note of who said what, unless `disagreement` settles it. A
-    decision that the manifest holds already stays, unless `replace` is set. Notes are added, none is removed,
-    and the reviewers' files stay as they are.
-
-    Args:
-        reviewers: names; everybody who has a file when not given.
-        disagreement: "open", "accept" or "reject".
-        replace: let what the reviewers say now replace decisions of the manifest.
+    they disagree, the image stays open, with a note of who said what, unless `disagreement` is "accept" or
+    "reject". A decision that the manifest holds already stays, unless `replace` is set. Notes are added, none
+    is removed, and the reviewers' files stay as they are.
 
     Returns:
         One row an image that somebody judged: `image`, what each reviewer said (a column each, empty where
@@ -113,10 +103,12 @@ def merge_reviews(
     if disagreement not in DISAGREEMENTS:
         raise ReviewStoreError(f"disagreement {disagreement!r} is none of {', '.join(DISAGREEMENTS)}")
     path = Path(folder) / "manifest.csv"
-    with explain_read_only(folder, *NOT_STORED), lock_file(path):
+    with explain_read_only(folder, *review_store.NOT_STORED), lock_file(path):
         reviews, pool = read_reviewers(folder, reviewers), fold_decisions(path)
         merged = []
-        for row, (image, stored) in zip(pool.index, manifest_decisions(pool).items(), strict=True):
+        for row, (image, stored) in zip(
+            pool.index, review_store.manifest_decisions(pool).items(), strict=True
+        ):
             said = {name: review.get(image, ImageReview()) for name, review in reviews.items()}
             outcome, accepted = _settle(said, stored, DISAGREEMENTS[disagreement], replace)
             pool.loc[row, "reviewer_note"] = _join_notes(stored.note, said, outcome)

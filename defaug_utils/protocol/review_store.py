@@ -18,15 +18,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from defaug_utils.core.decisions import (
-    DECISIONS_FILE,
-    DecisionLog,
-    ImageReview,
-    LogEntry,
-    ReviewStoreError,
-    identify_images,
-    match_entries,
-)
+from defaug_utils.core import decisions
+from defaug_utils.core.decisions import ImageReview, LogEntry, ReviewStoreError
 from defaug_utils.core.files import explain_read_only, lock_file, stamp_file
 from defaug_utils.core.guards import raise_problems
 from defaug_utils.core.manifest import fold_decisions, read_manifest
@@ -55,7 +48,7 @@ class PoolReview:
         """
         self.folder, self.reviewer = Path(folder), reviewer
         self._manifest = self.folder / "manifest.csv"
-        self.path = self.folder / (review_file_name(reviewer) if reviewer else DECISIONS_FILE)
+        self.path = self.folder / (review_file_name(reviewer) if reviewer else decisions.DECISIONS_FILE)
         self._stamp: tuple[int, ...] = ()
         self._identities: dict[str, tuple[str, str]] = {}
         self._changes: list[tuple[str, ImageReview, ImageReview]] = []
@@ -86,21 +79,21 @@ class PoolReview:
         if self.reviewer:
             reviews = match_own(self.path, entries, self._identities)
         else:
-            reviews, _ = match_entries(entries, self._identities)
+            reviews, _ = decisions.match_entries(entries, self._identities)
         for image, review in reviews.items():
             self._keep(image, review)
 
     def _read_pool(self) -> None:
         """Read the manifest, which is renamed into place, never changed, and forget what the log said."""
         pool = read_manifest(self._manifest)
-        found = identify_images(pool)
+        found = decisions.identify_images(pool)
         changed = [image for image, identity in self._identities.items() if found.get(image) != identity]
         if changed:
             raise ReviewStoreError(
                 f"{self._manifest} is not the pool that was opened: {len(changed)} images are others or gone "
                 f"(the first is {changed[0]}); nothing was stored, open the review again"
             )
-        self.pool, self._identities, self._log = pool, found, DecisionLog(self.path)
+        self.pool, self._identities, self._log = pool, found, decisions.DecisionLog(self.path)
         self.decisions = dict.fromkeys(found, ImageReview()) if self.reviewer else manifest_decisions(pool)
         self.counts = Counter(review.accepted for review in self.decisions.values())
 
@@ -194,7 +187,7 @@ def match_own(
     path: Path, entries: Sequence[LogEntry], identities: Mapping[str, tuple[str, str]]
 ) -> dict[str, ImageReview]:
     """A reviewer's decisions, all of which must be about this pool."""
-    reviews, foreign = match_entries(entries, identities)
+    reviews, foreign = decisions.match_entries(entries, identities)
     told = [f"{e.image!r} of seed {e.identity[0]} is no image of this pool" for e in foreign]
     raise_problems(f"review {path}", told, ReviewStoreError)
     return reviews

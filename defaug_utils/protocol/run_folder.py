@@ -22,7 +22,6 @@ class RunPools(dict[str, pd.DataFrame]):
     def __init__(
         self, pools: Mapping, learned: Mapping | None = None, folders: Mapping | None = None
     ) -> None:
-        """Keep pools and what is known of them."""
         super().__init__(pools)
         self.learned, self.folders = learned or {}, folders or {}
 

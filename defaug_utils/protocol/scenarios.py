@@ -25,10 +25,7 @@ DECISIONS = ("accept", "reject", "reword")
 
 @dataclass(frozen=True)
 class ScenarioPlan:
-    """A line of the scenarios table (Capogrosso et al. 2024, section 4).
-
-    Zero-shot fine-tunes on random negatives, few-shot on its known positives, full-shot on all positives.
-    """
+    """A line of the scenarios table (Capogrosso et al. 2024, section 4); see `choose_training_rows`."""
 
     instances: int  #: images to fine-tune on; 0, in full-shot only, takes all positives
     epochs: int  #: of fine-tuning
@@ -46,13 +43,12 @@ def read_scenarios(
 ) -> dict[str, ScenarioPlan]:
     """Read the scenarios table from plain data, each column a mapping from the scenario.
 
+    A DreamBoothError lists every scenario, value and number that makes no sense.
+
     Args:
         prompts: as `make_prompts` takes them; scenarios left out ask for the instance prompt.
         instance_prompt: text of the images that are fine-tuned on.
         negative: negative prompt of all lines that have none of their own.
-
-    Raises:
-        DreamBoothError: lists every scenario, value and number that makes no sense.
     """
     columns = {"instances": instances, "epochs": epochs, "shares": shares}
     asked = {scenario: prompts.get(scenario, [instance_prompt]) for scenario in SCENARIOS}
@@ -90,8 +86,7 @@ def choose_instances(
     """The rows of the data set that a scenario's generator is fine-tuned on.
 
     The seed of the training sets that the pool is for draws the positives of few-shot; the other one draws
-    the negatives of zero-shot, which are the same for all training sets. Raises what `choose_training_rows`
-    raises.
+    the negatives of zero-shot, the same ones for all training sets. Raises as `choose_training_rows` does.
     """
     drawn_by = pool_of_seed if scenario == "few-shot" else seed
     count = plan.instances

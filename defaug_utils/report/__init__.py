@@ -52,6 +52,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "layout_spreads",
             "list_runs",
             "name_setup",
+            "name_weights",
             "style_table",
         ],
     },

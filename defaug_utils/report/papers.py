@@ -16,6 +16,7 @@ from defaug_utils.report.tables import NOTHING, PAPER_PROTOCOL, PUBLISHED, layou
 PUBLISHED_ON = "published: KSDD2"
 FURTHER_ARMS = ("diag", "adabldm")  # stand beside In&Out in the tables that are its own
 STANDARD_ERRORS = 2  # a mean difference beyond so many of its standard errors is told apart from 0
+LEAST_SEEDS = 3  # two numbers hardly tell their own spread
 HOLDS, FAILS, OPEN = "holds", "does not hold", "can't be told"
 
 
@@ -128,7 +129,7 @@ def _subtract_arms(rows: pd.DataFrame, arm: str, other: str, keys: list[str], me
 
 def _judge(differences: pd.Series) -> dict:
     n, mean, deviation = len(differences), differences.mean(), differences.std()
-    is_told = n > 1 and abs(mean) > STANDARD_ERRORS * deviation / math.sqrt(n)
+    is_told = n >= LEAST_SEEDS and abs(mean) > STANDARD_ERRORS * deviation / math.sqrt(n)
     verdict = (HOLDS if mean > 0 else FAILS) if is_told else OPEN
     numbers = {"n": n, "difference": mean, "difference_std": deviation}
     return numbers | {"n_agree": int((differences > 0).sum()), "verdict": verdict}

@@ -9,7 +9,7 @@ from defaug_utils.core.texts import escape_markdown
 from defaug_utils.evaluation.metrics import NO_VALIDATION
 from defaug_utils.evaluation.pool_quality import REAL, UNTOUCHED
 from defaug_utils.protocol.mixing import UNKNOWN, is_marked, mark_label
-from defaug_utils.report.papers import FAILS, HOLDS, OPEN, STANDARD_ERRORS
+from defaug_utils.report.papers import FAILS, HOLDS, LEAST_SEEDS, OPEN, STANDARD_ERRORS
 from defaug_utils.report.results import GROUP, compare_spreads, label_arm, measure_optimism
 from defaug_utils.report.tables import format_difference, format_digits
 
@@ -18,8 +18,8 @@ RULE = (
     "The rule: for each seed the difference is taken between two arms with the same N_aug, and averaged over "
     "the N_aug that both have; then its mean over the seeds and its standard deviation s. Beyond "
     f"{STANDARD_ERRORS} standard errors s / √n a claim **{HOLDS}** or, with the other sign, **{FAILS}**; "
-    f"within them, and with fewer than two seeds, it **{OPEN}**. A claim of several differences holds when "
-    "all hold, and fails when one fails. Runs with a leak don't count."
+    f"within them, and with fewer than {LEAST_SEEDS} seeds, it **{OPEN}**. A claim of several differences "
+    "holds when all hold, and fails when one fails. Runs with a leak don't count."
 )
 
 

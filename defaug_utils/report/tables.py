@@ -47,7 +47,7 @@ def format_digits(mean: float, deviation: float = math.nan) -> str:
 
 
 def name_setup(runs: pd.DataFrame, run_folder: Path | str, data_name: str = "") -> str:
-    """What runs were measured on and with, such as "procedural surfaces, 3 left out, resnet50".
+    """What runs were measured on and with, such as "KSDD2, 3 left out, resnet50, random weights, recipe …".
 
     Without `data_name`, the folder `surfaces` of the run tells that its data were drawn. What was left out of
     the data or read otherwise is told, and where there is no validation part.
@@ -55,7 +55,19 @@ def name_setup(runs: pd.DataFrame, run_folder: Path | str, data_name: str = "") 
     changes = count_changes(read_changes(Path(run_folder) / DATA_FOLDER))
     lacking = [NO_VALIDATION] if _lacks_validation(runs) else []
     own = "procedural surfaces" if (Path(run_folder) / "surfaces").is_dir() else "own data set"
-    return ", ".join([data_name or own, *changes, *lacking, *runs.get("backbone", [])[:1]])
+    network = [
+        *runs.get("backbone", [])[:1],
+        *map(name_weights, runs.get("weights", [])[:1]),
+        *(f"recipe {name}" for name in runs.get("recipe", [])[:1]),
+    ]
+    return ", ".join([data_name or own, *changes, *lacking, *network])
+
+
+def name_weights(weights: str) -> str:
+    """What a network started from, for a caption: a hub id, a file or folder, or "random weights"."""
+    if not weights or pd.isna(weights):
+        return "random weights"
+    return f"weights {Path(weights).name if Path(weights).is_absolute() else weights}"
 
 
 def list_runs(runs: pd.DataFrame) -> pd.DataFrame:

@@ -36,7 +36,6 @@ class StepPlan:
     row: str = "checkpoint"  #: of the history: a "step", or the mean since a "checkpoint" (called "epoch")
 
     def __post_init__(self) -> None:
-        """Refuse values that make no sense, all in one message."""
         demands = {
             f"steps {self.steps} must be 1 or more": self.steps >= 1,
             f"save_every {self.save_every} must be 1 or more": self.save_every >= 1,
@@ -111,17 +110,6 @@ class Checkpoint(NamedTuple):
     scaler: dict  #: state of the mixed-precision loss scaler, empty where there is none
 
 
-def read_checkpoint(path: Path) -> Checkpoint | None:
-    """Read a checkpoint; None when it can't be read."""
-    try:
-        with safe_open(path, framework="pt") as opened:
-            metadata = opened.metadata()
-            tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - no mapping
-        return Checkpoint(tensors, *(json.loads(metadata[key]) for key in ("settings", "history", "scaler")))
-    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError):
-        return None
-
-
 def check_training(
     folder: Path | str, settings: Mapping, error: type[Exception] = ValueError
 ) -> Checkpoint | None:
@@ -129,9 +117,13 @@ def check_training(
     path = Path(folder) / CHECKPOINT
     if not path.is_file():
         return None
-    checkpoint = read_checkpoint(path)
-    if checkpoint is None:
-        raise error(f"{path} can't be read (damaged?): delete it to begin again")
+    try:
+        with safe_open(path, framework="pt") as opened:
+            metadata = opened.metadata()
+            tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - no mapping
+        checkpoint = Checkpoint(tensors, *(json.loads(metadata[key]) for key in Checkpoint._fields[1:]))
+    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as problem:
+        raise error(f"{path} can't be read (damaged?): delete it to begin again") from problem
     refuse_other_settings(folder, checkpoint.settings, settings, "a training", error)
     return checkpoint
 
@@ -253,9 +245,16 @@ class _Loop:
         accelerator = self.training.accelerator
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
+            tensors = {f"model.{key}": value for key, value in self.kept.state_dict().items()}
+            for index, state in self.training.optimiser.state_dict()["state"].items():
+                tensors |= {
+                    f"optimiser.{index}.{key}": torch.as_tensor(value) for key, value in state.items()
+                }
+            tensors = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
             scaler = accelerator.scaler.state_dict() if accelerator.scaler else {}
             metadata = {"settings": self.settings, "history": self.history, "scaler": scaler}
-            _write_checkpoint(self.folder / CHECKPOINT, self.kept, self.training.optimiser, metadata)
+            with write_atomically(self.folder / CHECKPOINT) as temporary:
+                save_file(tensors, temporary, {key: json.dumps(value) for key, value in metadata.items()})
             write_csv(pd.DataFrame(self.history), self.folder / HISTORY)
         accelerator.wait_for_everyone()
 
@@ -267,16 +266,6 @@ class _Loop:
         loss = sum(numbers["loss"] * weight for numbers, weight in self.pending) / sum(weights)
         count = {"step": done} if self.plan.row == "checkpoint" else {"epoch": done // self.plan.save_every}
         return [{**count, "loss": loss, "seconds": seconds}]
-
-
-def _write_checkpoint(path: Path, model: nn.Module, optimiser: Optimizer, metadata: dict) -> None:
-    """One safetensors file, replaced whole."""
-    tensors = {f"model.{key}": value for key, value in model.state_dict().items()}
-    for index, state in optimiser.state_dict()["state"].items():
-        tensors |= {f"optimiser.{index}.{key}": torch.as_tensor(value) for key, value in state.items()}
-    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
-    with write_atomically(path) as temporary:
-        save_file(tensors, temporary, {key: json.dumps(value) for key, value in metadata.items()})
 
 
 def _restore(checkpoint: Checkpoint, model: nn.Module, optimiser: Optimizer) -> None:

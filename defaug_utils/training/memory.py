@@ -1,7 +1,7 @@
 """Work that may not fit in a device's memory: done in halves when it doesn't."""
 
 from collections.abc import Callable, Sequence
-from typing import Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -11,26 +11,18 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 
-class LimitedModel(Protocol):
-    """A model that remembers the largest batch that fitted in memory; None while none failed."""
-
-    batch_limit: int | None
-    device: str
-
-
 @hold_threads()
 def run_in_parts(
     jobs: Sequence[Job],
     make: Callable[[Sequence[Job]], Sequence[Result]],
-    model: LimitedModel,
+    model: Any,
     size: tuple[int, int],
     on_images: Callable[[int], None] | None = None,
 ) -> list[Result]:
-    """Do all jobs at once; when memory does not suffice, in halves, and remember what fitted.
+    """Do all jobs at once; when memory does not suffice, in halves.
 
-    MKL is held to PyTorch's number of threads, so that no image hangs on what the process did before. `size`
-    (width, height) is for the message of the MemoryError when not even one image fits; `on_images` is called
-    with the number of images just made.
+    The model's `batch_limit` remembers what fitted. `size` (width, height) is for the message of the
+    MemoryError when not even one image fits; `on_images` is called with the number of images just made.
     """
     results: list[Result] = []
     while len(results) < len(jobs):

@@ -12,7 +12,7 @@ import pandas as pd
 
 from defaug_utils.core.files import explain_read_only, lock_file, write_json, write_png
 from defaug_utils.core.guards import as_json
-from defaug_utils.core.images import hash_pixels, read_image, read_mask
+from defaug_utils.core.images import hash_pixels, is_grey, read_image, read_mask
 from defaug_utils.core.manifest import (
     ManifestError,
     fold_decisions,
@@ -82,6 +82,11 @@ class HandDrawn:
         """The studio's, with what the request asks for."""
         return replace(self.studio.settings, **{name: getattr(self.request, name) for name in ASKED})
 
+    @property
+    def on_grey(self) -> bool:
+        """Whether the negative is grey, and so what is painted on it; see `finish_image`."""
+        return is_grey(read_image(self.data / self.request.source_image))
+
     def describe(self) -> dict:
         """All but mask, texts, negative and seed, which are the row's."""
         return {
@@ -92,6 +97,7 @@ class HandDrawn:
             "batch_size": self.group,
             "mask_source": "drawn",
             "versions": self.versions,
+            **({"stay_grey": True} if self.on_grey else {}),
         }
 
     def make(self, indices: Sequence[int], seeds: Sequence[int]) -> list[GeneratedImage]:

@@ -1,4 +1,4 @@
-"""Formulas as MathML, which every current browser draws by itself: the book needs no network to be read."""
+"""No network is needed to read the book: formulas are MathML, and no page loads what runs code elsewhere."""
 
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
@@ -38,7 +38,14 @@ def visit_block(self: HTML5Translator, node: nodes.math_block) -> None:
     raise nodes.SkipNode
 
 
+def drop_thebe(app: Sphinx, pagename: str, templatename: str, context: dict, doctree: object) -> None:
+    """Leave out the scripts of Thebe, which is switched off: loaded twice, they end in an error."""
+    kept = [one for one in context["script_files"] if "thebe" not in f"{one.filename} {one.attributes}"]
+    context["script_files"] = kept
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Register the renderer under the name `mathml`."""
+    """Register the renderer under the name `mathml`, and what is left out."""
+    app.connect("html-page-context", drop_thebe, priority=900)
     app.add_html_math_renderer("mathml", (visit_inline, None), (visit_block, None))
     return {"parallel_read_safe": True, "parallel_write_safe": True}
