@@ -62,3 +62,33 @@ def small_book(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert start("second.log").wait(PATIENCE_SECONDS) == 0, (folder / "second.log").read_text()
     assert done.stat().st_mtime_ns == finished_at, "a finished notebook was run again"
     return run / "book" / "_build" / "html"
+
+
+@pytest.fixture(scope="session")
+def small_network():
+    """The embedded backbone, to be looked into."""
+    from defaug_utils.training.backbones import open_features
+
+    weights = PROJECT / "models" / "backbones" / "resnet10_quarter.safetensors"
+    return open_features("resnet10_quarter", str(weights))
+
+
+@pytest.fixture(scope="session")
+def noisy_samples():
+    """Even noise, 64 × 96 pixels, in all splits; positives have a bright square from (24, 40) to (43, 59)."""
+    import numpy as np
+    import torch
+
+    from defaug_utils.core.manifest import make_manifest
+    from defaug_utils.data.samples import Samples
+
+    rows, images, generator = [], [], np.random.default_rng(0)
+    for split, (negatives, positives) in {"train": (20, 3), "val": (4, 0), "test": (6, 4)}.items():
+        for index in range(negatives + positives):
+            label = "positive" if index >= negatives else "negative"
+            rows.append({"image": f"{split} {index}.png", "label": label, "split": split, "origin": "real"})
+            images.append(generator.integers(90, 130, (96, 64, 3), dtype=np.uint8))
+            if label == "positive":
+                images[-1][40:60, 24:44] = 220
+    labels = torch.tensor([float(row["label"] == "positive") for row in rows])
+    return Samples(torch.from_numpy(np.stack(images)), labels, make_manifest(rows))

@@ -1,40 +1,22 @@
 """The linear classifier on a frozen backbone: its features, its weighing of classes, what it refuses."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
-import torch
 
-from defaug_utils.core.manifest import make_manifest
 from defaug_utils.data.samples import Samples
 from defaug_utils.evaluation.linear_classifier import LAYERS, classify_linearly, fit_line, pool_features
 from defaug_utils.evaluation.metrics import measure_scores
-from defaug_utils.training.backbones import FeatureNetwork, open_features
-
-WEIGHTS = Path(__file__).parents[1] / "models" / "backbones" / "resnet10_quarter.safetensors"
-SPLIT_COUNTS = {"train": (20, 3), "val": (4, 0), "test": (6, 4)}  # negatives, positives
+from defaug_utils.training.backbones import FeatureNetwork
 
 
 @pytest.fixture(scope="module")
-def network() -> FeatureNetwork:
-    return open_features("resnet10_quarter", str(WEIGHTS))
+def network(small_network: FeatureNetwork) -> FeatureNetwork:
+    return small_network
 
 
 @pytest.fixture(scope="module")
-def samples() -> Samples:
-    """Even noise, 64 × 96 pixels; positives have a bright square."""
-    rows, images = [], []
-    generator = np.random.default_rng(0)
-    for split, (negatives, positives) in SPLIT_COUNTS.items():
-        for index in range(negatives + positives):
-            label = "positive" if index >= negatives else "negative"
-            rows.append({"image": f"{split} {index}.png", "label": label, "split": split, "origin": "real"})
-            images.append(generator.integers(90, 130, (96, 64, 3), dtype=np.uint8))
-            if label == "positive":
-                images[-1][40:60, 24:44] = 220
-    labels = torch.tensor([float(row["label"] == "positive") for row in rows])
-    return Samples(torch.from_numpy(np.stack(images)), labels, make_manifest(rows))
+def samples(noisy_samples: Samples) -> Samples:
+    return noisy_samples
 
 
 def relabel(samples: Samples, split: str, value: float) -> Samples:

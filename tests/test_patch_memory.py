@@ -10,7 +10,6 @@ from safetensors.torch import load_file, save_file
 from sklearn.metrics import average_precision_score
 from torch import nn
 
-from defaug_utils.core.manifest import make_manifest
 from defaug_utils.data.samples import Samples
 from defaug_utils.evaluation.metrics import measure_scores
 from defaug_utils.evaluation.patch_memory import (
@@ -28,30 +27,18 @@ from defaug_utils.evaluation.pixel_metrics import measure_pixels
 from defaug_utils.training.backbones import FeatureNetwork, open_features
 
 WEIGHTS = Path(__file__).parents[1] / "models" / "backbones" / "resnet10_quarter.safetensors"
-SPLIT_COUNTS = {"train": (12, 2), "val": (4, 0), "test": (6, 4)}  # negatives, positives
 MARK = np.s_[40:60, 24:44]
 PLAN = MemoryPlan(share=0.05, neighbours=5)
 
 
 @pytest.fixture(scope="module")
-def network() -> FeatureNetwork:
-    return open_features("resnet10_quarter", str(WEIGHTS))
+def network(small_network: FeatureNetwork) -> FeatureNetwork:
+    return small_network
 
 
 @pytest.fixture(scope="module")
-def samples() -> Samples:
-    """Even noise, 64 × 96 pixels; positives have a bright square."""
-    rows, images = [], []
-    generator = np.random.default_rng(0)
-    for split, (negatives, positives) in SPLIT_COUNTS.items():
-        for index in range(negatives + positives):
-            label = "positive" if index >= negatives else "negative"
-            rows.append({"image": f"{split} {index}.png", "label": label, "split": split, "origin": "real"})
-            images.append(generator.integers(90, 130, (96, 64, 3), dtype=np.uint8))
-            if label == "positive":
-                images[-1][MARK] = 220
-    labels = torch.tensor([float(row["label"] == "positive") for row in rows])
-    return Samples(torch.from_numpy(np.stack(images)), labels, make_manifest(rows))
+def samples(noisy_samples: Samples) -> Samples:
+    return noisy_samples
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +95,7 @@ def test_patches_that_are_all_alike_are_chosen_once_each():
 
 
 def test_the_memory_keeps_its_share_of_good_patches_and_repeats(samples, network, memory):
-    assert memory.patches.shape == (round(0.05 * 12 * 12 * 8), 32 + 64)
+    assert memory.patches.shape == (round(0.05 * 20 * 12 * 8), 32 + 64)
     assert memory.patches.dtype == np.float32
     np.testing.assert_array_equal(fit_memory(samples, network, PLAN).patches, memory.patches)
     other = fit_memory(samples, network, replace(PLAN, seed=1))
@@ -220,9 +207,9 @@ def test_files_that_are_no_memory(network, memory, tmp_path):
 
 
 def test_more_neighbours_than_good_images_or_kept_patches(samples, network):
-    with pytest.raises(ValueError, match="13 neighbours are asked for, there are 12 good training images"):
-        fit_memory(samples, network, MemoryPlan(share=1.0, neighbours=13))
-    with pytest.raises(ValueError, match=r"keeps 1 patch\(es\) of 1152"):
+    with pytest.raises(ValueError, match="21 neighbours are asked for, there are 20 good training images"):
+        fit_memory(samples, network, MemoryPlan(share=1.0, neighbours=21))
+    with pytest.raises(ValueError, match=r"keeps 2 patch\(es\) of 1920"):
         fit_memory(samples, network, MemoryPlan(share=0.001))
     without = samples._replace(table=samples.table.assign(label="positive"))
     with pytest.raises(ValueError, match="there are 0 good training images"):
