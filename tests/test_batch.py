@@ -142,7 +142,7 @@ def test_a_killed_run_goes_on_and_the_book_comes_out_whole(small_book):
     pages = {page.stem for page in (small_book / "notebooks").glob("*.html")}
     assert pages == {path.stem for path in (PROJECT / "notebooks").glob("*.ipynb")}
     for page in small_book.rglob("*.html"):
-        assert "Traceback" not in page.read_text(encoding="utf-8"), page
+        assert "Traceback (most recent call last)" not in page.read_text(encoding="utf-8"), page
 
 
 def test_a_second_engine_in_the_same_run_is_refused(tmp_path):
