@@ -65,7 +65,7 @@ def small_book(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def small_network():
+def network():
     """The embedded backbone, to be looked into."""
     from defaug_utils.training.backbones import open_features
 
@@ -74,7 +74,7 @@ def small_network():
 
 
 @pytest.fixture(scope="session")
-def noisy_samples():
+def samples():
     """Even noise, 64 × 96 pixels, in all splits; positives have a bright square from (24, 40) to (43, 59)."""
     import numpy as np
     import torch

@@ -6,17 +6,6 @@ import pytest
 from defaug_utils.data.samples import Samples
 from defaug_utils.evaluation.linear_classifier import LAYERS, classify_linearly, fit_line, pool_features
 from defaug_utils.evaluation.metrics import measure_scores
-from defaug_utils.training.backbones import FeatureNetwork
-
-
-@pytest.fixture(scope="module")
-def network(small_network: FeatureNetwork) -> FeatureNetwork:
-    return small_network
-
-
-@pytest.fixture(scope="module")
-def samples(noisy_samples: Samples) -> Samples:
-    return noisy_samples
 
 
 def relabel(samples: Samples, split: str, value: float) -> Samples:

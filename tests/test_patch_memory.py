@@ -10,7 +10,6 @@ from safetensors.torch import load_file, save_file
 from sklearn.metrics import average_precision_score
 from torch import nn
 
-from defaug_utils.data.samples import Samples
 from defaug_utils.evaluation.metrics import measure_scores
 from defaug_utils.evaluation.patch_memory import (
     MemoryPlan,
@@ -29,16 +28,6 @@ from defaug_utils.training.backbones import FeatureNetwork, open_features
 WEIGHTS = Path(__file__).parents[1] / "models" / "backbones" / "resnet10_quarter.safetensors"
 MARK = np.s_[40:60, 24:44]
 PLAN = MemoryPlan(share=0.05, neighbours=5)
-
-
-@pytest.fixture(scope="module")
-def network(small_network: FeatureNetwork) -> FeatureNetwork:
-    return small_network
-
-
-@pytest.fixture(scope="module")
-def samples(noisy_samples: Samples) -> Samples:
-    return noisy_samples
 
 
 @pytest.fixture(scope="module")

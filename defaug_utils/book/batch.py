@@ -22,8 +22,6 @@ ENCRYPTED = Config(KernelManager={"transport_encryption": "auto"})  # kernels an
 # The C library (glibc) gives every large array back to the system and has its pages zeroed again for the
 # next step: an eighth of a training's time. Arrays below 32 MiB and 256 MiB of free memory are kept instead.
 MEMORY_KEPT = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**28)}
-
-
 FREE_BYTES = 2**30  # on the disk of a run; the workshop's takes 0.9 GB
 ERRORS = "errors"  # folder of a run: what stopped its jobs
 
@@ -77,9 +75,7 @@ def hold_gpu(run: Path | str, wanted: int) -> Iterator[None]:
             lock.acquire()
         except Timeout:
             continue
-        os.environ["CUDA_VISIBLE_DEVICES"] = (
-            name  # read by CUDA at its first use, here or in a notebook's kernel
-        )
+        os.environ["CUDA_VISIBLE_DEVICES"] = name  # read at CUDA's first use, here or in a notebook's kernel
         break
     yield
 

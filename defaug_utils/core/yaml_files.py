@@ -20,11 +20,7 @@ def read_yaml(path: Path | str, what: str, error: type[Exception] = ValueError) 
             return None
         _count_values(node, {})
         return loader.construct_document(node)
-    except (
-        yaml.YAMLError,
-        ValueError,
-        RecursionError,
-    ) as problem:  # ValueError: a date or number that is none
+    except (yaml.YAMLError, ValueError, RecursionError) as problem:  # ValueError: a date that is none
         raise error(f"{what} {path} is not valid YAML: {problem}") from problem
 
 

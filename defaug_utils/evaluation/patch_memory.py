@@ -26,6 +26,7 @@ from defaug_utils.data.samples import Samples, list_scored
 from defaug_utils.training.backbones import FeatureNetwork, read_in_batches
 from defaug_utils.training.weights import list_broken
 
+LAYERS = ("eighth", "sixteenth")  # of the side; Roth et al. take the second and third stage, too
 POOLED = 3  # places on a side that a patch averages (section 3.1)
 SMOOTHING = 4.0  # pixels, standard deviation of the Gaussian over score maps (section 3.3)
 
@@ -34,10 +35,7 @@ SMOOTHING = 4.0  # pixels, standard deviation of the Gaussian over score maps (s
 class MemoryPlan:
     """What a memory holds, and how an image is compared with it."""
 
-    layers: tuple[str, ...] = (
-        "eighth",
-        "sixteenth",
-    )  #: of the backbone, joined at the finest one's resolution
+    layers: tuple[str, ...] = LAYERS  #: of the backbone, joined at the finest one's resolution
     share: float = 0.01  #: of all patches that is kept, in (0, 1]
     neighbours: int = 9  #: of the nearest kept patch, that weigh an image's score; 1: no weighing
     projected: int = 128  #: channels in which patches are compared while they are chosen
@@ -166,9 +164,8 @@ def _measure_around(
     memory: PatchMemory, search: NearestNeighbors, patch: np.ndarray, nearest: int
 ) -> np.ndarray:
     """Distances of a patch to a kept one and the kept ones around it."""
-    places = search.kneighbors(memory.patches[nearest][None], memory.plan.neighbours, return_distance=False)[
-        0
-    ]
+    kept = memory.patches[nearest][None]
+    (places,) = search.kneighbors(kept, memory.plan.neighbours, return_distance=False)
     return np.linalg.norm(memory.patches[places].astype(float) - patch, axis=1)
 
 

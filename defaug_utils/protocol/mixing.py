@@ -114,7 +114,7 @@ def compose_training_set(
     validation = data_manifest[(split == "val") & (is_negative | (scenario == "full-shot"))]
     parts = [negatives, positives, *drawn, validation, data_manifest[split == "test"]]
     training_set = pd.concat(parts, ignore_index=True)
-    _check_classes(training_set, data_manifest, LABELS if find_judge(arm) != "memory" else ("negative",))
+    _check_classes(training_set, data_manifest, list_needed(arm))
     return training_set
 
 
@@ -165,9 +165,12 @@ def _check_known(pools: RunPools, origin: str, data_manifest: pd.DataFrame, posi
     raise_problems(title, problems, MixingError)
 
 
-def _check_classes(
-    training_set: pd.DataFrame, data_manifest: pd.DataFrame, known: Iterable[str] = LABELS
-) -> None:
+def list_needed(arm: str) -> tuple[str, ...]:
+    """The labels that an arm's training part must hold: a memory of good parts needs no positive."""
+    return ("negative",) if find_judge(arm) == "memory" else LABELS
+
+
+def _check_classes(training_set: pd.DataFrame, data_manifest: pd.DataFrame, known: Iterable[str]) -> None:
     present = set(zip(training_set["split"], training_set["label"], strict=True))
     needed = [*product(["train"], known), *product(["test"], LABELS)]
     missing = [part for part in needed if part not in present]
