@@ -27,7 +27,7 @@ pixels: $(INSTALLED)
 	$(BIN)/python -m snakemake pixel_level --cores $(CORES) --config profile="$(PROFILE)" data="$(DATA)"
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n $(CORES) --maxprocesses 8 --dist worksteal -m "not book and not campaign"
+	$(BIN)/python -m pytest -n $(CORES) --maxprocesses 8 --dist worksteal -m "not browser and not slow"
 
 lab: $(INSTALLED)
 	$(BIN)/python -m jupyter lab --LabApp.default_url=/lab/tree/notebooks/01_data_prep.ipynb

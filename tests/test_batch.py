@@ -135,7 +135,7 @@ def test_the_last_words_of_a_failed_run_are_the_errors_own(tmp_path):
         assert word not in finished.stdout + finished.stderr
 
 
-@pytest.mark.book
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_the_book_comes_out_whole(small_book):
     assert (small_book / "index.html").is_file()
     assert (small_book.parents[1] / "built").is_file()

@@ -15,7 +15,7 @@ from fault_parts.judging import Trial, judge, try_case
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.campaign
+@pytest.mark.slow
 def test_a_sample_of_the_campaign_finds_no_fault(tmp_path: Path):
     command = [
         sys.executable,

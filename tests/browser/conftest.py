@@ -3,12 +3,19 @@
 import os
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from lab import ANSWER_MS, SCREENSHOTS, Lab, start_lab
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 expect.set_options(timeout=ANSWER_MS)  # a busy machine answers late
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:  # the hook is handed the tests of all folders
+            item.add_marker(pytest.mark.browser)
 
 
 @pytest.fixture(scope="session")

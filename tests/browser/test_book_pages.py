@@ -6,7 +6,7 @@ import pytest
 from playwright.sync_api import Page
 
 
-@pytest.mark.book
+@pytest.mark.slow
 def test_every_page_opens_without_network_and_without_an_error(small_book: Path, page: Page):
     problems = []
     page.on("request", lambda request: problems.append(request.url) if "://" in request.url[5:] else None)
