@@ -254,7 +254,7 @@ def test_pools_and_pixel_level_know_the_same_real_positives(path: Path):
         ("seed:", "seed 'None' is no int"),
         ("data_root: 3", "data_root '3' is no str"),
         ("data_root: 2024-01-02", "data_root '2024-01-02' is no str"),
-        ("data_root: &a [*a]", "stand for more than"),
+        ("data_root: &a [*a]", "expand to more than"),
     ],
 )
 def test_a_value_of_another_type_is_named(read, line: str, told: str):
