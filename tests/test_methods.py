@@ -200,9 +200,9 @@ def test_other_settings_are_refused_by_name_and_nothing_is_touched(method: Metho
     )
     with pytest.raises(ValueError, match=f"a pool made with other settings: {name}"):
         make_pool(whole, other, PLAN)
-    with pytest.raises(ValueError, match=f"can't be made again: {name} .* differ from the pool's recipe"):
+    with pytest.raises(ValueError, match=f"can't be remade: {name} .* differ from the pool's recipe"):
         remake(whole, "images/000000.png", other)
-    with pytest.raises(ValueError, match=r"pool_seed \(3, asked for 4\)"):
+    with pytest.raises(ValueError, match=r"pool_seed \(3, requested 4\)"):
         make_pool(whole, method, replace(PLAN, seed=4))
     with pytest.raises(FileNotFoundError, match=r"no image 'images/000099\.png'"):
         remake(whole, "images/000099.png", method)

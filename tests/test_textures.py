@@ -32,7 +32,7 @@ def test_a_folder_is_read_recursively_in_order(folder):
 
 
 def test_every_broken_file_is_reported_at_once(folder):
-    (folder / "broken.png").write_bytes(b"not a picture")
+    (folder / "broken.png").write_bytes(b"not an image")
     (folder / "cracked" / "cut.jpg").write_bytes((folder / "grey.jpg").read_bytes()[:100])
     with pytest.raises(ValueError, match="2 problem") as caught:
         open_texture_folder(folder)
