@@ -104,7 +104,7 @@ def test_a_disagreement_is_settled_when_told(pool: Path, word: str, expected: bo
     judge(pool, "bob", "r")
     merge_reviews(pool, disagreement=word)
     assert stored(pool).loc[NAMES[0], "accepted"] == expected
-    with pytest.raises(ReviewStoreError, match="'vote' is none of open, accept, reject"):
+    with pytest.raises(ReviewStoreError, match="'vote' is not one of open, accept, reject"):
         merge_reviews(pool, disagreement="vote")
 
 
