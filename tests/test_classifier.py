@@ -329,7 +329,7 @@ def test_no_augmentation_trained_as_long_shows_as_many_images_as_an_arm_with_gen
 
 
 @pytest.mark.parametrize(
-    ("value", "told"), [(float("nan"), "no numbers"), (None, "is int64, expected floating")]
+    ("value", "told"), [(float("nan"), "non-finite"), (None, "is int64, expected floating")]
 )
 def test_weights_that_no_network_can_work_with_are_refused(tmp_path, value, told):
     model = build_classifier("resnet10_quarter")
