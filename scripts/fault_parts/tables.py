@@ -349,7 +349,7 @@ REVIEWS = {
     "list": "- 1\n",
     "text": "x\n",
     "number": "3\n",
-    "unknown": "images: []\n",
+    "unknown": "pictures: []\n",
     "prompts-text": "prompts: x\n",
     "prompts-number": "prompts: 3\n",
     "entry-text": "prompts: [x]\n",
