@@ -251,5 +251,5 @@ def test_wrong_wishes_are_refused(data: Path, trimap_model):
 
 
 def test_another_adaptation_in_the_same_folder_is_refused(whole: Path, data: Path, trimap_model):
-    with pytest.raises(ValueError, match=r"other settings: adaptation .*; origin \(adabldm, asked for"):
+    with pytest.raises(ValueError, match=r"other settings: adaptation .*; origin \(adabldm, requested"):
         make(whole, data, trimap_model, adaptation=None)

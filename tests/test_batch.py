@@ -89,7 +89,7 @@ def test_a_run_is_held_by_one_engine_and_free_again_when_that_is_killed(tmp_path
     holding = [sys.executable, "-c", f"{code}; print('held', flush=True); sys.stdin.read()", str(tmp_path)]
     with subprocess.Popen(holding, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
         assert first.stdout.readline() == "held\n"
-        with pytest.raises(RuntimeError, match="another `make` is at work"):
+        with pytest.raises(RuntimeError, match="another `make` is running"):
             claim_run(tmp_path)
         first.kill()
     claim_run(tmp_path).release()

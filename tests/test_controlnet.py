@@ -261,10 +261,10 @@ def test_wrong_controlnets_are_told(model, tmp_path: Path):
         load_controlnet(tmp_path / "nowhere", model)
     save_controlnet(make_controlnet(model), tmp_path / "pickled")
     (tmp_path / "pickled/diffusion_pytorch_model.safetensors").rename(tmp_path / "pickled/model.bin")
-    with pytest.raises(ModelError, match=r"found only model.bin: weights that are pickled"):
+    with pytest.raises(ModelError, match=r"found only model.bin: pickled weights"):
         load_controlnet(tmp_path / "pickled", model)
     save_controlnet(make_controlnet(model), tmp_path / "foreign", {"base": "abc", "steps": 1})
-    with pytest.raises(ModelError, match="was trained beside the model abc"):
+    with pytest.raises(ModelError, match="was trained with the model abc"):
         load_trimap_model(tmp_path / "foreign", model)
     other = type(make_controlnet(model))(
         block_out_channels=(8, 32),
@@ -276,7 +276,7 @@ def test_wrong_controlnets_are_told(model, tmp_path: Path):
         conditioning_embedding_out_channels=(16, 32),
     )
     save_controlnet(other, tmp_path / "other")
-    with pytest.raises(ModelError, match=r"block_out_channels \(\[8, 32\], asked for \[8, 16\]"):
+    with pytest.raises(ModelError, match=r"block_out_channels \(\[8, 32\], requested \[8, 16\]"):
         load_controlnet(tmp_path / "other", model)
 
 

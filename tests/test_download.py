@@ -260,7 +260,7 @@ def test_full_disk_leaves_nothing_half_unpacked(tmp_path, content, monkeypatch):
 @pytest.mark.parametrize(
     ("members", "told"),
     [
-        ({"a": b"1", "a/b": b"2"}, "'a': occurs twice, or is a file and a folder"),
+        ({"a": b"1", "a/b": b"2"}, "'a': occurs twice, or is both a file and a folder"),
         ({"a.png": b"1", "A.PNG": b"2"}, "'A.PNG': occurs twice"),
         ({"x" * 300: b"1"}, "x': its path is too long"),
         ({"a/" * 3000 + "b": b"1"}, "its path is too long"),

@@ -291,8 +291,8 @@ def test_all_bad_masks_are_told_together(training_set, tmp_path):
     with pytest.raises(ExportError) as error:
         export_training_set(training_set, tmp_path, tmp_path / "out", "mvtec")
     assert "3 problem(s)" in str(error.value) and "is a JPEG file" in str(error.value)
-    assert "no pixel is marked" in str(error.value)
-    assert "41 × 60 pixels, its image 40 × 60" in str(error.value)
+    assert "is empty, but" in str(error.value)
+    assert "41 × 60 pixels, but its image has 40 × 60" in str(error.value)
 
 
 def test_missing_files_are_told(training_set, tmp_path):

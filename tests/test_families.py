@@ -125,7 +125,7 @@ def test_each_family_gets_guidance_and_negative_prompt_in_its_own_way():
 
 def test_what_a_user_must_know_of_a_family_is_told(model_of, data):
     fill = load_inpainter(model_of("FLUX.1 Fill"))
-    assert "guidance 30 and strength 1" in fill.notices[0] and "no negative prompt" in fill.notices[1]
+    assert "guidance 30 and strength 1" in fill.notices[0] and "ignores negative prompt" in fill.notices[1]
     with pytest.raises(ValueError, match=r"size 72 × 64: .* needs multiples of 16, use 64 × 64"):
         make_diag(data, fill, settings=InpaintSettings((72, 64)))
 
@@ -219,7 +219,9 @@ def test_a_part_of_another_model_is_named(copy_of, model_of):
 def test_weights_of_another_family_never_leave_random_ones(copy_of, model_of):
     folder = copy_of("FLUX.1")
     shutil.copy(model_of("Z-Image") / WEIGHTS, folder / WEIGHTS)
-    with pytest.raises(ModelError, match=r"missing or of another model: \d+ problem(.|\n)*transformer lacks"):
+    with pytest.raises(
+        ModelError, match=r"missing or belong to another model: \d+ problem(.|\n)*transformer lacks"
+    ):
         load_inpainter(folder)
 
 

@@ -211,7 +211,7 @@ def test_masks_that_make_no_sense_are_refused(inpainter, mask, said):
         ({"strength": 0}, "strength"),
         ({"strength": 1.01}, "strength"),
         ({"steps": 0}, "steps"),
-        ({"steps": 3, "strength": 0.3}, "leave no step"),
+        ({"steps": 3, "strength": 0.3}, "leaves no step"),
         ({"padding_mask_crop": -1}, "padding_mask_crop"),
         ({"feather": -1}, "feather"),
         ({"size": (0, 48)}, "size"),

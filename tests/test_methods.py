@@ -151,7 +151,7 @@ def test_rows_say_how_each_image_was_made(method: Method, whole: Path):
 
 def test_shards_in_any_order_are_one_run(method: Method, whole: Path, tmp_path: Path):
     for shard in (2, 0):
-        with pytest.raises(PoolUnfinished, match=f"shard {shard} of 3 is made, .* of 5 images"):
+        with pytest.raises(PoolUnfinished, match=f"shard {shard} of 3 is finished, .* of 5 images"):
             make_pool(tmp_path, method, replace(PLAN, shard=shard, shards=3))
     assert not (tmp_path / "manifest.csv").exists()
     make_pool(tmp_path, method, replace(PLAN, shard=1, shards=3))

@@ -201,7 +201,7 @@ def test_an_arm_from_a_profile():
 @pytest.mark.parametrize(
     ("arm", "options", "message"),
     [
-        ("mixup", {}, "none of patch_memory, linear, none, none_equal, memseg"),
+        ("mixup", {}, "not one of patch_memory, linear, none, none_equal, memseg"),
         ("in_and_out", {"share": 1.5}, "not in"),
         ("own", {"extra_arms": {"own": {"memseg": 0.4}}}, "add up to 0.4"),
         ("own", {"extra_arms": {"own": {"gan": 1.0}}}, "'gan' is unknown"),
@@ -290,7 +290,7 @@ def test_zero_shot_refuses_images_made_from_real_positives():
 @pytest.mark.parametrize("field", [{"split": "test"}, {"label": "negative"}, {"origin": "ddpm"}])
 def test_rows_of_another_kind_in_a_pool_are_refused(field):
     pools = {"memseg": make_pool("memseg", 5).assign(**field)}
-    with pytest.raises(MixingError, match="5 rows that are no memseg positives"):
+    with pytest.raises(MixingError, match="5 rows that are not memseg training positives"):
         compose(pools, "few-shot", "memseg", 2, 0)
 
 
@@ -415,8 +415,8 @@ def test_only_few_shot_has_a_pool_for_each_seed():
     [
         ((["one-shot"], ["none"], [1], [0]), "'one-shot' is not one of"),
         ((["few-shot"], ["mixup"], [1], [0]), "'mixup' is not one of"),
-        (("few-shot", ["none"], [1], [0]), "scenarios is 'few-shot', not a list"),
-        ((["few-shot"], ["none"], 40, [0]), "n_aug is 40, not a list"),
+        (("few-shot", ["none"], [1], [0]), "scenarios is 'few-shot', expected a list"),
+        ((["few-shot"], ["none"], 40, [0]), "n_aug is 40, expected a list"),
         ((["few-shot"], ["memseg"], ["40"], [0]), "'40' is not a whole number"),
         ((["few-shot"], ["memseg"], [40], [-1]), "-1 is not a whole number"),
         ((["zero-shot"], ["none"], [40], [0]), "no run is left"),

@@ -170,16 +170,18 @@ def test_a_memory_of_another_backbone_is_refused(samples, network, memory, tmp_p
     weights["conv1.weight"][0, 0, 0, 0] += 1
     save_file(weights, tmp_path / "other.safetensors")
     other = open_features("resnet10_quarter", str(tmp_path / "other.safetensors"))
-    with pytest.raises(ValueError, match=r"memory\.safetensors is of other features: fingerprint \("):
+    with pytest.raises(ValueError, match=r"memory\.safetensors was made with other features: fingerprint \("):
         read_memory(tmp_path / "memory.safetensors", other)
     with pytest.raises(ValueError, match=r"backbone \(resnet10_quarter, requested steps\)"):
         read_memory(tmp_path / "memory.safetensors", make_steps_network())
-    with pytest.raises(ValueError, match="open the backbone and weights that it was fitted with"):
+    with pytest.raises(ValueError, match="use the backbone and weights that it was fitted with"):
         score_by_memory(memory, other, samples)
 
 
 def test_images_of_another_size_are_refused(network, memory):
-    with pytest.raises(ValueError, match="images are 64 × 48, the memory is of images of 64 × 96"):
+    with pytest.raises(
+        ValueError, match="images are 64 × 48, but the memory was made from images of 64 × 96"
+    ):
         list(compare_with_memory(memory, network, np.zeros((1, 48, 64, 3), np.uint8)))
 
 

@@ -83,7 +83,7 @@ def test_pools_are_found_by_their_names_and_need_not_be_there(run, network):
     assert list_pools(run) == {}
     quality = measure_pools(run, network, draws=4)
     assert quality["set"].unique().tolist() == [REAL, UNTOUCHED]
-    assert "No pool" in describe_quality(quality)
+    assert "There is no pool" in describe_quality(quality)
     write_pool(run, "diag", [draw_defect(90)])
     write_pool(run, "ddpm/few-shot-seed1", [draw_defect(91)])
     write_pool(run, "ddpm/full-shot", [draw_defect(92)])

@@ -151,7 +151,7 @@ def test_groups_are_made_whole_whatever_was_cut_or_interrupted(tmp_path: Path):
 def test_three_shards_are_one_run(tmp_path: Path, whole: dict, order: tuple[int, ...]):
     folder = tmp_path / "pool"
     for shard in order[:2]:
-        with pytest.raises(PoolUnfinished, match=f"shard {shard} of 3 is made"):
+        with pytest.raises(PoolUnfinished, match=f"shard {shard} of 3 is finished"):
             generate(folder, COUNT, make_batch, shard=shard, shards=3, **SETTINGS)
     assert len(generate(folder, COUNT, make_batch, shard=order[2], shards=3, **SETTINGS)) == COUNT
     assert read_all(folder) == whole

@@ -291,7 +291,7 @@ def test_every_image_that_has_no_three_crops_is_listed(tmp_path):
         "tall.png: an image of 10 × 31 pixels can't be cut into 3 squares: expected a height of 20 … 30",
     ):
         assert said in str(caught.value)
-    with pytest.raises(ValueError, match="must be that of a square"):
+    with pytest.raises(ValueError, match="must be square"):
         prepare_dataset(dataset, *folders, (224, 225), fit="three_crops")
 
 

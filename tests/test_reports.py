@@ -203,7 +203,7 @@ def test_sentences_without_a_comparison(runs):
     missing = list_missing_arms(zero_shot)
     text = describe_unfinished([f"run{number}" for number in range(14)], missing)
     assert "run11 and 2 more" in text
-    assert "- **zero-shot**: the papers have DDPM, In&Out, DIAG; this run has not." in text
+    assert "- **zero-shot**: the papers have DDPM, In&Out, DIAG; this run doesn't." in text
     assert "Every planned run has finished." in describe_unfinished([], missing)
     assert "Every arm in the papers" in describe_unfinished([], missing[:0])
 

@@ -162,7 +162,7 @@ def test_failures_are_told_in_the_widget_and_on_the_card_and_nothing_is_lost(poo
     assert "is missing" in grid.message
     grid.decide(f"0:{NAMES[2]}", False)
     assert not grid.is_problem
-    assert ["vanished" in card["unstored"] for card in grid.cards[:3]] == [False, True, False]
+    assert ["is missing" in card["unstored"] for card in grid.cards[:3]] == [False, True, False]
     assert list(stored(pool)["accepted"].notna()[:3]) == [True, False, True]
     grid.refresh()
     assert "not a readable image" in grid.thumbnails[f"0:{NAMES[1]}"]["problem"]

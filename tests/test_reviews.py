@@ -82,8 +82,8 @@ def test_a_review_of_pictures_that_are_gone_is_refused(pool: Path):
     ("text", "said"),
     [
         ("prompts: [{prompt: a, decision: maybe, note: x}]", "'maybe' is not one of accept, reject, reword"),
-        ("prompts: [{prompt: a, decision: reword, note: x}]", "`reworded` belongs"),
-        ("prompts: [{prompt: a, decision: accept, reworded: b}]", "`reworded` belongs"),
+        ("prompts: [{prompt: a, decision: reword, note: x}]", "`reworded` is needed"),
+        ("prompts: [{prompt: a, decision: accept, reworded: b}]", "`reworded` is needed"),
         ("prompts: [{prompt: a, decision: reject}]", "a note must say why"),
         ("prompts: [{prompt: a, decision: accept}, {prompt: a, decision: accept}]", "two decisions"),
         ("prompts: [{decision: accept}]", "prompts 0: expected"),

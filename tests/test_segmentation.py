@@ -112,7 +112,7 @@ def test_positives_without_mask_are_listed(parts):
         ManifestError, match=r"2 problem.*\n.*train-7.png: .*real, train.*\n.*test-3.png"
     ) as told:
         load_masked_samples(broken, folder)
-    assert "leave these positives out, or take a pool with masks" in str(told.value)
+    assert "leave these positives out, or use a pool with masks" in str(told.value)
 
 
 def test_empty_and_missing_masks_are_listed(tmp_path):

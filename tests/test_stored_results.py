@@ -129,7 +129,7 @@ def test_an_unfinished_run_is_refused_and_nothing_written(run_folder, tmp_path):
         "08_results.ipynb is missing",
         "09_pixel_level.ipynb is",
         "08_results.failed.ipynb failed",
-        "goes on where",
+        "run the same command again",
     ):
         assert told in str(caught.value)
     with pytest.raises(StoreError, match="has not finished"):
