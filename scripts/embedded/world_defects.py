@@ -198,7 +198,7 @@ def paint_defect(
         name: a key of `DEFECTS`.
 
     Returns:
-        The image with the defect, its mask of shape (height, width), bool, its shade and the words for its look.
+        The image with the defect, its mask of shape (height, width), bool, its shade and words for its look.
         Pixels outside the mask keep the surface's values.
     """
     defect = DEFECTS[name](rng, picture.shape[:2])
