@@ -149,7 +149,7 @@ def test_an_adapter_of_another_base_is_refused(tmp_path: Path, data: Path, lora:
 def test_an_adapter_that_learned_a_test_image_is_refused(data: Path, model: TextToImage, lora: Path):
     dataset = read_manifest(data / "manifest.csv")
     assert open_adapter(lora, model, dataset).training["trained_on"]["class_images"] == 0
-    with pytest.raises(DreamBoothError, match="is test, only train images"):
+    with pytest.raises(DreamBoothError, match="is test: a generator may learn only from train"):
         open_adapter(lora, model, dataset.assign(split="test"))
 
 

@@ -275,7 +275,7 @@ def test_no_image_test_images_and_generated_ones_are_refused(data: Path):
     dataset = read_manifest(data / "manifest.csv")
     with pytest.raises(DreamBoothError, match="no instance image"):
         read_training_images(dataset.iloc[:0], dataset, data, BUCKETS)
-    with pytest.raises(DreamBoothError, match=r"images/3\.png is test, only train images"):
+    with pytest.raises(DreamBoothError, match=r"images/3\.png is test: a generator may learn only"):
         read_training_images(dataset.iloc[:4], dataset, data, BUCKETS)
     with pytest.raises(DreamBoothError, match=r"images/0\.png is memseg: a generator may learn only"):
         read_training_images(dataset.iloc[:1], dataset.assign(origin="memseg"), data, BUCKETS)

@@ -3,6 +3,7 @@
 import ast
 import re
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import nbformat
@@ -42,7 +43,8 @@ def read_prose() -> Iterator[tuple[str, str]]:
         for cell in nbformat.read(path, as_version=nbformat.NO_CONVERT).cells:
             if cell.cell_type == "markdown":
                 yield f"{path.name}, {cell.id}", cell.source
-    for path in (*(ROOT / "defaug_utils").rglob("*.py"), *(ROOT / "scripts").rglob("*.py")):
+    folders = [ROOT / name for name in ("defaug_utils", "scripts", "book")]
+    for path in chain.from_iterable(folder.rglob("*.py") for folder in folders):
         for part in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(part, ast.Module | ast.ClassDef | ast.FunctionDef):
                 yield f"{path.relative_to(ROOT)}, {getattr(part, 'name', '')}", ast.get_docstring(part) or ""
