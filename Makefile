@@ -1,8 +1,8 @@
 # make book | make pixels | make test | make lab | make faults      each sets itself up in .venv first
 #   PROFILE=workshop   parameters, from profiles/
 #   DATA=              folder of your own data set; empty = procedural surfaces
-#   CORES=             processor cores to use
-#   SEED=0 MINUTES=15 of make faults, which looks for faults and goes on where it stopped
+#   CORES=             CPU cores to use
+#   SEED=0 MINUTES=15 of make faults, which looks for faults and can be resumed
 #   PYTHON=python3     Python 3.11 or newer, to make .venv with
 #   PIP_OPTIONS=       further options for pip, such as --index-url for a CPU-only PyTorch
 PROFILE ?= workshop

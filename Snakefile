@@ -2,9 +2,9 @@
 #
 #   snakemake --cores 2 --config profile=workshop data=path/to/data threads=1
 #
-# An executed notebook is the proof that its stage is done: it exists only when every cell has run.
-# Classifiers and detectors are trained by one job for each scenario and seed, whose results the notebooks 07 to 09
-# read. A run that was killed goes on where it stopped, since pools and trainings resume by themselves too.
+# An executed notebook proves that its stage is done: it exists only if every cell has run. One job per scenario and
+# seed trains classifiers and detectors, whose results notebooks 07 to 09 read. A killed run can be resumed, because
+# pools and trainings resume, too.
 import os
 import sys
 from pathlib import Path
@@ -23,19 +23,19 @@ DATA = str(config.get("data") or "")
 THREADS = int(config.get("threads") or 1)
 RUN = config.get("run") or f"runs/{PROFILE}" + (f"-{Path(DATA).resolve().name}" if DATA else "")
 EXECUTED = f"{RUN}/notebooks"
-try:  # told before anything runs, and without Snakemake's words around it
+try:  # reported before anything runs, without Snakemake's own output
     PARAMETERS = read_profile(f"profiles/{PROFILE}.yaml")
     if DATA and not Path(f"{EXECUTED}/01_data_prep.ipynb").is_file():
         find_layout(DATA)
 except (ValueError, OSError) as error:
     sys.exit(f"\n{error}\n")
 
-# A GPU holds one job that wants one; where there is none, these jobs share the cores. A cluster counts by itself.
+# Each GPU runs one job that needs one; without GPUs, these jobs share the cores. A cluster allocates its own.
 if workflow.is_main_process and workflow.local_exec and "gpu" not in workflow.global_resources and (gpus := list_gpus()):
     workflow.register_resource("gpu", len(gpus))
 
 
-# An arm waits until every one of its origins has a notebook that makes its pool.
+# An arm waits until all its origins have a notebook that makes their pools.
 def plan(notebook):
     """The runs of a notebook's lists, each with the origins of its pools."""
     given = {"baselines": [], "share": 0.5, "extra_arms": {}, "left_out": {}} | read_defaults(notebook) | PARAMETERS[notebook]
@@ -47,7 +47,7 @@ def plan(notebook):
 
 MIXED, MARKED = plan("06_in_and_out"), plan("09_pixel_level")
 RUNS = {run_name(*run): run for run in MIXED}
-SHOWN_RUN = list(RUNS)[-1]  # the run whose notebook 07 stands in the book
+SHOWN_RUN = list(RUNS)[-1]  # the run whose notebook 07 is in the book
 
 
 def draws(runs):
@@ -70,7 +70,7 @@ def pools(*plans):
     return {pool_notebook(origin, run): run for runs in plans for run in runs for origin in runs[run]}
 
 
-# Of several pools by one notebook, one stands in the book, and one is made where no run asks for any.
+# Of several pools from one notebook, one is in the book, and one is made even if no run needs any.
 POOLS = pools(MIXED, MARKED)
 for origin, row in ORIGINS.items():
     if row.notebook in PARAMETERS and not any(pool.startswith(row.notebook) for pool in POOLS):
@@ -101,7 +101,7 @@ rule book:
         prose=[path for path in Path("book").rglob("*") if path.is_file()],
         settings=["_config.yml", "_toc.yml"],
     output:
-        touch(f"{RUN}/book/built"),  # Sphinx's own pages appear before it has finished
+        touch(f"{RUN}/book/built"),  # Sphinx writes its pages before it has finished
     params:
         executed=CHAPTERS,
         folder=f"{RUN}/book",
@@ -232,7 +232,7 @@ rule pixel_level:
         "scripts/run_notebook.py"
 
 
-HELD = []  # the run's lock: a name of the block below would be forgotten at its end, and the lock released
+HELD = []  # the run's lock: a local name of the block below would be dropped at its end, releasing the lock
 
 
 onstart:

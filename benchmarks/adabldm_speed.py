@@ -1,13 +1,13 @@
-"""Seconds an image for AdaBLDM: sampling and decoder adaptation, beside the plain recipe, in one run.
+"""Seconds per image for AdaBLDM: sampling and decoder adaptation, compared with a plain implementation.
 
 Run `python benchmarks/adabldm_speed.py` from the repository's root, on a GPU; options: `--help`. On a
-processor: `python benchmarks/adabldm_speed.py --model tiny --size 32 --steps 4 --adaptation-steps 3`.
+CPU: `python benchmarks/adabldm_speed.py --model tiny --size 32 --steps 4 --adaptation-steps 3`.
 
-The plain recipe makes one image at a time in float32: the ControlNet is asked for either prompt, and all of
-the decoder adapts. Ours blends a batch, asks the ControlNet once for both prompts, and runs in bfloat16
-(the adapted weights stay float32); the faster named options of the adaptation come as further lines. The
-weights are random, of Stable Diffusion 1.5's size: the time does not depend on them. Images that both make
-from the same seeds are compared, with float32 first, so that the speed is not bought by another result.
+The plain implementation makes one image at a time in float32, runs the ControlNet for each prompt, and adapts
+the whole decoder. Ours blends a batch, runs the ControlNet once for both prompts, and uses bfloat16 (the
+adapted weights stay float32); the faster options of the adaptation are listed in further lines. The weights
+are random, with Stable Diffusion 1.5's size, since time does not depend on them. Images from the same seeds
+are compared, with float32 first, to show that the speed does not come from a different result.
 """
 
 import argparse
@@ -115,7 +115,7 @@ def to_half(trimap_model: TrimapModel) -> TrimapModel:
 def make_plain_denoiser(
     trimap_model: TrimapModel, trimap_u8: np.ndarray, guidance: float
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """The usual way: latents doubled, the ControlNet asked for both halves."""
+    """The usual way: latents are doubled, and the ControlNet runs on both halves."""
     model, controlnet = trimap_model.model, trimap_model.controlnet
     conditioning = to_conditioning([trimap_u8, trimap_u8]).to(model.device)
     empty, texts = embed_prompts(model, ["", ""]), embed_prompts(model, ["", PROMPT])
@@ -197,7 +197,7 @@ def run_ours(
 
 
 def read_clock(device: str) -> float:
-    """Seconds, after everything that was asked of the device is done."""
+    """Seconds, after all work of the device is finished."""
     if device != "cpu":
         torch.cuda.synchronize()
     return time.perf_counter()
@@ -206,14 +206,14 @@ def read_clock(device: str) -> float:
 def measure(
     run: Callable[[], tuple[list, list[float]]], repeats: int, count: int
 ) -> tuple[list, list[float]]:
-    """The images, and the median seconds an image of sampling and of adaptation."""
+    """The images, and the median seconds per image of sampling and of adaptation."""
     results = [run() for _ in range(repeats)]
     seconds = [statistics.median(times[part] for _, times in results) / count for part in (0, 1)]
     return results[0][0], seconds
 
 
 def scale_stages(steps: int) -> dict[str, tuple[int, int]]:
-    """AdaBLDM's stages for another number of steps; each has one at least."""
+    """AdaBLDM's stages for another number of steps; each has at least one."""
     borders = {}
     for name, paper in (("latent_editing", LATENT_EDITING), ("image_editing", IMAGE_EDITING)):
         first, end = (round(border * steps / STEPS) for border in paper)
@@ -227,21 +227,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=SIZES, default="sd15", help="size of the model")
     parser.add_argument("--size", type=int, default=256, help="width and height, pixels")
-    parser.add_argument("--images", type=int, default=8, help="images, which ours blends at once")
+    parser.add_argument("--images", type=int, default=8, help="number of images, blended at once in ours")
     parser.add_argument("--steps", type=int, default=50, help="of DDIM")
-    parser.add_argument("--adaptation-steps", type=int, default=200, help="of the decoder's adaptation")
-    parser.add_argument("--repeats", type=int, default=2, help="of every measurement; the median counts")
+    parser.add_argument("--adaptation-steps", type=int, default=200, help="steps of the decoder's adaptation")
+    parser.add_argument("--repeats", type=int, default=2, help="of every measurement; reports the median")
     options = parser.parse_args()
     logging.set_verbosity_error()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     settings = BlendSettings((options.size, options.size), options.steps, **scale_stages(options.steps))
     parts, full = Parts(options.images, options.size, device), make_model(options.model, device)
     half = to_half(full)
-    where = (
-        torch.cuda.get_device_name() if device == "cuda" else f"processor, {torch.get_num_threads()} threads"
-    )
+    where = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     print(f"{full.model.model}, {options.images} images of {options.size} × {options.size}, {where}")
-    print(f"{options.steps} steps + {options.adaptation_steps} steps of adaptation; seconds an image")
+    print(f"{options.steps} steps + {options.adaptation_steps} steps of adaptation; seconds per image")
     print(f"{'':44}sampling  adaptation     all   times faster   mean difference")
     warm = Parts(1, options.size, device)
     run_plain(full, warm, settings, 2)

@@ -1,7 +1,7 @@
-"""Images a second in training: all images in memory, against a plain loader that decodes per image.
+"""Images per second in training: all images in memory, compared with a loader that decodes each image.
 
-Both train the workshop's network on the same PNG files with batches of the same size. On the processor CPU
-time counts, so that other work on the machine does not; on a GPU wall time. Run from the project's root:
+Both train the workshop's network on the same PNG files with the same batch size. On a CPU we measure CPU
+time, so that other work on the machine doesn't matter; on a GPU, wall time. Run from the project's root:
 
     python benchmarks/classifier_speed.py
 """
@@ -48,7 +48,7 @@ class ImageFiles(Dataset):
 
 
 def write_images(folder: Path, count: int) -> pd.DataFrame:
-    """Draw a training set, every tenth image positive, with the least that val and test need."""
+    """Draw a training set, every tenth image positive, with the minimum for val and test."""
     rows = []
     for index in range(count + 3):
         split = "train" if index < count else ("val", "test", "test")[index - count]
@@ -76,7 +76,7 @@ def time_plain_loop(folder: Path, samples: Samples, batch_size: int) -> float:
 
 
 def main() -> None:
-    """Measure both on the same files and print images a second."""
+    """Measure both on the same files and print images per second."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--batch-size", type=int, default=8)
@@ -88,7 +88,7 @@ def main() -> None:
         recipe = replace(choose_recipe("diag"), epochs=EPOCHS, batch_size=given.batch_size)
         seconds = {"plain loader": time_plain_loop(folder, samples, given.batch_size)}
         start = clock()
-        samples = load_samples(samples.table, folder)  # decoding is part of the price
+        samples = load_samples(samples.table, folder)  # decoding is part of the cost
         train_classifier(samples, folder / "run", recipe, "resnet10_quarter")
         seconds["in memory"] = clock() - start
     for title, value in seconds.items():

@@ -1,18 +1,18 @@
-"""DIAG at real size: the package's path against the plain recipe, on models of full architecture.
+"""DIAG at real size: the package compared with a plain implementation, on full-size models.
 
     python benchmarks/diag_speed.py --model sdxl --batch 8 --compile
     python benchmarks/diag_speed.py --model sd15 --size 128 128 --steps 2 --count 2 --batch 2 --dtype bfloat16
 
-The models are Stable Diffusion 1.5 inpainting and Stable Diffusion XL inpainting (0.1) with every layer of
-the published ones and random weights, so that nothing is downloaded; their pictures are noise, their time
-and memory are not. Their numbers of weights are checked against the published ones first.
+The models are Stable Diffusion 1.5 inpainting and Stable Diffusion XL inpainting (0.1) with all published
+layers and random weights, so that nothing is downloaded. Their images are noise, but time and memory are
+realistic. Their numbers of weights are first checked against the published ones.
 
-The baseline, in the same run: one call of the pipeline an image, with texts and pictures as its page shows
-it, in float16 (float32 on a processor), without compilation. Then the package's own path (`inpaint_batch`)
-with the options given. Printed are images a second, peak memory and, on a GPU, the share of the card's
-bfloat16 peak, measured by large matrix products in the same run: arithmetic of U-Net and autoencoder (counted
-without running them) over time. On a GPU time is wall time, after a first round of either that does not
-count; on a processor CPU time counts, so that other work on the machine does not.
+The baseline calls the pipeline once per image, as on the model's page, in float16 (float32 on a CPU), without
+compilation. Then the package's own path (`inpaint_batch`) runs with the given options. The output is images
+per second, peak memory and, on a GPU, the share of the card's bfloat16 peak, measured by large matrix
+products in the same run: arithmetic of U-Net and autoencoder (counted without running them) over time. On a
+GPU we measure wall time after a warm-up round; on a CPU, CPU time, so that other work on the machine doesn't
+matter.
 """
 
 import argparse
@@ -62,7 +62,7 @@ VAE = {
     "layers_per_block": 2,
     "latent_channels": 4,
 }
-MODELS = {  # the published config.json files, where they differ from diffusers' defaults
+MODELS = {  # differences of the published config.json files from diffusers' defaults
     "sd15": {
         "size": (512, 512),
         "unet": {"in_channels": 9, "sample_size": 64, "cross_attention_dim": 768},
@@ -103,8 +103,8 @@ def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=MODELS, default="sdxl")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", default="bfloat16", help="of the package's path")
-    parser.add_argument("--baseline-dtype", default="", help="float16 on a GPU, else float32, when empty")
+    parser.add_argument("--dtype", default="bfloat16", help="precision of the package's path")
+    parser.add_argument("--baseline-dtype", default="", help="empty: float16 on a GPU, else float32")
     parser.add_argument("--size", type=int, nargs=2, default=None, help="working width and height")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--count", type=int, default=16, help="images of the package's path")
@@ -113,12 +113,12 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--channels-last", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--slice-vae", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--peak", type=float, default=0, help="the card's bfloat16 TFLOP/s, 0: measure")
+    parser.add_argument("--peak", type=float, default=0, help="the card's bfloat16 TFLOP/s; 0 to measure it")
     return parser.parse_args()
 
 
 def make_tokenizer() -> CLIPTokenizer:
-    """One token a letter, and as many unused ones as make the published size."""
+    """One token per letter, padded with unused ones to the published size."""
     letters = [chr(code) for code in range(33, 127)]
     words = [*letters, *(f"{letter}</w>" for letter in letters)]
     words += [f"unused{number}" for number in range(VOCABULARY_SIZE - 2 - len(words))]
@@ -128,7 +128,7 @@ def make_tokenizer() -> CLIPTokenizer:
 
 
 def make_text_encoder(place: int, values: dict) -> torch.nn.Module:
-    """The first text encoder is CLIP's, the second one has a projection."""
+    """The first text encoder is CLIP's; the second has a projection."""
     tokens = {"bos_token_id": VOCABULARY_SIZE - 2, "eos_token_id": VOCABULARY_SIZE - 1}
     config = CLIPTextConfig(
         vocab_size=VOCABULARY_SIZE, max_position_embeddings=MAX_TOKENS, **tokens, **values
@@ -137,7 +137,7 @@ def make_text_encoder(place: int, values: dict) -> torch.nn.Module:
 
 
 def make_networks(name: str) -> dict[str, torch.nn.Module]:
-    """All networks of a model without memory for their weights.
+    """All networks of a model, without allocating their weights.
 
     Raises:
         SystemExit: a network has another number of weights than the published one.
@@ -152,12 +152,12 @@ def make_networks(name: str) -> dict[str, torch.nn.Module]:
             networks[f"text_encoder{'_2' * place}"] = make_text_encoder(place, text)
     counts = {part: sum(weight.numel() for weight in net.parameters()) for part, net in networks.items()}
     if counts != values["weights"]:
-        raise SystemExit(f"{name} is not of the published size: {counts}, expected {values['weights']}")
+        raise SystemExit(f"{name} does not have the published size: {counts}, expected {values['weights']}")
     return networks
 
 
 def count_operations(name: str, size: tuple[int, int], steps: int) -> float:
-    """Arithmetic of one image: two U-Net calls a step (guidance), two encodings and a decoding."""
+    """Arithmetic of one image: two U-Net calls per step (guidance), two encodings and one decoding."""
     networks = make_networks(name)
     texts, rows, columns = MODELS[name]["texts"], size[1] // 8, size[0] // 8
     width = sum(text["hidden_size"] for text in texts)
@@ -178,7 +178,7 @@ def count_operations(name: str, size: tuple[int, int], steps: int) -> float:
 
 @torch.no_grad()
 def fill(network: torch.nn.Module, device: str, dtype: torch.dtype) -> torch.nn.Module:
-    """Give a network memory and small random weights."""
+    """Allocate a network with small random weights."""
     network = network.to(dtype).to_empty(device=device).eval()
     for key, weight in network.named_parameters():
         if weight.ndim > 1:
@@ -187,7 +187,7 @@ def fill(network: torch.nn.Module, device: str, dtype: torch.dtype) -> torch.nn.
             weight.fill_(float(key.endswith("weight")))  # norms start as in training
     for key, buffer in network.named_buffers():
         if not key.endswith("position_ids"):
-            raise SystemExit(f"unknown buffer {key}: it would hold whatever the memory held")
+            raise SystemExit(f"unknown buffer {key}: it would be uninitialised")
         buffer.copy_(torch.arange(buffer.shape[-1], device=device).expand(buffer.shape))
     return network
 
@@ -214,7 +214,7 @@ def build_pipeline(name: str, device: str, dtype: torch.dtype) -> diffusers.Diff
 
 
 def make_jobs(count: int) -> list[InpaintJob]:
-    """Drawn surfaces of DIAG's size with procedural masks, the paper's prompts in turn."""
+    """Drawn surfaces of DIAG's size with procedural masks, and the paper's prompts in turn."""
     masks = open_masks("procedural")
     jobs = []
     for seed in range(count):
@@ -225,7 +225,7 @@ def make_jobs(count: int) -> list[InpaintJob]:
 
 
 def paint_plainly(pipeline: diffusers.DiffusionPipeline, job: InpaintJob, settings: InpaintSettings) -> None:
-    """One call an image, texts and pictures given as they are: the recipe of the model's page."""
+    """One call per image with plain arguments: the recipe on the model's page."""
     pipeline(
         prompt=job.prompt,
         negative_prompt=job.negative_prompt,
@@ -242,7 +242,7 @@ def paint_plainly(pipeline: diffusers.DiffusionPipeline, job: InpaintJob, settin
 
 
 def measure(paint: Callable[[], object], count: int, device: str) -> tuple[float, float]:
-    """Images a second and peak memory in GiB; on a GPU after a round that does not count."""
+    """Images per second and peak memory in GiB; on a GPU after a warm-up round."""
     if device == "cpu":
         start = time.process_time()
         paint()
@@ -282,7 +282,7 @@ def main() -> None:
     print(
         f"{given.model}: {sum(MODELS[given.model]['weights'].values()) / 1e9:.2f} billion weights, "
         f"{settings.size[0]} × {settings.size[1]}, {settings.effective_steps} of {settings.steps} steps, "
-        f"{operations / 1e12:.1f} TFLOP an image",
+        f"{operations / 1e12:.1f} TFLOP per image",
         flush=True,
     )
     pipeline = build_pipeline(given.model, given.device, getattr(torch, dtypes[0]))

@@ -1,15 +1,16 @@
-"""Training steps a second and peak memory of DreamBooth with LoRA: ours beside the plain recipe, in one run.
+"""Training steps per second and peak memory of DreamBooth with LoRA, compared with a plain implementation.
 
     python benchmarks/dreambooth_speed.py
     python benchmarks/dreambooth_speed.py --model tiny --size 32 --batch 2 --steps 2 --warmup 1 --no-compile
 
-It is meant for a GPU; the second line only tries it on a processor, where CPU time counts. The model is of
-Stable Diffusion 1.5's architecture with random weights: time and memory do not depend on them. Both train the
-same adapter (LoRA-C3Lier on U-Net and text encoder) with AdamW on the same pictures.
+It is meant for a GPU; the second line is only a trial on a CPU, with CPU time. The model has Stable Diffusion
+1.5's architecture and random weights, since time and memory do not depend on them. Both train the same
+adapter (LoRA-C3Lier on U-Net and text encoder) with AdamW on the same images.
 
-The plain recipe encodes the pictures anew at every step, computes attention as the product of two matrices,
-trains in mixed float16 (float32 on a processor), and is not compiled. Ours is `train_dreambooth`: latents are
-computed once, attention is fused, bfloat16, the U-Net compiled. The first steps of either do not count.
+The plain implementation encodes the images again at every step, computes attention as the product of two
+matrices, trains in mixed float16 (float32 on a CPU), and is not compiled. Ours is `train_dreambooth`: latents
+are computed once, attention is fused, in bfloat16, with a compiled U-Net. The first steps of each are not
+measured.
 """
 
 import argparse
@@ -44,12 +45,12 @@ def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=SIZES, default="sd15")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--size", type=int, default=512, help="side of the pictures")
-    parser.add_argument("--batch", type=int, default=12, help="pictures a step")
-    parser.add_argument("--steps", type=int, default=30, help="steps that count")
-    parser.add_argument("--warmup", type=int, default=5, help="steps before them")
+    parser.add_argument("--size", type=int, default=512, help="side of the images")
+    parser.add_argument("--batch", type=int, default=12, help="images per step")
+    parser.add_argument("--steps", type=int, default=30, help="measured steps")
+    parser.add_argument("--warmup", type=int, default=5, help="warm-up steps")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--checkpointing", action="store_true", help="of activations, in ours")
+    parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing in ours")
     return parser.parse_args()
 
 
@@ -60,7 +61,7 @@ class Clock:
         self.device, self.warmup, self.start, self.steps = device, warmup, 0.0, 0
 
     def now(self) -> float:
-        """Seconds: of the processor, or of the wall once the GPU is done."""
+        """CPU seconds, or wall seconds after the GPU has finished."""
         if self.device == "cpu":
             return time.process_time()
         torch.cuda.synchronize()
@@ -75,7 +76,7 @@ class Clock:
             self.start = self.now()
 
     def read(self) -> tuple[float, float]:
-        """Steps a second, and GiB at most (on a processor of the whole process so far)."""
+        """Steps per second, and peak memory in GiB (on a CPU, of the whole process so far)."""
         speed = (self.steps - self.warmup) / (self.now() - self.start)
         if self.device == "cpu":
             return speed, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
@@ -90,7 +91,7 @@ def load(given: argparse.Namespace) -> TextToImage:
 
 
 def write_pictures(folder: Path, given: argparse.Namespace) -> list[str]:
-    """Noise, as many pictures as a step shows."""
+    """Noise, as many images as a step shows."""
     names, generator = [f"{number}.png" for number in range(given.batch)], np.random.default_rng(0)
     for name in names:
         write_png(folder / name, generator.integers(0, 256, (given.size, given.size, 3), dtype=np.uint8))
@@ -165,9 +166,9 @@ def main() -> None:
         clock = Clock(given.device, given.warmup)
         train_ours(load(given), names, folder, given, clock.tick)
         found["defaug_utils"] = clock.read()
-    print(f"{given.model}, {given.size} × {given.size}, {given.batch} pictures a step, {given.device}")
+    print(f"{given.model}, {given.size} × {given.size}, {given.batch} images per step, {given.device}")
     for name, (speed, memory) in found.items():
-        print(f"{name}: {speed:.3f} steps/s, {speed * given.batch:.2f} pictures/s, peak {memory:.1f} GiB")
+        print(f"{name}: {speed:.3f} steps/s, {speed * given.batch:.2f} images/s, peak {memory:.1f} GiB")
     plain, own = (speed for speed, _ in found.values())
     print(f"ratio {own / plain:.2f}")
 

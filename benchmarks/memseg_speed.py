@@ -1,15 +1,15 @@
-"""How fast MemSeg's simulation is beside the usual re-implementation's recipe, on one core.
+"""Speed of MemSeg's simulation compared with the usual re-implementation, on one core.
 
 Run `python benchmarks/memseg_speed.py` from the repository's root; options: `--help`.
 
-The usual recipe is written out below as public MemSeg repositories have it: Perlin noise in float64 NumPy
-with full-size arrays for each corner; three of ten whole-image augmenters one after the other; a texture
-read from its file and resized for every image. Those repositories call imgaug, which no longer runs with
-NumPy 2; here the same operations are called directly through OpenCV, Pillow and NumPy, as it does inside.
-With imgaug itself (0.4.0, NumPy 1.26) the recipe took about the same time on the same machine.
+The usual recipe, as in public MemSeg repositories, is written out below: Perlin noise in float64 NumPy with
+full-size arrays for each corner; three of ten whole-image augmenters, one after the other; a texture read
+from its file and resized for every image. Those repositories call imgaug, which no longer runs with NumPy 2;
+here the same operations are called directly in OpenCV, Pillow and NumPy, as imgaug does internally. With
+imgaug itself (0.4.0, NumPy 1.26) the recipe took about the same time on the same machine.
 
-Both get the same surfaces, already in memory, and the same textures, once as files and once held in
-memory. CPU time of one thread, the two taking turns; the median over the repeats.
+Both get the same surfaces, in memory, and the same textures, first as files and then in memory. We measure
+the CPU time of one thread, alternating between the two, and report the median over the repeats.
 """
 
 # ruff: noqa: E402, NPY002 - threads are set before the imports; the usual recipe draws from the global generator
@@ -65,7 +65,7 @@ def usual_perlin(shape: tuple[int, int], cells: tuple[int, int]) -> np.ndarray:
 
 
 def usual_rotation(array: np.ndarray, limit: float) -> np.ndarray:
-    """Turn by a random angle up to a limit in degrees, as imgaug does through OpenCV."""
+    """Rotate by a random angle up to a limit in degrees, as imgaug does with OpenCV."""
     height, width = array.shape[:2]
     angle = np.random.uniform(-limit, limit)
     turn = cv2.getRotationMatrix2D((width / 2 - 0.5, height / 2 - 0.5), angle, 1.0)
@@ -73,7 +73,7 @@ def usual_rotation(array: np.ndarray, limit: float) -> np.ndarray:
 
 
 def usual_mask(shape: tuple[int, int]) -> np.ndarray:
-    """Noise on a random lattice, turned and thresholded; 1.0 where the defect goes."""
+    """Noise on a random lattice, rotated and thresholded; 1.0 where the defect goes."""
     cells = (2 ** np.random.randint(0, 6), 2 ** np.random.randint(0, 6))
     noise = usual_rotation(usual_perlin(shape, cells), 90)
     return np.where(noise > 0.5, np.ones_like(noise), np.zeros_like(noise))
@@ -179,7 +179,7 @@ def read_texture(path: Path, side: int) -> np.ndarray:
 
 
 def time_alternately(functions: list[Callable[[int], object]], images: int, repeats: int) -> list[float]:
-    """Median milliseconds of CPU time an image of each function, the functions taking turns."""
+    """Median CPU milliseconds per image of each function, alternating between them."""
     for function in functions:
         function(0)
     times: list[list[float]] = [[] for _ in functions]
@@ -199,8 +199,8 @@ def main() -> None:
         "--textures", default="", help="folder of images; default: textures drawn for this run"
     )
     parser.add_argument("--side", type=int, default=256, help="width and height in pixels, divisible by 32")
-    parser.add_argument("--images", type=int, default=40, help="images a repeat")
-    parser.add_argument("--repeats", type=int, default=9, help="repeats, of which the median counts")
+    parser.add_argument("--images", type=int, default=40, help="images per repeat")
+    parser.add_argument("--repeats", type=int, default=9, help="repeats; the median is reported")
     options = parser.parse_args()
     cv2.setNumThreads(1)
     with tempfile.TemporaryDirectory() as temporary:

@@ -1,11 +1,12 @@
 """How hard the workshop data set is: AP of the workshop classifier without augmentation.
 
 Run `python benchmarks/surfaces_difficulty.py` from the repository's root; options: `--help`. The surfaces
-should leave augmentation something to do: full-shot AP between 0.6 and 0.9, few-shot clearly below.
+should leave room for augmentation: full-shot AP between 0.6 and 0.9, few-shot clearly below.
 
-Everything goes the way of the notebooks: surfaces in KSDD2's layout, loader, validation part, training set
-of the arm "none", training, scores of the test part. One line a run, then mean and spread by scenario, and
-the recall of every defect type by severity (at the paper protocol's threshold) over all full-shot runs.
+Everything is done as in the notebooks: surfaces in KSDD2's layout, loader, validation part, training set of
+the arm "none", training, scores of the test part. The output is one line per run, then mean and spread by
+scenario, and the recall of every defect type by severity (at the paper protocol's threshold) over all
+full-shot runs.
 """
 
 import argparse
@@ -31,7 +32,7 @@ SEVERITY_BINS = (0, 1 / 3, 2 / 3, 1)
 
 
 def read_options() -> argparse.Namespace:
-    """The command line; a 0 keeps the recipe's own value."""
+    """The command line; 0 keeps the recipe's value."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--train", type=int, default=600, help="drawn training images")
     parser.add_argument("--test", type=int, default=400, help="drawn test images")
@@ -40,7 +41,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--scenarios", nargs="+", default=["full-shot", "few-shot"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--backbone", default="resnet10_quarter")
-    parser.add_argument("--weights", default=WEIGHTS, help="empty for random ones")
+    parser.add_argument("--weights", default=WEIGHTS, help="initial weights; empty for random ones")
     parser.add_argument("--recipe", default="workshop")
     parser.add_argument("--epochs", type=int, default=0)
     parser.add_argument("--optimiser", default="", help="sgd or adam")

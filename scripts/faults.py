@@ -1,9 +1,9 @@
 """Look for faults: `make faults`, or `PYTHONPATH=tests python scripts/faults.py runs/faults --seed 1`.
 
-Broken inputs go to the readers that users reach; small stages run with scarce resources, or are killed at
-random moments and then finished; each in a process of its own. Results go to `inputs.csv`, `resources.csv`
-and `kills.csv` in the folder, one row a trial as soon as it is known, so that an interrupted campaign goes
-on; the summary comes at the end, in `summary.csv` as well. Another seed needs another folder.
+Broken inputs are passed to the readers that users call; small stages run with scarce resources, or are killed
+at random moments and then resumed; each in a separate process. Results go to `inputs.csv`, `resources.csv`
+and `kills.csv` in the folder, one row per finished trial, so that an interrupted campaign can be resumed; the
+summary is printed at the end and written to `summary.csv`. Another seed needs another folder.
 """
 
 import argparse
@@ -63,7 +63,7 @@ def try_inputs(folder: Path, seed: int, sample: int, deadline: float, only: str)
 
 
 def try_stages(folder: Path, options: argparse.Namespace, deadline: float) -> None:
-    """Kills of every stage in turn, then scarce resources for each once."""
+    """Kill every stage in turn, then run each once with scarce resources."""
     from fault_parts import stages
 
     shared, wholes = folder / "inputs", {}
@@ -103,7 +103,7 @@ def try_stages(folder: Path, options: argparse.Namespace, deadline: float) -> No
 
 
 def summarise(folder: Path) -> list[dict]:
-    """What was tried and what was found; `faults` is the sum of what must not be."""
+    """What was tried and found; `faults` is the number of unacceptable results."""
     kills, scarce, inputs = (read_rows(folder / f"{name}.csv") for name in ("kills", "resources", "inputs"))
     outcomes = Counter(row["outcome"] for row in inputs)
     hit = [row for row in kills if row["killed"] == "1"]
@@ -117,16 +117,16 @@ def summarise(folder: Path) -> list[dict]:
 
 
 def main() -> int:
-    """Run the campaign, or what is left of it, and tell what was found."""
+    """Run the rest of the campaign and print the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, nargs="?", default=Path("runs/faults"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=15)
-    parser.add_argument("--sample", type=int, default=0, help="so many inputs, drawn by the seed; 0 for all")
-    parser.add_argument("--only", default="", help="inputs with this in their name")
+    parser.add_argument("--sample", type=int, default=0, help="number of random inputs; 0 for all")
+    parser.add_argument("--only", default="", help="only inputs whose name contains this")
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument(
-        "--resources", type=int, default=100, help="at most so many trials with scarce resources"
+        "--resources", type=int, default=100, help="largest number of trials with scarce resources"
     )
     options = parser.parse_args()
     started = time.monotonic()

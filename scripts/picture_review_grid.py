@@ -2,7 +2,7 @@
 
     python scripts/picture_review_grid.py runs/workshop
 
-The run is copied, so that its own pools stay as they are.
+The run is copied, so that its pools stay unchanged.
 """
 
 import argparse
@@ -26,7 +26,7 @@ ReviewGrid({list(POOLS)}, reviewer="ann", origin="diag")
 
 
 def draw_picture(run: Path, target: Path) -> None:
-    """Review a few images by keys and store what the widget looks like then."""
+    """Review a few images by keyboard and save a screenshot of the widget."""
     with tempfile.TemporaryDirectory() as folder, start_lab(Path(folder)) as lab, sync_playwright() as engine:
         for name in POOLS:
             shutil.copytree(run / name, Path(folder) / name, ignore=shutil.ignore_patterns("review-*.csv"))

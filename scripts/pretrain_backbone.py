@@ -1,9 +1,9 @@
-"""Train the workshop's backbone from scratch, as ImageNet trains the papers': on small drawn objects.
+"""Train the workshop's backbone from scratch on small drawn objects, in place of ImageNet.
 
-Images are drawn by formula: textures (stripes, weave, marble, …) with letters, digits, stars, arrows and
-other shapes on them, from clear to faint; the network tells which are there and what they lie on. There is
-no metal surface, no scratch, crack, pit or stain among them. The result is a file of torchvision's key
-names, without the head.
+Images are procedural: textures (stripes, weave, marble, …) with letters, digits, stars, arrows and other
+shapes on them, from clear to faint; the network predicts the objects and the texture. There are no metal
+surfaces, scratches, cracks, pits or stains among them. The result is a file with torchvision's key names,
+without the head.
 
     python scripts/pretrain_backbone.py models/resnet10_quarter.safetensors
 """
@@ -29,7 +29,7 @@ from defaug_utils.training.backbones import (
 )
 
 SIDE = 128  # pixels, width and height of a training image
-VARIANTS = 24  # textures drawn of each kind
+VARIANTS = 24  # textures of each kind
 SHARE_PRESENT = 0.18  # how often each object is in an image
 STAR = [(np.cos(k * np.pi / 5) * (1, 0.4)[k % 2], np.sin(k * np.pi / 5) * (1, 0.4)[k % 2]) for k in range(10)]
 FILLED = {
@@ -50,7 +50,7 @@ SUBPIXEL_BITS = 4  # OpenCV takes coordinates in sixteenths of a pixel
 
 
 def draw_object(generator: np.random.Generator, name: str) -> np.ndarray:
-    """Draw an object at a random place, size and angle: shape (SIDE, SIDE), float in [0, 1]."""
+    """Draw an object with random position, size and angle: shape (SIDE, SIDE), float in [0, 1]."""
     canvas = np.zeros((SIDE, SIDE), np.uint8)
     radius, thickness = generator.uniform(3, 16), int(generator.integers(1, 4))
     centre, angle = generator.uniform(radius, SIDE - radius, 2), generator.uniform(0, 2 * np.pi)
@@ -76,7 +76,7 @@ def draw_object(generator: np.random.Generator, name: str) -> np.ndarray:
 
 
 def draw_ground(generator: np.random.Generator, texture_u8: np.ndarray) -> np.ndarray:
-    """Cut a texture out, turn it, and change its contrast, brightness, colour and noise."""
+    """Crop a texture, rotate it, and change its contrast, brightness, colour and noise."""
     top, left = generator.integers(0, TEXTURE_SIDE - SIDE + 1, 2)
     ground = np.rot90(texture_u8[top : top + SIDE, left : left + SIDE], int(generator.integers(4)))
     colour = ground.mean((0, 1))
@@ -98,7 +98,7 @@ def draw_example(generator: np.random.Generator, textures: list[np.ndarray]) -> 
 
 
 def save_backbone(model: torch.nn.Module, path: Path) -> None:
-    """Write the weights by torchvision's names, without the head."""
+    """Write the weights under torchvision's names, without the head."""
     weights = {
         torchvision_key(key): value.contiguous()
         for key, value in model.state_dict().items()

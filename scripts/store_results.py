@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run_folder", type=Path, help="a finished run, such as runs/long")
     parser.add_argument("name", help="folder in book/stored, such as long")
-    parser.add_argument("--command", help="what made the run; default: make book PROFILE=<the run's folder>")
+    parser.add_argument("--command", help="default: make book PROFILE=<the run's folder>")
     parser.add_argument("--book", type=Path, default=ROOT / "book", help="folder of the book's prose")
     given = parser.parse_args(arguments)
     shelf = given.book / "stored"
@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> None:
     runs = read_stored(target)[0][RUNS]
     for name, metrics in FIGURES.items():
         plot_augmentation_curves(runs, metrics).savefig(target / name, dpi=80, bbox_inches="tight")
-    sys.stdout.write(f"{len(runs)} runs of {provenance['notebooks']} notebooks are stored in {target}\n")
+    sys.stdout.write(f"{len(runs)} runs from {provenance['notebooks']} notebooks were stored in {target}\n")
 
 
 if __name__ == "__main__":

@@ -14,17 +14,17 @@ SCREENSHOTS = ROOT / "tests" / "browser" / "screenshots"
 STEPS = ("1-open", "2-drawn", "3-first", "4-generated", "5-decided")
 SECONDS = (2.0, 2.0, 2.0, 2.0, 4.0)
 COLOURS = 256
-COARSE = 0xFE  # every second value is enough, and packs better
+COARSE = 0xFE  # every second value is enough, and compresses better
 
 
 def crop_widget(path: Path) -> Image.Image:
-    """The widget of a screenshot: as the test says where it was."""
+    """The widget in a screenshot, at the position that the test recorded."""
     left, top, width, height = np.loadtxt(SCREENSHOTS / "studio-place.txt")
     return Image.open(path).convert("RGB").crop((left, top, left + width, top + height))
 
 
 def reduce_colours(frame: Image.Image) -> Image.Image:
-    """The colours that a GIF can have, the ones in between by dithering."""
+    """Reduce the colours to those of a GIF, with dithering."""
     palette = frame.quantize(COLOURS, Image.Quantize.FASTOCTREE)
     return frame.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
 

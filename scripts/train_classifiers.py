@@ -1,4 +1,4 @@
-"""One Snakemake job: train and measure the classifiers of some runs, whose numbers notebook 08 reads."""
+"""One Snakemake job: train and measure the classifiers of some runs for notebook 08."""
 
 from dataclasses import fields
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""One Snakemake job: train and measure the detectors of some runs, which notebook 09 takes as they are."""
+"""One Snakemake job: train and measure the detectors of some runs for notebook 09."""
 
 import torch
 

@@ -143,7 +143,7 @@ def test_the_papers_stages():
     [
         ({"latent_editing": (30, 20)}, "latent_editing .30, 20. must be None or"),
         ({"image_editing": (45, 51)}, "image_editing .45, 51. must be None or .* within 0 … 50"),
-        ({"latent_editing": (26, 46), "image_editing": (10, 20)}, "must neither begin nor end before"),
+        ({"latent_editing": (26, 46), "image_editing": (10, 20)}, "must not begin or end before"),
         ({"steps": 20}, "latent_editing"),
         ({"dilation": 4}, "dilation 4 must be odd"),
         ({"guidance": 0.5}, "guidance"),

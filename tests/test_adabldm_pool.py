@@ -151,12 +151,12 @@ def test_a_controlnet_that_saw_test_images_is_refused(tmp_path: Path, data: Path
 
 
 @pytest.mark.parametrize(
-    ("factor", "told"), [(2.0, "the loss rose from"), (float("nan"), "the loss is no number after 1 steps")]
+    ("factor", "told"), [(2.0, "the loss rose from"), (float("nan"), "the loss is not finite after 1 steps")]
 )
 def test_a_diverged_adaptation_is_told_in_the_row_and_the_own_image_taken(
     data: Path, trimap_model, monkeypatch, factor: float, told: str
 ):
-    """Both cases are forced: which one a wild learning rate ends in is for the processor to say."""
+    """Both cases are forced: which one a wild learning rate ends in is for the CPU to say."""
     calls, measure = [], autoencoder.adaptation_loss
 
     def force(*given: object) -> torch.Tensor:
@@ -181,7 +181,7 @@ def test_values_that_are_no_numbers_are_told_by_the_checks(tmp_path: Path, data,
     monkeypatch.setattr(adabldm, "blend_latents", break_latents)
     pool = make(tmp_path, data, trimap_model)
     assert not pool["check_passed"].any() and pool["check_reason"].str.startswith("not a number").all()
-    assert pool["adaptation_problem"].str.contains("is no number").all()
+    assert pool["adaptation_problem"].str.contains("is not finite").all()
     assert pool["adaptation_before"].isna().all()
 
 
@@ -251,5 +251,5 @@ def test_wrong_wishes_are_refused(data: Path, trimap_model):
 
 
 def test_another_adaptation_in_the_same_folder_is_refused(whole: Path, data: Path, trimap_model):
-    with pytest.raises(ValueError, match=r"other settings: adaptation .*; origin \(adabldm, asked for"):
+    with pytest.raises(ValueError, match=r"other settings: adaptation .*; origin \(adabldm, requested"):
         make(whole, data, trimap_model, adaptation=None)

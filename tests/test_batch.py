@@ -89,7 +89,7 @@ def test_a_run_is_held_by_one_engine_and_free_again_when_that_is_killed(tmp_path
     holding = [sys.executable, "-c", f"{code}; print('held', flush=True); sys.stdin.read()", str(tmp_path)]
     with subprocess.Popen(holding, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
         assert first.stdout.readline() == "held\n"
-        with pytest.raises(RuntimeError, match="another `make` is at work"):
+        with pytest.raises(RuntimeError, match="another `make` is running"):
             claim_run(tmp_path)
         first.kill()
     claim_run(tmp_path).release()
@@ -100,7 +100,7 @@ def test_a_full_disk_and_a_folder_that_cannot_be_written_are_told(tmp_path, monk
     with pytest.raises(RuntimeError, match=r"file/run can't be written"):
         claim_run(tmp_path / "file" / "run")
     monkeypatch.setattr("shutil.disk_usage", lambda folder: FullDisk)
-    with pytest.raises(RuntimeError, match="is full: 5 MB are free"):
+    with pytest.raises(RuntimeError, match="is full: 5 MB free"):
         claim_run(tmp_path / "run")
 
 
@@ -153,7 +153,7 @@ def test_a_second_engine_in_the_same_run_is_refused(tmp_path):
         second = run_engine("profile=smoke", f"run={run}")
         os.killpg(first.pid, signal.SIGKILL)
     assert second.returncode
-    assert f"another `make` is at work in {run}" in second.stderr
+    assert f"another `make` is running in {run}" in second.stderr
     assert "01_data_prep" not in second.stderr, "a job was begun"
 
 

@@ -217,12 +217,12 @@ def test_velocity_is_learned_where_the_model_predicts_it(model, triples, monkeyp
 def test_other_settings_in_a_folder_are_refused_and_nothing_is_lost(model, triples, tmp_path: Path):
     run(model, triples, tmp_path, 3)
     before = (tmp_path / "checkpoint.safetensors").read_bytes()
-    with pytest.raises(ValueError, match=r"other settings: learning_rate \(0.001, asked for 0.0001\)"):
+    with pytest.raises(ValueError, match=r"other settings: learning_rate \(0.001, requested 0.0001\)"):
         run(model, triples, tmp_path, 3, ControlNetSettings(2, 1e-4))
     fewer = TripleSet(triples.defects, triples.goods, count=4)
     with pytest.raises(ValueError, match=r"other settings: triples"):
         run(model, fewer, tmp_path, 3)
-    with pytest.raises(ValueError, match="holds a training of 3 steps, 2 are asked for"):
+    with pytest.raises(ValueError, match="contains a training of 3 steps, 2 are requested"):
         run(model, triples, tmp_path, 2)
     assert (tmp_path / "checkpoint.safetensors").read_bytes() == before
     (tmp_path / "checkpoint.safetensors").write_bytes(b"torn")
@@ -242,7 +242,7 @@ def test_a_loss_that_is_no_number_ends_the_training_and_keeps_the_checkpoint(
 
     monkeypatch.setattr(controlnets, "measure_loss", break_fifth)
     with pytest.raises(
-        FloatingPointError, match=r"loss of step 5 is no number \(nan\).*step 3's checkpoint is kept"
+        FloatingPointError, match=r"loss of step 5 is not finite \(nan\).*step 3's checkpoint is kept"
     ):
         run(model, triples, tmp_path, 7)
     monkeypatch.undo()
@@ -261,10 +261,10 @@ def test_wrong_controlnets_are_told(model, tmp_path: Path):
         load_controlnet(tmp_path / "nowhere", model)
     save_controlnet(make_controlnet(model), tmp_path / "pickled")
     (tmp_path / "pickled/diffusion_pytorch_model.safetensors").rename(tmp_path / "pickled/model.bin")
-    with pytest.raises(ModelError, match=r"found only model.bin: weights that are pickled"):
+    with pytest.raises(ModelError, match=r"found only model.bin: pickled weights"):
         load_controlnet(tmp_path / "pickled", model)
     save_controlnet(make_controlnet(model), tmp_path / "foreign", {"base": "abc", "steps": 1})
-    with pytest.raises(ModelError, match="was trained beside the model abc"):
+    with pytest.raises(ModelError, match="was trained with the model abc"):
         load_trimap_model(tmp_path / "foreign", model)
     other = type(make_controlnet(model))(
         block_out_channels=(8, 32),
@@ -276,7 +276,7 @@ def test_wrong_controlnets_are_told(model, tmp_path: Path):
         conditioning_embedding_out_channels=(16, 32),
     )
     save_controlnet(other, tmp_path / "other")
-    with pytest.raises(ModelError, match=r"block_out_channels \(\[8, 32\], asked for \[8, 16\]"):
+    with pytest.raises(ModelError, match=r"block_out_channels \(\[8, 32\], requested \[8, 16\]"):
         load_controlnet(tmp_path / "other", model)
 
 
@@ -289,7 +289,7 @@ def test_the_papers_settings_and_wrong_ones():
     for wrong, said in (({"batch_size": 0}, "batch_size 0"), ({"learning_rate": -1.0}, "learning_rate")):
         with pytest.raises(ValueError, match=said):
             ControlNetSettings(**wrong)
-    with pytest.raises(ValueError, match="precision 'half' is none of"):
+    with pytest.raises(ValueError, match="precision half is not one of"):
         StepPlan(3, precision="half")
 
 

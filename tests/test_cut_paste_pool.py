@@ -1,4 +1,4 @@
-"""Cut-and-paste pools: real defects in good images, exact outside the mask, made again from the row."""
+"""Cut-and-paste pools: real defects in good images, exact outside the mask, remade from the row."""
 
 import numpy as np
 import pytest

@@ -58,7 +58,7 @@ def test_ksdd2_layout_with_a_table_of_defect_types(tmp_path):
     assert types["train/10006.png"] == "crack" and types["test/20003.png"] == "NA"
     assert types["train/10007.png"] == "" and types["train/10000.png"] == ""  # the latter is negative
     (tmp_path / "surfaces.csv").write_text("file,type\n")
-    with pytest.raises(DatasetError, match="has no columns image and defect_type"):
+    with pytest.raises(DatasetError, match="lacks the columns image and defect_type"):
         load_dataset(tmp_path)
 
 
@@ -197,7 +197,7 @@ def test_folder_problems(tmp_path):
         "masks/Riß/Prüfteil 1.png: mask without image",
         "masks/Riß/Prüfteil 2.png: has no pixel above 0",
         "positive/Riß/Prüfteil 3.png: has the same id as positive/Riß/Prüfteil 3.jpg",
-        "images/Riß/Prüfteil 4.png: stands in positive as well",
+        "images/Riß/Prüfteil 4.png: is also in positive",
     ):
         assert expected in str(error.value)
 
@@ -225,13 +225,13 @@ def test_missing_file_and_empty_roots(tmp_path):
         load_dataset(tmp_path / "empty")
     for split in ("train", "test"):
         (tmp_path / "hollow" / split).mkdir(parents=True)
-    with pytest.raises(DatasetError, match="is of no known layout"):
+    with pytest.raises(DatasetError, match="has no known layout"):
         load_dataset(tmp_path / "hollow")
-    with pytest.raises(DatasetError, match="hollow holds no image of layout ksdd2"):
+    with pytest.raises(DatasetError, match="hollow contains no images in layout ksdd2"):
         load_dataset(tmp_path / "hollow", layout="ksdd2")
     write_ksdd2(tmp_path / "half", test=(0, 0))
     (tmp_path / "half/test").mkdir()
-    with pytest.raises(DatasetError, match="test: holds no image"):
+    with pytest.raises(DatasetError, match="test: contains no images"):
         load_dataset(tmp_path / "half")
 
 
@@ -260,13 +260,13 @@ def test_unknown_layout_says_what_was_looked_for_and_found(tmp_path):
         load_dataset(tmp_path / "set")
     assert "train/10000.png" in str(error.value) and "Found: KolektorSDD2/" in str(error.value)
     assert f"Did you mean {tmp_path / 'set/KolektorSDD2'}?" in str(error.value)
-    with pytest.raises(DatasetError, match="layout 'coco' is none of auto, ksdd2, mvtec, btad, folder"):
+    with pytest.raises(DatasetError, match="layout 'coco' is not one of auto, ksdd2, mvtec, btad, folder"):
         load_dataset(tmp_path, layout="coco")
 
 
 def test_category_that_is_not_there(tmp_path):
     write_mvtec(tmp_path / "mvtec/grid")
-    with pytest.raises(DatasetError, match="no category 'gird' of layout mvtec; it has grid"):
+    with pytest.raises(DatasetError, match="no category 'gird' in layout mvtec; it has grid"):
         load_dataset(tmp_path / "mvtec", category="gird")
     write_ksdd2(tmp_path / "ksdd2")
     with pytest.raises(DatasetError, match="which has no categories"):
@@ -290,7 +290,7 @@ def test_leaks_and_inverted_masks_are_told(tmp_path):
     messages = [str(note.message) for note in notes]
     assert len(messages) == 2
     assert "in more than one split" in messages[0] and "train/10000.png = test/20000.png" in messages[0]
-    assert "are they inverted?" in messages[1]
+    assert "Are they inverted" in messages[1]
 
 
 def test_progress_counts_every_image(tmp_path):
@@ -388,7 +388,7 @@ def test_a_broken_table_of_defect_types_is_named(tmp_path, content):
 def test_a_link_that_leads_back_is_told_instead_of_read_forty_times(tmp_path, target):
     write_folder(tmp_path, splits=("",))
     (tmp_path / "negative/more").symlink_to(target)
-    with pytest.raises(DatasetError, match="negative/more: leads back to a folder above it"):
+    with pytest.raises(DatasetError, match="negative/more: is a link to a parent folder"):
         load_dataset(tmp_path)
 
 

@@ -142,14 +142,14 @@ def test_an_adapter_of_another_base_is_refused(tmp_path: Path, data: Path, lora:
     with pytest.raises(AdapterError, match="run notebook 03_lora_finetune"):
         make(tmp_path / "pool", data, other, tmp_path / "none.safetensors")
     (tmp_path / "broken.safetensors").write_bytes(b"broken")
-    with pytest.raises(AdapterError, match="no readable safetensors"):
+    with pytest.raises(AdapterError, match="not a readable safetensors"):
         make(tmp_path / "pool", data, other, tmp_path / "broken.safetensors")
 
 
 def test_an_adapter_that_learned_a_test_image_is_refused(data: Path, model: TextToImage, lora: Path):
     dataset = read_manifest(data / "manifest.csv")
     assert open_adapter(lora, model, dataset).training["trained_on"]["class_images"] == 0
-    with pytest.raises(DreamBoothError, match="is test, only train images"):
+    with pytest.raises(DreamBoothError, match="is test: a generator may learn only from train"):
         open_adapter(lora, model, dataset.assign(split="test"))
 
 
@@ -183,7 +183,7 @@ def test_the_estimate_finds_a_patch_on_the_nearest_negative(tmp_path: Path):
 
 def test_wrong_wishes_are_refused_before_anything_is_written(tmp_path: Path, data, model, lora):
     for wrong, said in (
-        ({"settings": TextSettings((15, 48), 2)}, "takes multiples of 4, use 16 × 48"),
+        ({"settings": TextSettings((15, 48), 2)}, "needs multiples of 4, use 16 × 48"),
         ({"prompts": [Prompt("a" * 70)]}, "tokens"),
         ({"prompts": [Prompt("")]}, "empty"),
     ):

@@ -82,21 +82,21 @@ def test_nothing_of_an_image_stays_in_memory(vae, monkeypatch):
 
 def test_a_diverging_adaptation_gives_the_own_image_and_says_so(vae, monkeypatch):
     latents, good, mask = make_image(vae)
-    with monkeypatch.context() as forced:  # a wild learning rate overflows on some processors
+    with monkeypatch.context() as forced:  # a wild learning rate overflows on some CPUs
         rising = iter(range(1, 100))
         forced.setattr(autoencoder, "adaptation_loss", lambda *given: adaptation_loss(*given) * next(rising))
         wild = adapt_decoder(vae, latents, good, mask, AdaptationSettings(steps=3, learning_rate=1e-9))
     assert wild.problem.startswith("the loss rose from")
     assert torch.equal(wild.image, wild.own_image)
     broken = adapt_decoder(vae, latents, good * float("nan"), mask, AdaptationSettings(steps=5))
-    assert broken.problem == "the loss is no number after 0 steps" and len(broken.losses) == 2
+    assert broken.problem == "the loss is not finite after 0 steps" and len(broken.losses) == 2
     with torch.no_grad():
         assert torch.equal(broken.image, decode_latents(vae, latents))
 
 
 def test_divergence_in_words():
     assert find_divergence([2.0, 1.0]) == ""
-    assert find_divergence([1.0, float("inf"), 0.5]) == "the loss is no number after 1 steps"
+    assert find_divergence([1.0, float("inf"), 0.5]) == "the loss is not finite after 1 steps"
     assert find_divergence([1.0, 0.5, 1.5]) == "the loss rose from 1 to 1.5"
 
 
@@ -114,7 +114,7 @@ def test_the_loss_by_hand():
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"parameters": "some"}, "parameters 'some' is none of all, last_block, last_layer"),
+        ({"parameters": "some"}, "parameters 'some' is not one of all, last_block, last_layer"),
         ({"steps": 0}, "steps 0"),
         ({"learning_rate": 0.0, "patience": -1}, "(?s)learning_rate 0.0 must be above 0.*patience -1"),
         ({"precision": "float8"}, "precision"),

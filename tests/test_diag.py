@@ -113,7 +113,7 @@ def test_a_pool_in_colour_on_grey_negatives_is_not_gone_on_with(data: Path, inpa
     (recipe,) = json.loads(stored.read_text()).values()
     assert recipe["sources"].pop("stay_grey") == 3
     stored.write_text(json.dumps({"of a pool in colour": recipe}))
-    with pytest.raises(ValueError, match=r"sources\.stay_grey \(None, asked for 3\)"):
+    with pytest.raises(ValueError, match=r"sources\.stay_grey \(None, requested 3\)"):
         make_pool(tmp_path / "pool", method, PoolPlan(6))
 
 
@@ -147,7 +147,7 @@ def test_a_pool_that_never_passes_stops_growing(tmp_path: Path, data: Path, inpa
 
 def test_wrong_wishes_are_refused(data: Path, inpainter):
     for wrong, said in (
-        ({"settings": InpaintSettings((15, 48), 2)}, "takes multiples of 2"),
+        ({"settings": InpaintSettings((15, 48), 2)}, "needs multiples of 2"),
         ({"prompts": [Prompt("a" * 70)]}, "tokens"),
         ({"max_attempts": 0}, "max_attempts"),
     ):
@@ -210,10 +210,10 @@ def test_prompts_take_turns_by_their_weights():
 @pytest.mark.parametrize(
     ("board", "said"),
     [
-        ([], "no prompt at all"),
+        ([], "there is no prompt"),
         ([""], "line 0: the prompt is empty"),
         (["a", {"text": "b", "weight": 0}], "line 1: weight 0 must be above 0"),
-        (["a", "a"], "line 1: 'a' is on the board already"),
+        (["a", "a"], "line 1: 'a' is already on the board"),
         ([{"text": "a", "colour": "red"}], "unknown colour"),
     ],
 )

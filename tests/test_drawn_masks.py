@@ -48,11 +48,11 @@ def test_saved_masks_are_a_mask_source_with_their_images(data: Path, tmp_path: P
 
 def test_test_images_and_unusable_masks_are_refused(data: Path, tmp_path: Path):
     folder = tmp_path / "drawn"
-    with pytest.raises(ManifestError, match=r"test/3\.png is no training negative"):
+    with pytest.raises(ManifestError, match=r"test/3\.png is not a training negative"):
         save_drawn(folder, data, "test/3.png", make_mask())
     with pytest.raises(ManifestError, match=r"test/3\.png"):
         MaskDrawer(data, folder, ["test/3.png"])
-    with pytest.raises(ValueError, match="5 × 4 pixels, the image 30 × 20"):
+    with pytest.raises(ValueError, match="5 × 4 pixels, but the image 30 × 20"):
         save_drawn(folder, data, NAMES[0], np.ones((4, 5), bool))
     with pytest.raises(ValueError, match="is empty"):
         save_drawn(folder, data, NAMES[0], np.zeros((20, 30), bool))

@@ -88,7 +88,7 @@ def test_samples_are_spread_over_the_training_with_the_first_and_the_last(tmp_pa
 
 def test_placeholders_are_filled_in():
     values = {"images": 200, "oval": {"found": 0.825}}
-    assert measured.fill_in("{images} pictures, {oval.found:.1%}", values) == "200 pictures, 82.5%"
+    assert measured.fill_in("{images} images, {oval.found:.1%}", values) == "200 images, 82.5%"
     assert measured.fill_in("{term}`mask` and {oval.found}", values | {"term": 1}) == "1`mask` and 0.825"
     assert measured.fill_in("no number", values) == "no number"
 

@@ -291,8 +291,8 @@ def test_all_bad_masks_are_told_together(training_set, tmp_path):
     with pytest.raises(ExportError) as error:
         export_training_set(training_set, tmp_path, tmp_path / "out", "mvtec")
     assert "3 problem(s)" in str(error.value) and "is a JPEG file" in str(error.value)
-    assert "no pixel is marked" in str(error.value)
-    assert "41 × 60 pixels, its image 40 × 60" in str(error.value)
+    assert "is empty, but" in str(error.value)
+    assert "41 × 60 pixels, but its image has 40 × 60" in str(error.value)
 
 
 def test_missing_files_are_told(training_set, tmp_path):
@@ -305,7 +305,7 @@ def test_a_folder_that_holds_something_else_is_left_alone(training_set, tmp_path
     target = tmp_path / "out"
     target.mkdir()
     (target / "thesis.txt").write_text("mine")
-    with pytest.raises(ExportError, match="is not empty and no export of ours: choose another folder"):
+    with pytest.raises(ExportError, match="is not empty and not an export: choose another folder"):
         export_training_set(training_set, tmp_path, target, "coco", overwrite=True)
     assert [path.name for path in target.iterdir()] == ["thesis.txt"]
 
@@ -344,8 +344,8 @@ def test_a_full_disk_leaves_the_former_export(training_set, tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ({"export_format": "voc"}, "export_format 'voc' is none of mvtec, coco, yolo"),
-        ({"export_format": "coco", "coco_masks": "box"}, "coco_masks 'box' is none of rle, polygon"),
+        ({"export_format": "voc"}, "export_format 'voc' is not one of mvtec, coco, yolo"),
+        ({"export_format": "coco", "coco_masks": "box"}, "coco_masks 'box' is not one of rle, polygon"),
     ],
 )
 def test_unknown_words(training_set, tmp_path, words, message):

@@ -1,4 +1,4 @@
-"""Families of diffusion models: each inpaints through DIAG, and what can't is told before it is fetched."""
+"""Families of diffusion models: each inpaints through DIAG, and others are refused before a download."""
 
 import json
 import shutil
@@ -125,8 +125,8 @@ def test_each_family_gets_guidance_and_negative_prompt_in_its_own_way():
 
 def test_what_a_user_must_know_of_a_family_is_told(model_of, data):
     fill = load_inpainter(model_of("FLUX.1 Fill"))
-    assert "guidance 30 and strength 1" in fill.notices[0] and "no negative prompt" in fill.notices[1]
-    with pytest.raises(ValueError, match=r"size 72 × 64: .* takes multiples of 16, use 64 × 64"):
+    assert "guidance 30 and strength 1" in fill.notices[0] and "ignores negative prompt" in fill.notices[1]
+    with pytest.raises(ValueError, match=r"size 72 × 64: .* needs multiples of 16, use 64 × 64"):
         make_diag(data, fill, settings=InpaintSettings((72, 64)))
 
 
@@ -152,7 +152,7 @@ def test_stable_diffusion_3_is_decoded_with_the_autoencoders_shift():
 
 @pytest.fixture
 def no_download(monkeypatch):
-    """Whatever would fetch weights fails."""
+    """Whatever would download weights fails."""
 
     def fetch(*args: object, **options: object) -> None:
         raise AssertionError("weights were asked for")
@@ -192,9 +192,9 @@ ANSWER = SimpleNamespace(headers={}, request=None)  # of the hub, as its errors 
     [
         (errors.GatedRepoError("403", response=ANSWER), r"accept its licence at https://huggingface\.co/o/m"),
         (errors.RepositoryNotFoundError("404", response=ANSWER), "not on the hub, or private"),
-        (errors.LocalEntryNotFoundError("offline"), "no connection to the hub and no copy"),
+        (errors.LocalEntryNotFoundError("offline"), "no connection to the hub and no cached copy"),
         (errors.RemoteEntryNotFoundError("404", response=ANSWER), "has no model_index.json on the hub"),
-        (errors.HfHubHTTPError("503 busy", response=ANSWER), "can't be fetched from the hub: 503 busy"),
+        (errors.HfHubHTTPError("503 busy", response=ANSWER), "can't be downloaded from the hub: 503 busy"),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -219,7 +219,9 @@ def test_a_part_of_another_model_is_named(copy_of, model_of):
 def test_weights_of_another_family_never_leave_random_ones(copy_of, model_of):
     folder = copy_of("FLUX.1")
     shutil.copy(model_of("Z-Image") / WEIGHTS, folder / WEIGHTS)
-    with pytest.raises(ModelError, match=r"missing or of another model: \d+ problem(.|\n)*transformer lacks"):
+    with pytest.raises(
+        ModelError, match=r"missing or belong to another model: \d+ problem(.|\n)*transformer lacks"
+    ):
         load_inpainter(folder)
 
 
@@ -234,7 +236,7 @@ def test_a_fill_model_with_another_models_network_is_told(copy_of, model_of):
 def test_one_file_of_another_familys_weights_is_refused(no_download, tmp_path):
     path = tmp_path / "flux.safetensors"
     save_file({"double_blocks.0.img_attn.qkv.weight": torch.zeros(1)}, path)
-    with pytest.raises(ModelError, match=r"no whole model of Stable Diffusion 1\.5 or 2 or XL: .*folder"):
+    with pytest.raises(ModelError, match=r"not a complete model of Stable Diffusion 1\.5 .*folder"):
         load_inpainter(path)
     path.write_bytes(b"no weights")
     with pytest.raises(ModelError, match="not readable"):
@@ -242,7 +244,7 @@ def test_one_file_of_another_familys_weights_is_refused(no_download, tmp_path):
 
 
 def test_fine_tuning_and_text_to_image_refuse_a_family_that_they_do_not_know(model_of, no_download):
-    with pytest.raises(ModelError, match=r"FLUX.1, which won't do for text to image: .* Diffusion 1.5 or 2"):
+    with pytest.raises(ModelError, match=r"FLUX.1 model, which can't be used for .* Diffusion 1.5 or 2"):
         load_text2image(model_of("FLUX.1"))
 
 

@@ -88,9 +88,9 @@ def test_names_never_claim_to_be_fid(network):
 
 
 def test_wrong_requests_say_what_to_do(network):
-    with pytest.raises(ValueError, match="random network"):
+    with pytest.raises(ValueError, match="random features"):
         open_features("resnet50", "")
-    with pytest.raises(ValueError, match="none of resnet50"):
+    with pytest.raises(ValueError, match="not one of resnet50"):
         open_features("vgg", "weights.safetensors")
     with pytest.raises(ValueError, match="no layer pool1: quarter, first_stage, eighth"):
         network.read_maps(draw_images(1), ["pool1"])

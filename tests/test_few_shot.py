@@ -98,7 +98,7 @@ def test_types_with_too_few_images_are_listed_with_all_others():
         "  - pill/type: 3 image(s) (too few)",
         "  - nut/bent: 12 image(s)",
     ]
-    assert "10 defective images of every type are asked for; ask for at most 3" in str(caught.value)
+    assert "10 defective images of every type are requested; request at most 3" in str(caught.value)
 
 
 def test_every_wrong_name_of_a_list_is_told(grid):
@@ -108,15 +108,15 @@ def test_every_wrong_name_of_a_list_is_told(grid):
     told = str(caught.value)
     assert told.count("\n  - ") == 3
     assert "001.png: is listed twice" in told
-    assert "good/000.png: is no defective test image" in told
-    assert "999.png: is no defective test image" in told
+    assert "good/000.png: is not a defective test image" in told
+    assert "999.png: is not a defective test image" in told
     assert known(draw_few_shot(grid, 2, chosen=[])) == known(draw_few_shot(grid, 2))
 
 
 def test_something_is_left_to_be_judged_on():
     dataset = make_dataset({("nut", "bent"): 4, ("nut", "colour"): 5, ("pill", "type"): 4})
     with pytest.raises(
-        DatasetError, match=r"(?s)nothing is left to be judged.*pill: no defective image in test"
+        DatasetError, match=r"(?s)nothing is left for testing.*pill: no defective image in test"
     ):
         draw_few_shot(dataset, 4)
 
@@ -129,9 +129,9 @@ def test_a_category_without_masks_is_told():
 
 def test_data_sets_with_defective_training_images_are_refused(tmp_path, grid):
     write_ksdd2(tmp_path / "surfaces")
-    with pytest.raises(DatasetError, match="2 defective images are outside of test"):
+    with pytest.raises(DatasetError, match="2 defective images are not in test"):
         draw_few_shot(load_dataset(tmp_path / "surfaces"), 1)
-    with pytest.raises(DatasetError, match="outside of test already"):
+    with pytest.raises(DatasetError, match="are not in test"):
         draw_few_shot(draw_few_shot(grid, 1), 1)
     with pytest.raises(ValueError, match="count 0 must"):
         draw_few_shot(grid, 0)

@@ -117,20 +117,20 @@ def test_a_skipped_file_may_be_named(tmp_path):
 
 
 def test_names_that_are_none(tmp_path):
-    with pytest.raises(DatasetError, match=r"nowhere\.txt is no readable text file"):
+    with pytest.raises(DatasetError, match=r"nowhere\.txt is not a readable text file"):
         read_names(str(tmp_path / "nowhere.txt"))
     (tmp_path / "picture.png").write_bytes(b"\x89PNG\xff")
-    with pytest.raises(DatasetError, match=r"picture\.png is no readable text file"):
+    with pytest.raises(DatasetError, match=r"picture\.png is not a readable text file"):
         read_names(tmp_path / "picture.png")
     with pytest.raises(DatasetError, match="2 problem") as error:
         read_names([10000, "train/10001.png", None])
-    assert "10000 is no name" in str(error.value) and "None is no name" in str(error.value)
+    assert "10000 is not a name" in str(error.value) and "None is not a name" in str(error.value)
 
 
 def test_everything_left_out(tmp_path):
     write_ksdd2(tmp_path, train=(1, 1), test=(1, 1))
     names = [f"{split}/{number}.png" for split, number in (("train", 10000), ("train", 10001))]
-    with pytest.raises(DatasetError, match="train: holds no image"):
+    with pytest.raises(DatasetError, match="train: contains no images"):
         load_dataset(tmp_path, leave_out=names)
 
 
@@ -165,7 +165,7 @@ def test_an_image_with_an_empty_mask_is_skipped(emptied):
 
 
 def test_an_unknown_way_with_empty_masks(emptied):
-    with pytest.raises(DatasetError, match="empty_masks 'ignore' is none of refuse, negative, skip"):
+    with pytest.raises(DatasetError, match="empty_masks 'ignore' is not one of refuse, negative, skip"):
         load_dataset(emptied, empty_masks="ignore")
 
 
@@ -205,5 +205,5 @@ def test_without_changes_the_record_is_empty(tmp_path):
 
 
 def test_a_file_name_that_no_system_takes_is_told():
-    with pytest.raises(DatasetError, match="is no readable text file"):
+    with pytest.raises(DatasetError, match="is not a readable text file"):
         read_names("a\0b")

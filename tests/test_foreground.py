@@ -28,5 +28,5 @@ def test_whole_is_everything_and_flat_images_have_no_object():
 
 
 def test_an_unknown_word_is_refused():
-    with pytest.raises(ValueError, match="none of whole"):
+    with pytest.raises(ValueError, match="not one of whole"):
         find_foreground(np.zeros((2, 2, 3), np.uint8), "objekt")

@@ -25,7 +25,7 @@ def test_other_settings_are_refused_by_name_with_both_values_and_nothing_is_empt
         claim_folder(tmp_path, asked, "a fine-tuning", error=KeyError)
     message = str(refused.value)
     assert str(tmp_path) in message and "a fine-tuning" in message and "choose another" in message
-    assert "lora.rank (4, asked for 8)" in message and "seed (None, asked for 0)" in message
+    assert "lora.rank (4, requested 8)" in message and "seed (None, requested 0)" in message
     assert "alpha" not in message and "steps" not in message
     assert (tmp_path / "checkpoint").read_text() == "hours of work"
 

@@ -133,7 +133,7 @@ def test_images_larger_than_any_camera_are_refused(tmp_path, monkeypatch):
 
 def test_fractions_are_refused(tmp_path):
     Image.fromarray(np.array([[0.2, 0.7]], np.float32)).save(tmp_path / "height map.tif")
-    with pytest.raises(ValueError, match=r"height map\.tif: pixels are fractions"):
+    with pytest.raises(ValueError, match=r"height map\.tif: has floating-point pixels"):
         read_image(tmp_path / "height map.tif")
 
 
@@ -192,7 +192,7 @@ def test_crop_box_stays_inside_and_is_the_largest_of_its_aspect(shape, size):
 
 
 def test_unknown_fit_and_empty_size_are_refused():
-    with pytest.raises(ValueError, match="fit 'squeeze' is none of resize, centre_crop"):
+    with pytest.raises(ValueError, match="fit 'squeeze' is not one of resize, centre_crop"):
         fit_mask(np.ones((2, 2), bool), (2, 2), "squeeze")
     with pytest.raises(ValueError, match="at least 1 × 1 pixel"):
         fit_image(np.ones((2, 2, 3), np.uint8), (0, 2))
@@ -203,19 +203,19 @@ def test_a_file_of_several_pictures_is_refused(tmp_path):
     for name in ("pages.tif", "frames.png", "frames.webp"):
         empty.save(tmp_path / name, save_all=True, append_images=[full], lossless=True)
         for read in (read_image, read_mask):
-            with pytest.raises(ValueError, match=rf"{name}: holds 2 pictures"):
+            with pytest.raises(ValueError, match=rf"{name}: contains 2 images"):
                 read(tmp_path / name)
     full.convert("RGB").save(
         tmp_path / "phone.jpg", "MPO", save_all=True, append_images=[empty.convert("RGB")]
     )
-    assert (read_image(tmp_path / "phone.jpg") == 255).all(), "its second picture is a preview"
+    assert (read_image(tmp_path / "phone.jpg") == 255).all(), "its second image is a preview"
 
 
 def test_a_pipe_and_a_folder_are_no_images(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "folder.png").mkdir()
     for name in ("pipe.png", "folder.png"):
-        with pytest.raises(ValueError, match=f"{name}: is no file"):
+        with pytest.raises(ValueError, match=f"{name}: is not a regular file"):
             read_image(tmp_path / name)
 
 

@@ -69,7 +69,7 @@ def test_an_image_knows_its_seed_and_not_its_neighbours(inpainter):
     assert all(map(same, first, again))
     (alone,) = inpaint_batch(inpainter, jobs[:1], SETTINGS)
     difference = alone.painted_u8.astype(int) - first[0].painted_u8
-    assert np.abs(difference).max() <= 1, "another batch size may change the last bit, not the picture"
+    assert np.abs(difference).max() <= 1, "another batch size may change the last bit, not the image"
     (other,) = inpaint_batch(inpainter, [jobs[0]._replace(seed=9)], SETTINGS)
     assert not same(alone, other)
 
@@ -211,7 +211,7 @@ def test_masks_that_make_no_sense_are_refused(inpainter, mask, said):
         ({"strength": 0}, "strength"),
         ({"strength": 1.01}, "strength"),
         ({"steps": 0}, "steps"),
-        ({"steps": 3, "strength": 0.3}, "leave no step"),
+        ({"steps": 3, "strength": 0.3}, "leaves no step"),
         ({"padding_mask_crop": -1}, "padding_mask_crop"),
         ({"feather": -1}, "feather"),
         ({"size": (0, 48)}, "size"),
@@ -231,7 +231,7 @@ def test_the_steps_that_really_run_are_told(inpainter):
 
 
 def test_a_size_the_autoencoder_cannot_take_names_one_that_it_can(inpainter):
-    with pytest.raises(ValueError, match=r"15 × 48: .* takes multiples of 2, use 1[46] × 48"):
+    with pytest.raises(ValueError, match=r"15 × 48: .* needs multiples of 2, use 1[46] × 48"):
         inpaint_batch(inpainter, [make_job()], InpaintSettings((15, 48), 2))
 
 
@@ -348,7 +348,7 @@ def test_feather_fades_inside_the_mask_only():
     mask[0, 2:8] = True
     assert composite(original, painted, mask)[0, :, 0].tolist() == [0, 0, 120, 120, 120, 120, 120, 120, 0]
     assert composite(original, painted, mask, 2)[0, :, 0].tolist() == [0, 0, 40, 80, 120, 120, 80, 40, 0]
-    with pytest.raises(ValueError, match="mask of bool"):
+    with pytest.raises(ValueError, match="and a bool mask"):
         composite(original, painted, mask.astype(np.uint8))
 
 
@@ -357,4 +357,4 @@ def test_cells_that_a_thin_line_touches_are_covered():
     mask[3, 1:6] = True
     covered = cover_cells(mask, 4)
     assert covered[:4].all() and not covered[4:].any()
-    assert not mask[::4, ::4].any(), "one pixel a cell would have missed it"
+    assert not mask[::4, ::4].any(), "one pixel per cell would have missed it"

@@ -91,7 +91,7 @@ def test_what_the_run_itself_recorded_counts_before_todays_training_set(tmp_path
     write_run(tmp_path, "zero-shot-diag-40-seed1")
     runs = gather_results(tmp_path)
     assert runs["leak"].tolist() == ["train_positives", UNKNOWN]
-    assert "Of 1 run the training set is gone" in describe_leaks(runs)
+    assert "The training set of 1 run is missing" in describe_leaks(runs)
 
 
 def test_one_leaking_run_marks_its_row_in_every_table(runs):

@@ -206,13 +206,13 @@ def test_merging_without_an_adapter_is_told(networks):
 
 
 def test_a_second_adapter_is_refused(adapted):
-    with pytest.raises(LoraError, match="has an adapter already"):
+    with pytest.raises(LoraError, match="already has an adapter"):
         attach_lora(*adapted, SMALL)
 
 
 @pytest.mark.parametrize("plan", [{"linear_rank": 0}, {"conv_rank": -1}, {"linear_alpha": 0.0}])
 def test_plans_that_adapt_nothing_are_refused(plan: dict):
-    with pytest.raises(LoraError, match="expected a linear_rank"):
+    with pytest.raises(LoraError, match="expected linear_rank"):
         LoraPlan(**plan)
 
 
@@ -299,7 +299,7 @@ def test_an_adapter_of_another_base_is_told(adapted, tmp_path: Path):
     [
         (lambda t: {**t, "lora_unet_nowhere.lora_down.weight": torch.zeros(1, 1)}, "nowhere.* is unknown"),
         (lambda t: {k: v for k, v in t.items() if "lora_up" not in k}, "has no up matrix"),
-        (lambda t: {}, "holds no adapter"),
+        (lambda t: {}, "contains no adapter"),
     ],
 )
 def test_files_that_do_not_fit_are_told(adapted, tmp_path: Path, change, told: str):
@@ -316,7 +316,7 @@ def test_broken_missing_and_pickled_files_are_told(networks, tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="notebook 03"):
         load_lora(tmp_path / "none.safetensors", *networks)
     (tmp_path / "half.safetensors").write_bytes(b"\x08\x00")
-    with pytest.raises(LoraError, match="no whole safetensors"):
+    with pytest.raises(LoraError, match="not a complete safetensors"):
         load_lora(tmp_path / "half.safetensors", *networks)
     (tmp_path / "adapter.pt").write_bytes(b"")
     with pytest.raises(LoraError, match=r"only \.safetensors"):
@@ -327,7 +327,7 @@ def test_saving_asks_for_an_adapter_and_a_known_layout(adapted, tmp_path: Path):
     parts = make_parts(4)
     with pytest.raises(LoraError, match="no adapter to save"):
         save_lora(tmp_path / "a.safetensors", parts["unet"], parts["text_encoder"])
-    with pytest.raises(LoraError, match="none of kohya, diffusers"):
+    with pytest.raises(LoraError, match="not one of kohya, diffusers"):
         save_lora(tmp_path / "a.safetensors", *adapted, layout="other")
 
 
@@ -349,9 +349,7 @@ def test_an_adapter_with_values_that_are_no_numbers_is_refused(adapted, tmp_path
     tensors[first].view(-1)[0] = value
     save_file(tensors, path)
     parts = make_parts(4)
-    with pytest.raises(
-        LoraError, match=rf"a\.safetensors: 1 problem.*\n.*{first} holds values that are no num"
-    ):
+    with pytest.raises(LoraError, match=rf"a\.safetensors: 1 problem.*\n.*{first} contains non-finite"):
         load_lora(path, parts["unet"], parts["text_encoder"])
     save_file({**tensors, first: torch.ones(2, dtype=torch.int64)}, path)
     with pytest.raises(LoraError, match="is int64, expected floating point"):

@@ -121,13 +121,13 @@ def test_accepted_is_true_false_or_not_reviewed(written: object, meant: bool | N
 
 @pytest.mark.parametrize("written", ["yes", "1", "0.0", "keep", "treu"])
 def test_accepted_knows_no_other_word(written: str):
-    with pytest.raises(ManifestError, match=rf"column accepted: '{written}'.*true nor false"):
+    with pytest.raises(ManifestError, match=rf"column accepted: '{written}'.*true or false"):
         make_manifest([one_row(accepted=written)])
 
 
 @pytest.mark.parametrize("written", ["abc", "1.5", "-1", str(2**63), -1, 2**63])
 def test_a_seed_is_a_whole_number_of_63_bits(written: object):
-    with pytest.raises(ManifestError, match=r"column seed: '?-?[\dabc.]+'? is no whole number"):
+    with pytest.raises(ManifestError, match=r"column seed: '?-?[\dabc.]+'? is not a whole number"):
         make_manifest([one_row(seed=written)])
 
 
@@ -223,9 +223,9 @@ def test_every_broken_row_is_in_one_error(tmp_path: Path):
     told = str(caught.value)
     assert "5 problem(s)" in told
     for expected in (
-        "row 1: label 'defect' is none of negative, positive",
-        "row 2: split 'dev' is none of train, val, test",
-        "row 3: origin 'gan' is none of real",
+        "row 1: label 'defect' is not one of negative, positive",
+        "row 2: split 'dev' is not one of train, val, test",
+        "row 3: origin 'gan' is not one of real",
         "image 'a.png' is listed more than once",
         "row 3: no image",
     ):
@@ -235,7 +235,7 @@ def test_every_broken_row_is_in_one_error(tmp_path: Path):
 
 def test_problems_are_named_by_row_in_a_table_put_together_from_others():
     twice = pd.concat([make_manifest([one_row()]), make_manifest([one_row(image="b.png", split="dev")])])
-    with pytest.raises(ManifestError, match=r"row 0: split 'dev' is none of"):
+    with pytest.raises(ManifestError, match=r"row 0: split 'dev' is not one of"):
         validate_manifest(twice, "manifest.csv")
 
 

@@ -26,7 +26,7 @@ def test_a_mask_survives_the_wire(width: int, height: int, number: int):
 
 
 def test_a_torn_mask_is_refused():
-    with pytest.raises(ValueError, match="a packed mask of 5 bytes came, 30 × 20 pixels take 79"):
+    with pytest.raises(ValueError, match="received a packed mask of 5 bytes, but 30 × 20 pixels need 79"):
         unpack_mask(b"12345", (30, 20))
 
 

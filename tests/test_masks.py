@@ -135,7 +135,7 @@ def test_a_mask_that_fills_the_small_image_is_refused(tmp_path: Path):
 def test_no_folder_and_no_known_word_say_what_to_do(tmp_path: Path):
     with pytest.raises(ValueError, match="no drawn masks"):
         open_masks("drawn", tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="none of drawn, procedural, train_positives"):
+    with pytest.raises(ValueError, match="not one of drawn, procedural, train_positives"):
         open_masks("perlin")
 
 

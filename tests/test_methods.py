@@ -151,7 +151,7 @@ def test_rows_say_how_each_image_was_made(method: Method, whole: Path):
 
 def test_shards_in_any_order_are_one_run(method: Method, whole: Path, tmp_path: Path):
     for shard in (2, 0):
-        with pytest.raises(PoolUnfinished, match=f"shard {shard} of 3 is made, .* of 5 images"):
+        with pytest.raises(PoolUnfinished, match=f"shard {shard} of 3 is finished, .* of 5 images"):
             make_pool(tmp_path, method, replace(PLAN, shard=shard, shards=3))
     assert not (tmp_path / "manifest.csv").exists()
     make_pool(tmp_path, method, replace(PLAN, shard=1, shards=3))
@@ -200,9 +200,9 @@ def test_other_settings_are_refused_by_name_and_nothing_is_touched(method: Metho
     )
     with pytest.raises(ValueError, match=f"a pool made with other settings: {name}"):
         make_pool(whole, other, PLAN)
-    with pytest.raises(ValueError, match=f"can't be made again: {name} .* differ from the pool's recipe"):
+    with pytest.raises(ValueError, match=f"can't be remade: {name} .* differ from the pool's recipe"):
         remake(whole, "images/000000.png", other)
-    with pytest.raises(ValueError, match=r"pool_seed \(3, asked for 4\)"):
+    with pytest.raises(ValueError, match=r"pool_seed \(3, requested 4\)"):
         make_pool(whole, method, replace(PLAN, seed=4))
     with pytest.raises(FileNotFoundError, match=r"no image 'images/000099\.png'"):
         remake(whole, "images/000099.png", method)

@@ -201,7 +201,7 @@ def test_an_arm_from_a_profile():
 @pytest.mark.parametrize(
     ("arm", "options", "message"),
     [
-        ("mixup", {}, "none of patch_memory, linear, none, none_equal, memseg"),
+        ("mixup", {}, "not one of patch_memory, linear, none, none_equal, memseg"),
         ("in_and_out", {"share": 1.5}, "not in"),
         ("own", {"extra_arms": {"own": {"memseg": 0.4}}}, "add up to 0.4"),
         ("own", {"extra_arms": {"own": {"gan": 1.0}}}, "'gan' is unknown"),
@@ -238,7 +238,7 @@ def test_images_that_failed_their_checks_are_left_out_unless_a_person_accepted_t
 
 def test_failed_images_are_told_when_a_pool_is_too_small_and_drawn_when_asked_for():
     pools = {"memseg": make_pool("memseg", 6).assign(check_passed=[False] * 4 + [True] * 2)}
-    with pytest.raises(MixingError, match=r"2 of 6 are usable .*4 failed their checks\); make more by"):
+    with pytest.raises(MixingError, match=r"2 of 6 are usable .*4 failed their checks\); make more with"):
         compose(pools, "zero-shot", "memseg", 3, 0)
     drawn = compose(pools, "zero-shot", "memseg", 2, 0)
     assert drawn.loc[drawn["origin"] == "memseg", "check_passed"].all()
@@ -263,7 +263,7 @@ def test_pools_missing_and_too_small_are_told_together():
     message = str(error.value)
     assert "few-shot-in_and_out-80-seed0" in message
     assert "there is no ddpm pool: run notebook 03_lora_finetune first" in message
-    assert "40 images are asked for, 29 of 30 are usable (1 rejected, 28 not reviewed)" in message
+    assert "40 images are requested, 29 of 30 are usable (1 rejected, 28 not reviewed)" in message
     assert "notebook 02_memseg" in message
 
 
@@ -290,7 +290,7 @@ def test_zero_shot_refuses_images_made_from_real_positives():
 @pytest.mark.parametrize("field", [{"split": "test"}, {"label": "negative"}, {"origin": "ddpm"}])
 def test_rows_of_another_kind_in_a_pool_are_refused(field):
     pools = {"memseg": make_pool("memseg", 5).assign(**field)}
-    with pytest.raises(MixingError, match="5 rows that are no memseg positives"):
+    with pytest.raises(MixingError, match="5 rows that are not memseg training positives"):
         compose(pools, "few-shot", "memseg", 2, 0)
 
 
@@ -309,7 +309,7 @@ def test_wrong_n_aug(scenario, arm, n_aug):
 
 
 def test_unknown_scenario():
-    with pytest.raises(MixingError, match="'one-shot' is none of zero-shot, few-shot, full-shot"):
+    with pytest.raises(MixingError, match="'one-shot' is not one of zero-shot, few-shot, full-shot"):
         compose(POOLS, "one-shot", "memseg", 4, 0)
 
 
@@ -356,12 +356,12 @@ def test_run_name_is_as_documented():
     "name", ["few-shot-memseg-40", "few-shot-memseg-040-seed0", "../x", "few-shot-a/b-4-seed0"]
 )
 def test_other_names_are_no_run_names(name):
-    with pytest.raises(MixingError, match="is no run name"):
+    with pytest.raises(MixingError, match="is not a run name"):
         parse_run_name(name)
 
 
 def test_arms_that_make_no_run_name_are_refused():
-    with pytest.raises(MixingError, match="small letters"):
+    with pytest.raises(MixingError, match="lower-case letters"):
         run_name("few-shot", "My-Arm", 4, 0)
 
 
@@ -413,12 +413,12 @@ def test_only_few_shot_has_a_pool_for_each_seed():
 @pytest.mark.parametrize(
     ("lists", "message"),
     [
-        ((["one-shot"], ["none"], [1], [0]), "'one-shot' is none of"),
-        ((["few-shot"], ["mixup"], [1], [0]), "'mixup' is none of"),
-        (("few-shot", ["none"], [1], [0]), "scenarios is 'few-shot', not a list"),
-        ((["few-shot"], ["none"], 40, [0]), "n_aug is 40, not a list"),
-        ((["few-shot"], ["memseg"], ["40"], [0]), "'40' is no whole number"),
-        ((["few-shot"], ["memseg"], [40], [-1]), "-1 is no whole number"),
+        ((["one-shot"], ["none"], [1], [0]), "'one-shot' is not one of"),
+        ((["few-shot"], ["mixup"], [1], [0]), "'mixup' is not one of"),
+        (("few-shot", ["none"], [1], [0]), "scenarios is 'few-shot', expected a list"),
+        ((["few-shot"], ["none"], 40, [0]), "n_aug is 40, expected a list"),
+        ((["few-shot"], ["memseg"], ["40"], [0]), "'40' is not a whole number"),
+        ((["few-shot"], ["memseg"], [40], [-1]), "-1 is not a whole number"),
         ((["zero-shot"], ["none"], [40], [0]), "no run is left"),
         ((["few-shot"], ["memseg"], [0], [0]), "no run is left"),
     ],
@@ -543,7 +543,7 @@ def test_a_generator_from_elsewhere_tells_nothing_but_its_recipe_must_say_so(tmp
     write_learning_pool(tmp_path, "ddpm", {"adapter": {"training": "unknown"}, "learned_from": []})
     assert read_pools(tmp_path, run).learned == {"ddpm": []}
     write_learning_pool(tmp_path, "ddpm", {"adapter": "none"})
-    with pytest.raises(MixingError, match=r"does not say which images .* anew by notebook 03_lora_finetune"):
+    with pytest.raises(MixingError, match=r"does not say which images .* again with notebook 03_lora"):
         read_pools(tmp_path, run)
 
 

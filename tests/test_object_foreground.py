@@ -130,7 +130,7 @@ def test_a_smooth_part_is_found_whole_not_its_rim(weights, part_grey, plate_grey
 def test_what_can_not_be_told_is_refused():
     with pytest.raises(ValueError, match="without images"):
         fit_object_finder([], read_contrast)
-    with pytest.raises(ValueError, match="look alike"):
+    with pytest.raises(ValueError, match="look the same"):
         fit_object_finder([np.full((SIDE, SIDE, 3), 9, np.uint8)], read_contrast)
     halves = np.random.default_rng(0).integers(120, 136, (SIDE, SIDE, 3), dtype=np.uint8)
     halves[:, SIDE // 2 :] //= 4

@@ -123,7 +123,7 @@ def test_the_defect_must_still_be_seen_on_the_good_part(method, monkeypatch):
 def test_wrong_wishes_are_refused_together(method):
     with pytest.raises(ValueError, match=r"'a bent' is not on the board(.*\n.*)margin -1 must be"):
         replace(method, prompts=make_prompts(["a glue"]), margin=-1)
-    with pytest.raises(ValueError, match="takes multiples of 2"):
+    with pytest.raises(ValueError, match="needs multiples of 2"):
         replace(method, settings=InpaintSettings((15, 48), 2))
 
 

@@ -170,16 +170,18 @@ def test_a_memory_of_another_backbone_is_refused(samples, network, memory, tmp_p
     weights["conv1.weight"][0, 0, 0, 0] += 1
     save_file(weights, tmp_path / "other.safetensors")
     other = open_features("resnet10_quarter", str(tmp_path / "other.safetensors"))
-    with pytest.raises(ValueError, match=r"memory\.safetensors is of other features: fingerprint \("):
+    with pytest.raises(ValueError, match=r"memory\.safetensors was made with other features: fingerprint \("):
         read_memory(tmp_path / "memory.safetensors", other)
-    with pytest.raises(ValueError, match=r"backbone \(resnet10_quarter, asked for steps\)"):
+    with pytest.raises(ValueError, match=r"backbone \(resnet10_quarter, requested steps\)"):
         read_memory(tmp_path / "memory.safetensors", make_steps_network())
-    with pytest.raises(ValueError, match="open the backbone and weights that it was fitted with"):
+    with pytest.raises(ValueError, match="use the backbone and weights that it was fitted with"):
         score_by_memory(memory, other, samples)
 
 
 def test_images_of_another_size_are_refused(network, memory):
-    with pytest.raises(ValueError, match="images are 64 × 48, the memory is of images of 64 × 96"):
+    with pytest.raises(
+        ValueError, match="images are 64 × 48, but the memory was made from images of 64 × 96"
+    ):
         list(compare_with_memory(memory, network, np.zeros((1, 48, 64, 3), np.uint8)))
 
 
@@ -189,14 +191,14 @@ def test_files_that_are_no_memory(network, memory, tmp_path):
         read_memory(path, network)
     write_memory(memory, path)
     path.write_bytes(path.read_bytes()[:2000])
-    with pytest.raises(ValueError, match="no readable patch memory"):
+    with pytest.raises(ValueError, match="not a readable patch memory"):
         read_memory(path, network)
-    with pytest.raises(ValueError, match="no readable patch memory"):
+    with pytest.raises(ValueError, match="not a readable patch memory"):
         read_memory(WEIGHTS, network)
 
 
 def test_more_neighbours_than_good_images_or_kept_patches(samples, network):
-    with pytest.raises(ValueError, match="21 neighbours are asked for, there are 20 good training images"):
+    with pytest.raises(ValueError, match="21 neighbours are requested, there are 20 good training images"):
         fit_memory(samples, network, MemoryPlan(share=1.0, neighbours=21))
     with pytest.raises(ValueError, match=r"keeps 2 patch\(es\) of 1920"):
         fit_memory(samples, network, MemoryPlan(share=0.001))
@@ -222,5 +224,5 @@ def test_a_wrong_plan_is_told_all_at_once():
 )
 def test_a_memory_without_finite_features_is_refused(memory, network, tmp_path: Path, patches: np.ndarray):
     write_memory(replace(memory, patches=patches), tmp_path / "memory.safetensors")
-    with pytest.raises(ValueError, match=r"memory\.safetensors is no readable patch memory"):
+    with pytest.raises(ValueError, match=r"memory\.safetensors is not a readable patch memory"):
         read_memory(tmp_path / "memory.safetensors", network)

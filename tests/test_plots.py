@@ -142,7 +142,7 @@ def test_precision_recall_by_hand():
 
 
 def test_precision_recall_needs_a_positive():
-    with pytest.raises(ValueError, match="run: no positive among 3"):
+    with pytest.raises(ValueError, match="run: none of 3 labels is positive"):
         plot_precision_recall({"run": (np.zeros(3), np.zeros(3))})
     with pytest.raises(ValueError, match="at least one run"):
         plot_precision_recall({})

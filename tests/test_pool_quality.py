@@ -83,7 +83,7 @@ def test_pools_are_found_by_their_names_and_need_not_be_there(run, network):
     assert list_pools(run) == {}
     quality = measure_pools(run, network, draws=4)
     assert quality["set"].unique().tolist() == [REAL, UNTOUCHED]
-    assert "No pool" in describe_quality(quality)
+    assert "There is no pool" in describe_quality(quality)
     write_pool(run, "diag", [draw_defect(90)])
     write_pool(run, "ddpm/few-shot-seed1", [draw_defect(91)])
     write_pool(run, "ddpm/full-shot", [draw_defect(92)])
@@ -99,7 +99,7 @@ def test_a_pool_of_such_defects_is_nearer_than_one_of_others(run, network):
         assert good[measure] < 0.1 * min(untouched[measure], bad[measure])
     assert (good["n"], good["n_real"], good["n_equal"]) == (N_POOL, N_REAL, N_REAL // 2)
     assert set(quality["fd_name"]) == {"FD-resnet10_quarter"}
-    assert "4 images on either side" in describe_quality(quality)
+    assert "4 images on each side" in describe_quality(quality)
 
 
 def test_the_sentence_says_when_painting_nothing_would_win(run, network):
@@ -107,10 +107,10 @@ def test_the_sentence_says_when_painting_nothing_would_win(run, network):
     write_pool(run, "memseg", [draw_stripes(seed) for seed in range(N_POOL)])
     quality = measure_pools(run, network, draws=2)
     values = {REAL: 1.0, UNTOUCHED: 2.0, "diag": 1.5, "memseg": 1.75}
-    assert "Every pool is nearer" in describe_quality(quality.assign(fd_equal=quality["set"].map(values)))
+    assert "Every pool is closer" in describe_quality(quality.assign(fd_equal=quality["set"].map(values)))
     values |= {"memseg": 2.5}
     text = describe_quality(quality.assign(fd_equal=quality["set"].map(values)))
-    assert "nearer than 1 of 2 pools" in text and "paints nothing would win" in text
+    assert "closer than 1 of 2 pools" in text and "paints nothing would win" in text
 
 
 def test_the_distance_is_that_of_the_features_of_all_images(run, network):

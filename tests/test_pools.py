@@ -131,7 +131,7 @@ def test_groups_are_made_whole_whatever_was_cut_or_interrupted(tmp_path: Path):
         return make_neighbours(indices, seeds)
 
     generate(tmp_path / "whole", COUNT, record, **in_groups)
-    assert asked == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]], "with one beyond the pool, thrown away"
+    assert asked == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]], "with one beyond the pool, discarded"
     whole = read_all(tmp_path / "whole")
     assert len([name for name in whole if name.startswith("images")]) == COUNT
     for shard in (2, 0, 1):
@@ -151,7 +151,7 @@ def test_groups_are_made_whole_whatever_was_cut_or_interrupted(tmp_path: Path):
 def test_three_shards_are_one_run(tmp_path: Path, whole: dict, order: tuple[int, ...]):
     folder = tmp_path / "pool"
     for shard in order[:2]:
-        with pytest.raises(PoolUnfinished, match=f"shard {shard} of 3 is made"):
+        with pytest.raises(PoolUnfinished, match=f"shard {shard} of 3 is finished"):
             generate(folder, COUNT, make_batch, shard=shard, shards=3, **SETTINGS)
     assert len(generate(folder, COUNT, make_batch, shard=order[2], shards=3, **SETTINGS)) == COUNT
     assert read_all(folder) == whole
@@ -320,7 +320,7 @@ def test_a_pool_grows_until_enough_images_passed_or_it_is_twice_as_large(tmp_pat
     pool = generate(tmp_path / "pool", 4, make_checked, finished.append, passing=4, **SETTINGS)
     assert len(pool) == 6 and (~find_failed(pool)).sum() == 4 and len(list_failures(pool)) == 2
     assert sum(finished) == 6, "each image is told once"
-    assert len(generate(tmp_path / "pool", 4, crash, passing=4, **SETTINGS)) == 6, "nothing is made again"
+    assert len(generate(tmp_path / "pool", 4, crash, passing=4, **SETTINGS)) == 6, "nothing is remade"
     assert len(generate(tmp_path / "pool", 4, make_checked, passing=8, **SETTINGS)) == 8
     assert not find_failed(pool.drop(columns="check_passed")).any()
 

@@ -1,4 +1,4 @@
-"""Prepared images keep their labels; whatever interrupts the work, it goes on where it stopped."""
+"""Prepared images keep their labels; whatever interrupts the work, it resumes where it stopped."""
 
 import errno
 import json
@@ -226,7 +226,7 @@ def test_a_resized_data_set_cuts_nothing(tmp_path, surfaces):
 def test_an_image_of_another_size_than_when_it_was_loaded(tmp_path, surfaces):
     save(tmp_path / "set/train/10000.png", draw_part(0, (22, 63))[0])
     with pytest.raises(
-        DatasetError, match=r"train/10000\.png: has another size now: load the data set again"
+        DatasetError, match=r"train/10000\.png: its size has changed: load the data set again"
     ):
         prepare_dataset(surfaces, tmp_path / "set", tmp_path / "data", SIZE, fit="windows")
 
@@ -291,7 +291,7 @@ def test_every_image_that_has_no_three_crops_is_listed(tmp_path):
         "tall.png: an image of 10 × 31 pixels can't be cut into 3 squares: expected a height of 20 … 30",
     ):
         assert said in str(caught.value)
-    with pytest.raises(ValueError, match="must be that of a square"):
+    with pytest.raises(ValueError, match="must be square"):
         prepare_dataset(dataset, *folders, (224, 225), fit="three_crops")
 
 
@@ -331,7 +331,7 @@ def test_other_size_or_fit_is_refused(tmp_path, surfaces):
     before = written(tmp_path / "data")
     with pytest.raises(DatasetError, match="delete the folder"):
         prepare_dataset(surfaces, tmp_path / "set", tmp_path / "data", (8, 25))
-    with pytest.raises(ValueError, match="fit 'stretch' is none of"):
+    with pytest.raises(ValueError, match="fit 'stretch' is not one of"):
         prepare_dataset(surfaces, tmp_path / "set", tmp_path / "data", SIZE, fit="stretch")
     assert written(tmp_path / "data") == before
 
@@ -343,7 +343,7 @@ def fill_disk_after(monkeypatch, count: int) -> None:
     def save_some(picture, path, *args, **options):
         saved.append(path)
         if len(saved) > count:
-            Path(path).write_bytes(b"\x89PNG half a picture")
+            Path(path).write_bytes(b"\x89PNG half an image")
             raise OSError(errno.ENOSPC, "No space left on device")
         save_image(picture, path, *args, **options)
 

@@ -248,13 +248,13 @@ def test_pools_and_pixel_level_know_the_same_real_positives(path: Path):
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        ("seed: abc", "seed 'abc' is no int"),
-        ("seed: 1.5", "seed '1.5' is no int"),
-        ("seed: yes", "seed 'True' is no int"),
-        ("seed:", "seed 'None' is no int"),
-        ("data_root: 3", "data_root '3' is no str"),
-        ("data_root: 2024-01-02", "data_root '2024-01-02' is no str"),
-        ("data_root: &a [*a]", "stand for more than"),
+        ("seed: abc", "seed 'abc' is not of type int"),
+        ("seed: 1.5", "seed '1.5' is not of type int"),
+        ("seed: yes", "seed 'True' is not of type int"),
+        ("seed:", "seed 'None' is not of type int"),
+        ("data_root: 3", "data_root '3' is not of type str"),
+        ("data_root: 2024-01-02", "data_root '2024-01-02' is not of type str"),
+        ("data_root: &a [*a]", "expand to more than"),
     ],
 )
 def test_a_value_of_another_type_is_named(read, line: str, told: str):

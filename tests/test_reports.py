@@ -183,7 +183,7 @@ def test_sentences_say_what_the_numbers_say(runs):
     assert "200 images, of which 20 are positive" in describe_runs(runs)
     assert "recall by 0.050" in describe_runs(runs)
     text = describe_differences(over_none, paired_differences(runs, "memseg"))
-    assert "In 1 of 1 comparison the mean AP lies above that of **no augmentation**" in text
+    assert "In 1 of 1 comparison the mean AP is higher than that of **no augmentation**" in text
     assert "All seeds agree in direction in 1 of 1 comparison" in text
     assert "50.0% of comparisons" in text  # two coins agree in half of all throws
     assert "by 0.250 on average" in describe_optimism(runs.assign(validation_f1=runs["paper_f1"] - 0.25))
@@ -191,9 +191,9 @@ def test_sentences_say_what_the_numbers_say(runs):
 
 def test_the_larger_doubt_is_named(runs):
     few_shot = runs[runs["scenario"] == "few-shot"]
-    assert "choice of seeds is the larger doubt" in describe_spreads(few_shot)
+    assert "choice of seeds is the larger uncertainty" in describe_spreads(few_shot)
     wide = few_shot.assign(ap_low=0.0, ap_high=1.0)
-    assert "choice of test images is the larger doubt" in describe_spreads(wide)
+    assert "choice of test images is the larger uncertainty" in describe_spreads(wide)
     assert "the spread over seeds is unknown" in describe_spreads(runs.groupby("arm").head(1))
 
 
@@ -203,9 +203,9 @@ def test_sentences_without_a_comparison(runs):
     missing = list_missing_arms(zero_shot)
     text = describe_unfinished([f"run{number}" for number in range(14)], missing)
     assert "run11 and 2 more" in text
-    assert "- **zero-shot**: the papers have DDPM, In&Out, DIAG; this run has not." in text
+    assert "- **zero-shot**: the papers have DDPM, In&Out, DIAG; this run doesn't." in text
     assert "Every planned run has finished." in describe_unfinished([], missing)
-    assert "Every arm that the papers print" in describe_unfinished([], missing[:0])
+    assert "Every arm in the papers" in describe_unfinished([], missing[:0])
 
 
 def test_html_in_names_heads_and_captions_is_shown_and_never_obeyed():

@@ -53,7 +53,7 @@ def test_agreement_counts_images_that_both_judged(pool: Path):
     judge(pool, "bob", "aar.ra")
     (told,) = tabulate_agreement([pool]).to_dict("records")
     assert (told["judged by both"], told["agreed"], told["κ"]) == (4, 1.0, 1.0)
-    with pytest.raises(ReviewStoreError, match=r"no review of eve \(there are: ann, bob\)"):
+    with pytest.raises(ReviewStoreError, match=r"no review by eve \(existing: ann, bob\)"):
         merge_reviews(pool, ["ann", "eve"])
 
 
@@ -104,7 +104,7 @@ def test_a_disagreement_is_settled_when_told(pool: Path, word: str, expected: bo
     judge(pool, "bob", "r")
     merge_reviews(pool, disagreement=word)
     assert stored(pool).loc[NAMES[0], "accepted"] == expected
-    with pytest.raises(ReviewStoreError, match="'vote' is none of open, accept, reject"):
+    with pytest.raises(ReviewStoreError, match="'vote' is not one of open, accept, reject"):
         merge_reviews(pool, disagreement="vote")
 
 
@@ -132,5 +132,5 @@ def test_a_merge_refuses_a_review_of_another_pool(pool: Path, tmp_path: Path):
     with pytest.raises(ReviewStoreError, match="2 problem"):
         merge_reviews(pool)
     assert (pool / "manifest.csv").read_bytes() == before
-    with pytest.raises(ReviewStoreError, match="no review of anybody"):
+    with pytest.raises(ReviewStoreError, match="no review by anyone"):
         merge_reviews(other.parent / "diag", [])

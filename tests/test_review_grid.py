@@ -134,7 +134,7 @@ def test_keys_of_the_browser_store_decisions_and_notes(pool: Path, monkeypatch: 
     assert shown(grid) == NAMES[2:]  # … until asked for
     press(grid, "undo")
     assert list(stored(pool)["accepted"].notna()[:2]) == [True, False]
-    assert "is as it was before" in grid.message
+    assert "was restored" in grid.message
     assert [content["kind"] for content, _ in answers] == ["answer"] * 5
     press(grid, "look", key=f"0:{NAMES[0]}")
     content, (picture, outline) = answers[-2]
@@ -159,10 +159,10 @@ def test_failures_are_told_in_the_widget_and_on_the_card_and_nothing_is_lost(poo
     grid.decide(f"0:{NAMES[0]}", True)
     grid.decide(f"0:{NAMES[1]}", True)
     assert grid.is_problem
-    assert "has vanished" in grid.message
+    assert "is missing" in grid.message
     grid.decide(f"0:{NAMES[2]}", False)
     assert not grid.is_problem
-    assert ["vanished" in card["unstored"] for card in grid.cards[:3]] == [False, True, False]
+    assert ["is missing" in card["unstored"] for card in grid.cards[:3]] == [False, True, False]
     assert list(stored(pool)["accepted"].notna()[:3]) == [True, False, True]
     grid.refresh()
     assert "not a readable image" in grid.thumbnails[f"0:{NAMES[1]}"]["problem"]
@@ -209,9 +209,9 @@ def test_refresh_and_close_leave_the_decisions_in_the_manifest_itself(pool: Path
 
 def test_an_image_is_made_again_by_the_method_that_the_grid_was_given(pool: Path):
     for methods, told, is_problem in (
-        ({"diag": make_drawing()}, "made again, is the same to the byte", False),
-        ({"diag": make_drawing(grey=91)}, "grey (90, asked for 91)", True),
-        ({}, "can't be made again here", False),
+        ({"diag": make_drawing()}, "remade, is identical", False),
+        ({"diag": make_drawing(grey=91)}, "grey (90, requested 91)", True),
+        ({}, "can't be remade here", False),
     ):
         grid = ReviewGrid(pool, methods=methods)
         assert grid.can_remake == bool(methods)
@@ -220,4 +220,4 @@ def test_an_image_is_made_again_by_the_method_that_the_grid_was_given(pool: Path
     write_png(pool / NAMES[2], np.zeros((48, 16, 3), np.uint8))
     grid = ReviewGrid(pool, methods={"diag": make_drawing()})
     grid.remake(f"0:{NAMES[2]}")
-    assert "made again, differs" in grid.message and grid.is_problem
+    assert "remade, differs" in grid.message and grid.is_problem

@@ -73,7 +73,7 @@ def test_decisions_reach_the_manifest_and_the_others_stay_open(pool: Path):
 
 def test_a_review_of_pictures_that_are_gone_is_refused(pool: Path):
     before = (pool / "manifest.csv").read_bytes()
-    with pytest.raises(ReviewError, match=r"seed 99: the pool .* has no such picture"):
+    with pytest.raises(ReviewError, match=r"seed 99: the pool .* has no such image"):
         record_review(pool, Review([], [ImageDecision("skt background cracked", 99, True)]))
     assert (pool / "manifest.csv").read_bytes() == before
 
@@ -81,13 +81,13 @@ def test_a_review_of_pictures_that_are_gone_is_refused(pool: Path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("prompts: [{prompt: a, decision: maybe, note: x}]", "'maybe' is none of accept, reject, reword"),
-        ("prompts: [{prompt: a, decision: reword, note: x}]", "`reworded` belongs"),
-        ("prompts: [{prompt: a, decision: accept, reworded: b}]", "`reworded` belongs"),
+        ("prompts: [{prompt: a, decision: maybe, note: x}]", "'maybe' is not one of accept, reject, reword"),
+        ("prompts: [{prompt: a, decision: reword, note: x}]", "`reworded` is needed"),
+        ("prompts: [{prompt: a, decision: accept, reworded: b}]", "`reworded` is needed"),
         ("prompts: [{prompt: a, decision: reject}]", "a note must say why"),
         ("prompts: [{prompt: a, decision: accept}, {prompt: a, decision: accept}]", "two decisions"),
         ("prompts: [{decision: accept}]", "prompts 0: expected"),
-        ("images: [{prompt: a, seed: 1, accepted: maybe}]", "neither true nor false"),
+        ("images: [{prompt: a, seed: 1, accepted: maybe}]", "expected true or false"),
         ("images: [{prompt: a, seed: 1, accepted: false}]", "a note must say why"),
         ("images: [{prompt: a, seed: 1, accepted: true, colour: red}]", "images 0: expected"),
         ("pictures: []", "expected the lists"),

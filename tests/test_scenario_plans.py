@@ -92,15 +92,15 @@ def test_instances_are_those_that_training_sets_know():
 @pytest.mark.parametrize(
     ("column", "change", "message"),
     [
-        ("epochs", {"one-shot": 5}, "epochs: 'one-shot' is none of zero-shot"),
+        ("epochs", {"one-shot": 5}, "epochs: 'one-shot' is not one of zero-shot"),
         ("instances", {"few-shot": 0}, "instances of few-shot: 0 must be 1 or more"),
         ("instances", {"full-shot": 9}, "instances of full-shot: 9 must be 0"),
         ("epochs", {"zero-shot": 0}, "epochs of zero-shot: 0 must be"),
-        ("epochs", {"zero-shot": 1.5}, "epochs of zero-shot: 1.5 is no whole number"),
-        ("epochs", {"zero-shot": None}, "epochs of zero-shot: None is no whole number"),
+        ("epochs", {"zero-shot": 1.5}, "epochs of zero-shot: 1.5 is not a whole number"),
+        ("epochs", {"zero-shot": None}, "epochs of zero-shot: None is not a whole number"),
         ("shares", {"zero-shot": -0.1}, "shares of zero-shot: -0.1 must be"),
-        ("shares", {"zero-shot": True}, "shares of zero-shot: True is no number"),
-        ("prompts", {"zero-shot": "skt background"}, "prompts of zero-shot: 'skt background' is no list"),
+        ("shares", {"zero-shot": True}, "shares of zero-shot: True is not a number"),
+        ("prompts", {"zero-shot": "skt background"}, "prompts of zero-shot: 'skt background' is not a list"),
     ],
 )
 def test_a_wrong_value_is_told(column: str, change: dict, message: str):

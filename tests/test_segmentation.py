@@ -112,7 +112,7 @@ def test_positives_without_mask_are_listed(parts):
         ManifestError, match=r"2 problem.*\n.*train-7.png: .*real, train.*\n.*test-3.png"
     ) as told:
         load_masked_samples(broken, folder)
-    assert "leave these positives out, or take a pool with masks" in str(told.value)
+    assert "leave these positives out, or use a pool with masks" in str(told.value)
 
 
 def test_empty_and_missing_masks_are_listed(tmp_path):
@@ -190,7 +190,7 @@ def test_an_interrupted_training_goes_on_exactly(masked, tmp_path):
 
 
 def test_a_recipe_that_turns_images_without_their_masks_is_refused(masked, tmp_path):
-    with pytest.raises(ValueError, match="augment turns images without their masks"):
+    with pytest.raises(ValueError, match="augment rotates images without their masks"):
         train_detector(masked, tmp_path, replace(QUICK, augment=True), BACKBONE)
     assert not list(tmp_path.iterdir())
 
@@ -201,7 +201,7 @@ def test_a_folder_of_another_training_keeps_its_score_maps(masked, tmp_path):
     write_score_maps(run.model, masked, tmp_path, QUICK.normalisation)
     assert train_detector(masked, tmp_path, quick, BACKBONE).resumed_epochs == 1
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    with pytest.raises(ValueError, match=r"other settings: seed \(0, asked for 1\)"):
+    with pytest.raises(ValueError, match=r"other settings: seed \(0, requested 1\)"):
         train_detector(masked, tmp_path, quick, BACKBONE, seed=1)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
@@ -307,7 +307,7 @@ def test_only_the_asked_runs_are_read_with_their_leaks(tmp_path):
 
 
 def test_wrong_runs_are_listed(tmp_path):
-    with pytest.raises(FileNotFoundError, match="holds no run"):
+    with pytest.raises(FileNotFoundError, match="contains no run"):
         read_pixel_runs(tmp_path)
     write_json(tmp_path / "nonsense" / METRICS_FILE, {})
     (tmp_path / "few-shot-none-0-seed0").mkdir()
@@ -374,7 +374,7 @@ def test_maps_stand_beside_their_picture_as_probabilities():
     np.testing.assert_array_equal(shown[1], 255 * mask[16:26])
     assert (shown[2] == 128).all()
     assert [len(axes.collections) for axes in figure.axes] == [1, 1, 1, 0, 0, 0]
-    with pytest.raises(ValueError, match="2 pictures, but 1 of one"):
+    with pytest.raises(ValueError, match="2 images, but 1 of one"):
         show_score_maps(pictures, masks, {"one": [logits]})
-    with pytest.raises(ValueError, match=r"picture 1: .*differ in size"):
+    with pytest.raises(ValueError, match=r"image 1: .*differ in size"):
         show_score_maps(pictures, masks, {"one": [logits, logits[:5]]})

@@ -129,7 +129,7 @@ def test_an_unfinished_run_is_refused_and_nothing_written(run_folder, tmp_path):
         "08_results.ipynb is missing",
         "09_pixel_level.ipynb is",
         "08_results.failed.ipynb failed",
-        "goes on where",
+        "run the same command again",
     ):
         assert told in str(caught.value)
     with pytest.raises(StoreError, match="has not finished"):
@@ -148,7 +148,7 @@ def test_a_notebook_without_its_watermarks_values_is_named(run_folder, tmp_path)
 
 @pytest.mark.parametrize("name", ["..", "Long run", ""])
 def test_a_name_that_is_no_folders_is_refused(run_folder, tmp_path, name):
-    with pytest.raises(StoreError, match="expected small letters"):
+    with pytest.raises(StoreError, match="expected lower-case letters"):
         store_results(run_folder, tmp_path / "stored", name, COMMAND)
 
 
@@ -192,7 +192,7 @@ def test_every_part_of_the_page_can_be_written(folder, part):
 
 
 def test_an_unknown_part_and_an_empty_folder_are_told(tmp_path):
-    with pytest.raises(ValueError, match="part 'plots' is none of overview"):
+    with pytest.raises(ValueError, match="part 'plots' is not one of overview"):
         write_part(tmp_path, "plots")
     with pytest.raises(FileNotFoundError, match=r"run scripts/store_results\.py"):
         write_part(tmp_path, "claims")

@@ -157,8 +157,8 @@ def test_a_changed_negative_or_mask_is_not_taken_for_the_same(studio: Studio):
         ({"prompt": " "}, "a prompt is empty"),
         ({"prompt": "crack " * 30}, "has 152 tokens, the model's limit is 60"),
         ({"negative_prompt": "dark " * 30}, "the model's limit is 60"),
-        ({"source_image": "test/2.png"}, "is no training negative"),
-        ({"steps": 1, "strength": 0.3}, "leave no step to run"),
+        ({"source_image": "test/2.png"}, "is not a training negative"),
+        ({"steps": 1, "strength": 0.3}, "leaves no step"),
     ],
 )
 def test_requests_that_make_no_sense_are_told(studio: Studio, changes: dict, told: str):
@@ -218,7 +218,7 @@ def test_the_panel_paints_keeps_and_finds_everything_again(panel: StudioPanel, o
     later.cards[1].reuse_button.click()
     assert (later.drawer.chooser.value, later.prompt.value, later.seed.value) == (NAMES[0], "crack", 1)
     np.testing.assert_array_equal(later.drawer.canvas.mask, make_mask())
-    row = later.studio.read_kept().iloc[0].to_dict()  # painted in a thread, made again in this one
+    row = later.studio.read_kept().iloc[0].to_dict()  # painted in a thread, remade in this one
     np.testing.assert_array_equal(later.studio.remake(row), panel.cards[2].image.after_u8)
 
 
@@ -277,7 +277,7 @@ def test_a_picture_that_vanished_is_told_at_opening(panel: StudioPanel, open_stu
         card.accept_button.click()
     (run / "diag_studio/images/000000.png").unlink()
     later = StudioPanel(open_studio(), run / "masks")
-    assert "1 kept pictures can&#x27;t be shown" in later.message.value
+    assert "1 stored images can&#x27;t be shown" in later.message.value
     assert len(later.cards) == 1
     (run / "diag_studio/manifest.csv").write_text("image\n")
     broken = StudioPanel(open_studio(), run / "masks")

@@ -89,7 +89,7 @@ def test_harmless_chips_and_grain_are_on_parts_without_defect():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"defect_type": "dent"}, "'dent' is none of scratch, crack"),
+        ({"defect_type": "dent"}, "'dent' is not one of scratch, crack"),
         ({"size": (128, 8)}, "at least 16 pixels"),
         ({"defect_type": "pit", "severity": 1.2}, "severity 1.2"),
     ],
@@ -172,7 +172,7 @@ def test_other_settings_in_the_folder_are_refused(tmp_path, is_finished):
     write_surfaces(tmp_path, **ONE_OF_EACH)
     if not is_finished:
         (tmp_path / "surfaces.json").rename(tmp_path / "surfaces.part.json")
-    with pytest.raises(ValueError, match=r"seed \(3, asked for 4\).*delete the folder"):
+    with pytest.raises(ValueError, match=r"seed \(3, requested 4\).*delete the folder"):
         write_surfaces(tmp_path, **ONE_OF_EACH | {"seed": 4})
 
 

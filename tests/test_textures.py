@@ -32,7 +32,7 @@ def test_a_folder_is_read_recursively_in_order(folder):
 
 
 def test_every_broken_file_is_reported_at_once(folder):
-    (folder / "broken.png").write_bytes(b"not a picture")
+    (folder / "broken.png").write_bytes(b"not an image")
     (folder / "cracked" / "cut.jpg").write_bytes((folder / "grey.jpg").read_bytes()[:100])
     with pytest.raises(ValueError, match="2 problem") as caught:
         open_texture_folder(folder)
@@ -41,9 +41,9 @@ def test_every_broken_file_is_reported_at_once(folder):
 
 
 def test_missing_and_empty_folders_are_told(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no texture folder at"):
+    with pytest.raises(FileNotFoundError, match="there is no texture folder"):
         open_textures(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="no image in it"):
+    with pytest.raises(ValueError, match="contains no images"):
         open_textures(tmp_path)
 
 

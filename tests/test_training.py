@@ -363,7 +363,7 @@ def test_a_folder_of_other_settings_is_refused_and_survives(samples, tmp_path):
     (tmp_path / "metrics.json").write_text("{}")
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     other = replace(QUICK, learning_rate=0.02)
-    with pytest.raises(ValueError, match=r"learning_rate \(0.01, asked for 0.02\); seed \(0, asked for 1\)"):
+    with pytest.raises(ValueError, match=r"learning_rate \(0.01, requested 0.02\); seed \(0, requested 1\)"):
         train_classifier(samples, tmp_path, other, BACKBONE, seed=1)
     images_u8 = samples.images_u8.clone()
     images_u8[0] = 0
@@ -379,7 +379,7 @@ def test_settings_name_a_later_field_only_where_it_is_set(samples, tmp_path):
         found = json.loads(kept.metadata()["settings"])
     assert not {"augment", "warmup", "largest_gradient"} & found.keys()
     other = replace(QUICK, augment=True, warmup=0.5, largest_gradient=1.0)
-    with pytest.raises(ValueError, match=r"augment \(None, asked for True\); largest_gradient .*; warmup"):
+    with pytest.raises(ValueError, match=r"augment \(None, requested True\); largest_gradient .*; warmup"):
         train_classifier(samples, tmp_path, other, BACKBONE)
 
 

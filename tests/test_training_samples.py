@@ -1,4 +1,4 @@
-"""Adapters and pictures of a training's steps: kept while it trains, still there when it goes on."""
+"""Adapters and images of a training's steps: kept while it trains, still there when it goes on."""
 
 from pathlib import Path
 

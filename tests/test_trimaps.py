@@ -88,7 +88,7 @@ def test_scales_and_angles_vary_within_their_range(triples: TripleSet):
 def test_a_defect_larger_than_the_object_is_told_after_bounded_attempts():
     huge = make_defect(slice(0, 40), slice(0, 48))
     with pytest.raises(
-        ValueError, match=r"nut/hole: none of 7 turned defects fits .*bad0.png.*the object on good0"
+        ValueError, match=r"nut/hole: none of 7 rotated defects fits .*bad0.png.*the object on good0"
     ):
         make_triple([huge], [make_good()], TripleSettings(max_attempts=7), 0)
 
@@ -150,7 +150,7 @@ def test_empty_trimaps_are_refused():
     for mask, foreground, said in ((nothing, whole, "no defect"), (whole, nothing, "no object")):
         with pytest.raises(ValueError, match=said):
             make_trimap(mask, foreground)
-    with pytest.raises(ValueError, match="expected one shape and bool"):
+    with pytest.raises(ValueError, match="expected the same shape, and bool"):
         make_trimap(whole, whole.astype(np.uint8))
     with pytest.raises(ValueError, match="mask is empty"):
         cut_defect(draw_noise(0), np.zeros((40, 48), bool))
@@ -159,8 +159,8 @@ def test_empty_trimaps_are_refused():
 @pytest.mark.parametrize(
     ("template", "said"),
     [
-        ("", "expected words"),
-        ("a {part}", "no fields but"),
+        ("", "expected text"),
+        ("a {part}", "no fields except"),
         ("a {category", "can't be read"),
         ("{0}", "no fields"),
     ],
@@ -244,7 +244,7 @@ def test_shapes_of_known_defects_as_a_mask_source():
     assert {draw.name for draw in draws} == {"bad0.png", "bad1.png"}
     assert (source.draw(3, SIZE).mask == draws[3].mask).all()
     assert source.describe() != TurnedMasks([make_defect()]).describe()
-    with pytest.raises(ValueError, match=r"none of 50 turned shapes fits into 6 × 5 pixels"):
+    with pytest.raises(ValueError, match=r"none of 50 rotated shapes fits into 6 × 5 pixels"):
         source.draw(0, (6, 5))
     with pytest.raises(ValueError, match="0 defects"):
         TurnedMasks([])

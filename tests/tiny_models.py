@@ -1,4 +1,4 @@
-"""Diffusion models of the real classes, with random weights and so small that a picture takes a blink."""
+"""Diffusion models of the real classes, with random weights and so small that an image takes a blink."""
 
 from copy import deepcopy
 from functools import cache

@@ -1,4 +1,4 @@
-"""A directive that puts measured numbers into a page when it is built, so that nobody types them."""
+"""A directive that inserts measured numbers into a page when it is built."""
 
 import json
 import re
@@ -12,10 +12,10 @@ PLACEHOLDER = re.compile(r"\{([A-Za-z_][\w.]*)(?::([^{}]*))?\}")
 
 
 def fill_in(text: str, values: dict) -> str:
-    """Replace `{inpainting.oval.found:.0%}` by the value of that path, in Python's format.
+    """Replace `{inpainting.oval.found:.0%}` with the value at that path, in Python's format.
 
     Raises:
-        KeyError: a path leads nowhere; names it.
+        KeyError: there is no value at a path, which the error names.
     """
 
     def look_up(match: re.Match) -> str:
@@ -30,17 +30,17 @@ def fill_in(text: str, values: dict) -> str:
 
 
 class Measured(SphinxDirective):
-    """Markdown with placeholders, and the JSON file (relative to the page) that has their values."""
+    """Markdown with placeholders, and the JSON file (relative to the page) with their values."""
 
     required_arguments = 1
     has_content = True
 
     def run(self) -> list[nodes.Node]:
-        """Fill the placeholders in and parse the text."""
+        """Fill in the placeholders and parse the text."""
         _, path = self.env.relfn2path(self.arguments[0])
         self.env.note_dependency(path)
         if not Path(path).is_file():
-            raise self.error(f"no measurements at {path}: scripts/embedded/measure.py writes them")
+            raise self.error(f"there are no measurements at {path}: run scripts/embedded/measure.py")
         try:
             text = fill_in("\n".join(self.content), json.loads(Path(path).read_text(encoding="utf-8")))
         except (KeyError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""No network is needed to read the book: formulas are MathML, and no page loads what runs code elsewhere."""
+"""Make the book readable offline: formulas are MathML, and no page loads scripts from the network."""
 
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
@@ -11,7 +11,7 @@ logger = logging.getLogger(__name__)
 
 
 def to_mathml(node: nodes.Element, is_block: bool) -> str:
-    """Turn a formula's LaTeX into MathML; what is not understood is a warning with its place."""
+    """Convert a formula's LaTeX to MathML; if this fails, warn with its location."""
     try:
         return tex2mathml(node.astext(), as_block=is_block)
     except (SyntaxError, ValueError) as error:
@@ -20,14 +20,14 @@ def to_mathml(node: nodes.Element, is_block: bool) -> str:
 
 
 def visit_inline(self: HTML5Translator, node: nodes.math) -> None:
-    """Write a formula inside a line."""
+    """Write an inline formula."""
     self.body.append(self.starttag(node, "span", "", CLASS="math notranslate"))
     self.body.append(to_mathml(node, is_block=False) + "</span>")
     raise nodes.SkipNode
 
 
 def visit_block(self: HTML5Translator, node: nodes.math_block) -> None:
-    """Write a displayed formula, with its number where it has one."""
+    """Write a displayed formula, with its number, if it has one."""
     self.body.append(self.starttag(node, "div", CLASS="math notranslate"))
     if node["number"]:
         number = get_node_equation_number(self, node)
@@ -39,13 +39,13 @@ def visit_block(self: HTML5Translator, node: nodes.math_block) -> None:
 
 
 def drop_thebe(app: Sphinx, pagename: str, templatename: str, context: dict, doctree: object) -> None:
-    """Leave out the scripts of Thebe, which is switched off: loaded twice, they end in an error."""
+    """Omit the scripts of Thebe, which is switched off: loaded twice, they cause an error."""
     kept = [one for one in context["script_files"] if "thebe" not in f"{one.filename} {one.attributes}"]
     context["script_files"] = kept
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Register the renderer under the name `mathml`, and what is left out."""
+    """Register the renderer `mathml`, and omit scripts."""
     app.connect("html-page-context", drop_thebe, priority=900)
     app.add_html_math_renderer("mathml", (visit_inline, None), (visit_block, None))
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,4 +1,4 @@
-"""Docstrings as plain text, and an API page without what says nothing."""
+"""Docstrings as plain text, and API pages without uninformative members."""
 
 import re
 
@@ -17,7 +17,7 @@ def skip_member(app: Sphinx, what: str, name: str, member: object, skip: bool, o
 def escape_underscores(app: Sphinx, what: str, name: str, obj: object, options: dict, lines: list) -> None:
     """Keep a word such as paper_ from being read as a link of reStructuredText."""
     for index, line in enumerate(lines):
-        parts = line.split("`")  # what stands between backticks is code and stays
+        parts = line.split("`")  # text between backticks is code and stays unchanged
         parts[::2] = [re.sub(r"(?<=\w)_(?!\w)", r"\_", part) for part in parts[::2]]
         lines[index] = "`".join(parts)
 

@@ -1,4 +1,4 @@
-"""A directive that makes tables and sentences of stored results, as Markdown, when a page is built."""
+"""A directive that inserts tables and sentences of stored results, as Markdown, when a page is built."""
 
 import json
 import re
@@ -25,15 +25,15 @@ def write_part(folder: Path | str, part: str) -> str:
 
     Raises:
         ValueError: there is no such part.
-        FileNotFoundError: nothing is stored there.
+        FileNotFoundError: there are no stored results.
     """
     if part not in PARTS:
-        raise ValueError(f"part {part!r} is none of {', '.join(PARTS)}")
+        raise ValueError(f"part {part!r} is not one of {', '.join(PARTS)}")
     return PARTS[part](*read_stored(folder))
 
 
 def to_markdown(table: pd.DataFrame, caption: str) -> str:
-    """A table in Markdown, under its caption (Markdown); cells and heads are text, the index comes first."""
+    """A table in Markdown, under its Markdown caption; cells and headers are text, the index comes first."""
     shown = table if isinstance(table.index, pd.RangeIndex) else table.reset_index()
     heads = [" · ".join(filter(None, name if isinstance(name, tuple) else (name,))) for name in shown]
     shown = shown.map(escape_markdown).set_axis(map(escape_markdown, heads), axis=1)
@@ -49,7 +49,7 @@ def _write_overview(tables: Tables, provenance: dict) -> str:
 
 
 def _write_means(summary: pd.DataFrame, columns: Mapping[str, str]) -> str:
-    """A table a scenario."""
+    """One table per scenario."""
     return "\n\n".join(
         to_markdown(layout_results(rows, columns), f"{escape_markdown(scenario)}: mean ± std over n seeds.")
         for scenario, rows in summary.groupby("scenario", sort=False)
@@ -81,21 +81,21 @@ def _write_papers(tables: Tables, provenance: dict) -> str:
 
 def _write_pixels(tables: Tables, provenance: dict) -> str:
     if PIXELS not in tables:
-        return "This run trained no pixel-level detector."
+        return "This run has no pixel-level detectors."
     numbers = results.PIXEL_NUMBERS
     return _write_means(results.summarise_results(tables[PIXELS], list(numbers.values())), numbers)
 
 
 def _write_quality(tables: Tables, provenance: dict) -> str:
     if QUALITY not in tables:
-        return "This run measured no pool."
+        return "This run has no measured pools."
     quality = tables[QUALITY]
     caption = "Pools against the real training positives (chapter 8 explains the columns)."
     return f"{to_markdown(layout_quality(quality), caption)}\n\n{sentences.describe_quality(quality)}"
 
 
 def _quote_code(text: str) -> str:
-    """Text as code in a line of Markdown; the quotes are longer than any in it."""
+    """Text as inline code in Markdown, with quotes longer than any in it."""
     quotes = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{quotes} {' '.join(text.split())} {quotes}"
 
@@ -109,9 +109,9 @@ def _write_provenance(tables: Tables, provenance: dict) -> str:
         f"- **When**: {provenance['started']} to {provenance['finished']} (UTC), "
         f"{hours:.1f} hours\n"
         f"- **How much**: {provenance['notebooks']} notebooks, "
-        f"{provenance['notebook_seconds'] / 3600:.1f} hours if one ran after the other; "
-        "of one that went on where an earlier execution had stopped, the last execution alone counts\n"
-        f"- **On and with**: {versions}\n"
+        f"{provenance['notebook_seconds'] / 3600:.1f} hours in total; "
+        "for a notebook that resumed an interrupted execution, only the last execution counts\n"
+        f"- **Machine and versions**: {versions}\n"
         f"- **Commits**: {escape_markdown(', '.join(provenance['commits']))}\n\n"
         "````{dropdown} All parameters, by notebook\n"
         f"```json\n{json.dumps(provenance['parameters'], indent=1, ensure_ascii=False)}\n```\n````"

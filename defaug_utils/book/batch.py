@@ -1,4 +1,4 @@
-"""Running notebooks unattended and building the book from what they produced."""
+"""Running notebooks unattended, and building the book from their output."""
 
 import json
 import os
@@ -18,23 +18,23 @@ from defaug_utils.core.files import write_json
 
 START_ATTEMPTS = 3
 OPTIONS = {"kernel_name": "python3", "progress_bar": False, "cwd": ".", "start_timeout": 120}  # seconds
-ENCRYPTED = Config(KernelManager={"transport_encryption": "auto"})  # kernels answer on a port of the machine
-# The C library (glibc) gives every large array back to the system and has its pages zeroed again for the
-# next step: an eighth of a training's time. Arrays below 32 MiB and 256 MiB of free memory are kept instead.
+ENCRYPTED = Config(KernelManager={"transport_encryption": "auto"})  # kernels listen on a local port
+# The C library (glibc) returns large arrays to the system, whose pages are zeroed again for the next step: an
+# eighth of a training's time. We keep arrays below 32 MiB, and 256 MiB of free memory.
 MEMORY_KEPT = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**28)}
-FREE_BYTES = 2**30  # on the disk of a run; the workshop's takes 0.9 GB
-ERRORS = "errors"  # folder of a run: what stopped its jobs
+FREE_BYTES = 2**30  # on a run's disk; the workshop's run takes 0.9 GB
+ERRORS = "errors"  # folder of a run for its jobs' error messages
 
 
 class NotebookError(RuntimeError):
-    """A cell of a notebook failed, or its kernel did not start."""
+    """A notebook's cell failed, or its kernel did not start."""
 
 
 def claim_run(folder: Path | str) -> FileLock:
-    """Make a run's folder and hold it for this process; the lock ends with the process, however that ends.
+    """Create a run's folder and lock it for this process; the lock always ends with the process.
 
     Raises:
-        RuntimeError: another process holds it, it can't be written, or its disk is full.
+        RuntimeError: another process holds it, it can't be written to, or its disk is full.
     """
     folder = Path(folder)
     lock = FileLock(folder / ".lock", timeout=0)
@@ -43,21 +43,21 @@ def claim_run(folder: Path | str) -> FileLock:
         lock.acquire()
         shutil.rmtree(folder / ERRORS, ignore_errors=True)
     except Timeout:
-        raise RuntimeError(f"another `make` is at work in {folder}: wait until it has ended") from None
+        raise RuntimeError(f"another `make` is running in {folder}: wait until it has finished") from None
     except OSError as error:
-        raise RuntimeError(f"{folder} can't be written ({error.strerror}): check path and rights") from None
+        raise RuntimeError(f"{folder} can't be written ({error.strerror}): check its access rights") from None
     free = shutil.disk_usage(folder).free
     if free < FREE_BYTES:
-        raise RuntimeError(f"the disk of {folder} is full: {free / 2**20:.0f} MB are free, 1 GB is needed")
+        raise RuntimeError(f"the disk of {folder} is full: {free / 2**20:.0f} MB free, 1 GB needed")
     return lock
 
 
 def list_gpus() -> list[str]:
-    """The GPUs that jobs may use, as CUDA names them: those made visible, else all that nvidia-smi lists."""
+    """CUDA names of the GPUs that jobs may use: the visible ones, or all that nvidia-smi lists."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return [name.strip() for name in visible.split(",") if name.strip() not in ("", "-1")]
-    program = shutil.which("nvidia-smi")  # PyTorch takes seconds to be imported
+    program = shutil.which("nvidia-smi")  # importing PyTorch would take seconds
     if not program:
         return []
     told = subprocess.run([program, "-L"], capture_output=True, text=True, check=False)  # noqa: S603
@@ -67,7 +67,7 @@ def list_gpus() -> list[str]:
 
 @contextmanager
 def hold_gpu(run: Path | str, wanted: int) -> Iterator[None]:
-    """Show this process a GPU that no other job of the run holds, if it wants one and there are several."""
+    """Give this process a GPU that no other job of the run holds, if it wants one and there are several."""
     names = list_gpus() if wanted else []
     for name in names if len(names) > 1 else []:
         lock = FileLock(Path(run) / f".gpu-{platform.node()}-{name}.lock", timeout=0)
@@ -82,7 +82,7 @@ def hold_gpu(run: Path | str, wanted: int) -> Iterator[None]:
 
 @contextmanager
 def tell_job(run: Path | str, name: str) -> Iterator[None]:
-    """Print when a job begins and ends; the message of what stops it goes to the run's folder of errors."""
+    """Print when a job starts and ends; its error message, if any, goes to the run's folder of errors."""
     note, started = Path(run) / ERRORS / f"{name.replace('/', '-')}.txt", time.monotonic()
     sys.stderr.write(f"{time.strftime('%H:%M:%S')}  {name}\n")
     try:
@@ -97,11 +97,11 @@ def tell_job(run: Path | str, name: str) -> Iterator[None]:
 
 
 def execute_notebook(source: Path | str, target: Path | str, parameters: dict, threads: int = 1) -> None:
-    """Execute a notebook by papermill, from the project's root, with values for its parameters cell.
+    """Execute a notebook with papermill, from the project's root, with values for its parameters cell.
 
-    The target appears only when every cell has run; a failed notebook stays beside it as
-    `<target>.failed.ipynb`, and a NotebookError tells which cell failed, or that the kernel did not start.
-    The notebook's numerical libraries use at most `threads` threads.
+    The target is written only if every cell has run. A failed notebook is saved next to it as
+    `<target>.failed.ipynb`, and a NotebookError says which cell failed, or that the kernel did not start. The
+    notebook's numerical libraries use at most `threads` threads.
     """
     import papermill
     from papermill.exceptions import PapermillExecutionError
@@ -116,9 +116,9 @@ def execute_notebook(source: Path | str, target: Path | str, parameters: dict, t
         except PapermillExecutionError as error:
             raise NotebookError(
                 f"{source} failed in cell [{error.exec_count}]: {error.ename}: {error.evalue}\n"
-                f"The notebook as far as it came: {unfinished}"
+                f"The notebook up to this cell: {unfinished}"
             ) from None
-        except RuntimeError as error:  # the kernel died or lost the race for a port before its first answer
+        except RuntimeError as error:  # the kernel died or lost the race for a port before responding
             if attempt == START_ATTEMPTS:
                 raise NotebookError(f"{source}: its kernel did not start or died ({error})") from error
         else:
@@ -127,10 +127,10 @@ def execute_notebook(source: Path | str, target: Path | str, parameters: dict, t
 
 
 def stage_book(project: Path | str, executed: dict[str, Path | str], folder: Path | str) -> None:
-    """Lay out the book's sources in a folder, with the executed notebooks in place of the bare ones.
+    """Copy the book's sources to a folder, with executed notebooks instead of bare ones.
 
-    What was there before is removed, a finished build apart. `project` is the repository's root, `executed`
-    has the executed notebooks by name (`02_memseg`); a FileNotFoundError lists those that are missing.
+    Previous content is removed, except a finished build. `project` is the repository's root, `executed` maps
+    names (`02_memseg`) to executed notebooks; a FileNotFoundError lists missing ones.
     """
     project, folder = Path(project), Path(folder)
     missing = [str(path) for path in executed.values() if not Path(path).is_file()]
@@ -144,16 +144,16 @@ def stage_book(project: Path | str, executed: dict[str, Path | str], folder: Pat
         shutil.copy2(project / name, folder / name)
     for name, path in executed.items():
         notebook = json.loads(Path(path).read_text(encoding="utf-8"))
-        notebook["metadata"].pop("widgets", None)  # bars that are gone; a page would load scripts for them
+        notebook["metadata"].pop("widgets", None)  # closed progress bars, for which a page would load scripts
         write_json(folder / "notebooks" / f"{name}.ipynb", notebook)
 
 
 def build_book(folder: Path | str) -> Path:
-    """Build the staged book and return its first page; a NotebookError where Sphinx printed a warning."""
+    """Build the staged book and return its first page; a NotebookError if Sphinx printed a warning."""
     program = Path(sys.executable).with_name("jupyter-book")
     command = [program, "build", folder, "-n", "-W", "--keep-going"]
     finished = subprocess.run(command, check=False)  # noqa: S603
     page = Path(folder) / "_build" / "html" / "index.html"
     if finished.returncode or not page.is_file():
-        raise NotebookError(f"the book in {folder} did not build without warnings: see the lines above")
+        raise NotebookError(f"the book in {folder} was built with warnings or errors: see the lines above")
     return page

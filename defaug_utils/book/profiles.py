@@ -1,4 +1,4 @@
-"""Profiles: the parameters of every notebook, checked against what the notebooks declare."""
+"""Profiles: parameters of all notebooks, checked against the notebooks' declarations."""
 
 import ast
 import math
@@ -19,10 +19,10 @@ class ProfileError(ValueError):
 def read_profile(path: Path | str, notebook_folder: Path | str = "notebooks") -> dict[str, dict]:
     """Read a profile and check every key against the notebooks' parameters cells.
 
-    A profile is YAML: `shared` holds values for every notebook that declares them, and a section named as a
-    notebook (`02_memseg`) holds values for that one. The result has what papermill shall inject, by notebook.
-    A ProfileError lists every unknown key, with the nearest known one, and every value of another type than
-    the notebooks declare.
+    A profile is YAML: `shared` contains values for every notebook that declares them, and a section named
+    after a notebook (`02_memseg`) contains values for that notebook. Returns the parameters for papermill, by
+    notebook. Raises a ProfileError that lists unknown keys, with the most similar known ones, and values that
+    don't have the declared type.
     """
     content = _read_sections(Path(path))
     notebooks = sorted(Path(notebook_folder).glob("[0-9][0-9]_*.ipynb"))
@@ -39,7 +39,7 @@ def read_profile(path: Path | str, notebook_folder: Path | str = "notebooks") ->
             f"{section}: unknown parameter {name!r}{name_nearest(name, known[section])}" for name in wrong
         ]
         problems += [
-            f"{section}: {name} {str(value)[:MAX_SHOWN]!r} is no {known[section][name]}"
+            f"{section}: {name} {str(value)[:MAX_SHOWN]!r} is not of type {known[section][name]}"
             for name, value in values.items()
             if name not in wrong and not _is_of_type(value, known[section][name])
         ]
@@ -52,7 +52,7 @@ def read_profile(path: Path | str, notebook_folder: Path | str = "notebooks") ->
 
 
 def _read_types(notebook: Path) -> dict[str, str]:
-    """The declared type of every parameter, such as "int"; of a generic one without its brackets."""
+    """The declared type of every parameter, such as "int"; generic types without their brackets."""
     parameters = inspect_notebook(notebook)
     return {name: told["inferred_type_name"].partition("[")[0] for name, told in parameters.items()}
 
@@ -66,7 +66,7 @@ def _is_of_type(value: object, kind: str) -> bool:
 def _read_sections(path: Path) -> dict[str, dict]:
     if not path.is_file():
         known = ", ".join(sorted(other.stem for other in path.parent.glob("*.yaml"))) or "none"
-        raise ProfileError(f"no profile {path}: {path.parent} has {known}")
+        raise ProfileError(f"there is no profile {path}: {path.parent} has {known}")
     content = read_yaml(path, "profile", ProfileError) or {}
     if not isinstance(content, dict) or not all(isinstance(part, dict | None) for part in content.values()):
         raise ProfileError(f"profile {path}: expected sections of `name: value` lines")
@@ -74,6 +74,6 @@ def _read_sections(path: Path) -> dict[str, dict]:
 
 
 def read_defaults(notebook: str, notebook_folder: Path | str = "notebooks") -> dict:
-    """The values in a notebook's parameters cell, which hold where a profile says nothing."""
+    """The values in a notebook's parameters cell: the defaults if a profile doesn't set them."""
     declared = inspect_notebook(Path(notebook_folder) / f"{notebook}.ipynb")
     return {name: ast.literal_eval(parameter["default"]) for name, parameter in declared.items()}

@@ -1,4 +1,4 @@
-"""The start and the end of every notebook: seeds, folders, plot style, progress, and what it ran on."""
+"""Start and end of every notebook: seeds, folders, plot style, progress, and the watermark."""
 
 import os
 import platform
@@ -24,13 +24,13 @@ from defaug_utils.core.pools import PoolUnfinished
 from defaug_utils.core.texts import escape_markdown
 from defaug_utils.training.loop import StepDone
 
-WATERMARK_TYPE = "application/vnd.defaug.watermark+json"  # of its values in an executed notebook
+WATERMARK_TYPE = "application/vnd.defaug.watermark+json"  # MIME type of its values in an executed notebook
 REPORTED_PACKAGES = ("torch", "transformers", "diffusers", "numpy", "scikit-learn", "scikit-image")
-_remembered: dict[str, object] | None = None  # parameters of the one notebook that this process runs
+_remembered: dict[str, object] | None = None  # parameters of the notebook that this process runs
 
 
 def find_project_root(start: Path | str = ".") -> Path:
-    """The nearest folder at or above `start` that holds `_toc.yml` and `defaug_utils`."""
+    """The nearest folder at or above `start` that contains `_toc.yml` and `defaug_utils`."""
     start = Path(start).resolve()
     for folder in (start, *start.parents):
         if (folder / "_toc.yml").is_file() and (folder / "defaug_utils").is_dir():
@@ -39,13 +39,13 @@ def find_project_root(start: Path | str = ".") -> Path:
 
 
 def start_notebook(run_dir: str, seed: int) -> Path:
-    """Seed Python, NumPy and PyTorch, set the plot style, move to the project's root, note the parameters.
+    """Seed Python, NumPy and PyTorch, set the plot style, change to the project's root, record parameters.
 
-    The parameters are the annotated names of the notebook (the cell of parameters holds nothing else) with
-    the values that they have now, those injected by papermill included.
+    The parameters are the notebook's annotated names (the parameters cell contains nothing else) with their
+    current values, including those injected by papermill.
 
     Returns:
-        The run's folder `run_dir`, relative to the project's root; made when missing.
+        The run's folder `run_dir`, relative to the project's root; created if missing.
     """
     global _remembered
     os.chdir(find_project_root())
@@ -53,8 +53,8 @@ def start_notebook(run_dir: str, seed: int) -> Path:
     np.random.seed(seed)  # noqa: NPY002 - libraries that still draw from the global generator
     torch.manual_seed(seed)
     sns.set_theme(context="notebook", style="whitegrid", palette="colorblind")
-    pd.options.display.max_rows = 200  # the watermark names every parameter
-    pd.options.display.html.use_mathjax = False  # a $ in a cell begins no formula
+    pd.options.display.max_rows = 200  # the watermark lists every parameter
+    pd.options.display.html.use_mathjax = False  # a $ in a cell starts no formula
     names = vars(sys.modules["__main__"])
     annotated = names.get("__annotations__", {})
     _remembered = {name: deepcopy(names[name]) for name in annotated if name in names}
@@ -67,7 +67,7 @@ class Bar(tqdm):
     """A progress bar that can follow a training."""
 
     def follow(self, done: StepDone) -> None:
-        """Move to the step that is finished, and show its loss; for `on_step` of a training."""
+        """Move to the finished step and show its loss; for `on_step` of a training."""
         self.total = done.steps
         self.set_postfix(loss=f"{done.loss:.3f}", refresh=False)
         self.update(done.step - self.n)
@@ -75,10 +75,10 @@ class Bar(tqdm):
 
 @contextmanager
 def progress(total: int | None = None) -> Iterator[Bar]:
-    """Show a bar while a block runs: `with progress(count) as bar:`, then hand `bar.update` on as callback.
+    """Show a progress bar during a block: `with progress(count) as bar:`, with `bar.update` as callback.
 
-    At the block's end the bar goes, with all other output of its cell so far. Where a shard of a pool waits
-    for others, a SystemExit ends the notebook, which papermill takes for a success.
+    At the end of the block, the bar and all previous output of its cell are cleared. If a shard of a pool is
+    waiting for others, a SystemExit ends the notebook, which papermill counts as success.
     """
     try:
         with Bar(total=total, leave=False) as bar:
@@ -92,11 +92,11 @@ def progress(total: int | None = None) -> Iterator[Bar]:
 
 @dataclass(frozen=True)
 class Watermark:
-    """What a notebook ran on and with; a notebook shows it as a table and keeps its values as JSON."""
+    """Versions, commit and parameters of a run; a notebook shows them as a table and stores them as JSON."""
 
     versions: dict[str, str]  #: of Python and the packages, with system and device
-    commit: str  #: of the project, with "-dirty" where files had changed
-    parameters: dict[str, object]  #: as `start_notebook` found them
+    commit: str  #: of the project, with "-dirty" if files were changed
+    parameters: dict[str, object]  #: as recorded by `start_notebook`
 
     def to_table(self) -> pd.DataFrame:
         """One row each, with the columns `what` and `value`."""
@@ -110,9 +110,9 @@ class Watermark:
 
 
 def watermark() -> Watermark:
-    """What this notebook ran on and with; a RuntimeError where `start_notebook` was not called before."""
+    """Versions, commit and parameters of this notebook; a RuntimeError if `start_notebook` was not called."""
     if _remembered is None:
-        raise RuntimeError("no parameters are known: call start_notebook(run_dir, seed) at the start")
+        raise RuntimeError("the parameters are unknown: call start_notebook(run_dir, seed) at the start")
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
     versions = {"Python": platform.python_version(), "system": platform.system(), "device": device}
     versions |= {"defaug_utils": __version__} | {package: version(package) for package in REPORTED_PACKAGES}

@@ -1,4 +1,4 @@
-"""Results of a finished run kept as small files: tables and where they come from, no image, no weight."""
+"""Results of a finished run as small files: tables and their provenance, no images or weights."""
 
 import json
 import re
@@ -23,29 +23,29 @@ DIGITS = 6
 
 
 class StoreError(ValueError):
-    """A run's results can't be stored as asked."""
+    """A run's results can't be stored as requested."""
 
 
 def store_results(run_folder: Path | str, shelf: Path | str, name: str, command: str) -> dict:
-    """Write the tables of a finished run and their provenance to a folder; what it held before is replaced.
+    """Write the tables of a finished run and their provenance to a folder, replacing previous content.
 
     Args:
-        run_folder: the run's folder, every notebook of it executed.
+        run_folder: the run's folder, with all notebooks executed.
         shelf: folder of all stored results, such as `book/stored`.
-        name: of the folder in it to write to, in small letters, digits, - and _.
-        command: the one that made the run; it becomes part of the provenance, which is returned.
+        name: of the folder in it to write to; lower-case letters, digits, - and _.
+        command: the one that made the run, for the provenance, which is returned.
 
     Raises:
-        StoreError: the name is none, or the run has not finished; says what is missing.
-        ResultsError: metrics of finished runs are broken, or don't belong together.
+        StoreError: the name is invalid, or the run has not finished; says what is missing.
+        ResultsError: metrics of finished runs are broken or can't be compared.
     """
     run_folder, target = Path(run_folder), Path(shelf) / name
     if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name):
-        raise StoreError(f"name {name!r}: expected small letters, digits, - and _")
+        raise StoreError(f"name {name!r}: expected lower-case letters, digits, - and _")
     _check_finished(run_folder)
     runs, provenance = gather_results(run_folder), describe_run(run_folder, command)
     columns = dict.fromkeys([*RUN_COLUMNS, *METRICS, *FURTHER_COLUMNS, *SETUP])
-    made = [name for name in (PIXELS, QUALITY) if (run_folder / name).is_file()]  # by the last two notebooks
+    made = [name for name in (PIXELS, QUALITY) if (run_folder / name).is_file()]  # of the last two notebooks
     tables = {RUNS: runs[[name for name in columns if name in runs]].round(DIGITS)}
     tables |= {name: read_csv(run_folder / name) for name in made}
     shutil.rmtree(target, ignore_errors=True)
@@ -56,22 +56,22 @@ def store_results(run_folder: Path | str, shelf: Path | str, name: str, command:
 
 
 def _check_finished(run_folder: Path) -> None:
-    """Refuse a run in which runs have no metrics, a notebook failed, or the results' were not executed."""
+    """Refuse a run with classifiers without metrics, failed notebooks, or unexecuted results notebooks."""
     needed = [LAST_NOTEBOOK, *([PIXEL_NOTEBOOK] if (run_folder / "segmenter").is_dir() else [])]
     waiting = list_unfinished(run_folder)
     problems = [f"{len(waiting)} runs have no metrics: {', '.join(waiting[:5])} …"] if waiting else []
     executed = [run_folder / "notebooks" / f"{name}.ipynb" for name in needed]
     problems += [f"{path} is missing: it has not been executed" for path in executed if not path.is_file()]
     problems += [f"{path} failed" for path in sorted(run_folder.glob("notebooks/**/*.failed.ipynb"))]
-    advice = "type the command of the run again, it goes on where it stopped"
+    advice = "run the same command again to resume it"
     raise_problems(f"run {run_folder} has not finished ({advice})", problems, StoreError)
 
 
 def describe_run(run_folder: Path | str, command: str) -> dict:
-    """Where a run's results come from, by the watermarks of its executed notebooks.
+    """The provenance of a run's results, from the watermarks of its executed notebooks.
 
-    `notebook_seconds` are their wall times added up, `versions` the last notebook's. Parameters that differ
-    between a notebook's executions are left out. A StoreError lists the notebooks without a watermark.
+    `notebook_seconds` is the sum of their wall times, `versions` the last notebook's. Parameters that differ
+    between executions of a notebook are omitted. Raises a StoreError that lists notebooks without watermark.
     """
     folder = Path(run_folder) / "notebooks"
     read = {path: nbformat.read(path, as_version=4) for path in sorted(folder.rglob("*.ipynb"))}
@@ -98,13 +98,13 @@ def describe_run(run_folder: Path | str, command: str) -> dict:
 
 
 def _read_watermark(notebook: nbformat.NotebookNode) -> dict | None:
-    """The values that `session.Watermark` leaves in the output of a notebook's last cell."""
+    """The values of `session.Watermark` in the output of a notebook's last cell."""
     bundles = (output.get("data", {}) for output in notebook.cells[-1].get("outputs", []))
     return next((bundle[WATERMARK_TYPE] for bundle in bundles if WATERMARK_TYPE in bundle), None)
 
 
 def _shorten(value: object) -> object:
-    """A path of somebody's machine shrinks to its last part."""
+    """Shorten an absolute path to its last part."""
     return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
@@ -112,7 +112,7 @@ def read_stored(folder: Path | str) -> tuple[dict[str, pd.DataFrame], dict]:
     """Tables (by file name) and provenance that `store_results` wrote; a FileNotFoundError without any."""
     folder = Path(folder)
     if not (folder / PROVENANCE).is_file():
-        raise FileNotFoundError(f"no stored results in {folder}: run scripts/store_results.py")
+        raise FileNotFoundError(f"there are no stored results in {folder}: run scripts/store_results.py")
     words = dict.fromkeys(("leak", "masks", "leaks_in", "weights"), str)
     tables = {path.name: read_csv(path, dtype=words) for path in sorted(folder.glob("*.csv"))}
     tables = {name: table.fillna(dict.fromkeys(words, "")) for name, table in tables.items()}

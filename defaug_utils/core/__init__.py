@@ -1,4 +1,4 @@
-"""What everything rests on: the manifest, images, files, generated pools, and the runs of the protocol."""
+"""The foundation: the manifest, images, files, pools of generated images, and the runs of the protocol."""
 
 import lazy_loader
 

@@ -1,8 +1,8 @@
-"""What people said about a pool's images: a log beside its manifest, one line a decision, only appended to.
+"""Decisions on a pool's images: an append-only log next to the manifest, one line per decision.
 
-The last line on an image counts. `review.csv` is the manifest's own: `read_manifest` shows both as one, and
-`fold_decisions` takes the log into the table. `review-<name>.csv` belongs to one reviewer and stays. So a
-decision costs the same in a pool of any size, and a killed process leaves one unfinished line behind at most.
+An image's last line counts. `review.csv` belongs to the manifest: `read_manifest` shows both as one, and
+`fold_decisions` moves the log into the table. `review-<name>.csv` belongs to one reviewer and stays. A
+decision therefore costs the same in a pool of any size, and a killed process leaves at most one torn line.
 """
 
 import csv
@@ -23,11 +23,11 @@ WORDS = {"true": True, "false": False, "": None}
 
 
 class ReviewStoreError(ValueError):
-    """A decision that can't be stored, or a file of decisions that does not suit its pool."""
+    """A decision can't be stored, or a file of decisions does not belong to its pool."""
 
 
 class ImageReview(NamedTuple):
-    """What a reviewer said about an image: `accepted` is None while it is open."""
+    """A reviewer's decision on an image; `accepted` is None while it is open."""
 
     accepted: bool | None = None
     note: str = ""
@@ -44,7 +44,7 @@ class LogEntry(NamedTuple):
 
 
 def identify_images(pool: pd.DataFrame) -> dict[str, tuple[str, str]]:
-    """What tells an image from another of the same name: its seed and recipe, as text."""
+    """Seed and recipe of each image, as text: they distinguish it from another image of the same name."""
     seeds = pool["seed"].astype("string").fillna("")
     return dict(zip(pool["image"], zip(seeds, pool["recipe"], strict=True), strict=True))
 
@@ -52,7 +52,7 @@ def identify_images(pool: pd.DataFrame) -> dict[str, tuple[str, str]]:
 def match_entries(
     entries: Iterable[LogEntry], identities: Mapping[str, tuple[str, str]]
 ) -> tuple[dict[str, ImageReview], list[LogEntry]]:
-    """The last decision on every image of a pool, and the entries that are about none of its images."""
+    """The last decision on every image of a pool, and the entries that belong to none of its images."""
     known, foreign = {}, []
     for entry in entries:
         if identities.get(entry.image) == entry.identity:
@@ -63,7 +63,7 @@ def match_entries(
 
 
 class DecisionLog:
-    """A log that is read on from where it was left; nothing is decided while its file, `path`, is missing."""
+    """A log that is read incrementally. A missing file (`path`) means that nothing has been decided."""
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
@@ -71,7 +71,7 @@ class DecisionLog:
 
     @property
     def is_replaced(self) -> bool:
-        """Whether the file is no longer the one that was read, so that it must be read from the beginning."""
+        """Whether the file was replaced since it was read, so that it must be read from the beginning."""
         if not self._end or not self.path.is_file():
             return self._end > 0
         found = self.path.stat()
@@ -80,7 +80,7 @@ class DecisionLog:
     def read_new(self) -> list[LogEntry]:
         """The entries since the last call, without a line that a killed process left unfinished.
 
-        A ReviewStoreError lists every line that can't be read.
+        Raises a ReviewStoreError that lists every unreadable line.
         """
         if not self.path.is_file():
             return []
@@ -96,7 +96,7 @@ class DecisionLog:
         problems = [f"column {name} is missing" for name in LOG_COLUMNS if name not in names]
         rows = [dict(zip(names, line, strict=False)) for line in lines if len(line) >= len(names)]
         problems = problems or [
-            f"row {number}: accepted {row['accepted']!r} is neither empty, true nor false"
+            f"row {number}: accepted is {row['accepted']!r}, expected empty, true or false"
             for number, row in enumerate(rows)
             if row["accepted"].lower() not in WORDS
         ]
@@ -107,19 +107,19 @@ class DecisionLog:
         return [_parse_row(row) for row in rows]
 
     def append(self, entries: Iterable[LogEntry]) -> None:
-        """Add entries, right after `read_new` and under the lock of the caller."""
+        """Append entries; call it right after `read_new`, while holding the lock."""
         if not self.path.is_file():
             self.rewrite([])
         append_line(self.path, _make_lines(self._format_entry(entry) for entry in entries))
 
     def rewrite(self, entries: Iterable[LogEntry]) -> None:
-        """Put other entries into the place of all, whole or not at all."""
+        """Replace all entries, atomically."""
         lines = [self._names, *map(self._format_entry, entries)]
         with write_atomically(self.path) as temporary:
             temporary.write_bytes(_make_lines(lines) + b"\n")
 
     def _format_entry(self, entry: LogEntry) -> list[str]:
-        """A line in the order of the file's columns, which a person may have changed."""
+        """A line in the order of the file's columns, which a user may have changed."""
         accepted = "" if entry.review.accepted is None else str(entry.review.accepted).lower()
         told = (entry.reviewer, entry.image, *entry.identity, accepted, entry.review.note, entry.time)
         known = dict(zip(LOG_COLUMNS, map(guard_cell, told), strict=True))
@@ -133,7 +133,7 @@ def _parse_row(row: dict[str, str]) -> LogEntry:
 
 
 def _make_lines(rows: Iterable[Iterable[str]]) -> bytes:
-    """Rows as CSV, without the last line's end."""
+    """Rows as CSV, without the final newline."""
     stream = io.StringIO(newline="")
     csv.writer(stream, lineterminator="\n").writerows(rows)
     return stream.getvalue().encode()[:-1]

@@ -1,4 +1,4 @@
-"""Writing files so that nothing half-written is ever taken for done."""
+"""Writing files so that a half-written file is never taken for a finished one."""
 
 import csv
 import errno
@@ -17,8 +17,8 @@ from PIL import Image
 
 from defaug_utils.core.texts import guard_cell, unguard_cell
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space left, the user's share used up, a file too large
-LOCK_SECONDS = 30.0  # reading and writing a manifest takes a small part of this
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space left, quota exceeded, file too large
+LOCK_SECONDS = 30.0  # reading and writing a manifest takes far less
 
 
 @contextmanager
@@ -31,8 +31,8 @@ def explain_full_disk(path: Path | str) -> Iterator[None]:
             raise
         raise OSError(
             error.errno,
-            f"the disk is full: {path} was not written (a former version is kept); "
-            "free some space and run again, what is finished is kept",
+            f"the disk is full: {path} was not written (a previous version is kept); "
+            "free some space and run again, finished work is kept",
         ) from error
 
 
@@ -40,7 +40,7 @@ def explain_full_disk(path: Path | str) -> Iterator[None]:
 def explain_read_only(
     folder: Path | str, lost: str, advice: str = "choose another folder, or allow writing and try again"
 ) -> Iterator[None]:
-    """Turn the system's refusals to write into a PermissionError that says what was lost, and what to do."""
+    """Turn the system's write errors into a PermissionError that says what was lost and what to do."""
     try:
         yield
     except OSError as error:
@@ -51,10 +51,10 @@ def explain_read_only(
 
 @contextmanager
 def write_atomically(path: Path | str) -> Iterator[Path]:
-    """Give a temporary path beside `path`, with the same suffix, renamed to it when the block ends well.
+    """Yield a temporary path with the same suffix, and rename it to `path` if the block succeeds.
 
-    The folder is made when missing. Where the disk is full or the folder can't be written, `path` keeps its
-    former content, and an OSError says so.
+    A missing folder is created. If the disk is full or the folder can't be written to, `path` keeps its
+    previous content and an OSError is raised.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.tmp{path.suffix}")
@@ -71,8 +71,8 @@ def write_atomically(path: Path | str) -> Iterator[Path]:
 def lock_file(path: Path | str, seconds: float = LOCK_SECONDS) -> Iterator[None]:
     """Let one process at a time read, change and write a file, which need not exist yet; others wait.
 
-    The lock is the system's, on a hidden file beside `path`, and ends with the process that holds it; after
-    `seconds` without it there is a TimeoutError. Those who only read need none: files are renamed into place.
+    It is a system lock on a hidden file next to `path`, released when its process ends. A TimeoutError is
+    raised after `seconds` of waiting. Readers need no lock, because files are renamed into place.
     """
     path = Path(path)
     try:
@@ -81,12 +81,12 @@ def lock_file(path: Path | str, seconds: float = LOCK_SECONDS) -> Iterator[None]
     except Timeout as error:
         raise TimeoutError(
             f"{path} has been in use by another process for {seconds:g} seconds and was not changed: "
-            "wait until that one is done, then try again"
+            "wait until it has finished, then try again"
         ) from error
 
 
 def stamp_file(path: Path | str) -> tuple[int, ...]:
-    """What changes with every new version of a file; empty while there is none."""
+    """Values that change with every new version of a file; empty if there is no file."""
     try:
         found = Path(path).stat()
     except OSError:
@@ -95,7 +95,7 @@ def stamp_file(path: Path | str) -> tuple[int, ...]:
 
 
 def append_line(path: Path | str, line: bytes) -> None:
-    """Append a line to a journal, starting a new one where a killed process left a torn line behind."""
+    """Append a line to a journal, on a new line if a killed process left a torn one behind."""
     with explain_full_disk(path), Path(path).open("a+b") as journal:
         if journal.tell():
             journal.seek(-1, os.SEEK_END)
@@ -115,32 +115,32 @@ def write_png(path: Path | str, pixels: np.ndarray) -> None:
 
 
 def write_json(path: Path | str, content: object) -> None:
-    """Write indented JSON with sorted keys; NaN is refused, since JSON has none."""
+    """Write indented JSON with sorted keys; NaN is refused, because JSON doesn't support it."""
     text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
     with write_atomically(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def write_csv(table: pd.DataFrame, path: Path | str) -> None:
-    """Write a table as CSV at full precision, whole or not at all; `read_csv` reads it back.
+    """Write a table as CSV at full precision, atomically; `read_csv` reads it back.
 
-    A text that a spreadsheet would take for a formula gets an apostrophe in front.
+    Text that a spreadsheet would interpret as a formula gets a leading apostrophe.
     """
     guarded = _change_texts(table, guard_cell)
     has_return = guarded.map(lambda cell: isinstance(cell, str) and "\r" in cell).any(axis=None)
-    quoting = csv.QUOTE_NONNUMERIC if has_return else csv.QUOTE_MINIMAL  # which lets it begin a row
+    quoting = csv.QUOTE_NONNUMERIC if has_return else csv.QUOTE_MINIMAL  # so that it can start a row
     with write_atomically(path) as temporary:
         guarded.to_csv(temporary, index=False, quoting=quoting)
 
 
 def read_csv(path: Path | str, **options: Any) -> pd.DataFrame:
-    """Read a table that `write_csv` wrote, with the options of pandas's reader.
+    """Read a table written by `write_csv`; `options` are those of pandas' reader.
 
-    A ValueError tells that it is no table: no text, or rows with more cells than the head has names.
+    Raises a ValueError if the file is not text, or if a row has more cells than the header.
     """
     table = pd.read_csv(path, **options)
     if len(table) and "index_col" not in options and not isinstance(table.index, pd.RangeIndex):
-        raise ValueError(f"{path}: rows have more cells than the first line has names")  # pandas shifts them
+        raise ValueError(f"{path}: some rows have more cells than the header")  # pandas shifts them
     return _change_texts(table, unguard_cell)
 
 

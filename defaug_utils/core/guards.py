@@ -1,4 +1,4 @@
-"""Guards: settings that make sense, folders that belong to their settings, and a fixed number of threads."""
+"""Guards: valid settings, folders that match their settings, and a fixed number of threads."""
 
 import difflib
 import json
@@ -13,7 +13,7 @@ MAX_LISTED_PROBLEMS = 20
 
 
 def raise_problems(what: str, problems: Sequence[str], error: type[Exception] = ValueError) -> None:
-    """Raise one error that lists every problem (the first 20 in full), or return when there is none."""
+    """Raise one error that lists every problem (the first 20 in full), or return if there is none."""
     if problems:
         lines = [f"{what}: {len(problems)} problem(s)"]
         lines += [f"  - {problem}" for problem in problems[:MAX_LISTED_PROBLEMS]]
@@ -23,14 +23,14 @@ def raise_problems(what: str, problems: Sequence[str], error: type[Exception] = 
 
 
 def name_nearest(name: object, known: Iterable[object]) -> str:
-    """Such as " (did you mean 'seed'?)", or nothing where no known name is near."""
+    """A hint such as " (did you mean 'seed'?)", or an empty string if no known name is similar."""
     matches = difflib.get_close_matches(str(name), [str(word) for word in known], n=1)
     return f" (did you mean {matches[0]!r}?)" if matches else ""
 
 
 @contextmanager
 def collect_problems(problems: list[str]) -> Iterator[None]:
-    """Note a ValueError of the block among the problems, and go on behind it."""
+    """Add a ValueError of the block to the problems, and continue after the block."""
     try:
         yield
     except ValueError as error:
@@ -38,18 +38,18 @@ def collect_problems(problems: list[str]) -> Iterator[None]:
 
 
 def check_demands(what: str, demands: Mapping[str, bool], error: type[Exception] = ValueError) -> None:
-    """Raise one error that lists every demand (a message, and whether it is met) that is not met."""
+    """Raise one error that lists every unmet demand; `demands` maps messages to whether they are met."""
     raise_problems(what, [message for message, is_met in demands.items() if not is_met], error)
 
 
 @contextmanager
 def hold_threads(count: int | None = None) -> Iterator[None]:
-    """Let PyTorch, and Intel's MKL below it, work with exactly so many threads.
+    """Make PyTorch, and Intel's MKL below it, use exactly `count` threads.
 
-    Threads share out a sum, and so decide its last bits. Until PyTorch is told a number, even its own (None),
-    MKL takes fewer where it sees fit: what a process did before would decide what it computes.
+    The number of threads decides how a sum is split, and therefore its last bits. Unless PyTorch is given a
+    number, even its own (None), MKL may use fewer, so that results would depend on the process's history.
     """
-    import torch  # only here: what plans or draws runs without it
+    import torch  # imported late: planning and drawing don't need it
 
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
@@ -66,9 +66,9 @@ def claim_folder(
     file: str = "settings.json",
     error: type[Exception] = ValueError,
 ) -> None:
-    """Note in a folder all that its content (`what`, such as "a pool") depends on, as JSON values.
+    """Record in a folder everything that its content (`what`, such as "a pool") depends on, as JSON values.
 
-    A folder with a note stays as it is; one of other settings, or a damaged note, raises `error`.
+    An existing record is kept. If it holds other settings or is damaged, `error` is raised.
     """
     path = Path(folder) / file
     if not path.is_file():
@@ -78,7 +78,7 @@ def claim_folder(
 
 
 def read_settings(path: Path | str, advice: str, error: type[Exception] = ValueError) -> dict:
-    """Read a JSON object; `error` names the file, what is wrong with it and the advice."""
+    """Read a JSON object; `error` is raised with the file, the problem and the advice."""
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as problem:
@@ -91,17 +91,17 @@ def read_settings(path: Path | str, advice: str, error: type[Exception] = ValueE
 def refuse_other_settings(
     folder: Path | str, found: Mapping, asked: Mapping, what: str, error: type[Exception] = ValueError
 ) -> None:
-    """Refuse a folder whose content was made with other settings; the error names every difference."""
+    """Refuse a folder whose content was made with other settings; the error lists every difference."""
     differing = list_differences(found, asked)
     if differing:
         raise error(
-            f"{folder} holds {what} made with other settings: {'; '.join(differing)}: "
-            "delete the folder to make it again, or choose another one"
+            f"{folder} contains {what} made with other settings: {'; '.join(differing)}: "
+            "delete the folder to start again, or choose another one"
         )
 
 
 def list_differences(found: Mapping, asked: Mapping, prefix: str = "") -> list[str]:
-    """Every setting that differs, such as "lora.rank (32, asked for 16)", with dots between nested names."""
+    """All settings that differ, such as "lora.rank (32, requested 16)", with dotted names if nested."""
     found, asked, listed = as_json(found), as_json(asked), []
     for name in sorted({*found, *asked}):
         one, other = found.get(name), asked.get(name)
@@ -110,10 +110,10 @@ def list_differences(found: Mapping, asked: Mapping, prefix: str = "") -> list[s
         elif one != other:
             texts = (str(value) for value in (one, other))
             shown, wanted = (t if len(t) <= MAX_SHOWN else f"{t[:MAX_SHOWN]}…" for t in texts)
-            listed.append(f"{prefix}{name} ({shown}, asked for {wanted})")
+            listed.append(f"{prefix}{name} ({shown}, requested {wanted})")
     return listed
 
 
 def as_json(settings: Mapping) -> dict:
-    """Settings as they read back from JSON: a tuple is a list, a key is text."""
+    """Settings as JSON returns them: tuples become lists, keys become strings."""
     return json.loads(json.dumps(settings, allow_nan=False))

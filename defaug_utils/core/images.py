@@ -1,4 +1,4 @@
-"""Reading images and masks of any PNG flavour, fitting them to a size, telling objects from backgrounds."""
+"""Reading images and masks of any common format, fitting them to a size, finding the foreground."""
 
 import hashlib
 from pathlib import Path
@@ -8,22 +8,22 @@ import numpy as np
 from PIL import Image, ImageOps
 
 FITS = ("resize", "centre_crop")
-MAX_PIXELS = 2**26  # of an image that is written; Pillow warns at a third more that it may be a bomb
+MAX_PIXELS = 2**26  # of a written image; Pillow suspects a decompression bomb at a third more
 LOSSY_FORMATS = ("JPEG", "MPO", "JPEG2000", "AVIF")
-# What Pillow raises on damaged files (found by flipping and cutting bytes of all common formats).
+# What Pillow raises on damaged files (found by corrupting and truncating files of all common formats).
 DECODING_ERRORS = (OSError, SyntaxError, ValueError, LookupError, EOFError, Image.DecompressionBombError)
 
 
 def read_image(path: Path | str) -> np.ndarray:
     """Read an image as RGB, shape (height, width, 3), uint8.
 
-    16 bits are brought to 8 (0 … 65535 onto 0 … 255), a palette is resolved, alpha is dropped, grey is
-    repeated over three channels, and a camera's orientation tag is obeyed. A ValueError tells that the file
-    is missing, truncated, no image, or holds several pictures (pages or frames) or fractions.
+    16 bits are scaled to 8 (0 … 65535 to 0 … 255), palettes are resolved, alpha is dropped, grey is
+    repeated over three channels, and the orientation tag is applied. Raises a ValueError if the file is
+    missing, truncated, not an image, has several pages or frames, or stores floating-point values.
     """
     opened = _open(path)
     if opened.mode == "F":
-        raise ValueError(f"{path}: pixels are fractions, expected 8 or 16 bits a channel: convert it first")
+        raise ValueError(f"{path}: has floating-point pixels, expected 8 or 16 bits: convert it first")
     if opened.mode.startswith("I"):
         values = np.clip(np.asarray(opened).astype(np.int64), 0, 65535)
         opened = Image.fromarray((values // 257).astype(np.uint8))
@@ -33,33 +33,33 @@ def read_image(path: Path | str) -> np.ndarray:
 def read_mask(path: Path | str) -> np.ndarray:
     """Read a mask (height, width), bool: true where any colour channel is above 0 (alpha does not count).
 
-    A ValueError tells that it is missing, truncated, no image, several pictures (pages or frames), or
-    compressed with loss, whatever its name.
+    Raises a ValueError if the file is missing, truncated, not an image, has several pages or frames, or uses
+    lossy compression, whatever its name.
     """
     opened = _open(path)
     if lossy := _find_loss(opened, path):
         raise ValueError(
             f"{path}: is a {lossy} file, whose compression noise would count as defect: export the mask as "
-            "PNG from where it was drawn, or set a threshold when you convert it"
+            "PNG from the program that drew it, or set a threshold when you convert it"
         )
     if opened.mode in ("1", "L", "F") or opened.mode.startswith("I"):
         return np.asarray(opened) > 0
     if opened.info["has_16_bit_colours"]:
-        # Pillow keeps the high byte only, which would lose a defect drawn with values below 256.
+        # Pillow keeps only the high byte, which would lose defects drawn with values below 256.
         opened_u16 = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
         return opened_u16[..., :3].any(axis=2)
     return np.asarray(opened.convert("RGB")).any(axis=2)
 
 
 def is_grey(image_u8: np.ndarray) -> bool:
-    """Tell whether the three channels of an image (height, width, 3) are exactly equal."""
+    """Whether the three channels of an image (height, width, 3) are exactly equal."""
     return bool((image_u8 == image_u8[..., :1]).all())
 
 
 def _open(path: Path | str) -> Image.Image:
-    """Decode a file completely; a palette is resolved, the orientation tag is obeyed."""
-    if Path(path).exists() and not Path(path).is_file():  # reading a pipe would wait for ever
-        raise ValueError(f"{path}: is no file: replace it")
+    """Decode a file completely, resolving its palette and applying the orientation tag."""
+    if Path(path).exists() and not Path(path).is_file():  # reading a pipe would wait forever
+        raise ValueError(f"{path}: is not a regular file: replace it")
     try:
         with Image.open(path) as opened:
             count = getattr(opened, "n_frames", 1)
@@ -71,9 +71,9 @@ def _open(path: Path | str) -> Image.Image:
                 upright = upright.convert("RGBA")
     except DECODING_ERRORS as error:
         raise ValueError(f"{path}: not a readable image ({error}): replace the file") from error
-    if count > 1 and file_format != "MPO":  # whose further pictures are previews of the first
+    if count > 1 and file_format != "MPO":  # its further images are previews of the first
         raise ValueError(
-            f"{path}: holds {count} pictures (pages or frames): store the one that counts by itself"
+            f"{path}: contains {count} images (pages or frames): save the one you need as a separate file"
         )
     upright.info["format"] = file_format
     upright.info["has_16_bit_colours"] = ";16" in rawmode and not upright.mode.startswith("I")
@@ -81,7 +81,7 @@ def _open(path: Path | str) -> Image.Image:
 
 
 def _find_loss(opened: Image.Image, path: Path | str) -> str:
-    """Name of the format where a file's content is compressed with loss, else empty."""
+    """Name of the format if a file uses lossy compression, otherwise empty."""
     name = opened.info["format"]
     if "jpeg" in str(opened.info.get("compression")):
         return f"JPEG-compressed {name}"
@@ -91,14 +91,14 @@ def _find_loss(opened: Image.Image, path: Path | str) -> str:
 
 
 def fit_image(image_u8: np.ndarray, size: tuple[int, int], fit: str = "resize") -> np.ndarray:
-    """Bring an image (height, width, 3), uint8, to a size (width, height), see `crop_box` for the fits."""
+    """Fit an image (height, width, 3), uint8, to a size (width, height); see `crop_box` for the fits."""
     left, top, right, bottom = crop_box(image_u8.shape, size, fit)
     cropped = Image.fromarray(image_u8[top:bottom, left:right])
     return np.asarray(cropped.resize(size, Image.Resampling.LANCZOS))
 
 
 def fit_mask(mask: np.ndarray, size: tuple[int, int], fit: str = "resize") -> np.ndarray:
-    """As `fit_image`, for a mask (height, width), bool: true where any source pixel that it covers is."""
+    """Fit a mask (height, width), bool: a pixel is true if any source pixel that it covers is true."""
     left, top, right, bottom = crop_box(mask.shape, size, fit)
     fitted = mask[top:bottom, left:right]
     for axis, target in enumerate(size[::-1]):
@@ -114,11 +114,11 @@ def crop_box(shape: tuple[int, ...], size: tuple[int, int], fit: str) -> tuple[i
 
     Args:
         shape: (height, width, …) of the image.
-        size: (width, height) that the part will be resized to.
-        fit: "resize" keeps everything, "centre_crop" the largest centred part of the size's aspect.
+        size: (width, height) that this part will be resized to.
+        fit: "resize" keeps everything, "centre_crop" the largest centred part with the aspect of `size`.
     """
     if fit not in FITS:
-        raise ValueError(f"fit {fit!r} is none of {', '.join(FITS)}")
+        raise ValueError(f"fit {fit!r} is not one of {', '.join(FITS)}")
     if min(size) < 1:
         raise ValueError(f"size {size} must be (width, height) of at least 1 × 1 pixel")
     if size[0] * size[1] > MAX_PIXELS:
@@ -133,10 +133,10 @@ def crop_box(shape: tuple[int, ...], size: tuple[int, int], fit: str) -> tuple[i
 
 
 def window_boxes(shape: tuple[int, ...], size: tuple[int, int]) -> list[tuple[int, int, int, int]]:
-    """The fewest parts of a size's aspect, as large as the image allows, that cover it from end to end.
+    """The fewest parts with the aspect of `size`, as large as possible, that together cover an image.
 
-    They are evenly spaced along the axis that has pixels to spare, each as left, top, right and bottom; for
-    the arguments see `crop_box`.
+    They are evenly spaced along the longer axis. Each is (left, top, right, bottom); see `crop_box` for the
+    arguments.
     """
     left, top, right, bottom = crop_box(shape, size, "centre_crop")
     kept_width, kept_height = right - left, bottom - top
@@ -158,18 +158,18 @@ FOREGROUNDS = ("whole", "auto", "bright", "dark")
 
 
 def find_foreground(image_u8: np.ndarray, foreground: str = "whole") -> np.ndarray:
-    """Tell the object from its background by Otsu's grey-level threshold.
+    """Separate the object from its background by Otsu's grey-level threshold.
 
     Args:
         image_u8: shape (height, width, 3), uint8.
-        foreground: what the object is: "whole" everything (surfaces, textures), "bright" or "dark" the
-            brighter or darker part, "auto" the part that fewer pixels of the image's border belong to.
+        foreground: what the object is: "whole" for everything (surfaces, textures), "bright" or "dark" for
+            the brighter or darker part, "auto" for the part with fewer pixels on the image's border.
 
     Returns:
-        Shape (height, width), bool, true on the object; nowhere true when all pixels are alike.
+        Shape (height, width), bool, true on the object; false everywhere if all pixels are equal.
     """
     if foreground not in FOREGROUNDS:
-        raise ValueError(f"foreground {foreground!r} is none of {', '.join(FOREGROUNDS)}")
+        raise ValueError(f"foreground {foreground!r} is not one of {', '.join(FOREGROUNDS)}")
     if foreground == "whole":
         return np.ones(image_u8.shape[:2], bool)
     grey = cv2.cvtColor(image_u8, cv2.COLOR_RGB2GRAY)

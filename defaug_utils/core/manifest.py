@@ -1,4 +1,4 @@
-"""The manifest: one table, one row an image, that every stage reads and writes."""
+"""The manifest: a table with one row per image that every stage reads and writes."""
 
 from collections.abc import Iterable
 from pathlib import Path, PureWindowsPath
@@ -14,7 +14,7 @@ from defaug_utils.core.origins import ORIGINS, REAL
 COLUMNS = (
     *("image", "mask", "label", "split", "origin", "category", "defect_type"),
     *("source_image", "mask_source", "prompt", "seed", "recipe"),  # of generated images
-    *("accepted", "reviewer_note"),  # of reviewed ones
+    *("accepted", "reviewer_note"),  # of reviewed images
 )
 LABELS = ("negative", "positive")
 SPLITS = ("train", "val", "test")
@@ -32,9 +32,9 @@ def image_seed(pool_seed: int, index: int) -> int:
 
 
 def make_manifest(rows: Iterable[dict]) -> pd.DataFrame:
-    """Build a manifest from row dictionaries; missing columns are empty, further ones are kept.
+    """Build a manifest from row dictionaries; missing columns are empty, extra columns are kept.
 
-    A ManifestError lists every seed and every `accepted` that can't be read.
+    Raises a ManifestError that lists every invalid seed and `accepted`.
     """
     manifest = pd.DataFrame(list(rows), dtype=object)
     further = [column for column in manifest.columns if column not in COLUMNS]
@@ -58,13 +58,13 @@ def make_manifest(rows: Iterable[dict]) -> pd.DataFrame:
 def _parse_seed(value: object) -> int:
     digits = str(value).removesuffix(".0")
     if not digits.isdecimal() or int(digits) >= 2**63:
-        raise ValueError("is no whole number in 0 … 2**63 - 1")
+        raise ValueError("is not a whole number in 0 … 2**63 - 1")
     return int(digits)
 
 
 def _parse_accepted(value: object) -> bool:
     if str(value).lower() not in ("true", "false"):
-        raise ValueError("is neither empty nor true nor false")
+        raise ValueError("is not empty, true or false")
     return str(value).lower() == "true"
 
 
@@ -75,24 +75,24 @@ def read_manifest(path: Path | str, check_files: bool = False) -> pd.DataFrame:
     """Read and validate a manifest; `check_files` also demands that every listed image and mask exists.
 
     Returns:
-        One row an image, with `COLUMNS` and any further ones of the file; paths are relative to its folder.
-        Decisions that are still in the log beside it are shown as if they stood in it.
+        One row per image, with `COLUMNS` and any further columns of the file; paths are relative to its
+        folder. Decisions that are still in the log next to it are included.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ManifestError: with every broken row, see `validate_manifest`.
-        ReviewStoreError: the log of decisions beside it can't be read.
+        ManifestError: lists every broken row, see `validate_manifest`.
+        ReviewStoreError: the log of decisions can't be read.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no manifest at {path}: run the notebook that makes it first")
-    log = DecisionLog(path.with_name(DECISIONS_FILE))  # read before the table, which may take it in
+    log = DecisionLog(path.with_name(DECISIONS_FILE))  # read before the table, into which it may be folded
     entries = log.read_new() if path.name == "manifest.csv" else []
     try:
         table = read_csv(path, dtype=dict.fromkeys(COLUMNS, str), keep_default_na=False, na_values=[""])
         check_demands("columns", {f"column {column} is missing": column in table for column in COLUMNS})
         manifest = make_manifest(table.to_dict("records"))
-    except ValueError as error:  # all of the reader's own errors are ValueErrors
+    except ValueError as error:  # all errors of the reader are ValueErrors
         raise ManifestError(f"manifest {path} is not a readable table: {error}") from error
     _show_decisions(manifest, entries)
     validate_manifest(manifest, path, check_files)
@@ -100,7 +100,7 @@ def read_manifest(path: Path | str, check_files: bool = False) -> pd.DataFrame:
 
 
 def _show_decisions(manifest: pd.DataFrame, entries: list[LogEntry]) -> list[LogEntry]:
-    """Bring decisions to their rows; those on images that the manifest has not are given back."""
+    """Copy decisions into their rows; return those on images that are not in the manifest."""
     if not entries:
         return []
     reviews, foreign = match_entries(entries, identify_images(manifest))
@@ -112,9 +112,10 @@ def _show_decisions(manifest: pd.DataFrame, entries: list[LogEntry]) -> list[Log
 
 
 def fold_decisions(path: Path | str) -> pd.DataFrame:
-    """Read a pool's manifest, and take the decisions of the log beside it in, under the lock of the caller.
+    """Read a pool's manifest and move the log's decisions into it; the caller must hold the lock.
 
-    Who changes decisions in the manifest does this first, or the log would win. Foreign ones stay in the log.
+    Call this before changing decisions in the manifest, or the log would override them. Decisions on unknown
+    images stay in the log.
     """
     log = DecisionLog(Path(path).with_name(DECISIONS_FILE))
     entries, manifest = log.read_new(), read_manifest(path)
@@ -128,21 +129,21 @@ def fold_decisions(path: Path | str) -> pd.DataFrame:
 
 
 def write_manifest(manifest: pd.DataFrame, path: Path | str) -> None:
-    """Validate and write a manifest as CSV, whole or not at all."""
+    """Validate a manifest and write it as CSV, atomically."""
     validate_manifest(manifest, path)
     write_csv(manifest, path)
 
 
 def validate_manifest(manifest: pd.DataFrame, path: Path | str, check_files: bool = False) -> None:
-    """Check the contract: known words, unique images, paths inside the folder, files that exist if asked.
+    """Check for known words, unique images, paths inside the folder and, if asked, existing files.
 
-    A ManifestError lists every problem with its row.
+    Raises a ManifestError that lists every problem with its row.
     """
     problems = []
     for column, words in (("label", LABELS), ("split", SPLITS), ("origin", (REAL, *ORIGINS))):
         foreign = manifest[column][~manifest[column].isin(words)]
         problems += [
-            f"row {row}: {column} {word!r} is none of {', '.join(words)}" for row, word in foreign.items()
+            f"row {row}: {column} {word!r} is not one of {', '.join(words)}" for row, word in foreign.items()
         ]
     repeated = manifest["image"][manifest["image"].duplicated()]
     problems += [f"image {image!r} is listed more than once" for image in repeated]
@@ -162,20 +163,20 @@ def validate_manifest(manifest: pd.DataFrame, path: Path | str, check_files: boo
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except OSError:  # such as a name that is too long
+    except OSError:  # for example a name that is too long
         return False
 
 
 def is_inside(relative: str) -> bool:
-    """Tell whether a stored path is relative and stays inside its folder."""
-    path = PureWindowsPath(relative)  # which knows both slashes, and drives, but not "1:x" in every Python
+    """Whether a stored path is relative and stays inside its folder."""
+    path = PureWindowsPath(relative)  # handles both slashes and drives, but not "1:x" in every Python
     return not path.anchor and ".." not in path.parts and relative[1:2] != ":"
 
 
 def rebase_manifest(manifest: pd.DataFrame, folder: Path | str, new_folder: Path | str) -> pd.DataFrame:
-    """Rewrite paths relative to `folder` so that the manifest can stand in `new_folder`, further up.
+    """Rewrite paths relative to `folder` so that the manifest can be moved to `new_folder`, a parent folder.
 
-    `source_image` keeps naming the data set's row. A folder that is not inside is a ValueError.
+    `source_image` still names the data set's row. Raises a ValueError if `folder` is not inside `new_folder`.
     """
     prefix = Path(folder).resolve().relative_to(Path(new_folder).resolve())
     rebased, columns = manifest.copy(), ["image", "mask"]
@@ -184,7 +185,7 @@ def rebase_manifest(manifest: pd.DataFrame, folder: Path | str, new_folder: Path
 
 
 def check_sources(pool: pd.DataFrame, dataset: pd.DataFrame) -> None:
-    """Refuse, and list, images whose source (any of the `SOURCE_COLUMNS`) is not in the train split."""
+    """Refuse images whose source (any of the `SOURCE_COLUMNS`) is not in the train split; lists them all."""
     split_of = dict(zip(dataset["image"], dataset["split"], strict=True))
     problems = []
     for column in SOURCE_COLUMNS:

@@ -1,6 +1,6 @@
-"""The registry of origins, one row a method, and what follows from it: arms, runs and their names.
+"""The registry of origins, one row per method, and what follows from it: arms, runs and their names.
 
-The Snakefile's rules, labels, colours, the order of results and the rules on leaks are derived from it, too.
+The Snakefile's rules, labels, colours, the order of results and the rules on leaks also follow from it.
 """
 
 import re
@@ -22,31 +22,31 @@ Arms = Mapping[str, Shares]
 
 
 class MixingError(ValueError):
-    """A training set can't be put together as asked."""
+    """A training set can't be composed as requested."""
 
 
 @dataclass(frozen=True)
 class Arm:
     """Where the generated positives of a run come from, and how results show it."""
 
-    shares: Shares  #: origin → part, which add up to 1; empty for no augmentation
+    shares: Shares  #: origin → share; they add up to 1; empty for no augmentation
     label: str
-    colour: str  #: from Okabe and Ito's palette, or another that every kind of colour vision tells apart
+    colour: str  #: from Okabe and Ito's palette, or another that is safe for colour-blind readers
     marker: str  #: of matplotlib
     judge: str = "network"  #: of images: a trained "network", a "memory" or a "line", see `finish_classifier`
 
 
 @dataclass(frozen=True)
 class Origin:
-    """A method's row. Its word is the origin in manifests, the folder of its pools, and its own arm."""
+    """A method's row. Its key is the origin in manifests, the folder of its pools, and its own arm."""
 
     label: str  #: this, colour and marker: see `Arm`
     colour: str
     marker: str
-    notebook: str  #: that makes its pool
+    notebook: str  #: the one that makes its pool
     gives_masks: bool = True  #: exact ones
-    needs_positives: bool = False  #: is made from real positives, of which zero-shot knows none
-    learns: bool = False  #: what it is made from depends on scenario and seed, so that each has its own pool
+    needs_positives: bool = False  #: needs real positives, which zero-shot doesn't have
+    learns: bool = False  #: depends on scenario and seed, so that each has its own pool
     wants_gpu: bool = True
     mixes: tuple[tuple[str, Arm], ...] = ()  #: further arms, by word, shown after its own
 
@@ -88,13 +88,13 @@ def list_arms() -> dict[str, Arm]:
 
 
 def find_judge(arm: str) -> str:
-    """What judges an arm's images, see `Arm`; of a profile's own arms a network."""
+    """What judges an arm's images, see `Arm`; for a profile's own arms, a network."""
     built_in = list_arms().get(arm)
     return built_in.judge if built_in else "network"
 
 
 def takes_images(arm: str) -> bool:
-    """Whether an arm is planned with an `n_aug`; not where nothing is generated and training is as always."""
+    """Whether an arm has an `n_aug`: it generates images, or is trained as long as arms that do."""
     return arm != "none" and find_judge(arm) == "network"
 
 
@@ -108,7 +108,7 @@ class Run(NamedTuple):
 
     scenario: str  #: word of `SCENARIOS`: how many real positives are known
     arm: str  #: word of `list_arms`, or one of the profile's own: where generated positives come from
-    n_aug: int  #: generated positives, or as many as "none_equal" makes up for; 0 unless `takes_images`
+    n_aug: int  #: generated positives, or how many "none_equal" makes up for; 0 unless `takes_images`
     seed: int  #: draws the real positives of few-shot, and the generated ones
 
     @property
@@ -125,23 +125,23 @@ def run_name(scenario: str, arm: str, n_aug: int, seed: int) -> str:
 
 
 def parse_run_name(name: str) -> Run:
-    """The run that `run_name` gave this name to; a `MixingError` where it gave none."""
+    """Parse a name made by `run_name`; raises a `MixingError` if it is not one."""
     found = _RUN_NAME.fullmatch(name)
     if not found:
         raise MixingError(
-            f"{name!r} is no run name: expected one like few-shot-memseg-40-seed0, the arm in small letters, "
-            "digits and underscores, the numbers whole and not negative"
+            f"{name!r} is not a run name: expected one like few-shot-memseg-40-seed0, with an arm of "
+            "lower-case letters, digits and underscores, and whole numbers that are not negative"
         )
     return Run(found[1], found[2], int(found[3]), int(found[4]))
 
 
 def pool_name(scenario: str, seed: int) -> str:
-    """Name of a pool that learns: `few-shot-seed0`, but `zero-shot`, which draws no positives by seed."""
+    """Name of a pool that learns: `few-shot-seed0`, or `zero-shot`, which draws no positives by seed."""
     return f"{scenario}-seed{seed}" if scenario == "few-shot" else scenario
 
 
 def pool_scenarios(name: str) -> tuple[str, ...]:
-    """The scenarios that a pool serves: of `adabldm/few-shot-seed0` the one in its name, of `diag` all."""
+    """Scenarios that a pool serves: for `adabldm/few-shot-seed0` the one in its name, for `diag` all."""
     own = tuple(scenario for scenario in SCENARIOS if name.split("/")[-1].startswith(scenario))
     return own or SCENARIOS
 
@@ -154,22 +154,22 @@ def planned_runs(
     extra_arms: Arms | None = None,
     left_out: Mapping[str, Iterable[str]] | None = None,
 ) -> list[Run]:
-    """All runs of a profile, each once: the product of the four lists without what makes no sense.
+    """All runs of a profile, each once: the product of the four lists without impossible combinations.
 
-    Arms that take no images are planned with `n_aug` 0 whatever the list says, every other with the numbers
-    above 0; for "none_equal" they say how long it is trained. Zero-shot has no positive at all: of the arms
-    that generate nothing it has "patch_memory" only, and none that is made from real positives.
+    Arms without images are planned with `n_aug` 0, all others with the numbers above 0, which tell
+    "none_equal" how long to train. Zero-shot has no real positives: it excludes arms that need them, and
+    "patch_memory" is its only arm that generates nothing.
 
     Args:
         extra_arms: see `arm_shares`.
         left_out: scenario → arms that are not planned in it.
 
     Raises:
-        MixingError: an entry is no list, a word or a number is wrong, or no run is left.
+        MixingError: an entry is not a list, a word or number is invalid, or no run is left.
     """
     given = {"scenarios": scenarios, "arms": arms, "n_aug": n_aug, "seeds": seeds}
     no_lists = [
-        f"{name} is {entry!r}, not a list"
+        f"{name} is {entry!r}, expected a list"
         for name, entry in given.items()
         if isinstance(entry, str | Mapping) or not isinstance(entry, Iterable)
     ]
@@ -177,7 +177,7 @@ def planned_runs(
     given = {name: list(entry) for name, entry in given.items()}
     scenarios, arms, n_aug, seeds = given.values()
     unknown = [word for word in scenarios if word not in SCENARIOS]
-    wrong = [f"scenario {word!r} is none of {', '.join(SCENARIOS)}" for word in unknown]
+    wrong = [f"scenario {word!r} is not one of {', '.join(SCENARIOS)}" for word in unknown]
     skipped = {(scenario, arm) for scenario, words in (left_out or {}).items() for arm in words}
     wrong += [
         f"left_out names {arm!r} in {scenario!r}, which is not planned anyway"
@@ -185,7 +185,7 @@ def planned_runs(
         if scenario not in scenarios or arm not in arms
     ]
     negative = [number for number in n_aug + seeds if type(number) is not int or number < 0]
-    wrong += [f"{number!r} is no whole number of at least 0" for number in negative]
+    wrong += [f"{number!r} is not a whole number of at least 0" for number in negative]
     raise_problems("planned runs", wrong, MixingError)
     origins = {arm: arm_shares(arm, extra_arms=extra_arms) for arm in arms}
     real = {word for word, row in ORIGINS.items() if row.needs_positives}
@@ -204,20 +204,20 @@ def planned_runs(
         )
     ]
     if not runs:
-        raise MixingError(f"no run is left of {given}: every arm but none needs an n_aug above 0")
+        raise MixingError(f"no run is left of {given}: every arm except none needs an n_aug above 0")
     return [parse_run_name(run.name) for run in dict.fromkeys(runs)]
 
 
 def arm_shares(arm: str, share: float = 0.5, extra_arms: Arms | None = None) -> dict[str, float]:
-    """What part of an arm's generated positives comes from which pool.
+    """The share of an arm's generated positives that comes from each pool.
 
     Args:
-        share: part of diffusion in the arm "in_and_out", in [0, 1]; the rest is MemSeg's.
+        share: share of diffusion in the arm "in_and_out", in [0, 1]; the rest is MemSeg.
         extra_arms: further arms, name → (origin → share), such as {"diag_memseg": {"diag": 0.3,
             "memseg": 0.7}}; the shares of one arm add up to 1.
 
     Returns:
-        Origin → share, without the origins of share 0; empty for arms that generate nothing.
+        Origin → share, without origins of share 0; empty for arms that generate nothing.
 
     Raises:
         MixingError: the arm is unknown, or shares or origins are wrong.
@@ -227,9 +227,9 @@ def arm_shares(arm: str, share: float = 0.5, extra_arms: Arms | None = None) -> 
     if arm == "in_and_out":
         arms[arm] = dict(zip(IN_AND_OUT.shares, (share, 1 - share), strict=True))
     if arm not in arms:
-        raise MixingError(f"arm {arm!r} is none of {', '.join(arms)}")
+        raise MixingError(f"arm {arm!r} is not one of {', '.join(arms)}")
     shares = arms[arm]
-    problems = [f"{name} is built in, take another name" for name in own if name in built_in]
+    problems = [f"{name} is built in, choose another name" for name in own if name in built_in]
     problems += [f"origin {origin!r} is unknown" for origin in shares if origin not in ORIGINS]
     problems += [f"share {part} is not in [0, 1]" for part in (share, *shares.values()) if not 0 <= part <= 1]
     if (shares or arm in own) and abs(sum(shares.values()) - 1) > 1e-6:

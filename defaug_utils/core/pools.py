@@ -1,4 +1,4 @@
-"""Pools of generated images: one shape for every method, the same images whatever was interrupted or cut."""
+"""Pools of generated images: one form for all methods, unaffected by interruptions and shards."""
 
 import hashlib
 import json
@@ -18,44 +18,44 @@ from defaug_utils.core.files import append_line, lock_file, write_json, write_pn
 from defaug_utils.core.manifest import check_sources, image_seed, make_manifest, read_manifest, write_manifest
 from defaug_utils.core.sources import read_dataset
 
-MAX_GROWTH = 2  # a pool whose images fail their checks grows up to so many times its count
+MAX_GROWTH = 2  # limit to the growth of a pool whose images fail their checks, as a multiple of its count
 
 
 class PoolUnfinished(Exception):
-    """This shard is made, and the pool waits for the others: no failure, but no pool yet either."""
+    """This shard is finished, and the pool is waiting for the others. This is not a failure."""
 
 
 class GeneratedImage(NamedTuple):
     """One image of a pool, before it is written."""
 
     image_u8: np.ndarray  #: shape (height, width, 3), uint8
-    mask: np.ndarray | None  #: shape (height, width), bool, true on the defect; None where none is known
+    mask: np.ndarray | None  #: shape (height, width), bool, true on the defect; None if unknown
     row: dict  #: manifest columns that the method knows (source_image, mask_source, prompt, …)
 
 
 class Method(Protocol):
-    """What makes images, with all its settings. See `book/adding_a_method.md`."""
+    """A method that makes images, with all its settings. See `book/adding_a_method.md`."""
 
     origin: str  #: its row in the registry of origins
-    data: Path | None  #: the data set whose training images may be sources; None where there is no source
-    group: int  #: images made together, since they depend on their neighbours' last bits; else 1
+    data: Path | None  #: the data set whose training images may be sources; None if there is no source
+    group: int  #: images made together, because their last bits depend on each other; otherwise 1
 
     def describe(self) -> dict:
-        """Everything but the seed that an image depends on, as JSON values; refuses what makes no sense."""
+        """Everything but the seed that an image depends on, as JSON values; refuses invalid settings."""
 
     def make(self, indices: Sequence[int], seeds: Sequence[int]) -> list[GeneratedImage]:
-        """One image for each index, made from its index, its seed and the whole group alone."""
+        """One image per index, which depends only on its index, its seed and the whole group."""
 
 
 @dataclass(frozen=True)
 class PoolPlan:
-    """How much of a pool is made, and which part of it."""
+    """How many images a pool has, and which part of it to make."""
 
-    count: int  #: images of the whole pool, all shards together; a pool may be made larger later
-    seed: int = 0  #: from which the images' own seeds are derived
+    count: int  #: images of the whole pool, all shards together; a pool can be extended later
+    seed: int = 0  #: the images' own seeds are derived from it
     shard: int = 0  #: the part to make, from 0: the groups g with g mod `shards` = `shard`
     shards: int = 1  #: number of parts
-    passing: int = 0  #: images that have to pass their checks; for them the pool grows, up to twice `count`
+    passing: int = 0  #: images that must pass their checks; the pool may grow to twice `count` for them
 
     def __post_init__(self) -> None:
         limit = MAX_GROWTH * self.count
@@ -69,27 +69,27 @@ class PoolPlan:
 
     @property
     def part(self) -> int:
-        """About how many images the shard has."""
+        """Approximate number of images in the shard."""
         return -(-self.count // self.shards)
 
 
 def make_pool(
     folder: Path | str, method: Method, plan: PoolPlan, on_images: Callable[[int], None] | None = None
 ) -> pd.DataFrame:
-    """Make a pool of positives, going on where an earlier run of the same recipe stopped.
+    """Make a pool of positives, resuming an earlier run of the same recipe.
 
-    On one machine, a pool has the same bytes in any process, in shards and after restarts. So groups are
-    always made whole (members beyond `count` are thrown away), and where PyTorch computes, the recipe keeps
-    the number of threads that it was begun with. Pools begun with different numbers, or made on another
-    processor, may differ by a few grey levels here and there.
+    On one machine, a pool has the same bytes whether it is made in one process, in shards or after restarts.
+    For this reason groups are always made as a whole (members beyond `count` are discarded), and the recipe
+    keeps the number of threads that the pool was started with if PyTorch is used. Pools started with
+    different numbers, or made on another CPU, may differ by a few grey levels here and there.
 
-    The folder holds `manifest.csv`, which is returned, `recipe.json`, `images/` and `masks/`; images that
-    failed their checks stay, see `find_failed`. `on_images` hears the number of images just finished.
+    The folder contains `manifest.csv`, which is returned, `recipe.json`, `images/` and `masks/`. Images that
+    failed their checks stay, see `find_failed`. `on_images` is called with the number of finished images.
 
     Raises:
-        PoolUnfinished: this shard is made, and others are not yet.
-        ValueError: the folder holds a pool of another recipe or seed (all differences are named).
-        ManifestError: an image started from something else than a training image of the data set.
+        PoolUnfinished: this shard is finished, but others are not.
+        ValueError: the folder contains a pool with another recipe or seed (all differences are listed).
+        ManifestError: an image's source is not a training image of the data set.
         FileNotFoundError: there is no data set.
     """
     folder, recipe = Path(folder), describe_pool(method, plan.seed)
@@ -107,7 +107,7 @@ def make_pool(
 def make_pools(
     wanted: Mapping[Path, tuple[Method, PoolPlan]], on_images: Callable[[int], None] | None = None
 ) -> list[pd.DataFrame]:
-    """Make several pools as `make_pool` does; of shards, each pool's is made before any is said to wait."""
+    """Make several pools, see `make_pool`; the shards of all pools are made before waiting for others."""
     pools, waiting = [], []
     for folder, (method, plan) in wanted.items():
         try:
@@ -120,25 +120,25 @@ def make_pools(
 
 
 def remake(folder: Path | str, image: str, method: Method) -> GeneratedImage:
-    """Make one image of a pool again with the method that made it; on the same machine, to the same byte.
+    """Remake one image of a pool with its method; on the same machine, the bytes are identical.
 
     Raises:
         FileNotFoundError: there is no pool, or no such image in it.
-        ValueError: the method differs from the pool's recipe (all differences are named).
+        ValueError: the method differs from the pool's recipe (all differences are listed).
     """
     pool = read_manifest(Path(folder) / "manifest.csv").set_index("image")
     if image not in pool.index or not (Path(folder) / image).is_file():
-        raise FileNotFoundError(f"{folder} has no image {image!r}: take one of its manifest")
+        raise FileNotFoundError(f"{folder} has no image {image!r}: choose one from its manifest")
     recipe = read_recipe(folder, pool.loc[image, "recipe"])
     found = {name: value for name, value in recipe.items() if name != "threads"}  # these are kept below
     differing = guards.list_differences(found, describe_pool(method, recipe.get("pool_seed")))
     if differing:
         raise ValueError(
-            f"{image} can't be made again: {'; '.join(differing)} differ from the pool's recipe: "
-            "the same method, model, masks and data are needed"
+            f"{image} can't be remade: {'; '.join(differing)} differ from the pool's recipe: "
+            "use the same method, model, masks and data"
         )
     with _hold_threads_of(recipe):
-        if "pool_seed" not in recipe:  # made one by one, each by a seed of its own
+        if "pool_seed" not in recipe:  # made one by one, each with its own seed
             return method.make([0], [int(pool.loc[image, "seed"])])[0]
         index = int(Path(image).stem)
         first = index - index % method.group
@@ -147,18 +147,18 @@ def remake(folder: Path | str, image: str, method: Method) -> GeneratedImage:
 
 
 def describe_pool(method: Method, seed: int | None) -> dict:
-    """A pool's recipe: what its images depend on, as it reads back from JSON; None where there is no seed."""
+    """A pool's recipe: what its images depend on, as read back from JSON; the seed may be None."""
     own_seed = {} if seed is None else {"pool_seed": seed}
     return guards.as_json({**method.describe(), "origin": method.origin, **own_seed})
 
 
 def _hold_threads_of(recipe: dict) -> AbstractContextManager[None]:
-    needs_torch = "torch" in recipe.get("versions", {})  # the studio's has no number: that of the process
+    needs_torch = "torch" in recipe.get("versions", {})  # the studio uses the process's number
     return guards.hold_threads(recipe.get("threads")) if needs_torch else nullcontext()
 
 
 def _claim_pool(folder: Path, recipe: dict) -> dict:
-    """The recipe with the threads that its pool was begun with, where PyTorch computes; stored when new."""
+    """The recipe with the number of threads that its pool was started with; stored if new."""
     stored = folder / "recipe.json"
     begun = read_recipe(folder) if stored.is_file() else {}
     if "torch" in recipe.get("versions", {}):
@@ -173,12 +173,12 @@ def _claim_pool(folder: Path, recipe: dict) -> dict:
 
 
 def read_recipe(folder: Path | str, key: str = "") -> dict:
-    """The recipe of a pool; of several, as the studio keeps them, the one of a key.
+    """Read the recipe of a pool, or the one with the given key if there are several, as in the studio's pool.
 
-    A ValueError says that it can't be read, or that there is no such one.
+    Raises a ValueError if it can't be read or does not exist.
     """
     path = Path(folder) / "recipe.json"
-    recipes = guards.read_settings(path, "delete the folder to make the pool again, or choose another one")
+    recipes = guards.read_settings(path, "delete the folder to remake the pool, or choose another one")
     found = [recipes[key]] if key in recipes else list(recipes.values())
     if len(found) != 1 or not isinstance(found[0], dict):
         raise ValueError(f"{path} can't be read (expected one recipe, found {len(found)} entries)")
@@ -192,17 +192,17 @@ def recipe_key(recipe: dict) -> str:
 
 
 def list_versions(*libraries: str) -> dict[str, str]:
-    """Versions of this package and of libraries that a pixel depends on, for `Method.describe`."""
+    """Versions of this package and of libraries that influence the pixels, for `Method.describe`."""
     return {"defaug_utils": defaug_utils.__version__} | {name: version(name) for name in libraries}
 
 
 def find_failed(pool: pd.DataFrame) -> pd.Series:
-    """Rows whose image passed no automatic check of its method; one without checks has no `check_passed`."""
+    """Rows whose image failed the automatic checks of its method; methods without checks fail none."""
     return pool.get("check_passed", pd.Series("", pool.index)).astype(str).str.lower() == "false"
 
 
 def list_failures(pool: pd.DataFrame) -> pd.DataFrame:
-    """The images of a pool that passed no attempt, with what was asked for and the reasons."""
+    """The images of a pool that failed every attempt, with their prompts and the reasons."""
     return pool[find_failed(pool)].filter(["image", "prompt", "mask_name", "attempt", "check_reason"])
 
 
@@ -215,7 +215,7 @@ class _PoolWriter:
     dataset: pd.DataFrame | None  #: whose training images may be sources
     key: str  #: of the recipe
     report: Callable[[int], None]
-    told: set[int] = field(default_factory=set)  #: what was reported
+    told: set[int] = field(default_factory=set)  #: images that were reported
 
     def _tell(self, finished: set[int]) -> None:
         """Report images, each once."""
@@ -223,7 +223,7 @@ class _PoolWriter:
         self.told.update(finished)
 
     def make(self, plan: PoolPlan) -> pd.DataFrame:
-        """Make what a plan lacks, group by group, and gather the pool."""
+        """Make the missing images of a plan, group by group, and collect the pool."""
         group = self.method.group
         mine = {index for index in range(plan.count) if index // group % plan.shards == plan.shard}
         wanted = mine - _read_rows(self.folder).keys()
@@ -252,13 +252,13 @@ class _PoolWriter:
             append_line(journal, json.dumps({"index": index, "row": row}).encode())
 
     def _gather(self, plan: PoolPlan) -> pd.DataFrame:
-        with lock_file(self.folder / "manifest.csv"):  # a decision of a reviewer may come in just now
+        with lock_file(self.folder / "manifest.csv"):  # a reviewer may be storing a decision
             row_of = _read_rows(self.folder)
             missing = sum(index not in row_of for index in range(plan.count))
             if missing:
                 raise PoolUnfinished(
-                    f"shard {plan.shard} of {plan.shards} is made, {missing} of {plan.count} images of "
-                    f"{self.folder} wait for other shards: the run that finds all of them made goes on"
+                    f"shard {plan.shard} of {plan.shards} is finished, {missing} of {plan.count} images of "
+                    f"{self.folder} are missing from other shards: run again when these are finished"
                 )
             manifest = make_manifest(row_of[index] for index in sorted(row_of))
             write_manifest(manifest, self.folder / "manifest.csv")
@@ -268,16 +268,16 @@ class _PoolWriter:
 
 
 def _read_rows(folder: Path) -> dict[int, dict]:
-    """Rows by index: those of the manifest (with their review) first, then those of the journals."""
+    """Rows by index: first from the manifest (with their review), then from the journals."""
     row_of = {}
     for journal in sorted(folder.glob("rows-*.jsonl")):
-        with suppress(FileNotFoundError):  # another shard has just merged it into the manifest
+        with suppress(FileNotFoundError):  # another shard may have just merged it into the manifest
             for line in journal.read_text(encoding="utf-8", errors="replace").splitlines():
                 with suppress(
                     ValueError, TypeError, LookupError, RecursionError
                 ):  # torn by a kill, or damaged:
                     entry = json.loads(line)
-                    if (folder / entry["row"]["image"]).is_file():  # else its image is made again
+                    if (folder / entry["row"]["image"]).is_file():  # otherwise the image is remade
                         row_of[int(entry["index"])] = entry["row"]
     if (folder / "manifest.csv").is_file():
         for row in read_manifest(folder / "manifest.csv", check_files=True).to_dict("records"):

@@ -1,4 +1,4 @@
-"""The prompt board: what the expert asks for, how often, and what must not appear."""
+"""The prompt board: the expert's prompts, their weights, and what must not appear."""
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -8,7 +8,7 @@ from defaug_utils.core.guards import raise_problems
 
 
 class Prompt(NamedTuple):
-    """A line of the board: the defect's description, what to avoid, and how often it comes."""
+    """A line of the board: the defect's description, what to avoid, and its relative frequency."""
 
     text: str
     negative: str = ""
@@ -16,10 +16,10 @@ class Prompt(NamedTuple):
 
 
 def make_prompts(board: Sequence[str | Mapping], negative: str = "") -> list[Prompt]:
-    """Read a board, each line a text or a mapping with `text` and optionally `negative` and `weight`.
+    """Read a board; each line is a text or a mapping with `text` and optionally `negative` and `weight`.
 
-    Lines without a negative prompt of their own take `negative`. A ValueError lists every line that is empty,
-    repeated, or has unknown words or a wrong weight.
+    Lines without a negative prompt use `negative`. Raises a ValueError that lists every line that is empty or
+    repeated, or has unknown keys or an invalid weight.
     """
     prompts, problems = [], []
     for number, line in enumerate(board):
@@ -29,29 +29,29 @@ def make_prompts(board: Sequence[str | Mapping], negative: str = "") -> list[Pro
         prompt = Prompt(**{"text": "", "negative": negative} | known)
         found = {
             f"unknown {', '.join(unknown)}, expected {', '.join(Prompt._fields)}": unknown,
-            "the prompt is empty, say what defect to paint": not prompt.text.strip(),
+            "the prompt is empty, describe the defect to paint": not prompt.text.strip(),
             f"weight {prompt.weight} must be above 0": not 0 < prompt.weight < float("inf"),
-            f"{prompt.text!r} is on the board already, give it a weight instead": (
+            f"{prompt.text!r} is already on the board, give it a weight instead": (
                 prompt[:2] in [other[:2] for other in prompts]
             ),
         }
         problems += [f"line {number}: {problem}" for problem, is_found in found.items() if is_found]
         prompts.append(prompt)
     if not prompts:
-        problems.append("no prompt at all")
+        problems.append("there is no prompt")
     raise_problems("prompt board", problems)
     return prompts
 
 
 def choose_prompt(prompts: Sequence[Prompt], index: int) -> Prompt:
-    """The prompt of image `index`: they take turns, and each has its share to within one."""
+    """The prompt of image `index`: prompts take turns, and each gets its share to within one image."""
     weights = tuple(prompt.weight for prompt in prompts)
     return prompts[_take_turns(weights, 2 ** index.bit_length())[index]]
 
 
 @lru_cache(maxsize=64)
 def _take_turns(weights: tuple[float, ...], count: int) -> list[int]:
-    """Whose turn it is, `count` times: by weights, the one's that is owed most."""
+    """The first `count` turns; each goes to the prompt that is furthest below its weight."""
     owed, taken = [0.0] * len(weights), []
     for _ in range(count):
         owed = [debt + weight for debt, weight in zip(owed, weights, strict=True)]
@@ -61,17 +61,17 @@ def _take_turns(weights: tuple[float, ...], count: int) -> list[int]:
 
 
 def check_prompts(model: Any, prompts: Sequence[str]) -> None:
-    """Refuse texts that are empty or that the model's `pipeline` would silently cut, all in one message."""
+    """Refuse prompts that are empty or that the model's `pipeline` would truncate; lists them all."""
     problems = []
     tokenizers = [getattr(model.pipeline, name, None) for name in ("tokenizer", "tokenizer_2", "tokenizer_3")]
     longest = getattr(model, "longest_text", None)
     for prompt in dict.fromkeys(prompts):
         if not prompt.strip():
-            problems.append("a prompt is empty: say what defect to paint")
+            problems.append("a prompt is empty: describe the defect to paint")
         for tokenizer in filter(None, tokenizers):
             count = len(tokenizer(prompt, truncation=False, verbose=False).input_ids)
             limit = min(tokenizer.model_max_length, longest or tokenizer.model_max_length)
             if count > limit:
                 problems.append(f"{prompt[:60]!r}… has {count} tokens, the model's limit is {limit}")
                 break
-    raise_problems("prompts (nothing is cut silently, shorten them)", problems)
+    raise_problems("prompts (they would be truncated: shorten them)", problems)

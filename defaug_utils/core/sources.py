@@ -13,7 +13,7 @@ from defaug_utils.core.manifest import ManifestError, read_manifest
 
 
 def read_dataset(data_folder: Path | str) -> pd.DataFrame:
-    """The prepared data set's manifest; where it is missing, the error names the notebook that makes it."""
+    """The prepared data set's manifest; if it is missing, the error names the notebook that makes it."""
     path = Path(data_folder) / "manifest.csv"
     if not path.is_file():
         raise FileNotFoundError(f"no data set at {path}: run notebook 01_data_prep with this run_dir first")
@@ -21,19 +21,19 @@ def read_dataset(data_folder: Path | str) -> pd.DataFrame:
 
 
 def list_sources(dataset: pd.DataFrame) -> pd.DataFrame:
-    """The only rows that anomalies may start from, sorted: real, without defect, of the train split."""
+    """The only rows that may be sources of generated images: real training negatives, sorted."""
     is_source = (dataset["split"] == "train") & (dataset["label"] == "negative")
     sources = dataset[is_source & (dataset["origin"] == "real")]
     if sources.empty:
-        raise ManifestError(f"none of {len(dataset)} rows of the data set is a training negative to paint on")
+        raise ManifestError(f"none of the {len(dataset)} rows of the data set is a training negative")
     return sources.sort_values("image", ignore_index=True)
 
 
 def survey_sources(sources: pd.DataFrame, data_folder: Path | str, foreground: str = "whole") -> dict:
-    """Read every source (see `list_sources`), once until its file changes: for recipes, and to find bad ones.
+    """Read every source (see `list_sources`), once until its file changes; for recipes and to find bad files.
 
-    Told are their number, sizes (as "128 × 384", width × height) and a hash of names and pixels. A
-    ManifestError lists every image that can't be read or shows no object, see `find_foreground`.
+    Returns their number, sizes (such as "128 × 384", width × height) and a hash of names and pixels. Raises a
+    ManifestError that lists every image that can't be read or shows no object, see `find_foreground`.
     """
     digest, sizes, problems = hashlib.sha256(), set(), []
     for name in sources["image"]:
@@ -41,7 +41,7 @@ def survey_sources(sources: pd.DataFrame, data_folder: Path | str, foreground: s
         with collect_problems(problems):
             size, sha256, has_object, _ = _survey_image(path, stamp_file(path), foreground)
             if not has_object:
-                problems.append(f"{name}: foreground {foreground!r} finds no object; use 'whole' on surfaces")
+                problems.append(f"{name}: foreground {foreground!r} finds no object; surfaces need 'whole'")
             digest.update(f"{name}\n{size}\n".encode() + sha256)
             sizes.add(size)
     raise_problems(f"training negatives in {data_folder}", problems, ManifestError)
@@ -49,14 +49,14 @@ def survey_sources(sources: pd.DataFrame, data_folder: Path | str, foreground: s
 
 
 def count_grey(sources: pd.DataFrame, data_folder: Path | str) -> int:
-    """How many sources (see `list_sources`) are grey images, see `is_grey`; each file is read once."""
+    """Number of sources (see `list_sources`) that are grey, see `is_grey`; each file is read once."""
     paths = [(Path(data_folder) / name).resolve() for name in sources["image"]]
     return sum(_survey_image(path, stamp_file(path), "whole")[3] for path in paths)
 
 
 @lru_cache(maxsize=2**17)
 def _survey_image(path: Path, stamp: tuple[int, ...], foreground: str) -> tuple[str, bytes, bool, bool]:
-    """Size, hash of pixels, whether there is an object, and whether it is grey; by the file's stamp."""
+    """Size, hash of pixels, whether there is an object, whether it is grey; cached by the file's stamp."""
     image_u8 = read_image(path)
     has_object = bool(find_foreground(image_u8, foreground).any())
     size = f"{image_u8.shape[1]} × {image_u8.shape[0]}"

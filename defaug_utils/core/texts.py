@@ -1,4 +1,4 @@
-"""Text that comes from data or a person, shown as it is: no markup, no formula, no script."""
+"""Text from data or users, shown literally: no markup, no formula, no script."""
 
 import re
 
@@ -7,10 +7,10 @@ _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 
 
 def escape_markdown(text: object) -> str:
-    """Text for a line of Markdown, of whatever kind (CommonMark, MyST, JupyterLab's), on one line.
+    """Escape text for any Markdown (CommonMark, MyST, JupyterLab's), on one line.
 
-    What could be markup becomes a character reference. A span of its own keeps what could begin a formula
-    from JupyterLab's MathJax, which looks for formulas in the finished page.
+    Characters that could be markup become character references. Those that could start a formula get their
+    own span, because JupyterLab's MathJax searches the finished page for formulas.
     """
     return _MARKDOWN.sub(_refer, " ".join(str(text).split()))
 
@@ -21,15 +21,15 @@ def _refer(found: re.Match) -> str:
 
 
 def escape_mathtext(text: object) -> str:
-    """Text for a figure: matplotlib shows its dollar signs and sets no formula."""
+    """Escape text for a figure, so that matplotlib shows dollar signs instead of formulas."""
     return str(text).replace("$", r"\$")
 
 
 def guard_cell(text: str) -> str:
-    """A cell of a CSV file that no spreadsheet takes for a formula: `=1+1` gets an apostrophe in front."""
+    """Protect a CSV cell that a spreadsheet would read as a formula: `=1+1` gets a leading apostrophe."""
     return f"'{text}" if _FORMULA.match(text) else text
 
 
 def unguard_cell(text: str) -> str:
-    """What `guard_cell` was given."""
+    """Undo `guard_cell`."""
     return text[1:] if text[:1] == "'" and _FORMULA.match(text) else text

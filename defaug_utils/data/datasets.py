@@ -1,4 +1,4 @@
-"""Data sets to manifests: every file is checked; rows are drawn for validation, test and few-shot."""
+"""From data sets to manifests: check every file; draw rows for validation, test and few-shot."""
 
 import hashlib
 import os
@@ -31,16 +31,16 @@ from defaug_utils.data.layouts import DatasetError, list_files
 
 DATA_FOLDER = "data"
 MAX_WORKERS = 8
-ADVICE = "mend these files, or name their images in leave_out"
+ADVICE = "fix these files, or name their images in leave_out"
 EMPTY_MASK_ADVICE = (
-    "has no pixel above 0, but its image stands among the defective ones: draw the defect, set "
+    "has no pixel above 0, but its image is listed as defective: draw the defect, set "
     "empty_masks to negative or skip, or name the image in leave_out"
 )
-FEW_SHOT_COUNT = 10  # defective images a type (AdaBLDM's protocol)
+FEW_SHOT_COUNT = 10  # defective images per type (AdaBLDM's protocol)
 
 
 class DatasetWarning(UserWarning):
-    """Something in a data set that a person should look at, though it can be used."""
+    """Something in a data set that should be looked at, although the data set can be used."""
 
 
 def load_dataset(
@@ -53,33 +53,33 @@ def load_dataset(
     leave_out: Iterable[str] | str | Path = (),
     empty_masks: str = "refuse",
 ) -> pd.DataFrame:
-    """Read a data set of any known layout: every file is decoded once and checked.
+    """Read a data set with any known layout; every file is decoded once and checked.
 
-    An image is positive when its mask has any pixel above 0. Files that don't belong to the layout
-    (KSDD2's ` (copy)` files) are skipped with one warning.
+    An image is positive if its mask has any pixel above 0. Files that don't belong to the layout (such as
+    KSDD2's ` (copy)` files) are skipped, with one warning.
 
     Args:
-        layout: "ksdd2", "mvtec", "btad" or "folder" (see `layouts`), or "auto" to tell by the folders.
-        category: the only category (product) to load, empty for all; for MVTec AD and BTAD.
-        test_share: drawn for test, by the seed, where a folder of own parts has no test part.
+        layout: "ksdd2", "mvtec", "btad" or "folder" (see `layouts`), or "auto" to detect it from the folders.
+        category: the only category (product) to load, or empty for all; for MVTec AD and BTAD.
+        test_share: share drawn for testing, by seed, if a plain folder has no test part.
         on_image: called with 1 for every checked image (such as `tqdm.update`).
-        leave_out: names of images (or masks, for an image with its mask) that are not read at all, as the
-            columns `image` and `mask` have them; or a text file with one name a line.
-        empty_masks: what an image among the defective ones with an empty mask means: "refuse" it, read it as
-            "negative", or "skip" it.
+        leave_out: names of images (or of masks, to skip both) to ignore, as in the columns `image` and
+            `mask`; or a text file with one name per line.
+        empty_masks: what to do with an image that is listed as defective but has an empty mask: "refuse" it,
+            read it as "negative", or "skip" it.
 
     Returns:
-        A manifest with paths relative to `root`, and the further columns `width`, `height` and
-        `defect_pixels` of the originals, `image_checksum` and `mask_checksum` of the files' bytes. Its
-        `attrs["changes"]` lists what was left out or read otherwise: image, change and reason.
+        A manifest with paths relative to `root`, and with the columns `width`, `height` and `defect_pixels`
+        of the originals, and `image_checksum` and `mask_checksum` of the files. Its `attrs["changes"]` lists
+        what was left out or read differently: image, change and reason.
 
     Raises:
         FileNotFoundError: there is no such folder.
-        DatasetError: empty or unreadable folder, unknown layout, or a list of every offending file and of
-            every name in `leave_out` that the data set has not.
+        DatasetError: empty or unreadable folder, unknown layout, or a list of every bad file and of every
+            name in `leave_out` that is not in the data set.
     """
     if empty_masks not in EMPTY_MASKS:
-        raise DatasetError(f"empty_masks {empty_masks!r} is none of {', '.join(EMPTY_MASKS)}")
+        raise DatasetError(f"empty_masks {empty_masks!r} is not one of {', '.join(EMPTY_MASKS)}")
     names = read_names(leave_out)
     listing = list_files(root, layout, category, names)
     rows, problems = [], list_unknown(names, listing) + listing.problems
@@ -96,7 +96,7 @@ def load_dataset(
             rows.append(row)
     raise_problems(f"data set {root} ({ADVICE})", problems, DatasetError)
     if not rows:
-        raise DatasetError(f"data set {root}: every image is left out: leave some in")
+        raise DatasetError(f"data set {root}: every image is left out: keep some")
     manifest = make_manifest(rows)
     manifest.attrs[CHANGES] = [dict(zip(CHANGE_COLUMNS, change, strict=True)) for change in changes]
     if "test" not in set(manifest["split"]):
@@ -106,7 +106,7 @@ def load_dataset(
 
 
 def map_in_threads(function: Callable, values: list, on_image: Callable | None = None) -> Iterator:
-    """Results in order, and a call with 1 behind each; after the first error nothing new begins."""
+    """Results in order, with a call of `on_image(1)` after each; after an error nothing new is started."""
     workers = min(MAX_WORKERS, os.cpu_count() or 1)
     with ThreadPoolExecutor(workers) as executor, closing(executor.map(function, values)) as results:
         for result in results:
@@ -116,7 +116,7 @@ def map_in_threads(function: Callable, values: list, on_image: Callable | None =
 
 
 def _check_row(root: Path, row: dict) -> tuple[dict, list[str]]:
-    """Complete a row by what its files hold, and list what is wrong with them."""
+    """Complete a row from its files, and list what is wrong with them."""
     try:
         height, width = read_image(root / row["image"]).shape[:2]
         mask = read_mask(root / row["mask"]) if row["mask"] else np.zeros((height, width), bool)
@@ -138,7 +138,7 @@ def _hash_file(root: Path, name: str) -> str:
 
 
 def _warn_about(manifest: pd.DataFrame, skipped: list[str], root: Path | str) -> None:
-    """Skipped files; the same picture in train and test or under both labels; masks that look inverted."""
+    """Warn about skipped files, images in two splits or with both labels, and masks that look inverted."""
     if skipped:
         _warn(f"{root}: skipped {len(skipped)} file(s) that don't belong to the layout", skipped)
     twins = manifest[manifest.duplicated("image_checksum", keep=False)]
@@ -148,11 +148,11 @@ def _warn_about(manifest: pd.DataFrame, skipped: list[str], root: Path | str) ->
         if len(group[["split", "label"]].drop_duplicates()) > 1
     ]
     if leaks:
-        _warn(f"{root}: the same picture stands in more than one split, or under both labels", leaks)
+        _warn(f"{root}: the same image is in more than one split, or has both labels", leaks)
     positives = manifest[manifest["label"] == "positive"]
     covered = positives["defect_pixels"] / (positives["width"] * positives["height"])
     if len(positives) and covered.median() > 0.5:
-        _warn(f"{root}: most masks cover more than half of their image, are they inverted?", [])
+        _warn(f"{root}: most masks cover more than half of their image. Are they inverted?", [])
 
 
 def _warn(what: str, names: list[str]) -> None:
@@ -161,7 +161,7 @@ def _warn(what: str, names: list[str]) -> None:
 
 
 def draw_validation(manifest: pd.DataFrame, share: float, seed: int) -> pd.DataFrame:
-    """Move a share of the training images to `val`, see `draw_split`, unless the data set has that part."""
+    """Move a share of the training images to `val`, see `draw_split`, unless there is a `val` part."""
     if "val" in set(manifest["split"]):
         return manifest.copy()
     return draw_split(manifest, "val", share, seed)
@@ -170,8 +170,8 @@ def draw_validation(manifest: pd.DataFrame, share: float, seed: int) -> pd.DataF
 def draw_split(manifest: pd.DataFrame, split: str, share: float, seed: int) -> pd.DataFrame:
     """Move a share of the training images to `val` or `test`, evenly over labels and defect types.
 
-    Above 0, at least one of every category and label is drawn and at least one stays, so that a single image
-    stays. The rows' order plays no part.
+    If the share is above 0, at least one image of every category and label is drawn, and at least one stays;
+    a single image stays. The order of the rows doesn't matter.
     """
     if not 0 <= share < 1:
         raise ValueError(f"share {share} of the training images for {split} must be in [0, 1)")
@@ -185,7 +185,7 @@ def draw_split(manifest: pd.DataFrame, split: str, share: float, seed: int) -> p
 
 
 def _draw_evenly(group: pd.DataFrame, count: int, rng: np.random.Generator) -> pd.Index:
-    """Every (n / count)-th row of the shuffled rows in order of defect type."""
+    """Every (n / count)-th of the shuffled rows, ordered by defect type."""
     shuffled = group.sort_values("image").sample(frac=1, random_state=rng)
     by_type = shuffled.sort_values("defect_type", kind="stable")
     picks = (np.arange(count) + rng.random()) * len(group) / max(count, 1)
@@ -197,17 +197,17 @@ def draw_few_shot(
 ) -> pd.DataFrame:
     """Move `count` defective test images of every category and type to the train split, or a given list.
 
-    AdaBLDM's protocol for data sets whose training part has no defect (MVTec AD, BTAD). A larger count of
-    the same seed draws the same images and more.
+    This is AdaBLDM's protocol for data sets without defects in training (MVTec AD, BTAD). With the same seed,
+    a larger count draws the same images and more.
 
     Args:
-        count: images a category and defect type; not used with a list.
-        seed: decides the draw; the rows' order does not.
-        chosen: `image` of the rows to move, whatever their number; empty to draw them.
+        count: images per category and defect type; ignored if `chosen` is given.
+        seed: of the draw; the order of the rows doesn't matter.
+        chosen: `image` of the rows to move, any number; empty to draw them.
 
     Raises:
-        DatasetError: types with too few images, a category with no defective image left for test, defective
-            images in train already, or wrong names in the list.
+        DatasetError: types with too few images, a category without a defective image left for testing,
+            defective images in train, or wrong names in the list.
     """
     if count < 1:
         raise ValueError(f"few-shot count {count} must be 1 or more")
@@ -215,20 +215,20 @@ def draw_few_shot(
     known = dataset.loc[is_positive & ~is_test, "image"]
     if len(known):
         raise DatasetError(
-            f"few-shot: {len(known)} defective images are outside of test already (the first is "
-            f"{known.iloc[0]}): the draw is for data sets whose training images are all good; for others, "
+            f"few-shot: {len(known)} defective images are not in test (the first is "
+            f"{known.iloc[0]}): this draw is for data sets whose training images are all good; for others, "
             "few-shot is a scenario of the training sets"
         )
     candidates = dataset[is_positive & is_test]
     images = list(chosen) or _draw_per_type(candidates, count, seed)
     unknown = {*images} - {*candidates["image"]}
-    wrong = [f"{name}: is no defective test image of the data set" for name in unknown]
+    wrong = [f"{name}: is not a defective test image of the data set" for name in unknown]
     wrong += [f"{name}: is listed twice" for name, times in Counter(images).items() if times > 1]
     raise_problems("few-shot list", sorted(wrong), DatasetError)
     left = candidates[~candidates["image"].isin(images)]
     bare = sorted({*dataset["category"]} - {*left["category"]})
     problems = [f"{category or 'defects'}: no defective image in test" for category in bare]
-    what = f"few-shot: with {len(images)} image(s) for training nothing is left to be judged on"
+    what = f"few-shot: with {len(images)} image(s) for training, nothing is left for testing"
     raise_problems(what, problems, DatasetError)
     return dataset.assign(split=dataset["split"].mask(dataset["image"].isin(images), "train"))
 
@@ -243,8 +243,8 @@ def _draw_per_type(candidates: pd.DataFrame, count: int, seed: int) -> list[str]
             for key, images in groups.items()
         ]
         what = (
-            f"few-shot: {count} defective images of every type are asked for; ask for at most {fewest}, "
-            "give a list of images, or leave the types with fewer out of the data set"
+            f"few-shot: {count} defective images of every type are requested; request at most {fewest}, "
+            "give a list of images, or leave out the types with fewer images"
         )
         raise_problems(what, sorted(listed, key=lambda line: "too few" not in line), DatasetError)
     drawn = []
@@ -265,16 +265,16 @@ def summarise_dataset(manifest: pd.DataFrame) -> pd.DataFrame:
 
 
 def shuffle_rows(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """An order that depends on the seed and the images' names only, so that draws are nested.
+    """Shuffle by seed and image names only, so that draws are nested.
 
-    A rejected image is replaced by the next one and all others stay; the rows' own order plays no part.
+    If an image is rejected, the next one replaces it and all others stay. The original order doesn't matter.
     """
     keys = [hashlib.sha256(f"{seed} {data_key(image)}".encode()).hexdigest() for image in rows["image"]]
     return rows.iloc[sorted(range(len(keys)), key=keys.__getitem__)]
 
 
 def data_key(image: str) -> str:
-    """Name of an image as `data/manifest.csv` and `source_image` have it."""
+    """Name of an image as in `data/manifest.csv` and `source_image`."""
     return image.removeprefix(f"{DATA_FOLDER}/")
 
 
@@ -283,14 +283,14 @@ def choose_positives(
 ) -> pd.DataFrame:
     """The real training positives that a scenario knows: none, `few_shot_count` drawn by seed, or all.
 
-    A generator that is fine-tuned for few-shot takes the same ones by the same call.
+    A generator that is fine-tuned for few-shot uses the same call and gets the same images.
 
     Raises:
-        MixingError: the scenario is unknown, or there are fewer positives than asked for.
+        MixingError: the scenario is unknown, or there are fewer positives than requested.
     """
     positives = data_manifest[(data_manifest["split"] == "train") & (data_manifest["label"] == "positive")]
     if scenario not in SCENARIOS:
-        raise MixingError(f"scenario {scenario!r} is none of {', '.join(SCENARIOS)}")
+        raise MixingError(f"scenario {scenario!r} is not one of {', '.join(SCENARIOS)}")
     if scenario == "few-shot" and not 1 <= few_shot_count <= len(positives):
         raise MixingError(
             f"few_shot_count is {few_shot_count}, expected 1 … {len(positives)}: "

@@ -1,4 +1,4 @@
-"""Fetching a data set's archive: resumed, checked, unpacked only when every member is safe."""
+"""Downloading a data set's archive: resumed, checked, and unpacked only if every member is safe."""
 
 import errno
 import hashlib
@@ -20,13 +20,13 @@ from defaug_utils.core.files import explain_full_disk
 from defaug_utils.core.guards import raise_problems
 from defaug_utils.core.manifest import is_inside
 
-BLOCK = 1 << 16  # bytes; what a broken connection loses at most
+BLOCK = 1 << 16  # bytes; the most that a broken connection can lose
 ATTEMPTS = 3
 TIMEOUT = (10, 60)  # seconds to connect, and between two blocks
 MAX_UNPACKED = 8 << 30  # bytes
 MAX_MEMBERS = 100_000
-MAX_NAME, MAX_PATH = 255, 1000  # bytes of a folder or file's name, and of a member's whole path
-# What zipfile and its decompressors raise on damaged archives, beside OSErrors without a file's name.
+MAX_NAME, MAX_PATH = 255, 1000  # bytes of a folder or file name, and of a member's whole path
+# What zipfile and its decompressors raise on damaged archives, besides OSErrors without a file name.
 DAMAGED = (
     zipfile.BadZipFile,
     NotImplementedError,
@@ -39,7 +39,7 @@ DAMAGED = (
 
 
 class Archive(NamedTuple):
-    """A published archive: its file's name, where it is, its hexadecimal MD5, and its licence."""
+    """A published archive: file name, address, hexadecimal MD5, and licence."""
 
     name: str
     url: str
@@ -56,24 +56,24 @@ KSDD2 = Archive(
 
 
 class DownloadError(RuntimeError):
-    """An archive could not be fetched, or is not what it should be."""
+    """An archive could not be downloaded, or is not the expected one."""
 
 
 def download_dataset(
     folder: Path | str, archive: Archive = KSDD2, on_bytes: Callable[[int], None] | None = None
 ) -> Path:
-    """Fetch and unpack a data set; what an earlier call finished is not done again.
+    """Download and unpack a data set; finished work is not repeated.
 
     Args:
-        folder: where the archive and the unpacked data set go; an archive put there by hand is used.
-        on_bytes: called with the number of bytes just fetched (such as `tqdm.update`).
+        folder: for the archive and the unpacked data set; an archive that you put there is used.
+        on_bytes: called with the number of bytes just downloaded (such as `tqdm.update`).
 
     Returns:
-        The data set's folder, for `load_dataset`: named as the archive, or the only folder in that one.
+        The data set's folder, for `load_dataset`: named after the archive, or the only folder inside it.
 
     Raises:
-        DownloadError: no network, wrong size or hash; says what to fetch by hand and where to put it.
-        ValueError: the archive holds members that must not be unpacked (all are listed).
+        DownloadError: no network, wrong size or hash; says what to download by hand and where to put it.
+        ValueError: the archive contains unsafe members (all are listed).
         OSError: the disk is full.
     """
     unpacked = Path(folder) / Path(archive.name).stem
@@ -86,7 +86,7 @@ def download_dataset(
 def fetch_archive(
     folder: Path | str, archive: Archive, on_bytes: Callable[[int], None] | None = None
 ) -> Path:
-    """Fetch an archive into `<name>.part`, where an interrupted download goes on, and check its hash."""
+    """Download an archive to `<name>.part`, resuming an interrupted download, and check its hash."""
     path = Path(folder) / archive.name
     part = path.with_name(path.name + ".part")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -102,7 +102,7 @@ def fetch_archive(
             if attempt == ATTEMPTS:
                 have = f"; {part.stat().st_size:,} bytes are kept" if part.is_file() else ""
                 raise DownloadError(
-                    f"{archive.url} could not be fetched ({type(error).__name__}){have}: run again to go on, "
+                    f"{archive.url} could not be downloaded ({type(error).__name__}){have}: run again, "
                     + _by_hand(path, archive)
                 ) from error
     _check_hash(part, path, archive)
@@ -112,28 +112,28 @@ def fetch_archive(
 
 def _by_hand(path: Path, archive: Archive) -> str:
     return (
-        f"or fetch {archive.name} from {archive.url} with a browser and put it at {path} "
+        f"or download {archive.name} from {archive.url} with a browser and put it at {path} "
         f"(MD5 {archive.md5}; licence {archive.licence})"
     )
 
 
 def _fetch_rest(archive: Archive, part: Path, on_bytes: Callable[[int], None] | None) -> None:
-    """Append what a file lacks; a server that can't continue sends all again."""
+    """Append the missing bytes to a file; a server that can't resume sends everything again."""
     have = part.stat().st_size if part.is_file() else 0
     headers = {"Range": f"bytes={have}-", "Accept-Encoding": "identity"}
     with requests.get(archive.url, headers=headers, stream=True, timeout=TIMEOUT) as response:
         if response.status_code == requests.codes.requested_range_not_satisfiable:
-            return  # nothing is missing, or the hash will tell
+            return  # nothing is missing, or the hash check will fail
         response.raise_for_status()
         if "html" in response.headers.get("Content-Type", ""):
-            raise requests.RequestException("a web page came instead of a file")
+            raise requests.RequestException("the server sent a web page instead of a file")
         goes_on = response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
         with part.open("ab" if goes_on else "wb") as file:
             needed, free = int(response.headers.get("Content-Length", 0)), shutil.disk_usage(part.parent).free
             if needed > free:
                 raise DownloadError(
-                    f"{part.parent} has {free / 1e6:,.0f} MB left, the download needs {needed / 1e6:,.0f} "
-                    "MB: free some space or choose another folder"
+                    f"{part.parent} has {free / 1e6:,.0f} MB left, but the download needs "
+                    f"{needed / 1e6:,.0f} MB: free some space or choose another folder"
                 )
             expected = file.tell() + needed
             for block in response.iter_content(BLOCK):
@@ -145,7 +145,7 @@ def _fetch_rest(archive: Archive, part: Path, on_bytes: Callable[[int], None] | 
 
 
 def _check_hash(found: Path, path: Path, archive: Archive) -> None:
-    """Refuse another content; what was fetched is deleted, a file that was put there is not."""
+    """Refuse unexpected content; a downloaded file is deleted, one that the user put there is not."""
     with found.open("rb") as file:
         md5 = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
     if md5 == archive.md5:
@@ -153,18 +153,18 @@ def _check_hash(found: Path, path: Path, archive: Archive) -> None:
     size, what_to_do = found.stat().st_size, "Delete it and run again"
     if found != path:
         found.unlink()
-        what_to_do = "It is deleted: run again"
+        what_to_do = "It was deleted: run again"
     raise DownloadError(
-        f"{found} ({size:,} bytes) has MD5 {md5}, expected {archive.md5}: it was damaged on the way, or is "
+        f"{found} ({size:,} bytes) has MD5 {md5}, expected {archive.md5}: it was damaged in transfer, or is "
         f"another version. {what_to_do}, {_by_hand(path, archive)}"
     )
 
 
 def unpack_archive(path: Path | str, folder: Path | str, max_bytes: int = MAX_UNPACKED) -> None:
-    """Unpack a zip archive into a new folder, whole or not at all, after checking every member."""
+    """Unpack a zip archive into a new folder, completely or not at all, after checking every member."""
     path, folder = Path(path), Path(folder)
     if folder.exists():
-        raise FileExistsError(f"{folder} is there already: delete it to unpack {path.name} again")
+        raise FileExistsError(f"{folder} already exists: delete it to unpack {path.name} again")
     unfinished = folder.with_name(f".{folder.name}.unpacking")
     try:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -172,34 +172,34 @@ def unpack_archive(path: Path | str, folder: Path | str, max_bytes: int = MAX_UN
             _check_members(archive, max_bytes)
             for member in archive.infolist():
                 member.filename = member.orig_filename.replace("\\", "/")
-                archive.extract(member, unfinished)  # no more than its declared size, and its CRC is checked
+                archive.extract(member, unfinished)  # at most its declared size, with its CRC checked
             os.replace(unfinished, folder)
     except (*DAMAGED, OSError) as error:
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise
-        raise ValueError(f"{path} is not a readable zip archive ({error}): fetch it again") from error
+        raise ValueError(f"{path} is not a readable zip archive ({error}): download it again") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _check_members(archive: zipfile.ZipFile, max_bytes: int) -> None:
-    """Refuse paths that leave the folder, links, encrypted members and bombs; every such member is listed."""
+    """Refuse paths that leave the folder, links, encrypted members and zip bombs; lists every such member."""
     members = archive.infolist()
     problems = [f"{member.orig_filename!r}: {found}" for member in members if (found := _find_danger(member))]
     names = [member.orig_filename.replace("\\", "/").rstrip("/").casefold() for member in members]
     folders = {parent for name in names if len(name) <= MAX_PATH for parent in PurePosixPath(name).parents}
     problems += [
-        f"{member.orig_filename!r}: stands twice, or is a file and a folder"
+        f"{member.orig_filename!r}: occurs twice, or is both a file and a folder"
         for member, name, times in zip(members, names, map(Counter(names).__getitem__, names), strict=True)
         if times > 1
         or (not member.orig_filename.endswith(("/", "\\")) and PurePosixPath(name[:MAX_PATH]) in folders)
     ]
-    problems += [] if members else ["it holds no member"]
+    problems += [] if members else ["it has no members"]
     total = sum(member.file_size for member in members)
     if total > max_bytes or len(members) > MAX_MEMBERS:
         problems.append(
-            f"{len(members)} members of {total:,} bytes together, at most {MAX_MEMBERS:,} members and "
-            f"{max_bytes:,} bytes are unpacked"
+            f"{len(members)} members with {total:,} bytes in total; the limits are {MAX_MEMBERS:,} members "
+            f"and {max_bytes:,} bytes"
         )
     raise_problems(f"archive {archive.filename} is not safe to unpack", problems, ValueError)
 

@@ -1,14 +1,15 @@
-"""Training sets as MVTec AD / anomalib folders, COCO or YOLO, for trainers that exist already.
+"""Training sets as MVTec AD / anomalib folders, COCO or YOLO, for existing trainers.
 
-- "mvtec": `mvtec_ad/<category>/` is what anomalib's `MVTecAD` reads, with `validation/good` beside the rest.
-  It has no place for positives to train with, so they and their masks are in `images/<defect type>` and
+- "mvtec": `mvtec_ad/<category>/` is what anomalib's `MVTecAD` reads, plus `validation/good`. The layout has
+  no place for training positives, so they and their masks are in `images/<defect type>` and
   `masks/<defect type>` of `positives/<category>/train` (and `validation`): `abnormal_dir` and `mask_dir` of
   anomalib's `Folder`, whose `normal_dir` is `mvtec_ad/<category>/train/good`.
 - "coco": `images/<split>/` and `annotations/instances_<split>.json`.
-- "yolo": `images/<split>/`, `labels/<split>/` and `data.yaml`, holes joined to the outline by a seam.
+- "yolo": `images/<split>/`, `labels/<split>/` and `data.yaml`; holes are joined to the outline by a seam.
 
-Each has `manifest.csv`, with the former paths in `exported_from`, and `export.json`, what was written. Files
-are called `<row>_<origin>_<former name>`, in one order with and without `_mask`, as anomalib pairs them.
+Each export has a `manifest.csv`, with the original paths in `exported_from`, and an `export.json` that
+describes it. Files are named `<row>_<origin>_<original name>`, so that images and masks sort alike, as
+anomalib's pairing needs.
 """
 
 import json
@@ -44,16 +45,16 @@ YOLO_BATCH = 16  # images whose masks are in memory at a time
 
 
 class ExportError(ValueError):
-    """A training set can't be exported as asked."""
+    """A training set can't be exported as requested."""
 
 
 class Export(NamedTuple):
-    """What an export wrote: its folder, and numbers."""
+    """The result of an export: its folder, and counts."""
 
     folder: Path
     images: int
     positives: int
-    instances: int  #: connected parts of all masks, each of them one object in COCO and YOLO
+    instances: int  #: connected parts of all masks, each an object in COCO and YOLO
     left_out: int  #: positives without a mask
 
 
@@ -67,27 +68,27 @@ def export_training_set(
     coco_masks: str = "rle",
     overwrite: bool = False,
 ) -> Export:
-    """Copy a training set into the format that another tool reads, whole or not at all.
+    """Copy a training set into another tool's format, completely or not at all.
 
     Args:
         training_set: manifest with paths relative to `folder`.
-        target: folder to make, or an empty one.
-        skip_unmasked: leave positives without a mask out, and count them, instead of refusing them.
-        by_defect_type: a class for every defect type in COCO and YOLO, instead of one class "defect", in
-            which positives of unknown type, as generated ones are, stay.
-        coco_masks: "rle" keeps every pixel; "polygon" is for tools that read nothing else: most of them draw
-            an outline half a pixel too small all around, so that a crack of 1 pixel vanishes.
+        target: folder to create, or an empty one.
+        skip_unmasked: leave out positives without a mask, and count them, instead of refusing them.
+        by_defect_type: one class per defect type in COCO and YOLO, instead of a single class "defect".
+            Positives of unknown type, such as generated ones, remain "defect".
+        coco_masks: "rle" keeps every pixel; "polygon" is for tools that can't read it: most of them draw the
+            outline half a pixel too small on all sides, so that a one-pixel crack vanishes.
         overwrite: replace an earlier export in the same format.
 
     Raises:
-        ExportError: positives without mask, masks without a defect or of another size, a target that holds
-            something else, or an unknown word.
+        ExportError: positives without mask, masks that are empty or have a different size, a target that
+            contains something else, or an unknown option.
         ManifestError: the training set names files that don't exist.
     """
     folder, target = Path(folder), Path(target)
     demands = {
-        f"export_format {export_format!r} is none of {', '.join(FORMATS)}": export_format in FORMATS,
-        f"coco_masks {coco_masks!r} is none of {', '.join(COCO_MASKS)}": coco_masks in COCO_MASKS,
+        f"export_format {export_format!r} is not one of {', '.join(FORMATS)}": export_format in FORMATS,
+        f"coco_masks {coco_masks!r} is not one of {', '.join(COCO_MASKS)}": coco_masks in COCO_MASKS,
     }
     check_demands("export", demands, ExportError)
     _check_target(target, export_format, overwrite)
@@ -121,8 +122,8 @@ def _check_target(target: Path, export_format: str, overwrite: bool) -> None:
     found = json.loads(mark.read_text(encoding="utf-8")).get("format") if mark.is_file() else None
     if found == export_format and overwrite:
         return
-    held = f"holds an export in the format {found}" if found else "is not empty and no export of ours"
-    advice = "overwrite=True replaces it" if found == export_format else "choose another folder or empty it"
+    held = f"contains an export in the format {found}" if found else "is not empty and not an export"
+    advice = "overwrite=True replaces it" if found == export_format else "choose another folder, or empty it"
     raise ExportError(f"{target} {held}: {advice}")
 
 
@@ -133,7 +134,7 @@ def _select_masked(training_set: pd.DataFrame, skip_unmasked: bool) -> pd.DataFr
         shown = ", ".join(training_set["image"][is_unmasked].head(3))
         raise ExportError(
             f"{is_unmasked.sum()} positives have no mask (such as {shown}), and every format needs one: "
-            "skip_unmasked=True leaves them out"
+            "set skip_unmasked=True to leave them out"
         )
     if is_unmasked.all():
         raise ExportError("no image is left to export")
@@ -142,7 +143,7 @@ def _select_masked(training_set: pd.DataFrame, skip_unmasked: bool) -> pd.DataFr
 
 @contextmanager
 def _staged(target: Path) -> Iterator[Path]:
-    """A hidden folder beside the target, which takes its place when the block ends well."""
+    """A hidden folder next to the target, which replaces it if the block succeeds."""
     staging = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     former = staging.with_suffix(".old")
     try:
@@ -161,12 +162,12 @@ def _staged(target: Path) -> Iterator[Path]:
 
 
 def _safe_name(word: str) -> str:
-    """A word as part of a file's name: letters, digits, `_` and `-` of ASCII stay."""
+    """A word as part of a file name: ASCII letters, digits, `_` and `-` are kept."""
     return re.sub(r"[^A-Za-z0-9_-]+", "_", word).strip("_") or "unnamed"
 
 
 def _place_rows(rows: pd.DataFrame, export_format: str, by_defect_type: bool) -> pd.DataFrame:
-    """The rows with the paths that they get in the export, their former image and their class."""
+    """The rows with their paths in the export, their original image and their class."""
     categories = sorted(set(rows["category"]) - {""})
     category, digits = categories[0] if len(categories) == 1 else "product", len(str(len(rows)))
     types = [_safe_name(word) if word not in ("", "good") else ONE_CLASS for word in rows["defect_type"]]
@@ -186,7 +187,7 @@ def _place_rows(rows: pd.DataFrame, export_format: str, by_defect_type: bool) ->
 
 
 def _place_in_mvtec(row: NamedTuple, category: str, defect_type: str, name: Path) -> tuple[str, str]:
-    """Image and mask path in the format "mvtec"."""
+    """Paths of image and mask in the format "mvtec"."""
     split = "validation" if row.split == "val" else row.split
     root, positives = f"mvtec_ad/{category}", f"positives/{category}/{split}"
     if row.label == "negative":
@@ -197,16 +198,16 @@ def _place_in_mvtec(row: NamedTuple, category: str, defect_type: str, name: Path
 
 
 def _count_instances(rows: pd.DataFrame, folder: Path) -> int:
-    """Connected parts of all masks; masks that are empty or don't fit their image are refused together."""
+    """Number of connected parts of all masks; refuses masks that are empty or don't fit their image."""
     problems, instances = [], 0
     for image, path in rows.loc[rows["label"] == "positive", ["image", "mask"]].itertuples(index=False):
         with collect_problems(problems), Image.open(folder / image) as opened:
             mask, (width, height) = read_mask(folder / path), opened.size
             if mask.shape != (height, width):
                 found = f"{mask.shape[1]} × {mask.shape[0]}"
-                problems.append(f"{path}: {found} pixels, its image {width} × {height}")
+                problems.append(f"{path}: {found} pixels, but its image has {width} × {height}")
             elif not mask.any():
-                problems.append(f"{path}: no pixel is marked, but {image} is positive")
+                problems.append(f"{path}: is empty, but {image} is positive")
             instances += label(mask, connectivity=2).max()
     raise_problems("masks", problems, ExportError)
     return int(instances)
@@ -220,7 +221,7 @@ def find_parts(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _make_traceable(part: np.ndarray) -> np.ndarray:
-    """The part; with its hole filled where no seam reaches that; widened where it is a line or a speck."""
+    """Fill holes that no seam can reach, and widen a part that is a line or a speck."""
     if _trace(part):
         return part
     if _trace(filled := binary_fill_holes(part)):
@@ -230,14 +231,14 @@ def _make_traceable(part: np.ndarray) -> np.ndarray:
 
 
 def _trace(part: np.ndarray) -> list[np.ndarray]:
-    """Outline of a part, holes joined to it; empty when there is none."""
+    """Outline of a part, with its holes joined to it; empty if there is none."""
     with suppress(ValueError):
         return approximate_mask_with_polygons(part, bridge_holes=True)
     return []
 
 
 def _detect(mask: np.ndarray, class_id: int, form: str) -> sv.Detections:
-    """The parts of a mask as objects, with traceable masks ("yolo") or COCO's content ("rle", "polygon")."""
+    """The parts of a mask as objects, with traceable masks ("yolo") or COCO's masks ("rle", "polygon")."""
     parts, boxes = find_parts(mask)
     detections = sv.Detections(xyxy=boxes, class_id=np.full(len(parts), class_id))
     if form == "yolo":
@@ -249,14 +250,14 @@ def _detect(mask: np.ndarray, class_id: int, form: str) -> sv.Detections:
             segmentations[index] = {"counts": mask_to_rle(part), "size": list(part.shape)}
         else:
             segmentations[index] = [outline.ravel().tolist() for outline in _trace(_make_traceable(part))]
-    # Supervision would call a part with a hole a crowd, which trainers pass over.
+    # Supervision would mark a part with a hole as a crowd, which trainers ignore.
     detections.data = {"iscrowd": np.zeros(len(parts), dtype=int), COCO_RAW_SEGMENTATION: segmentations}
     detections.data["area"] = parts.sum(axis=(1, 2)).astype(float)
     return detections
 
 
 def _make_dataset(rows: pd.DataFrame, staging: Path, classes: list[str], form: str) -> sv.DetectionDataset:
-    """The rows as supervision's data set: images stay on the disk, negatives have no object."""
+    """The rows as supervision's data set; images stay on disk, negatives have no objects."""
     annotations = {str(staging / image): sv.Detections.empty() for image in rows["image"]}
     for row in rows[rows["label"] == "positive"].itertuples():
         detections = _detect(read_mask(row.mask_file), classes.index(row.object_class), form)
@@ -265,14 +266,14 @@ def _make_dataset(rows: pd.DataFrame, staging: Path, classes: list[str], form: s
 
 
 def _write_coco(rows: pd.DataFrame, staging: Path, classes: list[str], coco_masks: str) -> None:
-    """Write `annotations/instances_<split>.json`; ids go on from split to split."""
+    """Write `annotations/instances_<split>.json`; ids are unique across splits."""
     image_id, object_id = 1, 1
     for split, part in rows.groupby("split"):
         path = staging / "annotations" / f"instances_{split}.json"
         dataset = _make_dataset(part, staging, classes, coco_masks)
         starts = {"starting_image_id": image_id, "starting_annotation_id": object_id}
         image_id, object_id = dataset.as_coco(annotations_path=str(path), **starts)
-        # Without what supervision adds: a CC BY licence that isn't ours to give, and the time.
+        # Without what supervision adds: a CC BY licence that isn't ours to grant, and the time.
         content = json.loads(path.read_text(encoding="utf-8")) | {"licenses": []}
         for image in content["images"]:
             del image["license"], image["date_captured"]
@@ -291,7 +292,7 @@ def _write_yolo(rows: pd.DataFrame, staging: Path, classes: list[str]) -> None:
 
 
 def list_tree(folder: Path | str) -> pd.DataFrame:
-    """One row a folder of an export that holds files: its path, their number, and the first one's name."""
+    """One row per folder of an export that contains files: path, number of files, and the first name."""
     files = sorted(path.relative_to(folder) for path in Path(folder).rglob("*") if path.is_file())
     table = pd.DataFrame([(path.parent.as_posix(), path.name) for path in files], columns=["folder", "file"])
     return table.groupby("folder")["file"].agg(files="count", first="first").reset_index()

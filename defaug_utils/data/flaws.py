@@ -1,7 +1,7 @@
-"""The way on where a data set has flaws: what is left out or read otherwise, and the record of it.
+"""Working with flawed data sets: what is left out or read differently, and the record of it.
 
-`load_dataset` notes every change in `attrs["changes"]` of its manifest; `prepare_dataset` writes it beside
-the prepared images.
+`load_dataset` records every change in `attrs["changes"]` of its manifest; `prepare_dataset` writes them next
+to the prepared images.
 """
 
 import unicodedata
@@ -22,27 +22,27 @@ EMPTY_MASKS = {"refuse": "", "negative": READ_AS_NEGATIVE, "skip": LEFT_OUT}
 
 
 def read_names(leave_out: Iterable[str] | str | Path) -> list[str]:
-    """The names of a list, or of a text file (UTF-8) with one name a line; empty lines don't count.
+    """Names from a list, or from a text file (UTF-8) with one name per line; empty lines are ignored.
 
     Raises:
-        DatasetError: there is no such file, it is no text, or entries of the list are no names.
+        DatasetError: the file doesn't exist or is not text, or entries of the list are not names.
     """
     if isinstance(leave_out, str | Path) and str(leave_out):
         try:
             leave_out = Path(leave_out).read_text(encoding="utf-8-sig").splitlines()
         except (OSError, ValueError) as error:
             raise DatasetError(
-                f"leave_out: {leave_out} is no readable text file ({error}): give a list of names, or a file "
-                "with one name a line"
+                f"leave_out: {leave_out} is not a readable text file ({error}): give a list of names, or a "
+                "file with one name per line"
             ) from error
-    wrong = [f"{name!r} is no name" for name in leave_out if not isinstance(name, str)]
-    raise_problems("leave_out: expected the images' names as the data set has them", wrong, DatasetError)
+    wrong = [f"{name!r} is not a name" for name in leave_out if not isinstance(name, str)]
+    raise_problems("leave_out: expected the names of images in the data set", wrong, DatasetError)
     names = (unicodedata.normalize("NFC", name.strip()) for name in leave_out)
     return list(dict.fromkeys(name for name in names if name))
 
 
 def list_unknown(names: Iterable[str], listing: Listing) -> list[str]:
-    """What is wrong with the names that no file of the data set has, each with the nearest known one."""
+    """Problems for names that are not in the data set, each with the most similar known name."""
     unknown = [name for name in names if name not in {*listing.left_out, *listing.skipped}]
     known = sorted({row[column] for row in listing.rows for column in ("image", "mask")} - {""})
     of_stem = {PurePosixPath(name).stem: name for name in reversed(known)}
@@ -55,7 +55,7 @@ def list_unknown(names: Iterable[str], listing: Listing) -> list[str]:
 
 
 def read_changes(folder: Path | str) -> pd.DataFrame:
-    """What was left out or read otherwise when a folder's images were prepared; no row where nothing was."""
+    """What was left out or read differently when a folder's images were prepared, one row each."""
     path = Path(folder) / CHANGES_FILE
     if not path.is_file():
         return pd.DataFrame(columns=list(CHANGE_COLUMNS), dtype=str)
@@ -63,5 +63,5 @@ def read_changes(folder: Path | str) -> pd.DataFrame:
 
 
 def count_changes(changes: pd.DataFrame) -> list[str]:
-    """Such as "3 left out" and "2 read as negative"."""
+    """Summaries such as "3 left out" and "2 read as negative"."""
     return [f"{count} {change}" for change, count in changes["change"].value_counts(sort=False).items()]

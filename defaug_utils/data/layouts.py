@@ -1,9 +1,9 @@
 """Which files of a folder are images and masks: KSDD2, MVTec AD, BTAD, or an engineer's own parts.
 
-Only names are looked at here; `datasets` opens the files. Beyond what `EXPECTED` says: beside KSDD2's folders
-a table `surfaces.csv` (columns `image`, `defect_type`) may name the defects. In an engineer's own parts,
-`negative` has no masks; each image of `positive`, and of `images` where the mask decides, has one of the same
-name in `masks`. Their subfolders are defect types. Any name and any common image format will do.
+Only file names are used here; `datasets` opens the files. In addition to `EXPECTED`: a table `surfaces.csv`
+(columns `image`, `defect_type`) next to KSDD2's folders may name the defects. In an engineer's own parts,
+`negative` has no masks; each image in `positive`, and in `images` if the masks decide, has a mask with the
+same name in `masks`. Subfolders are defect types. Any names and all common image formats are allowed.
 """
 
 import os
@@ -25,22 +25,22 @@ EXPECTED = """\
   - ksdd2: train/10000.png with train/10000_GT.png, test/20000.png with test/20000_GT.png
   - mvtec: [<category>/]train/good, test/<defect type>, ground_truth/<defect type>
   - btad: [<product>/]train/ok, test/ok, test/ko, ground_truth/ko
-  - folder: negative, positive and masks (or images and masks), may stand in train and test"""
+  - folder: negative, positive and masks (or images and masks), optionally inside train and test"""
 
 
 class DatasetError(ValueError):
-    """A data set's folder or files are not what its layout demands."""
+    """A data set's folder or files don't match its layout."""
 
 
 @dataclass
 class Listing:
-    """What a data set's folder holds, by the names of its files."""
+    """The content of a data set's folder, by file names."""
 
     root: Path
     leave_out: frozenset[str] = frozenset()  #: names of images or masks, in Unicode's composed form
-    rows: list[dict] = field(default_factory=list)  #: of the manifest; no `label` where only a mask can tell
+    rows: list[dict] = field(default_factory=list)  #: of the manifest; without `label` if the mask decides
     skipped: list[str] = field(default_factory=list)  #: files that don't belong to the layout
-    problems: list[str] = field(default_factory=list)  #: what is missing, ambiguous or twice there
+    problems: list[str] = field(default_factory=list)  #: files that are missing, ambiguous or duplicated
     left_out: dict[str, str] = field(default_factory=dict)  #: name of `leave_out` → its image
 
     def name(self, path: Path) -> str:
@@ -48,7 +48,7 @@ class Listing:
         return path.relative_to(self.root).as_posix()
 
     def leaves_out(self, *paths: Path | None) -> bool:
-        """Tell whether one of an image's files is to be left out, and note so; the image stands first."""
+        """Whether one of an image's files is to be left out, which is recorded; pass the image first."""
         names = [self.name(path) for path in paths if path]
         given = {unicodedata.normalize("NFC", name) for name in names} & self.leave_out
         self.left_out |= dict.fromkeys(given, names[0])
@@ -62,7 +62,7 @@ class Listing:
         self.rows.append({"image": self.name(image), "mask": mask_name, "origin": "real", **columns})
 
     def index(self, paths: Iterable[Path], key_of: Callable[[Path], object]) -> dict:
-        """Paths by key; two files with one key are a problem, unless one of them is to be left out."""
+        """Paths by key; two files with the same key are a problem, unless one of them is left out."""
         path_of: dict = {}
         for path in paths:
             key = key_of(path)
@@ -74,7 +74,7 @@ class Listing:
         return path_of
 
     def pair(self, images: dict, masks: dict, describe: Callable[[object], dict]) -> None:
-        """Add a row for every image with its mask; what has no partner is a problem."""
+        """Add a row for every image with its mask; files without a partner are problems."""
         for key in {**images, **masks}:
             image, mask = images.get(key), masks.get(key)
             if image and mask:
@@ -90,7 +90,7 @@ def list_files(
     """List a data set's images with their masks, without opening them; see `load_dataset`."""
     root = Path(root)
     if layout != "auto" and layout not in LAYOUTS:
-        raise DatasetError(f"layout {layout!r} is none of auto, {', '.join(LAYOUTS)}")
+        raise DatasetError(f"layout {layout!r} is not one of auto, {', '.join(LAYOUTS)}")
     try:
         layout = find_layout(root) if layout == "auto" else layout
         _check_root(root)
@@ -99,7 +99,7 @@ def list_files(
             _list_parts(listing, category, layout)
         elif category:
             raise DatasetError(
-                f"{root} is of layout {layout}, which has no categories: leave category {category!r} out"
+                f"{root} has layout {layout}, which has no categories: omit category {category!r}"
             )
         elif layout == "ksdd2":
             _list_ksdd2(listing)
@@ -111,17 +111,17 @@ def list_files(
         place = error.filename or root
         raise DatasetError(f"{place} can't be read ({error.strerror}): check its access rights") from error
     if not listing.rows and not listing.problems and not listing.left_out:
-        raise DatasetError(f"{root} holds no image of layout {layout}. The layouts are:\n{EXPECTED}")
+        raise DatasetError(f"{root} contains no images in layout {layout}. The layouts are:\n{EXPECTED}")
     splits = {row["split"] for row in listing.rows}
     wanted = ("train",) if layout == "folder" else ("train", "test")
     listing.problems += [
-        f"{split}: holds no image: put its images there" for split in wanted if split not in splits
+        f"{split}: contains no images: put its images there" for split in wanted if split not in splits
     ]
     return listing
 
 
 def find_layout(root: Path | str) -> str:
-    """Tell a data set's layout by its folders; a DatasetError says what was looked for and what was found."""
+    """Detect a data set's layout from its folders; a DatasetError lists what was expected and found."""
     root = Path(root)
     _check_root(root)
     if found := _guess_layout(root):
@@ -130,7 +130,7 @@ def find_layout(root: Path | str) -> str:
     inner = [path for path in root.iterdir() if path.is_dir() and _guess_layout(path)]
     hint = f" Did you mean {inner[0]}?" if inner else ""
     shown = ", ".join(entries[:10]) + (", …" if len(entries) > 10 else "")
-    raise DatasetError(f"{root} is of no known layout. Looked for:\n{EXPECTED}\nFound: {shown}.{hint}")
+    raise DatasetError(f"{root} has no known layout. Expected one of:\n{EXPECTED}\nFound: {shown}.{hint}")
 
 
 def _guess_layout(root: Path) -> str | None:
@@ -154,7 +154,7 @@ def _check_root(root: Path) -> None:
 
 
 def _files(listing: Listing, folder: Path, required: bool = True) -> list[Path]:
-    """Image files of a folder and its subfolders, sorted; everything else in it is skipped."""
+    """Image files in a folder and its subfolders, sorted; all other files are skipped."""
     if not folder.is_dir():
         if required:
             listing.problems.append(f"{listing.name(folder)}: no such folder: add it")
@@ -163,7 +163,7 @@ def _files(listing: Listing, folder: Path, required: bool = True) -> list[Path]:
     for parent, inner, names in os.walk(folder, onerror=_raise, followlinks=True):
         circles = [name for name in inner if _leads_up(Path(parent, name))]
         listing.problems += [
-            f"{listing.name(Path(parent, name))}: leads back to a folder above it: remove this link"
+            f"{listing.name(Path(parent, name))}: is a link to a parent folder: remove this link"
             for name in circles
         ]
         inner[:] = [name for name in inner if name not in circles]
@@ -207,20 +207,20 @@ def _number(path: Path) -> int:
 
 
 def _read_defect_types(path: Path) -> dict[str, str]:
-    """Defect type by image, of a table that may be missing."""
+    """Defect type by image, from a table that may be missing."""
     if not path.is_file():
         return {}
     try:
         table = read_csv(path, dtype=str, keep_default_na=False)
     except ValueError as error:
-        raise DatasetError(f"{path} is not a readable table ({error}): mend or remove the file") from error
+        raise DatasetError(f"{path} is not a readable table ({error}): fix or remove the file") from error
     if not {"image", "defect_type"} <= set(table.columns):
-        raise DatasetError(f"{path}: has no columns image and defect_type: add them, or remove the file")
+        raise DatasetError(f"{path}: lacks the columns image and defect_type: add them, or remove the file")
     return dict(zip(table["image"], table["defect_type"], strict=True))
 
 
 def _find_parts(root: Path, good: str) -> list[Path]:
-    """The root itself, or those of its folders, that have a `train/<good>`."""
+    """The root, or those of its subfolders that have a `train/<good>`."""
     if (root / "train" / good).is_dir():
         return [root]
     return sorted(path for path in root.iterdir() if (path / "train" / good).is_dir())
@@ -232,9 +232,9 @@ def _list_parts(listing: Listing, category: str, layout: str) -> None:
     folder_of = {part.resolve().name: part for part in _find_parts(listing.root, good)}
     if category and category not in folder_of:
         known = ", ".join(folder_of) or "none"
-        raise DatasetError(f"{listing.root} has no category {category!r} of layout {layout}; it has {known}")
+        raise DatasetError(f"{listing.root} has no category {category!r} in layout {layout}; it has {known}")
     if not folder_of:
-        raise DatasetError(f"{listing.root} is not of layout {layout}. The layouts are:\n{EXPECTED}")
+        raise DatasetError(f"{listing.root} does not have layout {layout}. The layouts are:\n{EXPECTED}")
     for name, part in folder_of.items():
         if category in ("", name):
             _list_part(listing, part, name, good)
@@ -254,7 +254,7 @@ def _list_part(listing: Listing, part: Path, category: str, good: str) -> None:
 
 
 def _index_under(listing: Listing, folder: Path, required: bool = True) -> dict:
-    """Files of a folder by subfolder and name, without suffix and `_mask`, in one Unicode form."""
+    """Files of a folder by subfolder and name, without suffix and `_mask`, in normalised Unicode."""
 
     def key_of(path: Path) -> tuple[str, str]:
         subfolder = path.parent.relative_to(folder).as_posix()
@@ -269,7 +269,7 @@ def _list_folder(listing: Listing) -> None:
     bases = [root / split for split in SPLITS if _has_groups(root / split)]
     if bases and _has_groups(root):
         listing.problems.append(
-            "images stand both beside and inside train, val or test: choose one of the two"
+            "there are images both next to and inside train, val or test: choose one of the two"
         )
     for base in bases or [root]:
         _list_folder_split(listing, base, base.name if bases else "train")
@@ -291,7 +291,7 @@ def _list_folder_split(listing: Listing, base: Path, split: str) -> None:
                 del found[key]
             elif not listing.leaves_out(images[key]):
                 name = listing.name(found[key])
-                listing.problems.append(f"{name}: stands in positive as well: keep one of the two")
+                listing.problems.append(f"{name}: is also in positive: keep one of the two")
         images |= found
         label_of |= dict.fromkeys(found, label)
     listing.pair(images, masks, lambda key: {"split": split, "defect_type": key[0], **label_of[key]})

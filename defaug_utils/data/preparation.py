@@ -1,4 +1,4 @@
-"""Images and masks of a data set brought to one size, in a folder with a manifest."""
+"""Preparing a data set: images and masks of one size, in a folder with a manifest."""
 
 import hashlib
 import json
@@ -40,37 +40,37 @@ def prepare_dataset(
 ) -> pd.DataFrame:
     """Bring every image and mask to one size: `folder/images`, `folder/masks`, `folder/manifest.csv`.
 
-    No crop looks at a mask, and all images of one size are cut alike: a crop that followed the defect would
-    tell by the way an image is cut whether it is positive, and would look at the masks of the test part.
+    No crop looks at a mask, and all images of one size are cut in the same way. A crop that followed the
+    defect would reveal by its position whether an image is positive, and would use the masks of the test set.
 
-    Shrinking loses no defect. An interrupted call goes on where it stopped, also after a full disk, and what
-    changed in the data set since is made again. What was left out of the data set or read otherwise goes to
-    `folder/changes.csv`. The manifest is written last: then everything is there.
+    Shrinking loses no defect. An interrupted call can be resumed, even after a full disk, and files that have
+    changed in the data set are prepared again. What was left out or read differently is listed in
+    `folder/changes.csv`. The manifest is written last, when everything else is complete.
 
     Args:
-        dataset: of `load_dataset`, with or without a validation part; its paths are relative to `root`.
+        dataset: from `load_dataset`, with or without a validation part; its paths are relative to `root`.
         size: (width, height) in pixels.
         fit: "resize" stretches the whole image; "centre_crop" cuts its centre out at the right aspect;
-            "windows" makes as many images of the right aspect of it as cover it from end to end, each as
-            large as it allows, so that no defect pixel is lost; "three_crops" makes three images of an
-            upright one, squares of its full width. A defect may then be seen in several of them, or be cut by
-            the border of each, and a crop without defect is a negative.
-        on_image: called with 1 for every image that is ready (such as `tqdm.update`).
+            "windows" cuts it into the fewest images of the right aspect that together cover it, as large as
+            possible, so that no defect pixel is lost; "three_crops" cuts three squares of the full width out
+            of an upright image. A defect may then appear in several of them or be cut by the border of each,
+            and a crop without a defect is a negative.
+        on_image: called with 1 for every finished image (such as `tqdm.update`).
 
     Returns:
-        The manifest, paths relative to `folder`, with the further columns `original_image`, `defect_pixels`
-        (at the new size), where crops are made of an image `crop` (its number), and with any fit but "resize"
-        `box` ("left top right bottom" of what was kept, in pixels of the original) and `cut_pixels` (of the
-        original's defect, outside of that box). Negatives have no mask.
+        The manifest, paths relative to `folder`, with the columns `original_image`, `defect_pixels` (at the
+        new size), `crop` (its number, if an image was cut into several) and, unless `fit` is "resize", `box`
+        ("left top right bottom" of the kept part, in pixels of the original) and `cut_pixels` (defect pixels
+        of the original outside that box). Negatives have no mask.
 
     Raises:
-        DatasetError: lists the images whose whole defect a crop cuts away, or that can't be cut into three
-            squares; the folder holds images of another size or fit; or files changed since they were loaded.
-        ValueError: unknown fit, or the size makes no sense.
+        DatasetError: lists the images whose whole defect a crop removes, or that can't be cut into three
+            squares; the folder contains images of another size or fit; or files changed since loading.
+        ValueError: unknown fit, or invalid size.
     """
     root, folder = Path(root), Path(folder)
     if fit not in WAYS:
-        raise ValueError(f"fit {fit!r} is none of {', '.join(WAYS)}")
+        raise ValueError(f"fit {fit!r} is not one of {', '.join(WAYS)}")
     crop_box((1, 1), size, "resize")
     if fit == THREE_CROPS:
         _refuse_uncuttable(dataset, size)
@@ -97,12 +97,12 @@ def prepare_dataset(
 def _list_jobs(
     dataset: pd.DataFrame, size: tuple[int, int], fit: str, finished: dict[tuple[str, str], dict]
 ) -> list[dict]:
-    """A row of the data set for each image to make: its files' `name`, its `box`, what is `done` already."""
+    """A row for each image to make: its files' `name`, its `box`, and what is already `done`."""
     jobs = []
     for row, name in zip(dataset.to_dict("records"), name_files(dataset["image"]), strict=True):
         content = row["image_checksum"] + row["mask_checksum"]
         for crop, box in enumerate(list_boxes(row["width"], row["height"], size, fit)):
-            own = {"name": name, "box": box, "kept": {}}  # what the manifest tells of the crop
+            own = {"name": name, "box": box, "kept": {}}  # what the manifest records about the crop
             if fit != "resize":
                 own["kept"] = {"box": " ".join(map(str, box))}
             if fit in (THREE_CROPS, WINDOWS):
@@ -114,7 +114,7 @@ def _list_jobs(
 
 
 def list_boxes(width: int, height: int, size: tuple[int, int], fit: str) -> list[Box]:
-    """The parts of an image of `width` × `height` pixels that a fit keeps, from the image's size alone."""
+    """The parts of an image of `width` × `height` pixels that a fit keeps; depends on its size only."""
     if fit == THREE_CROPS:
         return [(0, top, width, top + width) for top in (0, width, height - width)]
     if fit == WINDOWS:
@@ -123,7 +123,7 @@ def list_boxes(width: int, height: int, size: tuple[int, int], fit: str) -> list
 
 
 def name_files(images: Iterable[str]) -> list[str]:
-    """A file name for every path, ASCII and unique in any case: `test/bent/000.png` gives `test-bent-000`."""
+    """A file name for every path, ASCII and unique ignoring case: `test/bent/000.png` → `test-bent-000`."""
     images, names = list(images), []
     for image in images:
         ascii_path = unicodedata.normalize("NFKD", str(PurePosixPath(image).with_suffix("")))
@@ -137,14 +137,14 @@ def name_files(images: Iterable[str]) -> list[str]:
 
 
 def _prepare_image(job: dict, root: Path, folder: Path, size: tuple[int, int]) -> dict:
-    """Write an image and, where it is positive, its mask; the columns that this changes."""
+    """Write an image and, if it is positive, its mask; return the columns that change."""
     if job["done"]:
         return job["done"]
     row = {"image": f"images/{job['name']}.png", "mask": "", "original_image": job["image"]}
     row |= {"defect_pixels": 0, **job["kept"]} | ({"cut_pixels": 0} if job["kept"] else {})
     image_u8 = read_image(root / job["image"])
     if image_u8.shape[:2] != (job["height"], job["width"]):
-        raise DatasetError(f"{job['image']}: has another size now: load the data set again")
+        raise DatasetError(f"{job['image']}: its size has changed: load the data set again")
     mask = read_mask(root / job["mask"]) if job["label"] == "positive" else None
     left_mask = mask if mask is None else cut_box(mask, job["box"])
     if mask is not None and job["kept"]:
@@ -166,15 +166,15 @@ def cut_box(pixels: np.ndarray, box: Box) -> np.ndarray:
 
 
 def summarise_crops(prepared: pd.DataFrame, dataset: pd.DataFrame) -> pd.DataFrame:
-    """What a fit made of each split, and how many defects it cut.
+    """What a fit did to each split, and how many defects it cut.
 
     Args:
-        prepared, dataset: manifests that `prepare_dataset` returned and was given.
+        prepared, dataset: the manifests that `prepare_dataset` returned and received.
 
     Returns:
-        One row a split: originals and the images made of them, the same of the positives, and of the
-        defects in them how many stand `whole` in some image, how many are `cut` in each (of several parts,
-        the largest counts), and the largest share in percent of a defect that no single image shows.
+        One row per split: originals and the images made from them, the same for positives, the number of
+        defects that are `whole` in some image and of those that are `cut` in every image (if there are
+        several parts, the largest counts), and the largest share, in percent, that a cut defect loses.
     """
     sizes = dataset.set_index("image")["defect_pixels"]
     table = prepared.assign(cut=prepared.get("cut_pixels", 0), is_positive=prepared["label"] == "positive")
@@ -196,9 +196,9 @@ def summarise_crops(prepared: pd.DataFrame, dataset: pd.DataFrame) -> pd.DataFra
 
 
 def _refuse_uncuttable(dataset: pd.DataFrame, size: tuple[int, int]) -> None:
-    """The second square would leave a lower image, and rows of a higher one would be in none."""
+    """Refuse images too low for a second square, or so high that no square would show some rows."""
     if size[0] != size[1]:
-        raise ValueError(f"size {size} must be that of a square for {THREE_CROPS}")
+        raise ValueError(f"size {size} must be square for {THREE_CROPS}")
     problems = [
         f"{row.image}: an image of {row.width} × {row.height} pixels can't be cut into {CROPS} squares: "
         f"expected a height of {2 * row.width} … {3 * row.width}"
@@ -210,26 +210,26 @@ def _refuse_uncuttable(dataset: pd.DataFrame, size: tuple[int, int]) -> None:
 
 
 def _refuse_lost_defects(dataset: pd.DataFrame, root: Path, size: tuple[int, int]) -> None:
-    """A crop that leaves no defect pixel would leave an image with a false label."""
+    """Refuse crops that remove the whole defect: the image would have a wrong label."""
     positives = dataset[dataset["label"] == "positive"]
     keeps = map_in_threads(
         lambda mask: fit_mask(read_mask(root / mask), size, "centre_crop").any(), list(positives["mask"])
     )
     lost = [image for image, kept in zip(positives["image"], keeps, strict=True) if not kept]
     what = (
-        f"centre_crop to {size[0]} × {size[1]} cuts the whole defect away, so that the label would be false: "
+        f"centre_crop to {size[0]} × {size[1]} removes the whole defect, so that the label would be wrong: "
         "use fit 'windows' or 'resize', a size with another aspect, or name these images in leave_out"
     )
     raise_problems(what, lost, DatasetError)
 
 
 def _check_labels(dataset: pd.DataFrame, rows: list[dict]) -> None:
-    """The numbers of positives and negatives of every split are what they were."""
+    """Check that every split still has the same numbers of positives and negatives."""
     pixels = Counter()
     for row in rows:
         pixels[row["original_image"]] += row["defect_pixels"]
     problems = [
-        f"{image}: was {label} when it was loaded, now has {pixels[image]} defect pixels: "
+        f"{image}: was {label} when loaded, but now has {pixels[image]} defect pixels: "
         "load the data set again"
         for image, label in zip(dataset["image"], dataset["label"], strict=True)
         if (label == "positive") != (pixels[image] > 0)
@@ -238,7 +238,7 @@ def _check_labels(dataset: pd.DataFrame, rows: list[dict]) -> None:
 
 
 def _read_journal(folder: Path) -> dict[tuple[str, str], dict]:
-    """What earlier runs finished, by name and checksum; a line torn by a kill, or damaged, is passed over."""
+    """What earlier runs finished, by name and checksum; torn or damaged lines are skipped."""
     finished, journal = {}, folder / JOURNAL
     for line in journal.read_bytes().splitlines() if journal.is_file() else []:
         with suppress(ValueError, TypeError, LookupError, RecursionError):

@@ -1,4 +1,4 @@
-"""A training set in memory: every image, and where asked for every mask, decoded once."""
+"""A training set in memory: every image and, if requested, every mask, decoded once."""
 
 import hashlib
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ class Samples(NamedTuple):
     images_u8: Tensor  #: shape (images, height, width, 3), uint8
     labels: Tensor  #: shape (images,), float32, 1 for positive
     table: pd.DataFrame  #: the manifest's rows
-    masks: Tensor | None = None  #: of `load_masked_samples`: (images, height, width), bool, true on defects
+    masks: Tensor | None = None  #: from `load_masked_samples`: (images, height, width), bool, true on defects
 
     def indices(self, split: str) -> np.ndarray:
         """Positions of a split's images."""
@@ -41,13 +41,13 @@ def load_samples(
     """Decode every image of a manifest into memory, at one size.
 
     Args:
-        manifest: rows of the splits train, val (may be missing) and test, with paths relative to `folder`.
-        input_size: (width, height) to which images are resized; (0, 0) for that of the stored real ones.
-        known: labels that the train split must hold.
+        manifest: rows of the splits train, val (optional) and test, with paths relative to `folder`.
+        input_size: (width, height) that images are resized to; (0, 0) for the size of the real images.
+        known: labels that the train split must contain.
 
     Raises:
-        ManifestError: a split lacks a class that it needs; images can't be read (all are listed); or no size
-            was given and the real images differ in size.
+        ManifestError: a split lacks a required class; images can't be read (all are listed); or no size was
+            given and the real images have different sizes.
     """
     check_classes(manifest, known)
     folder = Path(folder)
@@ -76,7 +76,7 @@ def check_classes(manifest: pd.DataFrame, known: Sequence[str] = LABELS) -> None
         for label in labels
         if counts.loc[split, label] == 0
     ]
-    raise_problems("a detector can't be trained and judged on this training set", problems, ManifestError)
+    raise_problems("this training set can't be used to train and evaluate a model", problems, ManifestError)
 
 
 def count_samples(manifest: pd.DataFrame) -> pd.DataFrame:
@@ -86,10 +86,10 @@ def count_samples(manifest: pd.DataFrame) -> pd.DataFrame:
 
 
 def _common_size(manifest: pd.DataFrame, folder: Path) -> tuple[int, int]:
-    """(width, height) of the real images, read from the files' heads."""
+    """(width, height) of the real images, read from the files' headers."""
     sizes: dict[tuple[int, int], str] = {}
     for image in manifest["image"][manifest["origin"] == "real"]:
-        with suppress(OSError), Image.open(folder / image) as opened:  # load_samples lists what is unreadable
+        with suppress(OSError), Image.open(folder / image) as opened:  # load_samples lists unreadable files
             sizes.setdefault(opened.size, image)
     if len(sizes) == 1:
         return next(iter(sizes))
@@ -98,7 +98,7 @@ def _common_size(manifest: pd.DataFrame, folder: Path) -> tuple[int, int]:
     listed = ", ".join(f"{width} × {height} ({image})" for (width, height), image in list(sizes.items())[:5])
     raise ManifestError(
         f"training set in {folder}: the real images have {len(sizes)} sizes, such as {listed}; "
-        "give the classifier's input width and height"
+        "set the classifier's input width and height"
     )
 
 
@@ -107,15 +107,15 @@ def load_masked_samples(
 ) -> Samples:
     """Decode images and masks, see `load_samples`.
 
-    A ManifestError lists every positive without mask, or every mask that can't be read or is empty.
+    Raises a ManifestError that lists every positive without mask, or every mask that is unreadable or empty.
     """
     is_positive = manifest["label"] == "positive"
     unmasked = [
-        f"{row.image}: is positive ({row.origin}, {row.split}) and has no mask"
+        f"{row.image}: is positive ({row.origin}, {row.split}) but has no mask"
         for row in manifest[is_positive & (manifest["mask"] == "")].itertuples()
     ]
-    advice = "leave these positives out, or take a pool with masks"
-    raise_problems(f"a detector of pixels learns from masks: {advice}", unmasked, ManifestError)
+    advice = "leave these positives out, or use a pool with masks"
+    raise_problems(f"a pixel-level detector needs masks: {advice}", unmasked, ManifestError)
     samples = load_samples(manifest, folder, input_size)
     size = (samples.images_u8.shape[2], samples.images_u8.shape[1])
     masks, problems = np.zeros(samples.images_u8.shape[:3], bool), []
@@ -130,7 +130,7 @@ def load_masked_samples(
 
 
 def list_scored(samples: Samples, splits: Sequence[str] = ("val", "test")) -> tuple[np.ndarray, pd.DataFrame]:
-    """Positions of all images of some splits, and their rows image, split and label for a table of scores."""
+    """Positions of all images of some splits, and their columns image, split, label for a table of scores."""
     indices = np.concatenate([samples.indices(split) for split in splits])
     return indices, samples.table.loc[indices, ["image", "split", "label"]].reset_index(drop=True)
 

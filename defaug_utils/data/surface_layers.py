@@ -1,6 +1,6 @@
-"""What the drawn surfaces are made of: the layers of a ground metal part, and its defects.
+"""The components of drawn surfaces: the layers of a ground metal part, and its defects.
 
-Lengths are given in pixels of the design size, 128 × 384, and grow with the size that is drawn.
+Lengths are in pixels of the design size, 128 × 384, and scale with the size that is drawn.
 """
 
 from collections.abc import Callable
@@ -11,14 +11,14 @@ import numpy as np
 
 
 class Canvas(NamedTuple):
-    """Where a layer draws: its random stream, the (height, width) and pixels per design pixel."""
+    """What a layer draws on: its random stream, (height, width), and pixels per design pixel."""
 
     rng: np.random.Generator
     shape: tuple[int, int]
     scale: float
 
     def noise(self, across: float, along: float) -> np.ndarray:
-        """Noise of mean 0 and spread 1, smooth over `across` and `along` design pixels."""
+        """Noise with mean 0 and deviation 1, smooth over `across` and `along` design pixels."""
         height, width = self.shape
         lengths = (across * self.scale, width), (along * self.scale, height)
         step_x, step_y = (max(1, min(int(length / 2), side // 4)) for length, side in lengths)
@@ -42,8 +42,8 @@ class Canvas(NamedTuple):
         return cv2.GaussianBlur(drawn.astype(np.float32) / 255, (0, 0), 0.6 * self.scale)
 
     def blob(self, centre: np.ndarray, radii: tuple[float, float], ragged: float, soft: float) -> np.ndarray:
-        """A randomly turned spot of two radii; its outline strays and its border fades by shares of them."""
-        angle, smallest = self.rng.uniform(0, np.pi), 1.5 / self.scale  # so that it meets a pixel
+        """A randomly rotated ellipse; `ragged` and `soft` are shares of its radii (outline, border)."""
+        angle, smallest = self.rng.uniform(0, np.pi), 1.5 / self.scale  # so that it covers a pixel
         radii = max(radii[0], smallest), max(radii[1], smallest)
         y, x = np.ogrid[: self.shape[0], : self.shape[1]]
         x, y = (x - centre[0]) / self.scale, (y - centre[1]) / self.scale
@@ -54,7 +54,7 @@ class Canvas(NamedTuple):
         return np.clip((1 - distance) / soft, 0, 1).astype(np.float32)
 
     def dots(self, count: float, size: float) -> np.ndarray:
-        """Strength of about `count` (on the design size) round dots of the given size, each 0.3 … 1."""
+        """About `count` (at the design size) round dots of the given size, with strengths of 0.3 … 1."""
         drawn = np.zeros(self.shape, np.float32)
         number = self.rng.poisson(count)
         rows, columns = (self.rng.integers(0, side, number) for side in self.shape)
@@ -67,13 +67,13 @@ class Canvas(NamedTuple):
 
 
 def draw_grain(canvas: Canvas) -> np.ndarray:
-    """Fine streaks along the part, over a mottle without direction."""
+    """Fine streaks along the part, on a mottled background without direction."""
     streaks = canvas.noise(0.6, canvas.rng.uniform(6, 16)) * canvas.rng.uniform(3, 4.5)
     return streaks + canvas.noise(1.1, 1.3) * canvas.rng.uniform(3, 4.5)
 
 
 def draw_bands(canvas: Canvas) -> np.ndarray:
-    """Bands that the rolls leave along the part, and faint chatter across it."""
+    """Bands along the part from the rolls, and faint chatter marks across it."""
     rolled = canvas.noise(canvas.rng.uniform(2, 8), 300) * canvas.rng.uniform(0, 4)
     return rolled + canvas.noise(400, canvas.rng.uniform(2, 6)) * canvas.rng.uniform(0, 2)
 
@@ -92,7 +92,7 @@ def draw_pores_and_dust(canvas: Canvas) -> np.ndarray:
 
 
 def draw_roller_lines(canvas: Canvas) -> np.ndarray:
-    """Faint lines along the grain, bright or dark, that the rolls left."""
+    """Faint lines along the grain, bright or dark, from the rolls."""
     height, width = canvas.shape
     lines = np.zeros(canvas.shape, np.float32)
     for _ in range(canvas.rng.poisson(1.0)):
@@ -103,7 +103,7 @@ def draw_roller_lines(canvas: Canvas) -> np.ndarray:
 
 
 def draw_lint(canvas: Canvas) -> np.ndarray:
-    """Now and then a fibre: a smooth, evenly curved line, bright or dark."""
+    """Occasional fibres: smooth, evenly curved lines, bright or dark."""
     fibres = np.zeros(canvas.shape, np.float32)
     for _ in range(canvas.rng.poisson(0.25)):
         turn = canvas.rng.uniform(0, 2 * np.pi) + np.linspace(0, canvas.rng.uniform(1, 3), 24)
@@ -132,11 +132,11 @@ HARMLESS_LAYERS = (
 )
 
 
-# The defects: each returns its strength, 0 … 1, shape (height, width); `size` grows with the severity.
+# The defects: each returns its strength, 0 … 1, shape (height, width); `size` grows with severity.
 
 
 def draw_scratch(canvas: Canvas, size: float) -> np.ndarray:
-    """One to three thin, nearly straight and parallel lines askew to the grain, fading in and out."""
+    """One to three thin, nearly straight, parallel lines across the grain, fading in and out."""
     angle = canvas.rng.choice([-1, 1]) * canvas.rng.uniform(0.25, 1.3)  # radians from the grain
     direction, normal = np.array([np.sin(angle), np.cos(angle)]), np.array([np.cos(angle), -np.sin(angle)])
     strength, middle = np.zeros(canvas.shape, np.float32), canvas.place()
@@ -150,7 +150,7 @@ def draw_scratch(canvas: Canvas, size: float) -> np.ndarray:
 
 
 def draw_crack(canvas: Canvas, size: float) -> np.ndarray:
-    """A jagged thin line that wanders over the part, with up to three branches."""
+    """A thin, jagged line that wanders over the part, with up to three branches."""
     strength, root = np.zeros(canvas.shape, np.float32), canvas.place()
     heading, trunk = canvas.rng.uniform(0, 2 * np.pi), root[None]
     for branch in range(canvas.rng.integers(1, 5)):
@@ -188,11 +188,11 @@ def draw_white_mark(canvas: Canvas, size: float) -> np.ndarray:
 class DefectLook(NamedTuple):
     """How a defect looks."""
 
-    draw: Callable[[Canvas, float], np.ndarray]  #: its strength on a canvas at a size (about 1)
-    #: change of brightness at severity 0 and 1, in spreads of the texture around
+    draw: Callable[[Canvas, float], np.ndarray]  #: draws its strength on a canvas, for a size (about 1)
+    #: change of brightness at severity 0 and 1, in deviations of the surrounding texture
     contrast: tuple[float, float]
     is_bright: bool
-    colour: tuple[float, float, float] = (1, 1, 1)  #: share of the change that red, green and blue get
+    colour: tuple[float, float, float] = (1, 1, 1)  #: share of the change in red, green and blue
 
 
 LOOKS = {

@@ -1,7 +1,7 @@
 """The workshop data set: drawn surfaces of ground metal parts, with defects from obvious to hard to see.
 
-All that is harmless comes from one random stream and the defect from another, so that a part has the same
-distractors whether or not it has a defect.
+Everything harmless comes from one random stream and the defect from another, so that a part has the same
+distractors with and without a defect.
 """
 
 import os
@@ -22,9 +22,9 @@ from defaug_utils.data.surface_layers import HARMLESS_LAYERS, LOOKS, Canvas, Def
 DEFECT_TYPES = tuple(LOOKS)
 DEFAULT_SIZE = (128, 384)  # width and height in pixels, the design size of the layers
 SMALLEST_SIDE = 16  # pixels
-MASK_LEVEL = 0.25  # a defect is left out where it has less than this share of its full strength
-FIRST_NUMBER = {"train": 10000, "test": 20000}  # as KSDD2 numbers its images
-DRAWING_VERSION = 1  # raised whenever the same seed comes to give another picture
+MASK_LEVEL = 0.25  # a defect is cut off below this share of its full strength
+FIRST_NUMBER = {"train": 10000, "test": 20000}  # KSDD2's numbering
+DRAWING_VERSION = 1  # incremented whenever a seed gives a different image
 CLEAN, DEFECT, SEVERITY = range(3)  # random streams of a surface
 
 
@@ -43,15 +43,15 @@ def draw_surface(
     size: tuple[int, int] = DEFAULT_SIZE,
     severity: float | None = None,
 ) -> Surface:
-    """Draw one part; outside the mask it is bit for bit the part that the seed gives without defect.
+    """Draw one part; outside the mask it equals the part without a defect from the same seed, bit for bit.
 
-    A ValueError lists an unknown defect type, a severity out of range and a side below 16 pixels.
+    Raises a ValueError for an unknown defect type, a severity out of range or a side below 16 pixels.
 
     Args:
-        seed: decides everything that is not given, not negative.
+        seed: decides everything that is not given; not negative.
         defect_type: one of `DEFECT_TYPES`, or None for a part without defect.
         size: (width, height) in pixels.
-        severity: 0 (hard to see) … 1 (obvious); drawn evenly by the seed when None.
+        severity: 0 (hard to see) … 1 (obvious); None draws it uniformly by seed.
     """
     _check_request(defect_type, size, severity)
     clean = _draw_clean(_make_canvas(seed, CLEAN, size))
@@ -66,7 +66,7 @@ def draw_surface(
 def _check_request(defect_type: str | None, size: tuple[int, int], severity: float | None) -> None:
     sides = f"size {size} must be (width, height) of at least {SMALLEST_SIDE} pixels each"
     demands = {
-        f"defect_type {defect_type!r} is none of {', '.join(LOOKS)}": defect_type in (None, *LOOKS),
+        f"defect_type {defect_type!r} is not one of {', '.join(LOOKS)}": defect_type in (None, *LOOKS),
         sides: min(size) >= SMALLEST_SIDE,
         f"severity {severity} must be in 0 … 1": severity is None or 0 <= severity <= 1,
     }
@@ -83,7 +83,7 @@ def _draw_severity(seed: int) -> float:
 
 
 def _draw_clean(canvas: Canvas) -> np.ndarray:
-    """A part without defect in whole grey levels 1 … 254, so that a change of one level always shows."""
+    """A part without defect, in whole grey levels 1 … 254, so that a change of one level always shows."""
     grey = sum(layer(canvas) for layer in HARMLESS_LAYERS)
     tint = 1 + canvas.rng.normal(0, 0.006, 3).astype(np.float32)
     sensor_noise = canvas.rng.standard_normal((*canvas.shape, 3), np.float32) * np.float32(1.5)
@@ -91,14 +91,14 @@ def _draw_clean(canvas: Canvas) -> np.ndarray:
 
 
 def _draw_change(canvas: Canvas, look: DefectLook, severity: float, clean: np.ndarray) -> np.ndarray:
-    """What a defect adds, shape (height, width, 3): nothing outside its mask, a grey level or more inside."""
+    """The change by a defect, shape (height, width, 3): none outside its mask, at least one level inside."""
     strength = look.draw(canvas, (0.8 + 0.5 * severity) * canvas.rng.uniform(0.75, 1.4))
     strength = strength / strength.max()
     strength[strength < MASK_LEVEL] = 0
     grey = clean.mean(axis=2)
     around = cv2.dilate((strength > 0).astype(np.uint8), np.ones((25, 25), np.uint8)) > 0
     low, high = np.percentile((grey - cv2.GaussianBlur(grey, (0, 0), 6))[around], [16, 84])
-    texture_spread = float(high - low) / 2  # to which chips and pores don't add much
+    texture_spread = float(high - low) / 2  # to which chips and pores contribute little
     faint, strong = look.contrast
     contrast = faint * (strong / faint) ** severity * texture_spread
     contrast = max(contrast, 1.5 / MASK_LEVEL) * (1 if look.is_bright else -1)
@@ -116,18 +116,17 @@ def write_surfaces(
 ) -> None:
     """Write a data set in KSDD2's layout: `train/10000.png` with `train/10000_GT.png`, `test/20000.png` …
 
-    Positives are spread by chance, the defect types in equal parts. An interrupted call goes on where it
-    stopped; `surfaces.csv` (defect type and severity by image) and then `surfaces.json` (the settings) are
-    written last: when they are there, everything is. A ValueError tells of other surfaces or foreign images
-    in the folder, or of numbers that make no sense.
+    Positives are placed randomly, with equal numbers of each defect type. An interrupted call can be resumed:
+    `surfaces.csv` (defect type and severity by image) and then `surfaces.json` (the settings) are written
+    last. Raises a ValueError if the folder contains other surfaces or images, or for invalid numbers.
 
     Args:
-        folder: where the data set goes.
+        folder: for the data set.
         train_count, test_count: images in `train` and in `test`, at most 10,000 each.
-        seed: decides all images, not negative; image 10000 is the same part however many there are.
+        seed: decides all images; not negative. Image 10000 is the same part for any count.
         positive_share: share of the images with a defect, in [0, 1].
         size: (width, height) in pixels.
-        on_image: called with 1 for every image that is ready (such as `tqdm.update`).
+        on_image: called with 1 for every finished image (such as `tqdm.update`).
     """
     folder, counts = Path(folder), {"train": train_count, "test": test_count}
     demands = {
@@ -142,7 +141,7 @@ def write_surfaces(
     finished, begun = folder / "surfaces.json", folder / "surfaces.part.json"
     foreign = [path for split in FIRST_NUMBER for path in (folder / split).glob("*")]
     if foreign and not finished.is_file() and not begun.is_file():
-        raise ValueError(f"{folder} holds other files, such as {foreign[0]}: choose an empty folder")
+        raise ValueError(f"{folder} contains other files, such as {foreign[0]}: choose an empty folder")
     note = finished if finished.is_file() else begun
     claim_folder(folder, settings | {"drawing_version": DRAWING_VERSION}, "surfaces", note.name)
     rows = [row for split in counts for row in _plan_split(split, counts[split], positive_share, seed)]
@@ -165,7 +164,7 @@ def _plan_split(split: str, count: int, positive_share: float, seed: int) -> lis
 
 
 def _write_surface(folder: Path, row: dict, size: tuple[int, int]) -> None:
-    """Write a mask and then its image, where they aren't there already."""
+    """Write a mask and then its image, unless they already exist."""
     image = folder / row["image"]
     mask = image.with_name(f"{image.stem}_GT.png")
     if image.is_file() and mask.is_file():

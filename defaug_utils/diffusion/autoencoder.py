@@ -1,4 +1,4 @@
-"""Pictures to latents and back, and a decoder adapted to one (AdaBLDM: Li et al. 2024, section 3.4)."""
+"""Images to latents and back, and a decoder adapted to one image (AdaBLDM: Li et al. 2024, section 3.4)."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from torch.nn.functional import max_pool2d, mse_loss
 from defaug_utils.core.guards import check_demands
 from defaug_utils.core.images import fit_image
 
-Denoise = Callable[[Tensor, Tensor], Tensor]  # latents and time → what the network predicts
+Denoise = Callable[[Tensor, Tensor], Tensor]  # latents and time → the network's prediction
 
 
 def to_floats(images_u8: Sequence[np.ndarray]) -> Tensor:
@@ -23,7 +23,7 @@ def to_floats(images_u8: Sequence[np.ndarray]) -> Tensor:
 
 
 def to_u8(images: Tensor) -> list[np.ndarray]:
-    """Images (batch, 3, height, width) in [-1, 1] as uint8 (height, width, 3); no number becomes grey."""
+    """Images (batch, 3, height, width) in [-1, 1] as uint8 (height, width, 3); NaN becomes grey."""
     clean = images.detach().float().nan_to_num().clamp(-1, 1)
     return list(((clean + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy())
 
@@ -42,7 +42,7 @@ def decode_latents(vae: nn.Module, latents: Tensor) -> Tensor:
 def autoencode_images(
     vae: nn.Module, images_u8: Sequence[np.ndarray], size: tuple[int, int], batch_size: int = 4
 ) -> list[np.ndarray]:
-    """Images, uint8, as they come back at a size (width, height): as soft as the model can draw at best."""
+    """Images, uint8, encoded and decoded at a size (width, height): the best that a model can draw."""
     device, returned = next(vae.parameters()).device, []
     for start in range(0, len(images_u8), batch_size):
         fitted_u8 = [fit_image(image_u8, size) for image_u8 in images_u8[start : start + batch_size]]
@@ -52,40 +52,40 @@ def autoencode_images(
 
 
 def cover_latent_cells(masks: Tensor, cell: int, dilation: int = 1) -> Tensor:
-    """The latent cells that masks (batch, 1, height, width) touch, grown by a box of an odd `dilation`."""
+    """The latent cells that masks (batch, 1, height, width) touch, grown by a box of odd side `dilation`."""
     touched = max_pool2d(masks.float(), cell)
     return max_pool2d(touched, dilation, stride=1, padding=dilation // 2) > 0
 
 
 def draw_noise(generators: Sequence[torch.Generator], like: Tensor) -> Tensor:
-    """Gaussian noise of the shape of `like`, each image's from its own CPU generator."""
+    """Gaussian noise with the shape of `like`; each image's comes from its own CPU generator."""
     shape = (1, *like.shape[1:])
     return torch.cat([torch.randn(shape, generator=one, dtype=like.dtype) for one in generators]).to(like)
 
 
-# How many of the decoder's last modules are trained; all others run once, and their output is kept.
+# Number of the decoder's last modules that are trained; the others run once and their output is kept.
 TRAINED_MODULES = {"all": None, "last_block": 4, "last_layer": 3}
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
 class AdaptationSettings:
-    """How a decoder is adapted; the defaults are AdaBLDM's (its code)."""
+    """How a decoder is adapted; the defaults are those of AdaBLDM's code."""
 
-    #: "all", or faster: "last_block" (up-block and what follows) or "last_layer" (normalisation, convolution)
+    #: "all", or faster "last_block" (up-block and the rest) or "last_layer" (normalisation, convolution)
     parameters: str = "all"
-    steps: int = 200  #: of AdamW, at most
+    steps: int = 200  #: of AdamW; an upper limit
     learning_rate: float = 1e-4  #: of AdamW
     background_weight: float = 100.0  #: of the error outside the defect
-    patience: int = 0  #: steps without improvement after which it stops; 0 never stops early
-    improvement: float = 0.01  #: share by which the lowest loss must fall to count as improvement
-    precision: str = "float32"  #: of the forward pass, or "bfloat16"; the weights are float32 always
+    patience: int = 0  #: stop after this many steps without improvement; 0 never stops early
+    improvement: float = 0.01  #: relative decrease of the lowest loss that counts as improvement
+    precision: str = "float32"  #: of the forward pass, or "bfloat16"; the weights are always float32
 
     def __post_init__(self) -> None:
         trained = self.parameters
         demands = {
-            f"parameters {trained!r} is none of {', '.join(TRAINED_MODULES)}": trained in TRAINED_MODULES,
-            f"precision {self.precision!r} is none of {', '.join(PRECISIONS)}": self.precision in PRECISIONS,
+            f"parameters {trained!r} is not one of {', '.join(TRAINED_MODULES)}": trained in TRAINED_MODULES,
+            f"precision {self.precision} is not one of {', '.join(PRECISIONS)}": self.precision in PRECISIONS,
             f"steps {self.steps} must be 1 or more": self.steps >= 1,
             f"learning_rate {self.learning_rate} must be above 0": self.learning_rate > 0,
             f"background_weight {self.background_weight} must not be negative": self.background_weight >= 0,
@@ -96,7 +96,7 @@ class AdaptationSettings:
 
 
 class BackgroundError(NamedTuple):
-    """Mean absolute error in grey levels outside the mask, and close to its border (NaN for no pixel)."""
+    """Mean absolute error in grey levels outside the mask, and near its border (NaN without pixels)."""
 
     outside: float
     border: float
@@ -104,16 +104,16 @@ class BackgroundError(NamedTuple):
 
 @dataclass(frozen=True)
 class Adaptation:
-    """What became of an image; the images have shape (1, 3, height, width) and are about in [-1, 1]."""
+    """The result for one image; images have shape (1, 3, height, width) and are roughly in [-1, 1]."""
 
-    image: Tensor  #: by the adapted decoder, or by the model's own where that diverged
-    own_image: Tensor  #: by the model's own decoder (its trained part in float32)
-    losses: list[float]  #: before each step, and after the last one
-    problem: str  #: why the adaptation was thrown away; empty when it was kept
+    image: Tensor  #: from the adapted decoder, or from the model's own if that diverged
+    own_image: Tensor  #: from the model's own decoder (its trained part in float32)
+    losses: list[float]  #: before each step and after the last
+    problem: str  #: why the adaptation was discarded; empty if it was kept
 
 
 def adaptation_loss(decoded: Tensor, edited: Tensor, good: Tensor, mask: Tensor, weight: float) -> Tensor:
-    """Error against the edited image inside the mask plus `weight` times that against the good one outside.
+    """Error to the edited image inside the mask, plus `weight` times the error to the good image outside.
 
     Both are means over all pixels; the mask (batch, 1, height, width) is true on the defect.
     """
@@ -124,11 +124,11 @@ def adaptation_loss(decoded: Tensor, edited: Tensor, good: Tensor, mask: Tensor,
 def adapt_decoder(
     vae: nn.Module, latents: Tensor, good: Tensor, mask: Tensor, settings: AdaptationSettings | None = None
 ) -> Adaptation:
-    """Decode one image by a copy of the decoder that learns to leave the good part alone.
+    """Decode one image with a copy of the decoder that learns to leave the good part unchanged.
 
     Args:
-        vae: diffusers' AutoencoderKL; left as it is, bit for bit.
-        latents: clean ones of one image, shape (1, 4, height / cell, width / cell).
+        vae: diffusers' AutoencoderKL; it stays unchanged, bit for bit.
+        latents: clean latents of one image, shape (1, 4, height / cell, width / cell).
         good: the good image, shape (1, 3, height, width) in [-1, 1].
         mask: shape (1, 1, height, width), bool, true on the defect.
     """
@@ -159,7 +159,7 @@ def adapt_decoder(
 
 
 def split_decoder(vae: nn.Module, latents: Tensor, parameters: str) -> tuple[nn.Module, Tensor]:
-    """A float32 copy of the decoder's trained part, and what the part before it makes of latents."""
+    """A float32 copy of the decoder's trained part, and the output of the part before it."""
     decoder = vae.decoder
     ending = [decoder.conv_norm_out, decoder.conv_act, decoder.conv_out]
     modules = [decoder.conv_in, decoder.mid_block, *decoder.up_blocks, *ending]
@@ -171,7 +171,7 @@ def split_decoder(vae: nn.Module, latents: Tensor, parameters: str) -> tuple[nn.
         for module in modules[:cut]:
             features = module(features)
     trained = copy.deepcopy(nn.Sequential(*modules[cut:])).float().requires_grad_(True)
-    # On processors PyTorch 2.13 crashes in this layout's backward pass on some shapes.
+    # On CPUs PyTorch 2.13 crashes in this layout's backward pass on some shapes.
     layout = torch.channels_last if features.is_cuda else torch.contiguous_format
     return trained.to(memory_format=layout), features.float().contiguous(memory_format=layout)
 
@@ -180,7 +180,7 @@ def split_decoder(vae: nn.Module, latents: Tensor, parameters: str) -> tuple[nn.
 def _descend(
     trained: nn.Module, measure: Callable[[], tuple[Tensor, Tensor]], settings: AdaptationSettings
 ) -> list[float]:
-    """Steps of AdamW until all are done, nothing improves or the loss is no number; losses before them."""
+    """Take AdamW steps until all are done, nothing improves or the loss is not finite; return the losses."""
     parameters, losses = list(trained.parameters()), []
     optimiser = torch.optim.AdamW(parameters, settings.learning_rate, fused=parameters[0].is_cuda)
     lowest, waited = float("inf"), 0
@@ -198,17 +198,17 @@ def _descend(
 
 
 def find_divergence(losses: list[float]) -> str:
-    """Why an adaptation must not be used; empty where it may."""
+    """Why an adaptation must not be used; empty if it may."""
     broken = [step for step, loss in enumerate(losses) if not loss < float("inf")]
     if broken:
-        return f"the loss is no number after {broken[0]} steps"
+        return f"the loss is not finite after {broken[0]} steps"
     if losses[-1] > losses[0]:
         return f"the loss rose from {losses[0]:.3g} to {losses[-1]:.3g}"
     return ""
 
 
 def measure_background(image: Tensor, good: Tensor, mask: Tensor, width: int = 3) -> BackgroundError:
-    """How far an image, not yet composited, is from the good one outside the mask; border: `width` pixels."""
+    """Error of an image before compositing, outside the mask; the border is `width` pixels wide."""
     difference = (image.clamp(-1, 1) - good).abs().mean(dim=1, keepdim=True) * 127.5
     grown = max_pool2d(mask.float(), 2 * width + 1, stride=1, padding=width) > 0
     return BackgroundError(float(difference[~mask].mean()), float(difference[grown & ~mask].mean()))

@@ -1,4 +1,4 @@
-"""Cutting a working picture out around a mask, and putting what was painted back under the mask only."""
+"""Cropping a working image around a mask, and pasting the painted result back under the mask only."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from defaug_utils.core.images import fit_image, fit_mask
 
 
 class Box(NamedTuple):
-    """Part of an image, in pixels; right and bottom are one past the last."""
+    """Part of an image, in pixels; right and bottom are exclusive."""
 
     left: int
     top: int
@@ -18,10 +18,10 @@ class Box(NamedTuple):
 
 
 def choose_box(mask: np.ndarray, size: tuple[int, int], padding: int | None) -> Box:
-    """The part of an image that is worked on: the mask with its padding, as far as the image reaches.
+    """The part of an image to work on: the mask with its padding, inside the image.
 
-    As in DIAG's code, where the image is stretched to the working size (width, height) before it is cut, the
-    part has the image's own aspect. The padding is in pixels of the working size; None takes the whole image.
+    The part has the image's aspect, because DIAG's code stretches the image to the working size (width,
+    height) before it crops. The padding is in pixels of the working size; None takes the whole image.
     """
     sides = np.array(mask.shape[::-1])
     if padding is None:
@@ -29,22 +29,22 @@ def choose_box(mask: np.ndarray, size: tuple[int, int], padding: int | None) -> 
     corner, extent = np.reshape(cv2.boundingRect(mask.astype(np.uint8)), (2, 2))
     margin = -(-padding * sides // np.array(size))
     start, end = np.maximum(corner - margin, 0), np.minimum(corner + extent + margin, sides)
-    share = ((end - start) / sides).max()  # of the image, alike in either direction
+    share = ((end - start) / sides).max()  # of the image, the same in both directions
     length = np.maximum(np.minimum(np.ceil(share * sides).astype(int), sides), end - start)
-    first = np.clip((start + end - length) // 2, 0, sides - length)  # moved where it would leave the image
+    first = np.clip((start + end - length) // 2, 0, sides - length)  # shifted to stay inside the image
     return Box(*first.tolist(), *(first + length).tolist())
 
 
 def cut_out(
     image_u8: np.ndarray, mask: np.ndarray, box: Box, size: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The box of an image and of its mask at the working size (width, height); no defect's pixel is lost."""
+    """Crop image and mask to the box, at the working size (width, height); no defect pixel is lost."""
     part = (slice(box.top, box.bottom), slice(box.left, box.right))
     return fit_image(image_u8[part], size), fit_mask(mask[part], size)
 
 
 def paste_back(image_u8: np.ndarray, painted_u8: np.ndarray, box: Box) -> np.ndarray:
-    """A new image with a painted box, brought back from the working size, over the part it was cut out of."""
+    """A new image with the painted box, resized from the working size, pasted over its part."""
     size = (box.right - box.left, box.bottom - box.top)
     pasted = image_u8.copy()
     pasted[box.top : box.bottom, box.left : box.right] = fit_image(painted_u8, size)
@@ -52,14 +52,14 @@ def paste_back(image_u8: np.ndarray, painted_u8: np.ndarray, box: Box) -> np.nda
 
 
 def composite(image_u8: np.ndarray, painted_u8: np.ndarray, mask: np.ndarray, feather: int = 0) -> np.ndarray:
-    """Keep what was painted inside the mask, and the original's own pixels, bit for bit, everywhere else.
+    """Keep what was painted inside the mask, and restore the original everywhere else, bit for bit.
 
-    Over so many pixels of `feather`, inwards from the mask's edge, the original fades out.
+    The original fades out over `feather` pixels inwards from the mask's edge.
     """
     if image_u8.shape != painted_u8.shape or image_u8.shape[:2] != mask.shape or mask.dtype != bool:
         raise ValueError(
             f"image {image_u8.shape}, painted {painted_u8.shape}, mask {mask.shape} of {mask.dtype}: "
-            "expected one height and width, and a mask of bool"
+            "expected the same height and width, and a bool mask"
         )
     depth = cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
     weight = np.minimum(depth / (feather + 1), 1)[..., None]
@@ -68,9 +68,9 @@ def composite(image_u8: np.ndarray, painted_u8: np.ndarray, mask: np.ndarray, fe
 
 
 def cover_cells(mask: np.ndarray, factor: int) -> np.ndarray:
-    """Grow a mask, whose sides the factor divides, to whole cells of the latent grid: all that it touches.
+    """Extend a mask to all latent cells that it touches; the factor must divide the mask's sides.
 
-    Pipelines bring masks to the latent grid by taking one pixel a cell, and a thin crack slips through.
+    Pipelines reduce masks to the latent grid by sampling one pixel per cell, which can miss a thin crack.
     """
     height, width = mask.shape
     cells = mask.reshape(height // factor, factor, width // factor, factor).any(axis=(1, 3))

@@ -29,7 +29,7 @@ from defaug_utils.training.weights import list_broken
 if TYPE_CHECKING:
     from diffusers import ControlNetModel
 
-CONDITIONING_CHANNELS = (16, 32, 96, 256)  # from pixels to cells of 8 (ControlNet, Zhang et al. 2023)
+CONDITIONING_CHANNELS = (16, 32, 96, 256)  # from pixels to cells of 8 × 8 (ControlNet, Zhang et al. 2023)
 TRAINING = "training.json"
 TRIMAP_CHANNELS = 3  # the trimap is repeated, so that the weights fit Stable Diffusion's ControlNets
 BATCH_SIZE = 4  # AdaBLDM, section 4.1
@@ -42,10 +42,10 @@ class TrimapModel:
 
     model: TextToImage  #: from `load_text2image`; stays frozen
     controlnet: "ControlNetModel"  #: from `make_controlnet` or a training
-    training: dict = field(default_factory=dict)  #: what `train_controlnet` wrote beside it, where known
+    training: dict = field(default_factory=dict)  #: what `train_controlnet` recorded, if known
 
     def describe(self) -> dict:
-        """Both models in the recipe of a pool, with the real defects that were learned from."""
+        """Both models for a pool's recipe, with the real defects that the ControlNet learned from."""
         controlnet = {
             "fingerprint": fingerprint({"controlnet": self.controlnet}),
             "steps": self.training.get("steps"),
@@ -55,12 +55,12 @@ class TrimapModel:
 
 
 def make_controlnet(model: TextToImage, seed: int = 0) -> "ControlNetModel":
-    """A ControlNet, in float32, that starts as the U-Net's encoder; the seed draws what reads the trimap."""
+    """A float32 ControlNet, initialised from the U-Net's encoder; the seed draws its trimap layers."""
     from diffusers import ControlNetModel
 
     count = math.log2(model.cell) + 1
     if not count.is_integer() or count > len(CONDITIONING_CHANNELS):
-        raise ModelError(f"{model.model}: latent cells of {model.cell} pixels, expected 1, 2, 4 or 8")
+        raise ModelError(f"{model.model}: latent cells have {model.cell} pixels, expected 1, 2, 4 or 8")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         controlnet = ControlNetModel.from_unet(
@@ -72,7 +72,7 @@ def make_controlnet(model: TextToImage, seed: int = 0) -> "ControlNetModel":
 
 
 def save_controlnet(controlnet: "ControlNetModel", folder: Path | str, training: dict | None = None) -> None:
-    """Write a ControlNet in diffusers' layout, safetensors, and `training.json`: how it came about."""
+    """Write a ControlNet in diffusers' layout as safetensors, and `training.json`: how it was trained."""
     with quiet_libraries():
         controlnet.save_pretrained(folder, safe_serialization=True)
     write_json(Path(folder) / TRAINING, training or {})
@@ -81,9 +81,9 @@ def save_controlnet(controlnet: "ControlNetModel", folder: Path | str, training:
 def load_trimap_model(
     folder: Path | str, model: TextToImage, dtype: torch.dtype = torch.float32
 ) -> TrimapModel:
-    """Read a ControlNet of diffusers' layout, and what is known of its training, for its text-to-image model.
+    """Read a ControlNet in diffusers' layout, and what is known of its training, for its text-to-image model.
 
-    A ModelError says that there is none, it does not fit the model, or it was trained beside another one.
+    Raises a ModelError if it is missing, does not fit the model, or was trained with another one.
     """
     controlnet, path = load_controlnet(folder, model, dtype), Path(folder) / TRAINING
     try:
@@ -93,7 +93,7 @@ def load_trimap_model(
     base = model.describe().get("fingerprint")
     if training and training["base"] != base:
         raise ModelError(
-            f"{folder} was trained beside the model {training['base']}, {model.model} is {base}: load the "
+            f"{folder} was trained with the model {training['base']}, but {model.model} is {base}: load the "
             "model that it belongs to"
         )
     return TrimapModel(model, controlnet, training)
@@ -102,7 +102,7 @@ def load_trimap_model(
 def load_controlnet(
     folder: Path | str, model: TextToImage, dtype: torch.dtype = torch.float32
 ) -> "ControlNetModel":
-    """Read a ControlNet in safetensors that fits the model; a ModelError says why it can't be."""
+    """Read a ControlNet from safetensors that fits the model; a ModelError says why it can't be read."""
     from diffusers import ControlNetModel
 
     folder = Path(folder)
@@ -123,7 +123,7 @@ def load_controlnet(
     raise_problems(f"{folder}: its weights are not a ControlNet's", problems, ModelError)
     names = ("block_out_channels", "layers_per_block", "cross_attention_dim", "in_channels")
     wanted = {name: model.pipeline.unet.config[name] for name in names}
-    wanted["conditioning_channels"] = TRIMAP_CHANNELS  # as trimaps have
+    wanted["conditioning_channels"] = TRIMAP_CHANNELS  # those of trimaps
     differing = list_differences({name: controlnet.config[name] for name in wanted}, wanted)
     if differing:
         raise ModelError(f"{folder} does not fit {model.model}: {'; '.join(differing)}")
@@ -131,20 +131,20 @@ def load_controlnet(
 
 
 def to_conditioning(trimaps_u8: Sequence[np.ndarray]) -> Tensor:
-    """Trimaps (height, width), uint8, as the ControlNet reads them: (batch, 3, height, width) in [0, 1]."""
+    """Trimaps (height, width), uint8, as input of the ControlNet: (batch, 3, height, width) in [0, 1]."""
     stacked = torch.from_numpy(np.stack(trimaps_u8))[:, None].float() / 255
     return stacked.repeat(1, TRIMAP_CHANNELS, 1, 1)
 
 
 @torch.no_grad()
 def read_once(controlnet: "ControlNetModel", conditioning: Tensor) -> tuple["ControlNetModel", Tensor]:
-    """A view of the ControlNet (weights are shared) for trimaps that it has read, and these.
+    """A view of the ControlNet (with shared weights) for embedded trimaps, and these embeddings.
 
-    A small model needs as long to read them as for all the rest of a step.
+    In a small model, embedding the trimaps takes as long as the rest of a step.
     """
     view = copy.copy(controlnet)
     view._modules = dict(controlnet._modules, controlnet_cond_embedding=nn.Identity())
-    view.__dict__.pop("forward", None)  # in mixed precision accelerate binds it to the original
+    view.__dict__.pop("forward", None)  # in mixed precision, accelerate binds it to the original
     return view, controlnet.controlnet_cond_embedding(conditioning)
 
 
@@ -157,9 +157,10 @@ def predict(
     empty: Tensor,
     texts: Sequence[Tensor],
 ) -> list[Tensor]:
-    """What the U-Net predicts for noisy latents under the ControlNet's guidance, one answer for each text.
+    """The U-Net's predictions for noisy latents under the ControlNet's guidance, one for each prompt.
 
-    The ControlNet reads the empty prompt, so its one answer serves all texts. Times: one, or one an image.
+    The ControlNet reads the empty prompt, so its single output serves all prompts. Times: one, or one per
+    image.
     """
     down, middle = controlnet(latents, times, empty, conditioning, return_dict=False)
     copies, dtype = len(texts), model.pipeline.unet.dtype
@@ -181,7 +182,7 @@ def make_denoiser(
     negative_prompts: Sequence[str],
     guidance: float,
 ) -> Denoise:
-    """The network as `blend_latents` asks for it; trimaps (height, width), uint8, prompts: one an image."""
+    """The network for `blend_latents`; trimaps (height, width), uint8, and prompts: one per image."""
     model, controlnet = trimap_model.model, trimap_model.controlnet
     conditioning = to_conditioning(trimaps_u8).to(model.device, controlnet.dtype)
     controlnet, conditioning = read_once(controlnet, conditioning)
@@ -201,7 +202,7 @@ def make_denoiser(
 class ControlNetSettings:
     """How a ControlNet is trained; the defaults are AdaBLDM's (section 4.1)."""
 
-    batch_size: int = BATCH_SIZE  #: triples a step, shared by all processes
+    batch_size: int = BATCH_SIZE  #: triples per step, shared by all processes
     learning_rate: float = 1e-5  #: of AdamW
     seed: int = 0  #: of the new layers, the times and the noise
 
@@ -216,7 +217,7 @@ class ControlNetSettings:
 
 @dataclass
 class ControlNetRun:
-    """A finished training: the network, ready to be used, and the history as `run_steps` gives it."""
+    """A finished training: the network, ready for use, and the history from `run_steps`."""
 
     controlnet: nn.Module
     history: pd.DataFrame
@@ -232,16 +233,18 @@ def train_controlnet(
     on_step: OnStep | None = None,
     on_samples: Callable[[int, nn.Module], None] | None = None,
 ) -> ControlNetRun:
-    """Train a ControlNet beside the frozen model, or go on where an earlier run stopped.
+    """Train a ControlNet beside the frozen model, or resume an earlier run.
 
-    Triple p of the run, and its time and noise, depend on the seed and p alone. On one processor the result
-    repeats exactly, interrupted or not, for the same number of threads and versions. A ValueError tells that
-    size or prompts don't suit the model, or the processes don't divide the batch; see also `run_steps`.
+    Triple p of the run, its time and its noise depend only on the seed and p. On one CPU the result is
+    exactly reproducible, interrupted or not, for the same number of threads and versions. Raises a ValueError
+    if size or prompts don't suit the model, or if the batch can't be divided among the processes; see also
+    `run_steps`.
 
     Args:
-        folder: for the checkpoint, `history.csv` and, in the end, `controlnet/` in diffusers' layout.
-        settings: the paper's when None.
-        on_samples: called after each checkpoint with the steps and the ControlNet, such as to draw a grid.
+        folder: for the checkpoint, `history.csv` and, at the end, `controlnet/` in diffusers' layout.
+        settings: None for the paper's.
+        on_samples: called after each checkpoint with the step and the ControlNet, for example to draw
+            samples.
     """
     settings, folder = settings or ControlNetSettings(), Path(folder)
     accelerator = open_accelerator(plan.precision, model.device)
@@ -280,7 +283,7 @@ def train_controlnet(
 def measure_loss(
     model: TextToImage, controlnet: nn.Module, scheduler: Any, triples: list[Triple], seeds: list[int]
 ) -> Tensor:
-    """Mean squared error of the predicted noise or velocity; a seed a triple draws its time and noise."""
+    """Mean squared error of the predicted noise or velocity; each triple's seed draws its time and noise."""
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     count = scheduler.config.num_train_timesteps
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""DreamBooth (Ruiz et al. 2023) by the LoRA adapter of In&Out (Capogrosso et al. 2024), restarted exactly."""
+"""DreamBooth (Ruiz et al. 2023) with In&Out's LoRA adapter (Capogrosso et al. 2024), resumed exactly."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -34,37 +34,37 @@ class DreamBoothRun:
     """A finished fine-tuning; the model carries the trained adapter."""
 
     lora: Path  #: the adapter
-    #: one row a step: step (from 1), epoch, loss, loss_instance and loss_class (means over their images,
-    #: missing where a step has none), learning_rate, gradient_norm
+    #: one row per step: step (from 1), epoch, loss, loss_instance and loss_class (means over their images,
+    #: missing if a step has none), learning_rate, gradient_norm
     history: pd.DataFrame
-    resumed_steps: int  #: finished by an earlier call
+    resumed_steps: int  #: steps from an earlier call
     buckets: pd.DataFrame  #: see `count_buckets`
     adapted: LoraCounts  #: layers and parameters of the adapter
-    notices: list[str]  #: what a user must be told
+    notices: list[str]  #: notices for the user
 
 
 class KeptSample(NamedTuple):
-    """Adapter and sample pictures, (height, width, 3) and uint8, of a step of a fine-tuning."""
+    """Adapter and sample images, (height, width, 3), uint8, at a step of fine-tuning."""
 
     adapter: Path
     images_u8: list[np.ndarray]
 
 
 class Denoiser(nn.Module):
-    """U-Net and text encoder as one module, so that several processes keep both in step."""
+    """U-Net and text encoder as one module, so that several processes synchronise both."""
 
     def __init__(self, unet: nn.Module, text_encoder: nn.Module, clip_skip: int) -> None:
         super().__init__()
         self.unet, self.text_encoder, self.clip_skip = unet, text_encoder, clip_skip
 
     def forward(self, noisy: Tensor, times: Tensor, tokens: Tensor) -> Tensor:
-        """What the U-Net predicts for noisy latents (batch channels height width)."""
+        """The U-Net's prediction for noisy latents (batch channels height width)."""
         embedded = text2image.embed_tokens(self.text_encoder, tokens, self.clip_skip)
         return self.unet(noisy, times, embedded).sample
 
 
 class _Trainer(NamedTuple):
-    """What a step is computed from."""
+    """Everything that a step is computed from."""
 
     accelerator: "Accelerator"
     settings: DreamBoothSettings
@@ -86,21 +86,21 @@ def train_dreambooth(
     on_sample: Callable[[int], None] | None = None,
     sample_times: int = 1,
 ) -> DreamBoothRun:
-    """Fine-tune a model by an adapter, or go on where an earlier call with the same settings stopped.
+    """Fine-tune a model with an adapter, or resume an earlier call with the same settings.
 
-    All draws of a step come from (seed, step, place in the batch), so that on one machine a resumed run has
-    the losses of an uninterrupted one, and several processes see what one would see.
+    All random numbers of a step come from (seed, step, position in the batch). On one machine, a resumed run
+    has the losses of an uninterrupted one, and several processes see the same as a single one.
 
     Args:
-        model: as it was loaded, without an adapter; it carries the trained one afterwards.
-        folder: where `checkpoint.safetensors`, `lora.safetensors` and `history.csv` go.
+        model: freshly loaded, without an adapter; it has the trained one afterwards.
+        folder: for `checkpoint.safetensors`, `lora.safetensors` and `history.csv`.
         on_step: see `run_steps`; its numbers are the step's row of the history.
-        on_sample: called with the number of finished steps, the model ready to make pictures.
-        sample_times: how often, evenly over the training; the last time at its end.
+        on_sample: called with the number of finished steps, when the model can generate images.
+        sample_times: number of these calls, evenly spaced; the last one is at the end.
 
     Raises:
-        DreamBoothError: the folder holds a run of other settings (all are named) or an unreadable checkpoint.
-        FloatingPointError: a loss or gradient is not finite; names the step and keeps the last checkpoint.
+        DreamBoothError: the folder contains a run with other settings (all are listed) or a bad checkpoint.
+        FloatingPointError: a loss or gradient is not finite; the last checkpoint is kept.
     """
     folder, lora = Path(folder), Path(folder) / LORA
     training_images.check_bucket_step(settings.buckets, model)
@@ -143,7 +143,7 @@ def train_dreambooth(
 def _prepare(
     model: TextToImage, images: TrainingImages, settings: DreamBoothSettings, plan: LoraPlan
 ) -> tuple[loop.Training, LoraCounts, int]:
-    """Cache latents and attach the adapter: what is trained, the adapter's size, the number of steps."""
+    """Cache latents and attach the adapter; return what is trained, the adapter's size and the steps."""
     pipeline = model.pipeline
     latents = training_images.cache_latents(model, images)
     tokens = text2image.tokenise_prompts(model, [settings.instance_prompt, settings.class_prompt])
@@ -184,7 +184,7 @@ def _make_optimiser(parameters: nn.ParameterDict, settings: DreamBoothSettings) 
 
 
 def _rate_schedule(settings: DreamBoothSettings, count: int) -> Callable[[int], float]:
-    """The learning rate of a step from 0, by the step alone, so that there is no state to store."""
+    """The learning rate as a function of the step (from 0), so that there is no state to store."""
     unused = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     schedule = get_cosine_with_hard_restarts_schedule_with_warmup(
         unused, settings.warmup_steps, count, settings.restarts
@@ -193,7 +193,7 @@ def _rate_schedule(settings: DreamBoothSettings, count: int) -> Callable[[int], 
 
 
 def _set_mode(model: TextToImage, settings: DreamBoothSettings, is_training: bool) -> None:
-    """Training mode with gradient checkpointing, or ready to make pictures."""
+    """Switch between training mode (with gradient checkpointing) and generation."""
     unet, text_encoder = model.pipeline.unet, model.pipeline.text_encoder
     for part in (unet, text_encoder):
         part.train(is_training)
@@ -208,7 +208,7 @@ def _set_mode(model: TextToImage, settings: DreamBoothSettings, is_training: boo
 def _measure_errors(
     trainer: _Trainer, denoiser: nn.Module, positions: Sequence[int], number: int
 ) -> tuple[Tensor, Tensor]:
-    """Weighted errors at places of a batch, each with its own draws, and which are regularisation images."""
+    """Weighted errors at positions of a batch, with their own draws, and which are regularisation images."""
     latents, noises, times = [], [], []
     step_seed = image_seed(trainer.settings.seed, number)
     levels, offset = len(trainer.level_weights), trainer.settings.noise_offset
@@ -238,7 +238,7 @@ def _compute_loss(trainer: _Trainer, denoiser: nn.Module, number: int) -> loop.S
     count, processes = len(step.images), accelerator.num_processes
     mine = list(range(accelerator.process_index, count, processes))
     errors, is_class = _measure_errors(trainer, denoiser, mine or [0], number)
-    errors = errors * bool(mine)  # more processes than images: take part, but count for nothing
+    errors = errors * bool(mine)  # more processes than images: take part with weight 0
     sums = torch.stack([errors.detach().sum(), (errors.detach() * is_class).sum()])
     total, of_class = accelerator.reduce(sums, "sum").tolist()
     class_count = int(trainer.is_class[list(step.images)].sum())
@@ -254,7 +254,7 @@ def _compute_loss(trainer: _Trainer, denoiser: nn.Module, number: int) -> loop.S
 def keep_sample(
     folder: Path | str, step: int, model: TextToImage, jobs: Sequence[TextJob], settings: TextSettings
 ) -> list[np.ndarray]:
-    """Store the adapter of a step and its sample pictures (α = 1) in `steps/`, and return the pictures."""
+    """Store a step's adapter and sample images (α = 1) in `steps/`, and return the images."""
     target = Path(folder) / "steps" / f"step-{step:06d}"
     images = text2image.generate_images(model, jobs, settings)
     for place, image_u8 in enumerate(images):
@@ -264,7 +264,7 @@ def keep_sample(
 
 
 def read_samples(folder: Path | str) -> dict[int, KeptSample]:
-    """What `keep_sample` stored, by the number of finished steps, in their order."""
+    """What `keep_sample` stored, by number of finished steps, in order."""
     kept = {}
     for adapter in sorted((Path(folder) / "steps").glob(f"step-*/{LORA}")):
         pictures = [read_image(path) for path in sorted(adapter.parent.glob("*.png"))]

@@ -1,4 +1,4 @@
-"""DreamBooth's plan: what is trained on what, in which order, and how each noise level counts."""
+"""DreamBooth's plan: settings, the order of images, and the weights of noise levels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -20,36 +20,36 @@ OPTIMISERS = ("adamw", "adamw8bit")
 class DreamBoothSettings:
     """How a model is fine-tuned; the defaults are In&Out's few-shot (Capogrosso et al. 2024, section 4)."""
 
-    identifier: str = "skt"  #: the word that shall mean these images
-    instance_prompt: str = "skt background"  #: text of every training image; holds the identifier
-    class_prompt: str = "background"  #: text of every regularisation image; does not hold it
+    identifier: str = "skt"  #: the new word for these images
+    instance_prompt: str = "skt background"  #: prompt of every training image; contains the identifier
+    class_prompt: str = "background"  #: prompt of every regularisation image; does not contain it
     epochs: int = 49  #: passes over the instance images
-    repeats: int = 10  #: of every instance image in an epoch
-    batch_size: int = 12  #: images a step, all processes together
+    repeats: int = 10  #: of every instance image per epoch
+    batch_size: int = 12  #: images per step, all processes together
     learning_rate: float = 1e-5  #: at the start of every cosine
     restarts: int = 3  #: number of cosines from the learning rate down to 0
-    warmup_steps: int = 0  #: over which the rate rises from 0
-    gamma: float = 5.0  #: of min-SNR-γ; 0 weights all noise levels alike
-    noise_offset: float = 0.0  #: deviation of a shift of each channel's noise: what the base model had
-    prior_weight: float = 1.0  #: weight of regularisation images; 0 leaves them out
-    optimiser: str = "adamw8bit"  #: "adamw8bit" (plain AdamW where bitsandbytes is missing) or "adamw"
+    warmup_steps: int = 0  #: during which the rate rises from 0
+    gamma: float = 5.0  #: of min-SNR-γ; 0 weights all noise levels equally
+    noise_offset: float = 0.0  #: deviation of a shift of each channel's noise, as for the base model
+    prior_weight: float = 1.0  #: weight of regularisation images; 0 omits them
+    optimiser: str = "adamw8bit"  #: "adamw8bit" (plain AdamW if bitsandbytes is missing) or "adamw"
     weight_decay: float = 0.01  #: of the optimiser
-    max_gradient_norm: float = 1.0  #: gradients are scaled down to it; 0 for never
-    precision: str = "fp16"  #: of the forward pass on a GPU: "fp16" or "bf16"; "no" on a processor
-    gradient_checkpointing: bool = True  #: compute activations twice instead of keeping them
-    seed: int = 1234  #: draws the adapter, the order of images, noise and noise levels
-    save_every: int = 100  #: steps from one checkpoint to the next
-    buckets: BucketSettings = field(default_factory=BucketSettings)  #: sizes that images are trained at
+    max_gradient_norm: float = 1.0  #: gradients are clipped to it; 0 for no clipping
+    precision: str = "fp16"  #: of the forward pass on a GPU: "fp16" or "bf16"; "no" on a CPU
+    gradient_checkpointing: bool = True  #: recompute activations to save memory
+    seed: int = 1234  #: of the adapter, the order of images, noise and noise levels
+    save_every: int = 100  #: steps between checkpoints
+    buckets: BucketSettings = field(default_factory=BucketSettings)  #: sizes of training images
 
     def __post_init__(self) -> None:
         word, instance_prompt, class_prompt = self.identifier.strip(), self.instance_prompt, self.class_prompt
         class_words = class_prompt.split()
         demands = {
             "the identifier is empty: choose a rare word such as 'skt'": bool(word),
-            f"the instance prompt {instance_prompt!r} has no identifier {word!r}: without one the "
-            "fine-tuning changes what the class word means": not word or word in instance_prompt.split(),
-            f"the class prompt {class_prompt!r} must not hold {word!r}": word not in class_words,
-            "the class prompt is empty: name the kind of thing, such as 'background'": bool(class_words),
+            f"the instance prompt {instance_prompt!r} lacks the identifier {word!r}: without it, "
+            "fine-tuning changes the meaning of the class word": not word or word in instance_prompt.split(),
+            f"the class prompt {class_prompt!r} must not contain {word!r}": word not in class_words,
+            "the class prompt is empty: name the kind of object, such as 'background'": bool(class_words),
         }
         for name in ("epochs", "repeats", "batch_size", "restarts", "save_every"):
             value = getattr(self, name)
@@ -62,27 +62,27 @@ class DreamBoothSettings:
         demands[f"learning_rate {rate} must be above 0"] = 0 < rate < float("inf")
         for name, words in (("optimiser", OPTIMISERS), ("precision", PRECISIONS)):
             value = getattr(self, name)
-            demands[f"{name} {value!r} is none of {', '.join(words)}"] = value in words
+            demands[f"{name} {value!r} is not one of {', '.join(words)}"] = value in words
         check_demands("DreamBooth settings", demands, DreamBoothError)
 
 
 def settle_settings(settings: DreamBoothSettings, device: str) -> tuple[DreamBoothSettings, list[str]]:
-    """Replace what this machine does not have (half precision on a processor, bitsandbytes), and tell it."""
+    """Replace what this machine lacks (half precision on a CPU, bitsandbytes); return notices about it."""
     notices = []
     if settings.precision != "no" and not device.startswith("cuda"):
         settings = replace(settings, precision="no")
-        notices.append("a processor trains in float32, not in half precision")
+        notices.append("CPUs train in float32, not in half precision")
     if settings.optimiser == "adamw8bit" and not (device.startswith("cuda") and find_spec("bitsandbytes")):
         settings = replace(settings, optimiser="adamw")
-        notices.append("plain AdamW in place of the 8-bit one, which needs bitsandbytes and a GPU")
+        notices.append("plain AdamW is used instead of the 8-bit one, which needs bitsandbytes and a GPU")
     return settings, notices
 
 
 def tell_images(images: TrainingImages, settings: DreamBoothSettings) -> list[str]:
-    """What a user must know about how many images there are."""
+    """Notices about the number of images."""
     notices = []
     if len(images.sizes(is_class=False)) == 1:
-        notices.append("there is one instance image: the adapter will learn it by heart")
+        notices.append("there is only one instance image: the adapter will memorise it")
     if not images.sizes(is_class=True):
         notices.append(
             f"prior preservation is off (prior_weight {settings.prior_weight}, no regularisation image): the "
@@ -92,14 +92,14 @@ def tell_images(images: TrainingImages, settings: DreamBoothSettings) -> list[st
 
 
 def tell_identifier(tokenizer: Any, identifier: str) -> list[str]:
-    """What a user must know where CLIP's tokenizer does not read the identifier as one piece."""
+    """Notices if CLIP's tokenizer does not read the identifier as one token."""
     ids = tokenizer(identifier, add_special_tokens=False).input_ids
     pieces = tokenizer.convert_ids_to_tokens(ids)
     if len(ids) == 1 and ids[0] != tokenizer.unk_token_id:
         return []
     return [
         f"the tokenizer splits the identifier {identifier!r} into {len(pieces)} pieces ({', '.join(pieces)}"
-        "): it shares them with other words; a rare word of one piece is learned with less side effect"
+        "), which it shares with other words; a rare word of one piece has fewer side effects"
     ]
 
 
@@ -115,10 +115,10 @@ def plan_steps(
     class_buckets: Sequence[tuple[int, int]],
     settings: DreamBoothSettings,
 ) -> list[Step]:
-    """Which images every step shows: a function of buckets and settings alone.
+    """The images of every step, a function of buckets and settings only.
 
-    An epoch is every instance `repeats` times and as many regularisation images, which take turns over the
-    epochs. A step's images are of one bucket; instances have the first positions.
+    An epoch shows every instance `repeats` times and as many regularisation images, which take turns over the
+    epochs. A step's images come from one bucket; instances have the first positions.
     """
     buckets = [*instance_buckets, *class_buckets]
     shown = np.repeat(np.arange(len(instance_buckets)), settings.repeats)
@@ -140,11 +140,11 @@ def plan_steps(
 
 
 def weigh_noise_levels(alphas_cumprod: Tensor, gamma: float, prediction: str) -> Tensor:
-    """Weight of every noise level's squared error by min-SNR-γ (Hang et al. 2023, section 3.4).
+    """Weights of the noise levels' squared errors by min-SNR-γ (Hang et al. 2023, section 3.4).
 
-    The weight of the predicted image's error is min(SNR, γ). The errors of noise ε and of velocity v are
-    that error times SNR and times SNR + 1, so theirs are min(SNR, γ) / SNR and min(SNR, γ) / (SNR + 1).
-    ᾱ has shape (levels,); γ = 0 weights all alike.
+    The error of the predicted image has weight min(SNR, γ). The errors of noise ε and velocity v are SNR and
+    SNR + 1 times that error, so their weights are min(SNR, γ) / SNR and min(SNR, γ) / (SNR + 1). ᾱ has shape
+    (levels,); γ = 0 weights all levels equally.
     """
     if gamma == 0:
         return torch.ones(len(alphas_cumprod))

@@ -1,4 +1,4 @@
-"""Families of diffusion models that inpaint: diffusers' classes of each, and the arguments that they take."""
+"""Families of diffusion models that inpaint: their diffusers classes, and the arguments of these."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,34 +10,34 @@ import torch
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-CHAT_TOKENS = 32  # that a chat's template adds to a text, at most
+CHAT_TOKENS = 32  # the most that a chat template adds to a prompt
 
 
 @dataclass(frozen=True)
 class Family:
-    """What is common to the models of a family, as diffusers 0.42 has them."""
+    """Properties of a model family in diffusers 0.42."""
 
     label: str
-    stem: str  #: of its classes in diffusers
+    stem: str  #: common start of its class names in diffusers
     inpainting: str  #: the class that inpaints
-    channels: Mapping[int, bool]  #: that its network may take: whether it then sees what surrounds the mask
-    text_to_image: str = ""  #: the class for what this package trains and makes from text, where it can
+    channels: Mapping[int, bool]  #: input channels of its network → whether it sees around the mask
+    text_to_image: str = ""  #: the class for text-to-image training and generation, if supported
     guidance: str = "guidance_scale"  #: the argument for the weight of the prompt
-    unguided: float = 1.0  #: its value that is no guidance
+    unguided: float = 1.0  #: its value for no guidance
     takes_negative: bool = True
-    packing: int = 2  #: latent cells along either side of what the network takes as one
-    chat_tokens: int = 0  #: of its limit of a text's tokens that a template takes
-    is_single_file: bool = False  #: one file of weights will do
-    caches_texts: bool = False  #: `encode_prompt` gives what the call takes, in the order of `EMBEDDINGS`
-    adds_shift: bool = False  #: diffusers forgets the autoencoder's shift when it decodes
+    packing: int = 2  #: latent cells per side of one patch of the network
+    chat_tokens: int = 0  #: tokens of the prompt's limit that a template uses
+    is_single_file: bool = False  #: a single weights file is enough
+    caches_texts: bool = False  #: `encode_prompt` returns the call's arguments, in the order of `EMBEDDINGS`
+    adds_shift: bool = False  #: diffusers omits the autoencoder's shift when decoding
 
     @property
     def classes(self) -> set[str]:
-        """Names that a model's index may give for its class."""
+        """Class names that a model's index may contain."""
         return {f"{self.stem}{kind}Pipeline" for kind in ("", "Img2Img", "Inpaint")} | {self.inpainting}
 
     def name_class(self, purpose: str) -> str:
-        """Its class for "inpainting" or "text to image", empty where it won't do."""
+        """Its class for "inpainting" or "text to image", empty if unsupported."""
         return self.inpainting if purpose == "inpainting" else self.text_to_image
 
 
@@ -93,7 +93,7 @@ FAMILIES = (
 
 
 def find_family(class_name: str) -> Family | None:
-    """The family of a class of diffusers, None where it is of none."""
+    """The family of a diffusers class, or None."""
     return next((family for family in FAMILIES if class_name in family.classes), None)
 
 
@@ -103,7 +103,7 @@ def list_families(purpose: str) -> str:
 
 
 def read_default(family: Family, pipeline: "DiffusionPipeline", name: str) -> float | None:
-    """What the family's class takes where `name` ("strength", "guidance") is not given; guidance as ours."""
+    """The family's default for `name` ("strength", "guidance"); guidance on our scale."""
     argument = family.guidance if name == "guidance" else name
     known = signature(type(pipeline).__call__).parameters
     if argument not in known:
@@ -114,7 +114,7 @@ def read_default(family: Family, pipeline: "DiffusionPipeline", name: str) -> fl
 def name_arguments(
     family: Family, prompts: Sequence[str], negatives: Sequence[str], guidance: float
 ) -> dict[str, object]:
-    """The arguments for texts and guidance (1 is none) of a family that encodes its texts in the call."""
+    """Arguments for prompts and guidance (1 is none) of a family that encodes prompts in its call."""
     arguments: dict[str, object] = {"prompt": list(prompts), family.guidance: guidance - 1 + family.unguided}
     if family.takes_negative and guidance > 1:
         arguments["negative_prompt"] = list(negatives)
@@ -122,7 +122,7 @@ def name_arguments(
 
 
 def decode_shifted(pipeline: "DiffusionPipeline", latents: torch.Tensor) -> torch.Tensor:
-    """Pictures (batch, 3, height, width), in [0, 1], of latents; diffusers 0.42 leaves out SD 3's shift."""
+    """Decode latents to images (batch, 3, height, width) in [0, 1]; diffusers 0.42 omits SD 3's shift."""
     scale, shift = pipeline.vae.config.scaling_factor, pipeline.vae.config.shift_factor
     decoded = pipeline.vae.decode((latents / scale + shift).to(pipeline.vae.dtype), return_dict=False)[0]
     return pipeline.image_processor.postprocess(decoded, output_type="pt")

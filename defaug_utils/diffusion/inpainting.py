@@ -1,4 +1,4 @@
-"""Inpainting: any model of diffusers that can, and jobs in batches, every image by its own seed."""
+"""Inpainting with any suitable diffusers model: jobs in batches, with one seed per image."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ from defaug_utils.diffusion import families, loading
 from defaug_utils.diffusion.compositing import Box, choose_box, composite, cover_cells, cut_out, paste_back
 from defaug_utils.training.memory import run_in_parts
 
-# A text's arguments of a pipeline; the pooled ones for two text encoders only.
+# A pipeline's arguments for prompts; the pooled ones only for two text encoders.
 EMBEDDINGS = [f"{kind}prompt_embeds" for kind in ("", "negative_", "pooled_", "negative_pooled_")]
 
 
@@ -25,19 +25,19 @@ class InpaintSettings:
     """How a defect is painted; the defaults are DIAG's (section 4 and its code)."""
 
     size: tuple[int, int] = (1024, 1024)  #: working size (width, height); images are stretched to it
-    steps: int = 30  #: of the whole noise schedule; `effective_steps` of them are run
+    steps: int = 30  #: of the whole noise schedule; only `effective_steps` of them are run
     guidance: float = 20.0  #: weight of the prompt against the negative one; 1 is none
-    strength: float = 0.99  #: how much of the original is drowned in noise, in (0, 1]; SDXL fails at 1
+    strength: float = 0.99  #: how much noise replaces the original, in (0, 1]; SDXL fails at 1
     #: pixels of the working size kept around the mask, 0 for none; None works on the whole image
     padding_mask_crop: int | None = 2
     feather: int = 0  #: pixels inside the mask over which the original fades out
-    #: show the model whole latent cells, or thin cracks slip through; only the mask itself is painted
+    #: show the model whole latent cells, or thin cracks are missed; only the mask itself is painted
     cover_cells: bool = True
 
     @property
     def effective_steps(self) -> int:
-        """Steps that are really run: the whole part of steps × strength; of families with a transformer, one
-        more where there is a rest.
+        """Steps that are actually run: steps × strength, rounded down; families with a transformer run one
+        more if there is a remainder.
         """
         return int(self.steps * self.strength)
 
@@ -51,21 +51,21 @@ class InpaintSettings:
             f"strength {strength} must be in 0 … 1, 0 excluded": 0 < strength <= 1,
             f"padding_mask_crop {crop} must be None or 0 or more": crop is None or crop >= 0,
             f"feather {self.feather} must be 0 or more": self.feather >= 0,
-            f"{steps} steps × strength {strength} leave no step to run: raise one of them": not 0 < run < 1,
+            f"{steps} steps × strength {strength} leaves no step: increase one of them": not 0 < run < 1,
         }
         check_demands("inpainting settings", demands)
 
 
 @dataclass
 class Inpainter(loading.LoadedModel):
-    """A loaded model that paints."""
+    """A loaded inpainting model."""
 
     family: families.Family = families.STABLE_DIFFUSION
-    #: of texts, by (prompt, negative prompt)
+    #: of prompts, by (prompt, negative prompt)
     embeddings: dict[tuple[str, str], dict[str, torch.Tensor]] = field(default_factory=dict)
-    #: what `speed_up` has switched on; it may change the last bits of a picture
+    #: what `speed_up` has enabled; it may change the last bits of an image
     speed: list[str] = field(default_factory=list)
-    #: held while the pipeline runs, since its scheduler counts the steps of one picture at a time
+    #: held while the pipeline runs, because its scheduler counts steps
     lock: RLock = field(default_factory=RLock, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -78,34 +78,34 @@ class Inpainter(loading.LoadedModel):
         if not family.channels[channels]:
             self.notices.append(
                 f"{self.model} is a text-to-image model: it inpaints by blending latents at every step and "
-                "sees the surroundings of a mask less well than an inpainting model"
+                "uses the surroundings of a mask less well than an inpainting model"
             )
         if not family.caches_texts:
             self.notices.append(
-                f"{family.label} has settings of its own, in diffusers guidance "
+                f"{family.label} has its own default settings: in diffusers, guidance "
                 f"{self.read_default('guidance'):g} and strength {self.read_default('strength'):g}"
             )
         if not family.takes_negative:
-            self.notices.append(f"{family.label} takes no negative prompt: those of the board are not used")
+            self.notices.append(f"{family.label} ignores negative prompts: those of the board are not used")
         super().__post_init__()
 
     def read_default(self, name: str) -> float | None:
-        """What diffusers takes for "strength", "guidance" or another argument, None where there is none."""
+        """Diffusers' default for "strength", "guidance" or another argument, or None."""
         return families.read_default(self.family, self.pipeline, name)
 
     @property
     def side_step(self) -> int:
-        """Sides of images must be multiples of it: of the cells that the network takes as one."""
+        """Sides of images must be multiples of it: pixels per side of one patch of the network."""
         return self.cell * self.family.packing
 
     @property
     def longest_text(self) -> int | None:
-        """Tokens of the longest text that is not cut; None where the tokenizers alone decide."""
+        """Tokens of the longest prompt that is not truncated; None if only the tokenizers decide."""
         limit = self.read_default("max_sequence_length")
         return limit - self.family.chat_tokens if limit else None
 
     def describe(self) -> dict:
-        """The model in the recipe of a pool, and what speeds it up."""
+        """The model for a pool's recipe, and its speed-ups."""
         return super().describe() | {"speed": sorted(self.speed)}
 
 
@@ -114,12 +114,12 @@ def load_inpainter(
 ) -> Inpainter:
     """Load a model of one of `FAMILIES` that can inpaint, or one that blends latents, from safetensors only.
 
-    A ModelError tells that parts are missing, weights are pickled, or it is no model that can inpaint.
+    Raises a ModelError if parts are missing, weights are pickled, or the model can't inpaint.
 
     Args:
-        model: a folder of diffusers' layout, a single .safetensors checkpoint, or a hub id.
-        dtype: of the weights; half precision is for GPUs, where bfloat16 is the one that does not overflow.
-        speed: what `speed_up` switches on.
+        model: a folder in diffusers' layout, a single .safetensors checkpoint, or a hub id.
+        dtype: of the weights; half precision is for GPUs, and bfloat16 does not overflow.
+        speed: options of `speed_up`.
     """
     pipeline = loading.load_pipeline(model, "inpainting", dtype)
     family = families.find_family(type(pipeline).__name__)
@@ -131,12 +131,12 @@ def load_inpainter(
 def speed_up(
     inpainter: Inpainter, channels_last: bool = False, compile_unet: bool = False, slice_vae: bool = False
 ) -> None:
-    """Switch on, in place, what makes large batches faster or smaller, and record it for the recipe.
+    """Enable, in place, what makes large batches faster or smaller, and record it for the recipe.
 
     Args:
-        channels_last: memory layout of the convolutions that GPUs prefer.
-        compile_unet: translate the network at its first use (minutes; again for every other batch size).
-        slice_vae: take the autoencoder's images one by one, so that a larger batch fits.
+        channels_last: the memory layout for convolutions that GPUs prefer.
+        compile_unet: compile the network at its first use (takes minutes; again for each batch size).
+        slice_vae: run the autoencoder image by image, so that a larger batch fits.
     """
     pipeline = inpainter.pipeline
     if channels_last:
@@ -151,7 +151,7 @@ def speed_up(
 
 
 class InpaintJob(NamedTuple):
-    """One image to make: a negative (height, width, 3) uint8, a mask (bool), texts and the noise's seed."""
+    """One image to make: a negative (height, width, 3), uint8, a mask (bool), prompts and a noise seed."""
 
     image_u8: np.ndarray
     mask: np.ndarray
@@ -162,12 +162,12 @@ class InpaintJob(NamedTuple):
 
 @dataclass(frozen=True)
 class InpaintedImage:
-    """What became of a job; images are (height, width, 3), uint8."""
+    """The result of a job; images are (height, width, 3), uint8."""
 
-    image_u8: np.ndarray  #: finished; the original's own pixels outside the mask
-    painted_u8: np.ndarray  #: what the model made, before the original was put back
-    is_finite: bool  #: false where the model gave values that are no numbers
-    latent_cells: int  #: cells of the latent grid that the mask touched; below some ten, expect little
+    image_u8: np.ndarray  #: finished, with the original pixels outside the mask
+    painted_u8: np.ndarray  #: the model's output, before the original is restored
+    is_finite: bool  #: false if the model produced non-finite values
+    latent_cells: int  #: latent cells that the mask touched; below about ten, expect little
     further: Mapping[str, object] = field(default_factory=dict)  #: columns for the image's row
 
 
@@ -178,14 +178,14 @@ def inpaint_batch(
     on_images: Callable[[int], None] | None = None,
     on_step: Callable[[], None] | None = None,
 ) -> list[InpaintedImage]:
-    """Paint all jobs at once, in order; when memory does not suffice, in halves.
+    """Paint all jobs at once, in order, or in halves if memory runs out.
 
-    Images may have any size, and each has a CPU generator of its own seed. On one machine an image is the
-    same at any place of a batch of one size; in a smaller or larger one the last bits may differ.
-    `on_images` hears the number of images just painted; what `on_step` raises ends the painting at that step.
+    Images may have any size, and each has its own seeded CPU generator. On one machine, an image is the same
+    at any position of a batch of a given size; for other batch sizes the last bits may differ. `on_images` is
+    called with the number of images just painted; an exception from `on_step` stops painting at that step.
 
     Raises:
-        ValueError, MemoryError: masks (all listed), texts or size do not suit; not even one image fits.
+        ValueError, MemoryError: unsuitable masks (all listed), prompts or size; not even one image fits.
     """
     inpainter.check_size(settings.size)
     check_jobs(jobs)
@@ -197,18 +197,18 @@ def inpaint_batch(
 
 
 def check_jobs(jobs: Sequence[InpaintJob]) -> None:
-    """Refuse masks that are not bool, of another size than their image, empty or full, all in one message."""
+    """Refuse masks that are not bool, not of their image's size, empty or full, all in one message."""
     problems = []
     for number, job in enumerate(jobs):
         shape = job.image_u8.shape
         if job.mask.dtype != bool:
-            problems.append(f"job {number}: mask of {job.mask.dtype}, expected bool (read_mask gives that)")
+            problems.append(f"job {number}: mask of {job.mask.dtype}, expected bool (use read_mask)")
         elif job.mask.shape != shape[:2]:
             problems.append(f"job {number}: mask {job.mask.shape} on an image {shape[:2]}; use fit_mask")
         elif not job.mask.any():
-            problems.append(f"job {number}: the mask is empty, there is nothing to paint")
+            problems.append(f"job {number}: the mask is empty, so there is nothing to paint")
         elif job.mask.all():
-            problems.append(f"job {number}: the mask covers everything, nothing of the part would be left")
+            problems.append(f"job {number}: the mask covers everything, so nothing of the part would be left")
     raise_problems("inpainting", problems)
 
 
@@ -218,7 +218,7 @@ def _paint(
     settings: InpaintSettings,
     on_step: Callable[[], None] | None,
 ) -> list[InpaintedImage]:
-    """One call of the pipeline, and its pictures put back under their masks."""
+    """One call of the pipeline, with its images pasted back under their masks."""
     family = inpainter.family
     boxes = [choose_box(job.mask, settings.size, settings.padding_mask_crop) for job in jobs]
     cuts = [cut_out(job.image_u8, job.mask, box, settings.size) for job, box in zip(jobs, boxes, strict=True)]
@@ -226,7 +226,7 @@ def _paint(
     masks = covers if settings.cover_cells else [mask for _, mask in cuts]
     images = torch.stack([torch.from_numpy(image.copy()).permute(2, 0, 1) for image, _ in cuts]).float() / 255
 
-    def tell(*_: object) -> dict:  # diffusers asks for the tensors that a callback changes: none
+    def tell(*_: object) -> dict:  # diffusers expects the tensors that a callback changes: none
         on_step()
         return {}
 
@@ -255,10 +255,10 @@ def _paint(
 def finish_image(
     job: InpaintJob, box: Box, pixels: np.ndarray, cells: int, feather: int = 0, further: dict | None = None
 ) -> InpaintedImage:
-    """Put `pixels` (height, width, 3), in [0, 1], back into the image of a job, under its mask.
+    """Paste `pixels` (height, width, 3), in [0, 1], into the image of a job, under its mask.
 
-    On a grey image (its three channels are exactly equal) what was painted loses its colour: each pixel
-    becomes the mean of its channels, so that a colour never tells a generated defect of a grey camera.
+    If the image is grey (its three channels are exactly equal), each painted pixel becomes the mean of its
+    channels, so that no trace of colour gives a generated defect away.
     """
     is_finite = bool(np.isfinite(pixels).all())
     if is_grey(job.image_u8):
@@ -270,7 +270,7 @@ def finish_image(
 
 
 def _name_arguments(inpainter: Inpainter, jobs: Sequence[InpaintJob], settings: InpaintSettings) -> dict:
-    """The pipeline's arguments for texts and guidance, as its family takes them."""
+    """The pipeline's arguments for prompts and guidance, in the form that its family needs."""
     if inpainter.family.caches_texts:
         return {"guidance_scale": settings.guidance, **embed_texts(inpainter, jobs, settings)}
     prompts, negatives = zip(*[(job.prompt, job.negative_prompt) for job in jobs], strict=True)
@@ -280,7 +280,7 @@ def _name_arguments(inpainter: Inpainter, jobs: Sequence[InpaintJob], settings: 
 def embed_texts(
     inpainter: Inpainter, jobs: Sequence[InpaintJob], settings: InpaintSettings
 ) -> dict[str, torch.Tensor]:
-    """The pipeline's text arguments for some jobs, each pair of texts encoded once."""
+    """The pipeline's prompt arguments for some jobs; each pair of prompts is encoded once."""
     pairs = [(job.prompt, job.negative_prompt) for job in jobs]
     for prompt, negative_prompt in set(pairs) - set(inpainter.embeddings):
         tensors = inpainter.pipeline.encode_prompt(

@@ -1,4 +1,4 @@
-"""Loading any diffusion model from safetensors only, after a look at its files, and telling what it is."""
+"""Loading diffusion models: from safetensors only, after checking their files, with their family."""
 
 import hashlib
 import json
@@ -29,24 +29,24 @@ if TYPE_CHECKING:
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 WEIGHTLESS = ("Tokenizer", "Scheduler", "FeatureExtractor", "ImageProcessor")  # ends of class names
 CONVERT = (
-    "weights that are pickled can run any code when they are loaded and are refused: convert them where you "
-    "trust them, with diffusers' from_pretrained(…).save_pretrained(…, safe_serialization=True)"
+    "pickled weights can run any code when they are loaded and are refused: if you trust them, convert "
+    "them with diffusers' from_pretrained(…).save_pretrained(…, safe_serialization=True)"
 )
-INDEX = "model_index.json"  # of a model in diffusers' layout: names its class and parts
-FINGERPRINT_VALUES = 1024  # of every weight tensor that the fingerprint looks at
+INDEX = "model_index.json"  # of a model in diffusers' layout; names its class and parts
+FINGERPRINT_VALUES = 1024  # values per weight tensor that the fingerprint uses
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 class ModelError(ValueError):
-    """A model that can't be loaded, or can't do what is asked of it."""
+    """A model that can't be loaded, or can't do what is requested."""
 
 
 def check_model_folder(folder: Path | str) -> None:
-    """Refuse a folder of diffusers' layout that lacks parts or safetensors weights, listing all problems."""
+    """Refuse a folder in diffusers' layout that lacks parts or safetensors weights; lists all problems."""
     folder = Path(folder)
     index = folder / INDEX
     if not index.is_file():
-        raise ModelError(f"{folder} has no {INDEX}: expected a folder of diffusers' layout")
+        raise ModelError(f"{folder} has no {INDEX}: expected a folder in diffusers' layout")
     problems = []
     for name, classes in _read_index(index).items():
         if isinstance(classes, list) and len(classes) == 2 and classes[1]:
@@ -60,13 +60,13 @@ def _read_index(index: Path) -> dict:
     except ValueError as error:
         raise ModelError(f"{index} is not readable ({error}): copy the model again") from error
     if not isinstance(parts, dict):
-        raise ModelError(f"{index} names no parts: copy the model again")
+        raise ModelError(f"{index} lists no parts: copy the model again")
     return parts
 
 
 def _check_part(part: Path, class_name: str) -> list[str]:
     if not part.is_dir():
-        return [f"the part {part.name} ({class_name}) is missing: copy it from where the model came from"]
+        return [f"the part {part.name} ({class_name}) is missing: copy the model again"]
     if class_name.removesuffix("Fast").endswith(WEIGHTLESS):
         return [] if any(part.iterdir()) else [f"the part {part.name} ({class_name}) is empty"]
     config = part / "config.json"
@@ -80,15 +80,15 @@ def _check_part(part: Path, class_name: str) -> list[str]:
 
 
 def tell_pickles(folder: Path) -> str:
-    """Names of the pickled weights in a folder without others, and what to do; empty where there are none."""
+    """Names of the pickled weights in a folder without safetensors, and advice; empty if there are none."""
     names = sorted(path.name for path in folder.glob("*") if path.suffix in PICKLES)
     return f"only {', '.join(names)}: {CONVERT}" if names else ""
 
 
 def load_pipeline(model: Path | str, purpose: str, dtype: torch.dtype) -> "DiffusionPipeline":
-    """Load a folder, a .safetensors file or a hub id for "inpainting" or "text to image", or tell why not.
+    """Load a folder, a .safetensors file or a hub id for "inpainting" or "text to image", or say why not.
 
-    Its family is known before anything large is fetched.
+    Its family is determined before anything large is downloaded.
     """
     path = Path(model)
     if path.is_dir():
@@ -103,7 +103,7 @@ def load_pipeline(model: Path | str, purpose: str, dtype: torch.dtype) -> "Diffu
     family = _read_family_of_file(path) if path.is_file() else _read_family(model)
     if not family.name_class(purpose):
         raise ModelError(
-            f"{model} is a model of {family.label}, which won't do for {purpose}: expected one of "
+            f"{model} is a {family.label} model, which can't be used for {purpose}: expected one of "
             f"{list_families(purpose)}"
         )
     try:
@@ -111,8 +111,8 @@ def load_pipeline(model: Path | str, purpose: str, dtype: torch.dtype) -> "Diffu
             return _load(str(model), family.name_class(purpose), dtype)
     except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
         raise ModelError(
-            f"{model} can't be loaded for {purpose}: {error}; expected a complete model of {family.label} in "
-            "safetensors; a hub id needs a connection or a copy from an earlier use"
+            f"{model} can't be loaded for {purpose}: {error}; expected a complete {family.label} model in "
+            "safetensors; a hub id needs a network connection or a cached copy"
         ) from error
 
 
@@ -130,12 +130,12 @@ def _load(model: str, class_name: str, dtype: torch.dtype) -> "DiffusionPipeline
         for key, weight in part.named_parameters()
         if weight.is_meta
     ]
-    raise_problems("weights are missing or of another model", problems)
+    raise_problems("weights are missing or belong to another model", problems)
     return pipeline
 
 
 def _read_family(model: Path | str) -> Family:
-    """The family of a folder or hub id, of which only the index is fetched."""
+    """The family of a folder or hub id; only the index is downloaded."""
     index = Path(model) / INDEX if Path(model).is_dir() else _fetch_index(str(model))
     found = str(_read_index(index).get("_class_name", ""))
     family = find_family(found)
@@ -157,17 +157,17 @@ def _fetch_index(model: str) -> Path:
         reason = "is not on the hub, or private: check the name, or run `hf auth login`"
         raise ModelError(f"{model} {reason}") from error
     except LocalEntryNotFoundError as error:
-        reason = "can't be fetched: there is no connection to the hub and no copy from an earlier use"
+        reason = "can't be downloaded: there is no connection to the hub and no cached copy"
         raise ModelError(f"{model} {reason}") from error
     except EntryNotFoundError as error:
         reason = f"has no {INDEX} on the hub: expected a model in diffusers' layout"
         raise ModelError(f"{model} {reason}") from error
     except OSError as error:
-        raise ModelError(f"{model} can't be fetched from the hub: {error}") from error
+        raise ModelError(f"{model} can't be downloaded from the hub: {error}") from error
 
 
 def _read_family_of_file(path: Path) -> Family:
-    """The family of one file of weights: only Stable Diffusion XL's has a second text encoder."""
+    """The family of a single weights file: only Stable Diffusion XL has a second text encoder."""
     try:
         with safe_open(path, "pt") as opened:
             keys = list(opened.keys())
@@ -178,14 +178,14 @@ def _read_family_of_file(path: Path) -> Family:
     if any(key.startswith("cond_stage_model.") for key in keys):
         return STABLE_DIFFUSION
     raise ModelError(
-        f"{path} is no whole model of {STABLE_DIFFUSION.label} or XL: a model of another family comes as a "
-        "folder of diffusers' layout or a hub id"
+        f"{path} is not a complete model of {STABLE_DIFFUSION.label} or XL: models of other families need "
+        "a folder in diffusers' layout or a hub id"
     )
 
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Keep what loading a model writes (bars, hints about other libraries) out of notebooks."""
+    """Keep the output of loading a model (progress bars, hints) out of notebooks."""
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -200,7 +200,7 @@ def quiet_libraries() -> Iterator[None]:
 
 
 def fingerprint(components: Mapping[str, object]) -> str:
-    """Hash of names, shapes and up to 1024 values of every weight: tells models apart, wherever they lie."""
+    """Hash of names, shapes and up to 1024 values of every weight: identifies a model, wherever it is."""
     digest = hashlib.sha256()
     for name, part in sorted(components.items()):
         if isinstance(part, torch.nn.Module):
@@ -213,23 +213,23 @@ def fingerprint(components: Mapping[str, object]) -> str:
 
 @dataclass
 class LoadedModel:
-    """A pipeline, set up for batches, with what is known about it."""
+    """A pipeline, set up for batches, with information about it."""
 
     pipeline: "DiffusionPipeline"  #: diffusers' own
-    model: str  #: name, folder or file it was loaded from
+    model: str  #: name, folder or file that it was loaded from
     device: str = "cpu"  #: where it runs
-    notices: list[str] = field(default_factory=list)  #: what a user must be told
-    batch_limit: int | None = None  #: largest batch that fitted in memory; None while none failed
+    notices: list[str] = field(default_factory=list)  #: notices for the user
+    batch_limit: int | None = None  #: largest batch that fitted into memory; None if none failed
 
     def __post_init__(self) -> None:
-        """Switch off progress bars, and a filter that would blank pictures of parts."""
+        """Switch off progress bars, and the safety filter, which would blank images of parts."""
         self.pipeline.set_progress_bar_config(disable=True)
         if getattr(self.pipeline, "safety_checker", None) is not None:
             self.pipeline.safety_checker = None
-            self.notices.append("the model's picture filter is off: it blanks harmless pictures of parts")
+            self.notices.append("the model's safety filter is off: it blanks harmless images of parts")
 
     def describe(self) -> dict:
-        """The model in the recipe of a pool: classes, scheduler, fingerprint of its weights, type."""
+        """The model for a pool's recipe: classes, scheduler, fingerprint of its weights, type."""
         scheduler = self.pipeline.scheduler
         settings = {k: v for k, v in scheduler.config.items() if not k.startswith("_")}
         return {
@@ -242,25 +242,25 @@ class LoadedModel:
 
     @property
     def denoiser(self) -> torch.nn.Module:
-        """The network that is run at every step: a U-Net or a transformer."""
+        """The network that runs at every step: a U-Net or a transformer."""
         return getattr(self.pipeline, "unet", None) or self.pipeline.transformer
 
     @property
     def cell(self) -> int:
-        """Pixels along either side of a latent cell."""
+        """Pixels per side of a latent cell."""
         return self.pipeline.vae_scale_factor
 
     @property
     def side_step(self) -> int:
-        """Sides of images must be multiples of it."""
+        """Sides of images must be multiples of this."""
         return self.cell
 
     def check_size(self, size: tuple[int, int]) -> None:
-        """Refuse a size (width, height) that `side_step` does not divide, and name the nearest one."""
+        """Refuse a size (width, height) that `side_step` doesn't divide, and suggest the nearest one."""
         step = self.side_step
         if any(side % step for side in size):
             width, height = (max(step, round(side / step) * step) for side in size)
             raise ValueError(
-                f"size {size[0]} × {size[1]}: {self.model} takes multiples of {step}, use {width} × {height} "
-                "(images to paint on are stretched to it and back)"
+                f"size {size[0]} × {size[1]}: {self.model} needs multiples of {step}, use {width} × {height} "
+                "(images are stretched to it and back)"
             )

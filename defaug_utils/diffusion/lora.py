@@ -1,6 +1,6 @@
-"""LoRA-C3Lier on peft: low-rank updates of linear and of 3 × 3 convolution layers, merged at any weight.
+"""LoRA-C3Lier on peft: low-rank updates of linear and 3 × 3 convolution layers, merged with any weight.
 
-Hu et al. 2022 (LoRA); In&Out, section 3.2. A 3 × 3 update is a 3 × 3 convolution down, a 1 × 1 one up.
+Hu et al. 2022 (LoRA); In&Out, section 3.2. A 3 × 3 update is a 3 × 3 convolution (down) and a 1 × 1 one (up).
 """
 
 import re
@@ -13,27 +13,27 @@ import torch
 from torch import Tensor, nn
 
 ADAPTER = "default"  # peft's name of the adapter
-OWN_LAYERS = re.compile(r"\.(base_layer|lora_\w+)(\.|$)")  # of the adapter, in paths
+OWN_LAYERS = re.compile(r"\.(base_layer|lora_\w+)(\.|$)")  # the adapter's own layers, in paths
 BLOCKS = ("Transformer2DModel", "ResnetBlock2D", "Downsample2D", "Upsample2D", "CLIPAttention", "CLIPMLP")
 
 
 class LoraError(ValueError):
-    """Adapter and model don't belong together, or a merge weight is out of range."""
+    """Adapter and model don't match, or a merge weight is out of range."""
 
 
 @dataclass(frozen=True)
 class LoraPlan:
-    """Ranks and scales; an update counts alpha / rank times (In&Out, section 4.1)."""
+    """Ranks and scales; an update is multiplied by alpha / rank (In&Out, section 4.1)."""
 
     linear_rank: int = 32  #: of linear layers and 1 × 1 convolutions
     linear_alpha: float = 16  #: of the same
-    conv_rank: int = 4  #: of 3 × 3 convolutions; 0 leaves them out ("linear only")
+    conv_rank: int = 4  #: of 3 × 3 convolutions; 0 omits them ("linear only")
     conv_alpha: float = 1  #: of the same
 
     def __post_init__(self) -> None:
         if self.linear_rank < 1 or self.conv_rank < 0 or self.linear_alpha <= 0 or self.conv_alpha <= 0:
             raise LoraError(
-                f"{self}: expected a linear_rank of 1 or more, a conv_rank of 0 or more, alphas > 0"
+                f"{self}: expected linear_rank of 1 or more, conv_rank of 0 or more, and alphas above 0"
             )
 
 
@@ -45,7 +45,7 @@ class LayerPlan(NamedTuple):
 
 
 class LoraCount(NamedTuple):
-    """Adapted layers of one network, by kind, and their trainable parameters."""
+    """Number of adapted layers of one network, by kind, and of their trainable parameters."""
 
     linear: int
     conv_1x1: int
@@ -54,14 +54,14 @@ class LoraCount(NamedTuple):
 
 
 class LoraCounts(NamedTuple):
-    """What is adapted in U-Net and text encoder."""
+    """Counts for U-Net and text encoder."""
 
     unet: LoraCount
     text_encoder: LoraCount
 
 
 def find_layers(network: nn.Module) -> dict[str, nn.Module]:
-    """Linear and convolution layers inside `BLOCKS` of U-Net or text encoder, by path, adapted or not."""
+    """Linear and convolution layers in `BLOCKS` of U-Net or text encoder, by path, adapted or not."""
     blocks = tuple(f"{path}." for path, module in network.named_modules() if type(module).__name__ in BLOCKS)
     return {
         path: module
@@ -88,17 +88,17 @@ def plan_layers(network: nn.Module, plan: LoraPlan) -> dict[str, LayerPlan]:
 
 
 def attach_lora(unet: nn.Module, text_encoder: nn.Module, plan: LoraPlan | None = None) -> LoraCounts:
-    """Add fresh adapters (the paper's plan if None), which change no output, and freeze everything else."""
+    """Add new adapters (None: the paper's plan), which change no output, and freeze everything else."""
     plan, networks = plan or LoraPlan(), (unet, text_encoder)
     return LoraCounts(*(attach_layers(network, plan_layers(network, plan)) for network in networks))
 
 
 def attach_layers(network: nn.Module, planned: Mapping[str, LayerPlan]) -> LoraCount:
-    """Add a fresh adapter to the planned layers of one network, which may have none yet."""
+    """Add a new adapter to the planned layers of one network, which must not have one yet."""
     from peft import LoraConfig, inject_adapter_in_model
 
     if adapted_layers(network):
-        raise LoraError(f"{type(network).__name__} has an adapter already: load the base model anew")
+        raise LoraError(f"{type(network).__name__} already has an adapter: load the base model again")
     network.requires_grad_(False)
     if planned:
         first = next(iter(planned.values()))
@@ -138,7 +138,7 @@ def adapted_layers(network: nn.Module) -> dict[str, nn.Module]:
 
 
 def lora_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
-    """The adapter's parameters by `<path>.down` and `<path>.up`: what an optimizer gets."""
+    """The adapter's parameters by `<path>.down` and `<path>.up`, for an optimiser."""
     return {
         f"{path}.{part}": matrices[ADAPTER].weight
         for path, module in adapted_layers(network).items()
@@ -150,13 +150,13 @@ def lora_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
 def merge_lora(unet: nn.Module, text_encoder: nn.Module, share: float) -> None:
     """Merge the adapters: W ← W + share · (alpha / rank) · up · down, always from the base weights.
 
-    These are kept beside, so that `unmerge_lora` restores them bit for bit and a second merge replaces the
-    first. The share is α of the paper, 0.6 to 0.95 there; 0 is the base model, above 1 works with a warning.
+    The base weights are kept, so that `unmerge_lora` restores them bit for bit and a second merge replaces
+    the first. The share is the paper's α (0.6 to 0.95 there); 0 is the base model, above 1 gives a warning.
     """
     if not 0 <= share < float("inf"):
         raise LoraError(f"merge weight {share} must be 0 or more")
     if share > 1:
-        warnings.warn(f"merge weight {share} is above 1: the adapter counts more than trained", stacklevel=2)
+        warnings.warn(f"merge weight {share} is above 1: the adapter is amplified", stacklevel=2)
     layers = [module for network in (unet, text_encoder) for module in adapted_layers(network).values()]
     if not layers:
         raise LoraError("there is no adapter to merge: attach or load one first")
@@ -171,7 +171,7 @@ def merge_lora(unet: nn.Module, text_encoder: nn.Module, share: float) -> None:
 
 @torch.no_grad()
 def unmerge_lora(unet: nn.Module, text_encoder: nn.Module) -> None:
-    """Restore the base weights bit for bit and let the adapters act beside them again."""
+    """Restore the base weights bit for bit and apply the adapters separately again."""
     for network in (unet, text_encoder):
         for module in adapted_layers(network).values():
             if hasattr(module, "unmerged_weight"):

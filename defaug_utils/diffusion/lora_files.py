@@ -1,8 +1,8 @@
-"""Adapters in files: kohya's key format and diffusers' own, both ways, and not one key left over.
+"""Adapter files: reading and writing kohya's and diffusers' formats, without ignoring any key.
 
 Kohya's keys are `lora_unet_<path with underscores>.lora_down.weight`, diffusers' `unet.<path>.lora_A.weight`
 with alphas in the file's metadata. Diffusers' reader drops keys that it can't use and stops at the first
-missing matrix, and its writer of kohya's format sets every alpha to the rank: so we do both ourselves.
+missing matrix, and its writer for kohya's format sets every alpha to the rank, so we do both ourselves.
 """
 
 import json
@@ -31,16 +31,16 @@ from defaug_utils.training.weights import list_broken
 KOHYA_PREFIXES = {"unet": "lora_unet_", "text_encoder": "lora_te_text_model_"}
 ENDINGS = {  # of a layer's keys, by layout
     "kohya": {"down": ("lora_down.weight",), "up": ("lora_up.weight",), "alpha": ("alpha",)},
-    "diffusers": {  # its present one first, then those of earlier versions
+    "diffusers": {  # the current ones first, then those of earlier versions
         "down": ("lora_A.weight", "lora.down.weight", "lora_linear_layer.down.weight"),
         "up": ("lora_B.weight", "lora.up.weight", "lora_linear_layer.up.weight"),
     },
 }
-DIFFUSERS_METADATA = "lora_adapter_metadata"  # diffusers' name, JSON in the header of the file
+DIFFUSERS_METADATA = "lora_adapter_metadata"  # diffusers' name; JSON in the file's header
 
 
 class StoredLayer(NamedTuple):
-    """One layer's adapter in a file: matrices, and alpha (the rank where the file gives none)."""
+    """One layer's adapter in a file: matrices, and alpha (the rank if the file has none)."""
 
     down: Tensor
     up: Tensor
@@ -56,12 +56,12 @@ def save_lora(
 ) -> None:
     """Write the adapter of one or both networks to one safetensors file; equal adapters give equal bytes.
 
-    The metadata are further texts for the file's header, such as base model and prompts; the layout is
-    "kohya" (image-generation tools and diffusers read it) or "diffusers". A LoraError tells of another
-    layout, or that there is no adapter.
+    `metadata` are additional texts for the file's header, such as base model and prompts. The layout is
+    "kohya" (read by image-generation tools and diffusers) or "diffusers". Raises a LoraError for any other
+    layout, or if there is no adapter.
     """
     if layout not in ENDINGS:
-        raise LoraError(f"layout {layout!r} is none of {', '.join(ENDINGS)}")
+        raise LoraError(f"layout {layout!r} is not one of {', '.join(ENDINGS)}")
     networks = {"unet": adapted_layers(unet), "text_encoder": adapted_layers(text_encoder)}
     if not any(networks.values()):
         raise LoraError("there is no adapter to save: attach or load one first")
@@ -79,7 +79,7 @@ def save_lora(
 
 
 def sort_metadata(written: bytes) -> bytes:
-    """A safetensors file with the metadata of its header sorted, which the library leaves to chance."""
+    """A safetensors file with sorted metadata in its header; the library's order is random."""
     length = int.from_bytes(written[:8], "little")
     header = json.loads(written[8 : 8 + length])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
@@ -89,7 +89,7 @@ def sort_metadata(written: bytes) -> bytes:
 
 
 def _name_layer(layout: str, network: str, path: str) -> str:
-    """A layer's name in a file, the same whether or not transformers has `text_model` in its path."""
+    """A layer's name in a file, the same with and without transformers' `text_model` in its path."""
     path = path.removeprefix("text_model.")
     if layout == "kohya":
         return KOHYA_PREFIXES[network] + path.replace(".", "_")
@@ -97,7 +97,7 @@ def _name_layer(layout: str, network: str, path: str) -> str:
 
 
 def _list_keys(network: str, path: str) -> dict[str, str]:
-    """Every key that a layer may have in a file, and what it stands for: "down", "up" or "alpha"."""
+    """Every key that a layer may have in a file → its meaning: "down", "up" or "alpha"."""
     return {
         f"{_name_layer(layout, network, path)}.{ending}": part
         for layout, parts in ENDINGS.items()
@@ -107,7 +107,7 @@ def _list_keys(network: str, path: str) -> dict[str, str]:
 
 
 def _make_header(networks: Mapping[str, Mapping[str, nn.Module]]) -> dict[str, str]:
-    """Diffusers' metadata: ranks and alphas as peft's configuration has them."""
+    """Diffusers' metadata: ranks and alphas in the form of peft's configuration."""
     header = {}
     for network, layers in networks.items():
         if layers:  # peft matches the ends of paths: without `text_model` they fit every version
@@ -122,11 +122,11 @@ def _make_header(networks: Mapping[str, Mapping[str, nn.Module]]) -> dict[str, s
 
 
 def load_lora(path: Path | str, unet: nn.Module, text_encoder: nn.Module) -> LoraCounts:
-    """Attach the adapter of a file, of kohya's or diffusers' format, to base networks that have none.
+    """Attach an adapter from a file in kohya's or diffusers' format to base networks without one.
 
     Raises:
         FileNotFoundError: there is no such file.
-        LoraError: it can't be read, is pickled, or a key or shape does not fit this model (all are listed).
+        LoraError: it can't be read, is pickled, or has keys or shapes that don't fit (all are listed).
     """
     tensors, header = _read_file(Path(path))
     networks = {"unet": unet, "text_encoder": text_encoder}
@@ -149,21 +149,21 @@ def load_lora(path: Path | str, unet: nn.Module, text_encoder: nn.Module) -> Lor
 
 def _read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if not path.is_file():
-        raise FileNotFoundError(f"no adapter at {path}: train one with notebook 03, or name another file")
+        raise FileNotFoundError(f"no adapter at {path}: train one with notebook 03, or give another file")
     if path.suffix != ".safetensors":
-        raise LoraError(f"{path.name}: only .safetensors files are loaded, other formats can run code")
+        raise LoraError(f"{path.name}: only .safetensors files are loaded, as other formats can run code")
     try:
         with safe_open(path, "pt") as opened:
             return {key: opened.get_tensor(key) for key in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
     except SafetensorError as error:
-        raise LoraError(f"{path.name} is no whole safetensors file: {error}") from error
+        raise LoraError(f"{path.name} is not a complete safetensors file: {error}") from error
 
 
 def _match_keys(
     tensors: Mapping[str, Tensor], known: Mapping, networks: Mapping[str, nn.Module], what: str
 ) -> dict[str, dict[str, StoredLayer]]:
-    """The layers of a file by network and path, all checked; `known` is diffusers' metadata or empty."""
-    rest, problems = dict(tensors), [] if tensors else ["the file holds no adapter"]
+    """The layers of a file by network and path, checked; `known` is diffusers' metadata or empty."""
+    rest, problems = dict(tensors), [] if tensors else ["the file contains no adapter"]
     stored: dict[str, dict[str, StoredLayer]] = {network: {} for network in networks}
     for network, module in networks.items():
         for path, layer in find_layers(module).items():
@@ -175,13 +175,13 @@ def _match_keys(
                 alpha = float(found.get("alpha", _look_up_alpha(known, network, path, len(found["down"]))))
                 stored[network][path] = StoredLayer(found["down"], found["up"], alpha)
     problems += [f"{key} is unknown to this model" for key in rest]
-    unfit = f"{what}: the adapter does not fit this model (another base, rank or kind of adapter)"
+    unfit = f"{what}: the adapter doesn't fit this model (different base, rank or kind of adapter)"
     raise_problems(unfit, sorted(problems), LoraError)
     return stored
 
 
 def _look_up_alpha(known: Mapping, network: str, path: str, rank: int) -> float:
-    """A layer's alpha in diffusers' metadata; the rank where it says nothing."""
+    """A layer's alpha from diffusers' metadata; the rank if there is none."""
     from peft.utils.other import get_pattern_key
 
     pattern = known.get(f"{network}.alpha_pattern") or {}

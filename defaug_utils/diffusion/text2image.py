@@ -1,4 +1,4 @@
-"""Adapter to diffusers: a text-to-image model of the Stable Diffusion family, its prompts and pictures."""
+"""Adapter to diffusers: a text-to-image model of the Stable Diffusion family, its prompts and images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,28 +17,28 @@ from defaug_utils.training.memory import run_in_parts
 if TYPE_CHECKING:
     from diffusers import DDIMScheduler
 
-CLIP_SKIP = 2  # In&Out's configuration: the text encoder's last layer but one
+CLIP_SKIP = 2  # In&Out's configuration: the text encoder's second-to-last layer
 PREDICTIONS = ("epsilon", "v_prediction")
 
 
 @dataclass
 class TextToImage(loading.LoadedModel):
-    """A loaded model that makes pictures from text."""
+    """A loaded text-to-image model."""
 
-    clip_skip: int = CLIP_SKIP  #: text encoder's layer that is read: 1 for the last, 2 for the last but one
-    description: dict = field(init=False, repr=False)  #: as it was loaded, whatever is trained later
+    clip_skip: int = CLIP_SKIP  #: layer of the text encoder: 1 for the last, 2 for the second-to-last
+    description: dict = field(init=False, repr=False)  #: as it was loaded, before any training
 
     def __post_init__(self) -> None:
         pipeline, model = self.pipeline, self.model
         if getattr(pipeline, "text_encoder_2", None) or not getattr(pipeline, "unet", None):
             raise loading.ModelError(
-                f"{model}: {type(pipeline).__name__} has not one text encoder and a U-Net: expected Stable "
-                "Diffusion 1.5 or 2"
+                f"{model}: {type(pipeline).__name__} doesn't have one text encoder and a U-Net: expected "
+                "Stable Diffusion 1.5 or 2"
             )
         channels, layers = pipeline.unet.config.in_channels, pipeline.text_encoder.config.num_hidden_layers
         known, clip_skip, used = ", ".join(PREDICTIONS), self.clip_skip, range(1, layers + 1)
         demands = {
-            f"its U-Net takes {channels} channels, expected 4: an inpainting model won't do": channels == 4,
+            f"its U-Net takes {channels} channels, expected 4: don't use an inpainting model": channels == 4,
             f"it predicts {self.prediction!r}, expected one of {known}": self.prediction in PREDICTIONS,
             f"clip_skip {clip_skip} must be 1 … {layers}, the layers of the text encoder": clip_skip in used,
         }
@@ -48,7 +48,7 @@ class TextToImage(loading.LoadedModel):
 
     @property
     def side_step(self) -> int:
-        """The smallest step at which the U-Net's halved maps meet again."""
+        """The smallest step for which the U-Net's downsampled maps match again."""
         return self.cell * 2 ** (len(self.pipeline.unet.config.block_out_channels) - 1)
 
     @property
@@ -57,12 +57,12 @@ class TextToImage(loading.LoadedModel):
         return self.pipeline.scheduler.config.prediction_type
 
     def describe(self) -> dict:
-        """The model in the recipe of a pool."""
+        """The model for a pool's recipe."""
         return dict(self.description)
 
 
 class TextJob(NamedTuple):
-    """One picture to make: texts and the noise's seed."""
+    """One image to make: prompts and a noise seed."""
 
     prompt: str
     negative_prompt: str
@@ -71,7 +71,7 @@ class TextJob(NamedTuple):
 
 @dataclass(frozen=True)
 class TextSettings:
-    """How pictures are made from text."""
+    """How images are generated from text."""
 
     size: tuple[int, int] = (512, 512)  #: (width, height), pixels
     steps: int = 30  #: of denoising
@@ -83,22 +83,22 @@ class TextSettings:
             f"steps {self.steps} must be 1 or more": self.steps >= 1,
             f"guidance {self.guidance} must be in 1 … 100": 1 <= self.guidance <= 100,
         }
-        check_demands("settings of text to image", demands)
+        check_demands("text-to-image settings", demands)
 
 
 def load_text2image(
     model: Path | str, device: str = "cpu", dtype: torch.dtype = torch.float32, clip_skip: int = CLIP_SKIP
 ) -> TextToImage:
-    """Load a model that makes pictures from text; further arguments as in `load_inpainter`.
+    """Load a text-to-image model; arguments as in `load_inpainter`.
 
-    A ModelError tells that parts are missing, weights are pickled, or it is no Stable Diffusion 1.5 or 2.
+    Raises a ModelError if parts are missing, weights are pickled, or it isn't Stable Diffusion 1.5 or 2.
     """
     pipeline = loading.load_pipeline(model, "text to image", dtype).to(device)
     return TextToImage(pipeline, str(model), device, clip_skip=clip_skip)
 
 
 def tokenise_prompts(model: TextToImage, prompts: Sequence[str]) -> Tensor:
-    """Token ids, shape (batch, tokens), of texts; one that the tokenizer would cut is refused."""
+    """Token ids, shape (batch, tokens), of prompts; refuses one that the tokenizer would truncate."""
     check_prompts(model, [prompt for prompt in prompts if prompt])
     tokenizer = model.pipeline.tokenizer
     options = {"padding": "max_length", "max_length": tokenizer.model_max_length, "return_tensors": "pt"}
@@ -114,7 +114,7 @@ def embed_tokens(text_encoder: nn.Module, tokens: Tensor, clip_skip: int) -> Ten
 
 @torch.no_grad()
 def embed_prompts(model: TextToImage, prompts: Sequence[str]) -> Tensor:
-    """What the U-Net reads of texts, each encoded once; shape (batch, tokens, width)."""
+    """Embeddings of prompts for the U-Net, each encoded once; shape (batch, tokens, width)."""
     texts = list(dict.fromkeys(prompts))
     tokens = tokenise_prompts(model, texts).to(model.device)
     embeddings = embed_tokens(model.pipeline.text_encoder, tokens, model.clip_skip)
@@ -129,19 +129,19 @@ def make_ddim(model: TextToImage) -> "DDIMScheduler":
 
 
 def choose_target(schedule: "DDIMScheduler", clean: Tensor, noise: Tensor, times: Tensor) -> Tensor:
-    """What the network is to predict: the noise, or the velocity."""
+    """The network's target: the noise or the velocity."""
     is_velocity = schedule.config.prediction_type == "v_prediction"
     return schedule.get_velocity(clean, noise, times) if is_velocity else noise
 
 
 def generate_images(model: TextToImage, jobs: Sequence[TextJob], settings: TextSettings) -> list[np.ndarray]:
-    """Make all pictures, (height, width, 3) and uint8, at once; when memory does not suffice, in halves.
+    """Make all images, (height, width, 3), uint8, at once, or in halves if memory runs out.
 
-    Each has a CPU generator of its own seed; `inpaint_batch` tells what else its last bits depend on.
+    Each has its own seeded CPU generator; see `inpaint_batch` for what else its last bits depend on.
 
     Raises:
-        ValueError: a text is empty or too long, or the size does not suit the model.
-        FloatingPointError: lists the seeds for which the model gave values that are no numbers.
+        ValueError: a prompt is empty or too long, or the size doesn't suit the model.
+        FloatingPointError: lists the seeds for which the model produced non-finite values.
         MemoryError: not even one image fits.
     """
     model.check_size(settings.size)
@@ -165,7 +165,7 @@ def _draw(model: TextToImage, jobs: Sequence[TextJob], settings: TextSettings) -
     broken = [job.seed for job, image in zip(jobs, pixels, strict=True) if not image.isfinite().all()]
     if broken:
         raise FloatingPointError(
-            f"{model.model} gave values that are no numbers for the seeds {broken}: load it in float32 (or "
+            f"{model.model} produced non-finite values for the seeds {broken}: load it in float32 (or "
             "bfloat16), or lower the merge share of its adapter"
         )
     pixels_u8 = (255 * pixels.clamp(0, 1)).round().to(torch.uint8)

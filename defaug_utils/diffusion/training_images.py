@@ -1,4 +1,4 @@
-"""Images to fine-tune on: which rows may teach a generator, their aspect-ratio buckets, and their latents."""
+"""Images to fine-tune on: which rows a generator may learn from, their buckets and their latents."""
 
 import hashlib
 import math
@@ -23,22 +23,22 @@ ZERO_SHOT_NEGATIVES = 50  # In&Out, section 4
 
 
 class DreamBoothError(ValueError):
-    """A fine-tuning that can't be done as asked."""
+    """Fine-tuning can't be done as requested."""
 
 
 class BucketError(ValueError):
-    """The settings leave no bucket, or an image doesn't suit its bucket."""
+    """The settings leave no bucket, or an image doesn't fit its bucket."""
 
 
 @dataclass(frozen=True)
 class BucketSettings:
-    """Which sizes there are; the defaults are In&Out's (sides 256 … 1024 in steps of 64, area 512²)."""
+    """The available sizes; the defaults are In&Out's (sides 256 … 1024 in steps of 64, area 512²)."""
 
-    area: int = 512 * 512  #: pixels that no bucket exceeds
+    area: int = 512 * 512  #: largest area of a bucket, pixels
     smallest: int = 256  #: shortest side, pixels
     largest: int = 1024  #: longest side, pixels
     step: int = 64  #: all sides are multiples of it, pixels
-    may_enlarge: bool = True  #: allow images that are smaller than their bucket; it blurs them, and is told
+    may_enlarge: bool = True  #: allow images smaller than their bucket; they are blurred, with a notice
 
     def __post_init__(self) -> None:
         area, smallest, largest, step = self.area, self.smallest, self.largest, self.step
@@ -47,13 +47,13 @@ class BucketSettings:
             f"step {step} must be 1 or more": step >= 1,
             f"smallest {smallest} must be a multiple of the step {step}": is_multiple,
             f"largest {largest} must not be below smallest {smallest}": largest >= smallest,
-            f"area {area} must hold smallest² = {smallest**2} pixels": area >= smallest**2,
+            f"area {area} must be at least smallest² = {smallest**2} pixels": area >= smallest**2,
         }
         check_demands("bucket settings", demands, BucketError)
 
 
 def list_buckets(settings: BucketSettings) -> list[tuple[int, int]]:
-    """For every width the largest height that the area allows, both ways, and the largest square; sorted."""
+    """For every width the largest height that fits the area, the same for heights, and the largest square."""
     side = math.isqrt(settings.area) // settings.step * settings.step
     buckets = {(side, side)} if settings.smallest <= side <= settings.largest else set()
     for width in range(settings.smallest, settings.largest + 1, settings.step):
@@ -64,19 +64,19 @@ def list_buckets(settings: BucketSettings) -> list[tuple[int, int]]:
 
 
 def choose_bucket(size: tuple[int, int], buckets: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    """The bucket nearest in aspect ratio on a logarithmic scale; of equal ones the largest."""
+    """The bucket with the nearest aspect ratio on a logarithmic scale; the largest if several are equal."""
     aspect = math.log(size[0] / size[1])
     return min(buckets, key=lambda b: (round(abs(math.log(b[0] / b[1]) - aspect), 9), -b[0] * b[1]))
 
 
 def assign_buckets(sizes: Mapping[str, tuple[int, int]], settings: BucketSettings) -> pd.DataFrame:
-    """Give every image, by its name and (width, height), a bucket, or list all that may not be enlarged.
+    """Assign a bucket to every image, given by name and (width, height); refuses disallowed enlargements.
 
     Columns: image, width and height of the bucket, scale (above 1 enlarges), cropped (share).
     """
     buckets = list_buckets(settings)
     if not buckets:
-        raise BucketError(f"{settings} leaves no bucket: raise the area or the largest side")
+        raise BucketError(f"{settings} leaves no bucket: increase the area or the largest side")
     rows, small = [], []
     for image, (width, height) in sizes.items():
         bucket = choose_bucket((width, height), buckets)
@@ -86,13 +86,13 @@ def assign_buckets(sizes: Mapping[str, tuple[int, int]], settings: BucketSetting
         rows.append((image, *bucket, scale, cropped))
         if scale > 1 and not settings.may_enlarge:
             small.append(f"{image} {width} × {height} (bucket {bucket[0]} × {bucket[1]})")
-    advice = "lower the area, bring larger images, or allow enlarging (may_enlarge)"
+    advice = "reduce the area, use larger images, or allow enlarging (may_enlarge)"
     raise_problems(f"{len(rows)} images, some smaller than their bucket: {advice}", small, BucketError)
     return pd.DataFrame(rows, columns=["image", "width", "height", "scale", "cropped"])
 
 
 def count_buckets(assigned: pd.DataFrame) -> pd.DataFrame:
-    """The table to print, one row a bucket (width × height) with images; cropped is a share of an image."""
+    """A table with one row per used bucket (width × height); `cropped` is a share of an image."""
     columns = ["bucket", "images", "enlarged", "largest scale", "most cropped"]
     rows = []
     for (width, height), part in assigned.groupby(["width", "height"]):
@@ -102,18 +102,18 @@ def count_buckets(assigned: pd.DataFrame) -> pd.DataFrame:
 
 
 def tell_fit(assigned: pd.DataFrame) -> list[str]:
-    """How many images are enlarged, and how many lose more than 5 % of their area at the edges."""
+    """Notices about images that are enlarged, or lose more than 5 % of their area at the edges."""
     enlarged, cropped = assigned[assigned["scale"] > 1], assigned[assigned["cropped"] > 0.05]
     notices = []
     if len(enlarged):
         notices.append(
             f"{len(enlarged)} of {len(assigned)} images are smaller than their bucket and enlarged, up to "
-            f"{enlarged['scale'].max():.2f} times: they train blurred; a smaller area avoids it"
+            f"{enlarged['scale'].max():.2f} times, which blurs them; a smaller area avoids this"
         )
     if len(cropped):
         notices.append(
             f"{len(cropped)} of {len(assigned)} images lose up to {cropped['cropped'].max():.0%} of their "
-            "area at two opposite edges, where a defect may lie; a smaller step gives buckets that fit better"
+            "area at two opposite edges, where a defect may be; a smaller step gives better fitting buckets"
         )
     return notices
 
@@ -127,10 +127,10 @@ def choose_training_rows(
 ) -> pd.DataFrame:
     """The rows that a scenario's generator is fine-tuned on (Capogrosso et al. 2024, section 4).
 
-    Zero-shot takes random negatives, the others the positives that training sets of the same seed hold.
+    Zero-shot uses random negatives, the others the positives of the training sets with the same seed.
 
     Raises:
-        DreamBoothError: there are fewer negatives than asked for.
+        DreamBoothError: there are fewer negatives than requested.
         MixingError: the scenario is unknown, or there are too few positives.
     """
     if scenario != "zero-shot":
@@ -144,7 +144,7 @@ def choose_training_rows(
 
 
 def check_training_rows(rows: pd.DataFrame, dataset: pd.DataFrame) -> None:
-    """Refuse, naming every such row, to fine-tune on anything but real images of the train split."""
+    """Refuse to fine-tune on anything but real images of the train split; lists every such row."""
     if rows.empty:
         raise DreamBoothError("there is no instance image to fine-tune on: give at least one, better five")
     known = dataset.set_index("image")[["split", "origin"]]
@@ -152,19 +152,19 @@ def check_training_rows(rows: pd.DataFrame, dataset: pd.DataFrame) -> None:
     for image in rows["image"]:
         split, origin = known.loc[image] if image in known.index else ("unknown to the data set", "real")
         if split != "train":
-            problems.append(f"{image} is {split}, only train images may teach a generator")
+            problems.append(f"{image} is {split}: a generator may learn only from train images")
         if origin != "real":
-            problems.append(f"{image} is {origin}, only real images may teach a generator")
+            problems.append(f"{image} is {origin}: a generator may learn only from real images")
     raise_problems("instance images", problems, DreamBoothError)
 
 
 @dataclass(frozen=True)
 class TrainingImages:
-    """Images to train on: instances first, then regularisation images."""
+    """Training images: first instances, then regularisation images."""
 
-    items: pd.DataFrame  #: one row an image: image (name), path, is_class
+    items: pd.DataFrame  #: one row per image: image (name), path, is_class
     buckets: pd.DataFrame  #: see `assign_buckets`, in the same order
-    digest: str  #: hash of the instances' names and all files' contents
+    digest: str  #: hash of the instances' names and of all files' contents
 
     def sizes(self, is_class: bool) -> list[tuple[int, int]]:
         """The buckets of all instances, or of all regularisation images."""
@@ -172,7 +172,7 @@ class TrainingImages:
         return list(chosen[["width", "height"]].itertuples(index=False, name=None))
 
     def describe(self) -> dict:
-        """Which instances, how many regularisation images, and a hash of all."""
+        """The instances, the number of regularisation images, and a hash of everything."""
         names = self.items["image"][~self.items["is_class"]].tolist()
         return {"instances": names, "class_images": len(self.sizes(is_class=True)), "sha256": self.digest}
 
@@ -184,15 +184,15 @@ def read_training_images(
     buckets: BucketSettings,
     class_folder: Path | str | None = None,
 ) -> TrainingImages:
-    """Look at all images of a fine-tuning, and give each its bucket.
+    """Check all images of a fine-tuning, and assign a bucket to each.
 
     Args:
-        rows: instances, of `choose_training_rows`; they are checked against the prepared `dataset`.
-        class_folder: pool of regularisation images; None trains without prior preservation.
+        rows: instances from `choose_training_rows`; they are checked against the prepared `dataset`.
+        class_folder: pool of regularisation images; None for no prior preservation.
 
     Raises:
-        DreamBoothError: no or wrong rows, or images that can't be read; lists all.
-        BucketError: there is no bucket for an image; see `assign_buckets`.
+        DreamBoothError: missing or invalid rows, or unreadable images; lists all.
+        BucketError: there is no bucket for an image, see `assign_buckets`.
     """
     check_training_rows(rows, dataset)
     items = [(name, Path(data_folder) / name, False) for name in rows["image"]]
@@ -214,18 +214,18 @@ def read_training_images(
 
 
 def check_bucket_step(buckets: BucketSettings, model: TextToImage) -> None:
-    """Refuse buckets whose sides are no multiples of what the model takes."""
+    """Refuse buckets whose sides are not multiples of the model's step."""
     step = model.side_step
     if buckets.step % step:
         raise DreamBoothError(
-            f"bucket step {buckets.step} is no multiple of {step}, which {model.model} needs: use "
+            f"bucket step {buckets.step} is not a multiple of {step}, which {model.model} needs: use "
             f"{-(-buckets.step // step) * step}"
         )
 
 
 @torch.inference_mode()
 def cache_latents(model: TextToImage, images: TrainingImages) -> list[tuple[Tensor, Tensor]]:
-    """Mean and deviation of every image's latents (channels, height, width), scaled for the U-Net."""
+    """Mean and deviation of each image's latents (channels, height, width), scaled for the U-Net."""
     vae, cached, broken = model.pipeline.vae, [], []
     sizes = images.buckets[["width", "height"]].itertuples(index=False, name=None)
     for name, path, size in zip(images.items["image"], images.items["path"], sizes, strict=True):
@@ -235,6 +235,6 @@ def cache_latents(model: TextToImage, images: TrainingImages) -> list[tuple[Tens
         cached.append(tuple(part.float().cpu().clone() for part in scaled))
         if not all(part.isfinite().all() for part in cached[-1]):
             broken.append(name)
-    what = "latents that are no numbers (load the model in float32 or bfloat16)"
+    what = "non-finite latents (load the model in float32 or bfloat16)"
     raise_problems(what, broken, DreamBoothError)
     return cached

@@ -1,4 +1,4 @@
-"""Classifiers, detectors, and the numbers that they and the pools get."""
+"""Classifiers, detectors, and how they and the pools are measured."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""The classifier: trained by a recipe, its scores, and a map of what it looks at."""
+"""The classifier: training by a recipe, scores, and saliency maps."""
 
 import time
 from collections.abc import Sequence
@@ -41,10 +41,10 @@ from defaug_utils.training.backbones import build_classifier, normalise_images, 
 from defaug_utils.training.loop import OnStep
 from defaug_utils.training.memory import pick_device
 
-LAST_EPOCHS = 5  # whose median loss tells whether anything was learned
+LAST_EPOCHS = 5  # their median loss shows whether anything was learned
 SMALLEST_PSEUDO_R2 = 0.05
 LARGEST_P = 0.05
-SALIENCY_COLOUR = (0, 90, 255)  # not the orange of a mask's outline
+SALIENCY_COLOUR = (0, 90, 255)  # unlike the orange of mask outlines
 
 
 def train_classifier(
@@ -56,18 +56,18 @@ def train_classifier(
     weights: str = "",
     on_step: OnStep | None = None,
 ) -> TrainedNetwork:
-    """Train on the train split, or go on where an earlier call with the same settings stopped.
+    """Train on the train split, or resume an earlier call with the same settings.
 
-    On the processor the result repeats exactly for the same settings, number of threads and versions.
+    On the CPU the result is exactly reproducible for the same settings, number of threads and versions.
 
     Args:
-        folder: where the checkpoint and `history.csv` go.
-        backbone, weights: as `build_classifier` takes them.
-        seed: of random weights, and of the order and flips of images.
+        folder: for the checkpoint and `history.csv`.
+        backbone, weights: as for `build_classifier`.
+        seed: of random weights, and the order and flips of images.
         on_step: called after every step, see `run_steps`.
 
     Raises:
-        ValueError: the folder holds a training of other settings or images; nothing in it is touched.
+        ValueError: the folder contains a training with other settings or images; it is not changed.
         FloatingPointError: a loss is not finite.
     """
 
@@ -76,7 +76,7 @@ def train_classifier(
         images_u8 = samples.images_u8[batch.images].to(device)
         if batch.jitter is not None:
             images_u8 = jitter_images(images_u8, batch.jitter)
-        if recipe.flips:  # before normalising: bytes are a quarter of what floats are to move
+        if recipe.flips:  # before normalising: bytes are a quarter the size of floats
             images_u8 = flip_images(images_u8.permute(0, 3, 1, 2), batch.flips).permute(0, 2, 3, 1)
         logits = model(normalise_images(images_u8, recipe.normalisation)).logits[:, 0]
         return binary_cross_entropy_with_logits(logits.float(), samples.labels[batch.images].to(device))
@@ -88,31 +88,31 @@ def train_classifier(
 
 
 def stayed_at_chance(history: pd.DataFrame, scores: pd.DataFrame, is_balanced: bool) -> bool:
-    """Whether a classifier learned nothing, by its training part alone: either of two signs will do.
+    """Whether a classifier learned nothing, judged by its training part: either of two signs is enough.
 
-    1. Its loss is within 5 % of what guessing costs, the entropy of the shown classes (ln 2 where they are
-       balanced): McFadden's pseudo-R² (1974) is below 0.05. The median of the last five epochs counts, so
-       that one unlucky epoch decides nothing.
+    1. Its loss is within 5 % of the loss of guessing, the entropy of the shown classes (ln 2 if they are
+       balanced): McFadden's pseudo-R² (1974) is below 0.05. The median of the last five epochs is used, so
+       that a single epoch doesn't decide.
     2. The finished model ranks training positives no higher than training negatives (one-sided Mann-Whitney
-       test, p ≥ 0.05; a single positive can pass it among 20 negatives or more). This also finds a model
-       whose loss fell, but whose BatchNorm statistics are useless.
+       test, p ≥ 0.05; a single positive can pass it with 20 negatives or more). This also finds a model whose
+       loss fell, but whose BatchNorm statistics are useless.
 
     Args:
-        history: of the training, with its column loss.
-        scores: of the training images, as `score_samples` gives them for the split train.
-        is_balanced: an epoch showed as many negatives as positives, see `Recipe`.
+        history: of the training, with the column loss.
+        scores: of the training images, from `score_samples` for the split train.
+        is_balanced: whether an epoch shows as many negatives as positives, see `Recipe`.
 
     Raises:
-        ValueError: the history is empty, or a class has no score.
+        ValueError: the history is empty, or a class has no scores.
     """
     is_positive = (scores["label"] == "positive").to_numpy()
     demands = {
         "the history has no epoch": len(history) > 0,
-        f"{is_positive.sum()} of {len(scores)} training scores are of positives: both classes are needed": (
+        f"{is_positive.sum()} of {len(scores)} training scores are positives': both classes are needed": (
             0 < is_positive.sum() < len(scores)
         ),
     }
-    check_demands("whether a training learned anything can't be told", demands)
+    check_demands("can't judge whether the training learned anything", demands)
     share = 0.5 if is_balanced else is_positive.mean()
     guessing = entropy([share, 1 - share])
     loss = history["loss"].tail(LAST_EPOCHS).median()
@@ -122,24 +122,24 @@ def stayed_at_chance(history: pd.DataFrame, scores: pd.DataFrame, is_balanced: b
 
 @dataclass(frozen=True)
 class ClassifierPlan:
-    """How all classifiers of a comparison are trained and judged; 0 keeps the recipe's own value."""
+    """How all classifiers of a comparison are trained and evaluated; 0 keeps the recipe's value."""
 
     recipe: str  #: a name in `RECIPES`
     backbone: str  #: a name in `BACKBONES`
-    weights: str = ""  #: as `build_classifier` takes them
+    weights: str = ""  #: as for `build_classifier`
     epochs: int = 0
-    batch_size: int = 0  #: images a step
+    batch_size: int = 0  #: images per step
     learning_rate: float = 0.0  #: of the first epoch
     max_false_positive_rate: float = MAX_FALSE_POSITIVE_RATE  #: see `measure_scores`
-    feature_backbone: str = ""  #: of the arms without a trained network, as `open_features` takes it
+    feature_backbone: str = ""  #: for arms without a trained network, as for `open_features`
     feature_weights: str = ""
-    memory_share: float = MemoryPlan.share  #: of all patches that the arm "patch_memory" keeps
+    memory_share: float = MemoryPlan.share  #: share of all patches that the arm "patch_memory" keeps
 
     def __post_init__(self) -> None:
-        """Refuse a recipe that fine-tunes a pretrained network where no weights are named."""
+        """Refuse a recipe that fine-tunes a pretrained network if no weights are given."""
         if self.recipe in NEED_WEIGHTS and not self.weights:
             raise ValueError(
-                f"recipe {self.recipe!r} starts from pretrained weights, and none are named: set weights to "
+                f"recipe {self.recipe!r} starts from pretrained weights, but none are given: set weights to "
                 "a hub id such as microsoft/resnet-50, a folder or a .safetensors file, or choose another "
                 "recipe"
             )
@@ -147,7 +147,8 @@ class ClassifierPlan:
     def fit_recipe(self, labels: np.ndarray, run: Run) -> Recipe:
         """The recipe for a run's training labels, see `choose_recipe`.
 
-        The arm "none_equal" gets as many epochs as show the images that `n_aug` further positives would.
+        The arm "none_equal" gets as many epochs as are needed to show the images that `n_aug` more positives
+        would.
         """
         given = {"epochs": self.epochs, "batch_size": self.batch_size, "learning_rate": self.learning_rate}
         recipe = choose_recipe(self.recipe, **given)
@@ -158,20 +159,20 @@ class ClassifierPlan:
 
 
 class FinishedClassifier(NamedTuple):
-    """What `finish_classifier` trained and measured."""
+    """The result of `finish_classifier`."""
 
-    trained: TrainedNetwork | None  #: None where no network was trained
+    trained: TrainedNetwork | None  #: None if no network was trained
     scores: pd.DataFrame  #: see `score_samples`
-    numbers: dict  #: see `measure_scores`, and what decides them; as in `metrics.json`
+    numbers: dict  #: see `measure_scores`, with their settings; as in `metrics.json`
 
 
 def finish_classifier(
     run_dir: Path | str, name: str, samples: Samples, plan: ClassifierPlan, on_step: OnStep | None = None
 ) -> FinishedClassifier:
-    """Train the classifier of a run, see `train_classifier`, and measure it.
+    """Train the classifier of a run (see `train_classifier`) and measure it.
 
     The arms "linear" and "patch_memory" train no network: see `classify_linearly` and `fit_memory`.
-    The folder `classifier/<name>` gets `scores.csv` and `metrics.json`, which `gather_results` reads.
+    The folder `classifier/<name>` receives `scores.csv` and `metrics.json`, which `gather_results` reads.
     `name` is the run's, see `run_name`; its seed is the classifier's.
     """
     run, folder = parse_run_name(name), Path(run_dir) / "classifier" / name
@@ -200,7 +201,7 @@ def finish_classifier(
 
 
 def count_training(samples: Samples) -> dict[str, int]:
-    """Images of the train split: `n_train`, and the positives and the generated ones among them."""
+    """Number of images in the train split (`n_train`), of positives, and of generated ones."""
     train = samples.table[samples.table["split"] == "train"]
     positives = train[train["label"] == "positive"]
     generated = int((positives["origin"] != "real").sum())
@@ -215,10 +216,10 @@ def score_samples(
     batch_size: int = 32,
     splits: Sequence[str] = ("val", "test"),
 ) -> pd.DataFrame:
-    """Score the val and test images, or other splits: the probability of "positive" that the model gives.
+    """Score the val and test images, or other splits, by the model's probability of "positive".
 
-    The model is in evaluation mode, the normalisation the one that it was trained with. The table has the
-    columns image, split, label and score (float64 in [0, 1]).
+    The model must be in evaluation mode, with the normalisation of its training. The table has the columns
+    image, split, label and score (float64 in [0, 1]).
     """
     device = next(model.parameters()).device
     indices, table = list_scored(samples, splits)
@@ -243,7 +244,7 @@ def saliency_map(
     """Where the model sees a defect: Grad-CAM of the logit at the last stage (Selvaraju et al. 2017).
 
     Images have the shape (batch, height, width, 3), uint8, and maps (batch, height, width), float32 in
-    [0, 1]. Each map is divided by its own maximum, and is 0 everywhere when nothing speaks for a defect.
+    [0, 1]. Each map is divided by its maximum, and is 0 everywhere if nothing indicates a defect.
     """
     device = next(model.parameters()).device
     inputs = normalise_images(torch.as_tensor(images_u8).to(device), normalisation)

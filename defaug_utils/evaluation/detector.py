@@ -1,6 +1,6 @@
-"""A compact detector of defect pixels: a U-Net on the classifier's ResNets, its score maps and their numbers.
+"""A compact detector of defect pixels: a U-Net on the classifier's ResNets, score maps and metrics.
 
-Ronneberger et al. 2015 (U-Net), He et al. 2016 (ResNet). Chapter 9 says why it is not DeSTSeg.
+Ronneberger et al. 2015 (U-Net), He et al. 2016 (ResNet). Chapter 9 explains why it is not DeSTSeg.
 """
 
 import math
@@ -38,19 +38,19 @@ from defaug_utils.protocol.run_folder import read_data, read_pools
 from defaug_utils.training.backbones import build_classifier, normalise_images
 from defaug_utils.training.loop import OnStep
 
-DETECTORS = "segmenter"  # the detectors' folder in a run's
-# ours; an epoch is all positives and as many negatives
+DETECTORS = "segmenter"  # the detectors' folder in a run
+# ours; an epoch shows all positives and as many negatives
 DETECTOR_RECIPE = Recipe("adam", 2e-3, batch_size=8, epochs=20, balanced=True, flips=True, decay=True)
 MAP_LIST = "score_maps.csv"
 METRICS_FILE = "pixel_metrics.json"
 LARGEST_LOGIT = 16.0  # stored maps keep logits of ±16 in 65,536 steps
 LARGEST_LEVEL = 65535
-DEFECT_PRIOR = 0.01  # of every pixel before training, so that defects are not drowned (Lin et al. 2017, 3.3)
-DICE_SMOOTHING = 1.0  # pixels; without defects the overlap term then asks for few positives
+DEFECT_PRIOR = 0.01  # of every pixel before training, so that defects are not swamped (Lin et al. 2017, 3.3)
+DICE_SMOOTHING = 1.0  # pixels; without defects, the overlap term then favours few positives
 
 
 class Detector(nn.Module):
-    """A ResNet whose stages are read back up, each joined with the one before it; the decoder is random."""
+    """A ResNet with a U-Net decoder: each stage is upsampled and joined with the previous one."""
 
     def __init__(self, resnet: ResNetModel) -> None:
         super().__init__()
@@ -82,15 +82,15 @@ def _stretch(state: Tensor, like: Tensor) -> Tensor:
 
 
 def build_detector(backbone: str, weights: str = "") -> Detector:
-    """Make a detector, see `build_classifier`; the decoder starts at random."""
+    """Make a detector, see `build_classifier`; the decoder is initialised randomly."""
     return Detector(build_classifier(backbone, weights).resnet).eval()
 
 
 def detection_loss(logits: Tensor, masks: Tensor) -> Tensor:
     """Cross-entropy of the pixels plus one minus the overlap (soft Dice, Milletari et al. 2016, section 3).
 
-    The first keeps the scores comparable between images, the second counts a small defect as a large one.
-    Logits and masks (1 on the defect) have the shape (batch, height, width).
+    The first term keeps scores comparable between images; the second weights small and large defects equally.
+    Logits and masks (1 on the defect) have shape (batch, height, width).
     """
     found = logits.sigmoid()
     shared, total = (found * masks).sum(), found.sum() + masks.sum()
@@ -107,12 +107,12 @@ def train_detector(
     weights: str = "",
     on_step: OnStep | None = None,
 ) -> TrainedNetwork:
-    """Train on images and masks as `train_classifier` does; the weights are the encoder's.
+    """Train on images and masks, see `train_classifier`; `weights` are those of the encoder.
 
-    A recipe with `augment` is refused with a ValueError: its masks would not be turned with the images.
+    Raises a ValueError for a recipe with `augment`, which would not transform the masks.
     """
     if recipe.augment:
-        raise ValueError("augment turns images without their masks: a detector's recipe can't have it")
+        raise ValueError("augment rotates images without their masks: it can't be used for detectors")
 
     def measure_loss(model: nn.Module, batch: Batch) -> Tensor:
         device = next(model.parameters()).device
@@ -129,14 +129,14 @@ def train_detector(
 
 @dataclass(frozen=True)
 class DetectorPlan:
-    """How all detectors of a comparison are trained; 0 keeps the recipe's own value."""
+    """How all detectors of a comparison are trained; 0 keeps the recipe's value."""
 
     backbone: str  #: a name in `BACKBONES`
-    weights: str = ""  #: of the encoder, as `build_classifier` takes them
-    training_images: int = 0  #: shown to each detector in all epochs together, see `fit_epochs`
-    batch_size: int = 0  #: images a step
+    weights: str = ""  #: of the encoder, as for `build_classifier`
+    training_images: int = 0  #: shown to each detector in total, see `fit_epochs`
+    batch_size: int = 0  #: images per step
     learning_rate: float = 0.0  #: of the first epoch
-    input_size: tuple[int, int] = (0, 0)  #: (width, height); (0, 0) for that of the stored images
+    input_size: tuple[int, int] = (0, 0)  #: (width, height); (0, 0) for the size of the stored images
 
     def fit_recipe(self, rows: pd.DataFrame) -> Recipe:
         """The recipe for a training set's rows."""
@@ -147,7 +147,7 @@ class DetectorPlan:
 
 
 def compose_detector_set(run_dir: Path | str, run: Run, mix: Mix | None = None) -> pd.DataFrame:
-    """The training set of a run, see `compose_training_set`, without validation: no threshold is chosen."""
+    """The training set of a run, see `compose_training_set`, without validation: no threshold is needed."""
     rows = compose_training_set(read_data(run_dir), read_pools(run_dir, run), run, mix)
     return rows[rows["split"] != "val"]
 
@@ -155,16 +155,16 @@ def compose_detector_set(run_dir: Path | str, run: Run, mix: Mix | None = None) 
 def finish_detector(
     run_dir: Path | str, name: str, rows: pd.DataFrame, plan: DetectorPlan, folder: str = DETECTORS
 ) -> TrainedNetwork:
-    """Train the detector of a run, write its score maps and measure them; what is there already is taken.
+    """Train the detector of a run, write its score maps and measure them; existing results are reused.
 
     Args:
         rows: the training set, its paths relative to `run_dir`.
         name: of the run, see `run_name`; its seed is the detector's.
-        folder: of all such detectors in the run's folder; each has one in it by its name.
+        folder: of all such detectors in the run's folder; each has a subfolder with its name.
 
     Raises:
         ManifestError: images or masks are missing, broken or empty (all are listed).
-        ValueError: the folder holds a detector of other settings, or a score is not finite.
+        ValueError: the folder contains a detector with other settings, or a score is not finite.
     """
     target, recipe = Path(run_dir) / folder / name, plan.fit_recipe(rows)
     masked = load_masked_samples(rows, run_dir, plan.input_size)
@@ -182,8 +182,8 @@ def write_score_maps(
 ) -> pd.DataFrame:
     """Score every pixel of the test images: 16-bit PNGs in `score_maps`, listed last in `score_maps.csv`.
 
-    Gives that list, one row a test image: image, mask, label, category, defect_type, `score_map` (its file,
-    relative to `run_folder`) and `score` (the largest logit, as the image's own).
+    Returns that list, one row per test image: image, mask, label, category, defect_type, `score_map` (its
+    file, relative to `run_folder`) and `score` (the image's score: its largest logit).
     """
     run_folder, test = Path(run_folder), masked.indices("test")
     (run_folder / MAP_LIST).unlink(missing_ok=True)
@@ -201,7 +201,7 @@ def write_score_maps(
 
 
 def logits_to_levels(logits: np.ndarray) -> np.ndarray:
-    """Finite logits as 16-bit levels: -16 … 16 onto 0 … 65535, what is beyond is cut."""
+    """Finite logits as 16-bit levels: -16 … 16 is mapped to 0 … 65535, values beyond are clipped."""
     if not np.isfinite(logits).all():
         raise ValueError(f"{(~np.isfinite(logits)).sum()} of {logits.size} scores are not finite")
     share = (np.clip(logits, -LARGEST_LOGIT, LARGEST_LOGIT) + LARGEST_LOGIT) / (2 * LARGEST_LOGIT)
@@ -216,7 +216,7 @@ def read_score_map(path: Path | str) -> np.ndarray:
 
 
 def read_score_maps(run_folder: Path | str, images: Sequence[str]) -> list[np.ndarray]:
-    """Stored score maps of some test images, by the images' names in the manifest."""
+    """Stored score maps of some test images, by their names in the manifest."""
     files = _read_list(Path(run_folder)).set_index("image")["score_map"]
     return [read_score_map(Path(run_folder) / files[image]) for image in images]
 
@@ -228,10 +228,10 @@ def _read_list(run_folder: Path) -> pd.DataFrame:
 
 
 def measure_score_maps(run_folder: Path | str, folder: Path | str) -> dict[str, float]:
-    """The numbers of stored score maps, see `measure_pixels`, also written to `pixel_metrics.json`.
+    """Metrics of stored score maps, see `measure_pixels`, also written to `pixel_metrics.json`.
 
-    Masks lie relative to `folder`; they and the maps are read one at a time. A ManifestError lists all that
-    are missing.
+    Masks are relative to `folder`; masks and maps are read one at a time. Raises a ManifestError that lists
+    missing files.
     """
     run_folder, folder = Path(run_folder), Path(folder)
     table = _read_list(run_folder)

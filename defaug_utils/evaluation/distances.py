@@ -1,7 +1,7 @@
-"""Distances between two sets of features, and how much the images of one set differ.
+"""Distances between two sets of features, and the diversity of one set.
 
 Heusel et al. 2017 (Fréchet distance), Bińkowski et al. 2018 (kernel distance), Zhang et al. 2018 (the
-distance of two images that the diversity averages over all pairs).
+distance of two images, which diversity averages over all pairs).
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 
 from defaug_utils.training.backbones import DIAG_LAYERS, FeatureNetwork, read_in_batches
 
-KEPT_FEATURES = 2000  # of a set at most, for the kernel distance and for draws
+KEPT_FEATURES = 2000  # at most, per set, for the kernel distance and for draws
 KERNEL_SUBSETS = 100  # Bińkowski et al. 2018, section 4
 
 
@@ -24,10 +24,10 @@ class Moments(NamedTuple):
 
 
 class FeatureSummary:
-    """What the distances need of a set of images, gathered batch by batch.
+    """Statistics of a set of images for the distances, accumulated batch by batch.
 
-    `count` is the number of images so far; `kept`, shape (at most `limit`, channels), are the features of
-    all, or of a fair draw by seed.
+    `count` is the number of images so far; `kept`, shape (at most `limit`, channels), are the features of all
+    images, or of a random sample by seed.
     """
 
     def __init__(self, limit: int = KEPT_FEATURES, seed: int = 0) -> None:
@@ -38,7 +38,7 @@ class FeatureSummary:
         self._square_sum = 0.0
 
     def add(self, features: np.ndarray, directions: np.ndarray) -> None:
-        """Take in finite features (batch, channels) and directions (batch, channels, rows, columns).
+        """Add finite features (batch, channels) and directions (batch, channels, rows, columns).
 
         Directions have unit length (or 0) along the channels.
         """
@@ -54,7 +54,7 @@ class FeatureSummary:
         self._keep(features)
 
     def _keep(self, features: np.ndarray) -> None:
-        """Every image has the same chance to be among those kept (reservoir sampling)."""
+        """Keep every image with the same probability (reservoir sampling)."""
         free = max(0, self._limit - len(self.kept))
         self.kept = np.concatenate([self.kept.reshape(-1, features.shape[1]), features[:free]])
         self.count += min(free, len(features))
@@ -73,10 +73,10 @@ class FeatureSummary:
 
     @property
     def diversity(self) -> float:
-        """Mean over all pairs of images of the mean squared distance of their directions in one place.
+        """Mean squared distance of two images' directions, averaged over positions and all pairs of images.
 
-        This is the distance of LPIPS with all weights 1 at one layer (Zhang et al. 2018, Eq. 1), averaged
-        over every pair without forming the pairs: 0 for equal images, 2 where no two share a channel.
+        This is LPIPS at one layer with all weights 1 (Zhang et al. 2018, Eq. 1), averaged over all pairs
+        without forming them: 0 for equal images, 2 if no two images share a channel.
         """
         if self.count < 2:
             return float("nan")
@@ -93,15 +93,15 @@ def summarise_images(
     seed: int = 0,
     on_images: Callable[[int], None] | None = None,
 ) -> dict[str, FeatureSummary]:
-    """Summarise a set of images, layer by layer; a feature is the mean of a layer's output over all places.
+    """Summarise a set of images, layer by layer; a feature is a layer's output averaged over positions.
 
-    The seed decides which features are kept, where there are more than fit; `on_images` is called with the
-    number of images just looked at.
+    The seed decides which features are kept if there are too many; `on_images` is called with the number of
+    images just processed.
     """
     summaries = {layer: FeatureSummary(seed=seed) for layer in layers}
     for answers in read_in_batches(network, images_u8, layers, size, batch_size):
         for layer, maps in answers.items():
-            directions = normalize(maps, dim=1)  # unit length in every place (Zhang et al. 2018, Eq. 1)
+            directions = normalize(maps, dim=1)  # unit length at every position (Zhang et al. 2018, Eq. 1)
             summaries[layer].add(maps.mean(dim=(2, 3)).cpu().numpy(), directions.cpu().numpy())
         if on_images:
             on_images(len(maps))
@@ -112,7 +112,7 @@ def frechet_distance(first: Moments, second: Moments) -> float:
     """Squared Fréchet distance of two normal distributions (Heusel et al. 2017, Eq. 6).
 
     The trace of the root of the product Σ₁Σ₂ comes from the eigenvalues of the symmetric matrix
-    Σ₁^½ Σ₂ Σ₁^½, which are real and not negative also where images are fewer than channels.
+    Σ₁^½ Σ₂ Σ₁^½, which are real and not negative even if there are fewer images than channels.
     """
     values, vectors = np.linalg.eigh(first.covariance)
     root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
@@ -125,8 +125,8 @@ def frechet_distance(first: Moments, second: Moments) -> float:
 def squared_kernel_distance(first: np.ndarray, second: np.ndarray) -> float:
     """Unbiased squared maximum mean discrepancy with the kernel (x·y / channels + 1)³.
 
-    Bińkowski et al. 2018, Eqs. 3 and 4, of features (images, channels), at least two images each. It is 0 on
-    average for two sets of one kind, and so negative about as often as positive there.
+    Bińkowski et al. 2018, Eqs. 3 and 4, for features (images, channels) of at least two images each. For two
+    sets from the same distribution it is 0 on average, and therefore about as often negative as positive.
     """
     kernels = [_kernel(features, features) for features in (first, second)]
     within = [(kernel.sum() - np.trace(kernel)) / (len(kernel) * (len(kernel) - 1)) for kernel in kernels]
@@ -151,19 +151,19 @@ def spread_over_draws(
     draws: int = KERNEL_SUBSETS,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """A distance between equally many images of both sides, drawn again and again.
+    """A distance between equal numbers of images from both sides, over repeated draws.
 
-    The Fréchet distance grows as images get fewer, whatever they show: values compare at one count only.
-    The kernel distance does not, and its spread over subsets is how it is usually given.
+    The Fréchet distance grows for smaller sets, whatever they show: compare values only at the same count.
+    The kernel distance does not, and is usually given with its spread over subsets.
 
     Args:
         distance: `squared_kernel_distance` or `compare_features`.
         first: features, shape (images, channels).
-        second: the same of the other set; None for two parts of the first that share no image.
-        count: images drawn from either side without replacement, at least 2.
+        second: the same for the other set; None for two disjoint parts of the first.
+        count: images drawn from each side without replacement, at least 2.
 
     Returns:
-        Mean and standard deviation (n − 1 in the denominator); NaN where a side has too few images.
+        Mean and standard deviation (n − 1 in the denominator); NaN if a side has too few images.
     """
     is_enough = len(first) >= 2 * count if second is None else min(len(first), len(second)) >= count
     if count < 2 or not is_enough:

@@ -1,4 +1,4 @@
-"""Small random changes of whole training images: turned, brighter or darker, with more or less contrast."""
+"""Small random changes of whole training images: rotation, brightness and contrast."""
 
 import math
 
@@ -6,7 +6,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
-LARGEST_ANGLE = 10.0  # degrees, either way
+LARGEST_ANGLE = 10.0  # ± degrees
 LARGEST_FACTOR = 0.2  # of brightness and of contrast: each is multiplied by 0.8 … 1.2
 
 
@@ -17,19 +17,19 @@ def draw_jitter(count: int, generator: Generator) -> Tensor:
 
 
 def jitter_images(images_u8: Tensor, jitter: Tensor) -> Tensor:
-    """Change each image of a batch in its own way.
+    """Change each image of a batch independently.
 
-    Images are turned about their middle, the border mirrored into the corners. Brightness multiplies an
-    image's mean, contrast the distance from it.
+    Images are rotated about their centre, and corners are filled by mirroring the border. Brightness
+    multiplies an image's mean, contrast the distance from it.
 
     Args:
-        images_u8: shape (batch, height, width, 3), uint8; so is what is returned.
+        images_u8: shape (batch, height, width, 3), uint8; the result has the same form.
         jitter: shape (3, batch), see `draw_jitter`.
     """
     height, width = images_u8.shape[1:3]
     angle, brightness, contrast = jitter.to(images_u8.device)
     cosine, sine = torch.cos(angle * math.pi / 180), torch.sin(angle * math.pi / 180)
-    zero = torch.zeros_like(angle)  # the grid's units are half a width and half a height
+    zero = torch.zeros_like(angle)  # the grid's units are half the width and half the height
     rows = [cosine, -sine * height / width, zero, sine * width / height, cosine, zero]
     images = images_u8.permute(0, 3, 1, 2).float()
     grid = affine_grid(torch.stack(rows, dim=1).reshape(-1, 2, 3), list(images.shape), align_corners=False)

@@ -1,4 +1,4 @@
-"""A linear classifier on a frozen backbone: what known positives are worth when only a line is learned."""
+"""A linear classifier on a frozen backbone: the value of known positives if only a line is learned."""
 
 from collections.abc import Sequence
 
@@ -14,8 +14,8 @@ from defaug_utils.data.samples import Samples, list_scored
 from defaug_utils.training.backbones import FeatureNetwork, read_in_batches
 
 LAYERS = ("eighth", "sixteenth", "thirty_second")
-INVERSE_PENALTY = 1.0  # scikit-learn's C at its default: a few positives leave nothing to choose it by
-LARGEST_STEPS = 10_000  # of the solver, which ends far earlier
+INVERSE_PENALTY = 1.0  # scikit-learn's default C: few positives are not enough to choose it
+LARGEST_STEPS = 10_000  # of the solver, which stops far earlier
 
 
 def classify_linearly(
@@ -23,7 +23,7 @@ def classify_linearly(
 ) -> pd.DataFrame:
     """Fit on the train split and score the val and test images, see `pool_features` and `fit_line`.
 
-    A table as `score_samples` gives it, but scores are logits. Nothing is random.
+    Returns a table like `score_samples`, but with logits as scores. Nothing is random.
 
     Raises:
         ValueError: the train split lacks a class, a layer is unknown, or features are not finite.
@@ -56,7 +56,7 @@ def pool_features(network: FeatureNetwork, images_u8: np.ndarray, layers: Sequen
 def fit_line(features: np.ndarray, is_positive: np.ndarray) -> Pipeline:
     """Logistic regression on standardised features (images, channels); its decision function gives logits.
 
-    Both classes weigh the same, however few the positives are, and C is 1 whatever the data.
+    Both classes have the same total weight, and C is always 1.
     """
     line = LogisticRegression(C=INVERSE_PENALTY, class_weight="balanced", max_iter=LARGEST_STEPS)
     return make_pipeline(StandardScaler(), line).fit(features, is_positive)

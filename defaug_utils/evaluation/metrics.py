@@ -1,7 +1,7 @@
-"""Scores to numbers: AP, AUROC, precision and recall at two kinds of threshold, with bootstrap intervals.
+"""Metrics from scores: AP, AUROC, precision and recall at two kinds of threshold, bootstrap intervals.
 
-Precision, recall and F1 "by the papers' protocol" are read at the threshold that maximises F1 on the test
-set itself. Beside them stand the honest ones, whose threshold is chosen on the validation part.
+Precision, recall and F1 "by the papers' protocol" use the threshold that maximises F1 on the test set itself.
+The honest ones, with a threshold chosen on the validation part, are reported next to them.
 """
 
 import math
@@ -14,7 +14,7 @@ from scipy.stats import bootstrap, rankdata
 
 from defaug_utils.core.guards import raise_problems
 
-# One part in ten is defective in KSDD2: 2 % false alarms are then one for every four defects found.
+# One part in ten is defective in KSDD2: a rate of 2 % is then one false alarm for every four defects found.
 MAX_FALSE_POSITIVE_RATE = 0.02
 RESAMPLES = 1000
 CONFIDENCE = 0.95
@@ -27,22 +27,22 @@ def measure_scores(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict:
-    """All numbers of one run.
+    """All metrics of one run.
 
     Args:
-        scores_table: columns split ("test", and "val" where there is a validation part), label and score.
+        scores_table: columns split ("test", and "val" if there is a validation part), label and score.
         max_false_positive_rate: see `choose_threshold`.
         resamples, seed: of the bootstrap of the test set.
 
     Returns:
-        The numbers of `measure_sets` by name and, with _low and _high appended, their 95 % percentile
-        intervals ([0, 1] where a class has fewer than two images). Also paper_threshold,
+        The metrics of `measure_sets` by name and, with _low and _high appended, their 95 % percentile
+        intervals ([0, 1] if a class has fewer than two images). Also paper_threshold,
         validation_threshold, threshold_rule, max_false_positive_rate, n_val, n_val_positive, n_test and
-        n_test_positive. Without a validation part n_val is 0, threshold_rule "no validation part", and every
-        number at its threshold None.
+        n_test_positive. Without a validation part n_val is 0, threshold_rule is "no validation part", and
+        every metric at its threshold is None.
 
     Raises:
-        ValueError: one class only, scores that are not finite, or no negative in a validation part.
+        ValueError: only one class, scores that are not finite, or no negatives in a validation part.
     """
 
     def pick(split: str) -> list[np.ndarray]:
@@ -71,9 +71,9 @@ def measure_scores(
 
 
 def tabulate_scores(summary: Mapping[str, float]) -> pd.DataFrame:
-    """The numbers of `measure_scores`, one row each, with the columns value, from and to.
+    """The metrics of `measure_scores`, one row each, with the columns value, from and to.
 
-    Where there is no validation part, its rows say so in the place of a value.
+    If there is no validation part, its rows say so instead of a value.
     """
     titles = {"ap": "AP", "ap_trapezoid": "AP (trapezoid)", "auroc": "AUROC"}
     for protocol, words in (("paper", "papers' protocol"), ("validation", "validation threshold")):
@@ -89,11 +89,11 @@ def tabulate_scores(summary: Mapping[str, float]) -> pd.DataFrame:
 def choose_threshold(
     positive: np.ndarray, negative: np.ndarray, max_false_positive_rate: float = MAX_FALSE_POSITIVE_RATE
 ) -> tuple[float, str]:
-    """Choose a threshold by the scores (images,) of the validation part, and say by which rule.
+    """Choose a threshold from the scores (images,) of the validation part; return it and the rule.
 
-    The rule is "max_f1", see `best_f1_threshold`, or where there is no positive "max_fpr": the lowest
-    threshold that lets no more than a share of the negatives, in [0, 1), through. A ValueError refuses
-    parts without negatives, scores that are not finite, and a rate out of range.
+    The rule is "max_f1" (see `best_f1_threshold`) or, without positives, "max_fpr": the lowest threshold with
+    at most the given share of false positives, in [0, 1). Raises a ValueError if there are no negatives,
+    scores are not finite, or the rate is out of range.
     """
     if len(positive):
         _check_classes(positive, negative)
@@ -101,7 +101,7 @@ def choose_threshold(
     if not 0 <= max_false_positive_rate < 1:
         raise ValueError(f"max_false_positive_rate {max_false_positive_rate} must be in [0, 1)")
     if not len(negative) or not np.isfinite(negative).all():
-        raise ValueError(f"a threshold needs finite scores of negatives, got {negative}")
+        raise ValueError(f"a threshold needs finite scores of negatives, found {negative}")
     allowed = math.floor(max_false_positive_rate * len(negative) + 1e-9)
     highest_refused = np.sort(negative)[::-1][allowed]
     return float(np.nextafter(highest_refused, np.inf)), "max_fpr"
@@ -113,14 +113,14 @@ def _check_classes(positive: np.ndarray, negative: np.ndarray) -> None:
         problems.append(f"{(~np.isfinite(scores)).sum()} of {scores.size} scores are not finite")
     if not len(positive) or not len(negative):
         problems.append(f"{len(positive)} of {scores.size} images are positive: both classes are needed")
-    raise_problems("these scores can't be judged", problems, ValueError)
+    raise_problems("these scores can't be evaluated", problems, ValueError)
 
 
 class Ranking(NamedTuple):
-    """Images from the highest score to the lowest, and what "score ≥ this one" is worth as a rule.
+    """Images from the highest to the lowest score, with the metrics of the rule "score ≥ this one".
 
-    Every array has the shape (..., images). Images of equal scores are called positive together, and so
-    have equal numbers.
+    Every array has shape (..., images). Images with equal scores are classified together and therefore have
+    equal metrics.
     """
 
     scores: np.ndarray
@@ -129,7 +129,7 @@ class Ranking(NamedTuple):
     f1: np.ndarray
 
     def at_best_f1(self) -> list[np.ndarray]:
-        """Score, precision, recall and F1 at the lowest score with the largest F1, each of shape (...)."""
+        """Score, precision, recall and F1 at the lowest score with the largest F1, each with shape (...)."""
         place = self.f1.shape[-1] - 1 - self.f1[..., ::-1].argmax(axis=-1, keepdims=True)
         return [np.take_along_axis(values, place, axis=-1)[..., 0] for values in self]
 
@@ -140,7 +140,7 @@ def rank_scores(positive: np.ndarray, negative: np.ndarray) -> Ranking:
     count, n_positive = scores.shape[-1], positive.shape[-1]
     order = np.argsort(-scores, axis=-1)
     ordered = np.take_along_axis(scores, order, axis=-1)
-    # a threshold takes in all images of one score: each is read at the last place of its score
+    # a threshold includes all images with the same score, so each is read at the last of them
     is_last = np.diff(ordered, axis=-1, append=-np.inf) != 0
     place = np.where(is_last, np.arange(count), count)
     last = np.minimum.accumulate(place[..., ::-1], axis=-1)[..., ::-1]
@@ -150,22 +150,22 @@ def rank_scores(positive: np.ndarray, negative: np.ndarray) -> Ranking:
 
 
 def best_f1_threshold(positive: np.ndarray, negative: np.ndarray) -> float:
-    """The score that, as threshold, gives the largest F1 (the lowest such score)."""
+    """The score that gives the largest F1 as threshold (the lowest such score)."""
     return float(rank_scores(positive, negative).at_best_f1()[0])
 
 
 def measure_sets(positive: np.ndarray, negative: np.ndarray, threshold: float) -> dict[str, np.ndarray]:
-    """The numbers of one set of scores, or of many at once.
+    """The metrics of one set of scores, or of many at once.
 
     Args:
-        positive, negative: finite scores of either kind, shape (..., images).
-        threshold: an image is called positive when score ≥ threshold.
+        positive, negative: finite scores of each class, shape (..., images).
+        threshold: an image is classified as positive if score ≥ threshold.
 
     Returns:
-        Name → shape (...): "ap" (step-wise Σ (Rₙ − Rₙ₋₁) Pₙ, as DIAG reports it), "ap_trapezoid" (by the
-        trapezoid rule, as the official KSDD2 code has it), "auroc" (share of pairs in which the positive
+        Name → shape (...): "ap" (step-wise Σ (Rₙ − Rₙ₋₁) Pₙ, as in DIAG), "ap_trapezoid" (by the
+        trapezoid rule, as in the official KSDD2 code), "auroc" (share of pairs in which the positive
         scores higher; ties count half); precision, recall and f1 after "paper_" at the best F1 and after
-        "validation_" at the threshold. Precision is 0 when nothing is called positive.
+        "validation_" at the threshold. Precision is 0 if nothing is classified as positive.
     """
     n_positive, n_negative = positive.shape[-1], negative.shape[-1]
     ranking = rank_scores(positive, negative)
@@ -189,7 +189,7 @@ def measure_sets(positive: np.ndarray, negative: np.ndarray, threshold: float) -
 def _bootstrap(
     positive: np.ndarray, negative: np.ndarray, threshold: float, resamples: int, seed: int
 ) -> dict[str, tuple[float, float]]:
-    """Percentile intervals (Efron and Tibshirani 1993); each class is resampled among itself."""
+    """Percentile intervals (Efron and Tibshirani 1993); each class is resampled separately."""
     names = list(measure_sets(positive, negative, threshold))
     if min(len(positive), len(negative)) < 2:
         return dict.fromkeys(names, (0.0, 1.0))

@@ -1,6 +1,6 @@
-"""A memory of good patches: what is far from all of them is called a defect (PatchCore: Roth et al. 2022).
+"""A memory of good patches: patches far from all of them are defects (PatchCore: Roth et al. 2022).
 
-Nothing is trained and no defect needs to be known. Section numbers are those of the paper.
+Nothing is trained, and no known defects are needed. Section numbers refer to the paper.
 """
 
 import json
@@ -26,25 +26,25 @@ from defaug_utils.data.samples import Samples, list_scored
 from defaug_utils.training.backbones import FeatureNetwork, read_in_batches
 from defaug_utils.training.weights import list_broken
 
-LAYERS = ("eighth", "sixteenth")  # of the side; Roth et al. take the second and third stage, too
-POOLED = 3  # places on a side that a patch averages (section 3.1)
+LAYERS = ("eighth", "sixteenth")  # of the side; Roth et al. also use the second and third stage
+POOLED = 3  # positions per side that a patch averages (section 3.1)
 SMOOTHING = 4.0  # pixels, standard deviation of the Gaussian over score maps (section 3.3)
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """What a memory holds, and how an image is compared with it."""
+    """What a memory contains, and how images are compared with it."""
 
     layers: tuple[str, ...] = LAYERS  #: of the backbone, joined at the finest one's resolution
-    share: float = 0.01  #: of all patches that is kept, in (0, 1]
-    neighbours: int = 9  #: of the nearest kept patch, that weigh an image's score; 1: no weighing
-    projected: int = 128  #: channels in which patches are compared while they are chosen
+    share: float = 0.01  #: share of all patches to keep, in (0, 1]
+    neighbours: int = 9  #: of the nearest kept patch, for weighting an image's score; 1: no weighting
+    projected: int = 128  #: channels for comparing patches while choosing them
     seed: int = 0  #: of the projection and the first patch
 
     def __post_init__(self) -> None:
-        """Refuse values that make no sense, all in one message."""
+        """Refuse invalid values, all in one message."""
         demands = {
-            "layers must name one layer or more": len(self.layers) > 0,
+            "layers must name at least one layer": len(self.layers) > 0,
             f"share {self.share} must be in (0, 1]": 0 < self.share <= 1,
             f"neighbours {self.neighbours} must be 1 or more": self.neighbours >= 1,
             f"projected {self.projected} must be 1 or more": self.projected >= 1,
@@ -58,34 +58,34 @@ class PatchMemory:
 
     patches: np.ndarray  #: shape (patches, channels), float32
     plan: MemoryPlan
-    network: dict  #: `FeatureNetwork.describe` of the backbone that saw them
+    network: dict  #: `FeatureNetwork.describe` of their backbone
     size: tuple[int, int]  #: (width, height) of the images
 
 
 class PatchScores(NamedTuple):
-    """How far an image is from the memory; higher is more likely a defect."""
+    """Distances of an image from the memory; higher is more likely a defect."""
 
-    image: float  #: of its farthest patch, weighed
+    image: float  #: of its farthest patch, weighted
     patches: np.ndarray  #: distance to the nearest kept patch, shape (rows, columns), float32
 
 
 def fit_memory(samples: Samples, network: FeatureNetwork, plan: MemoryPlan | None = None) -> PatchMemory:
-    """Keep a share of the patches of all negatives of the train split; positives are left out.
+    """Keep a share of the patches of all negatives of the train split; positives are not used.
 
-    All these patches are in memory at once, four bytes a channel; nothing grows with their square.
+    All these patches are in memory at once, four bytes per channel; nothing grows with their squared number.
 
     Raises:
-        ValueError: there are fewer good images, or fewer patches to be kept, than neighbours are asked for;
-            an unknown layer; or features that are not finite.
+        ValueError: there are fewer good images, or fewer kept patches, than neighbours; an unknown layer; or
+            features that are not finite.
     """
     plan = plan or MemoryPlan()
     is_good = (samples.table["split"] == "train") & (samples.table["label"] == "negative")
     good = samples.images_u8[np.flatnonzero(is_good)].numpy()
-    demand = f"{plan.neighbours} neighbours are asked for, there are {len(good)} good training images"
+    demand = f"{plan.neighbours} neighbours are requested, there are {len(good)} good training images"
     check_demands("patch memory", {demand: len(good) >= plan.neighbours})
     patches = np.concatenate([maps.reshape(-1, maps.shape[-1]) for maps in read_patches(network, good, plan)])
     count = max(1, round(plan.share * len(patches)))
-    kept = f"{plan.neighbours} neighbours are asked for, but a share of {plan.share} keeps {count} patch(es)"
+    kept = f"{plan.neighbours} neighbours are requested, but a share of {plan.share} keeps {count} patch(es)"
     check_demands("patch memory", {f"{kept} of {len(patches)}": count >= plan.neighbours})
     chosen = choose_patches(_project(patches, plan), count, plan.seed)
     return PatchMemory(patches[chosen], plan, network.describe(), _size_of(good))
@@ -96,7 +96,7 @@ def read_patches(
 ) -> Iterator[np.ndarray]:
     """Patches of images (height, width, 3), uint8, batch by batch: (batch, rows, columns, channels), float32.
 
-    Each is the mean of a layer's output over 3 × 3 places (fewer at the border), of all layers.
+    Each joins the layers' outputs, averaged over 3 × 3 positions (fewer at the border).
     """
     for maps in read_in_batches(network, images_u8, plan.layers):
         pooled = [
@@ -109,7 +109,7 @@ def read_patches(
 
 
 def _project(patches: np.ndarray, plan: MemoryPlan) -> np.ndarray:
-    """Fewer channels with about the same distances (section 3.2); as they are where there are few."""
+    """Fewer channels with about the same distances (section 3.2); unchanged if there are already few."""
     if patches.shape[1] <= plan.projected:
         return patches
     projection = SparseRandomProjection(plan.projected, dense_output=True, random_state=plan.seed)
@@ -117,10 +117,10 @@ def _project(patches: np.ndarray, plan: MemoryPlan) -> np.ndarray:
 
 
 def choose_patches(patches: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Positions of `count` patches that leave no other far from all of them: greedy k-center (section 3.2).
+    """Positions of `count` patches that are close to all others: greedy k-center (section 3.2).
 
-    The first is drawn; each further one is the farthest from all before it. Patches have the shape
-    (patches, channels); one distance a patch is kept.
+    The first is random; each further one is the farthest from all previous ones. Patches have shape (patches,
+    channels); one distance per patch is kept.
     """
     squares = np.einsum("ij,ij->i", patches, patches)
     nearest = np.full(len(patches), np.inf, patches.dtype)
@@ -128,7 +128,7 @@ def choose_patches(patches: np.ndarray, count: int, seed: int) -> np.ndarray:
     while len(chosen) < count:
         last = chosen[-1]
         np.minimum(nearest, squares - 2 * (patches @ patches[last]) + squares[last], out=nearest)
-        nearest[last] = -np.inf  # never again, not even where all patches are alike
+        nearest[last] = -np.inf  # never again, even if all patches are equal
         chosen.append(int(nearest.argmax()))
     return np.array(chosen)
 
@@ -138,15 +138,15 @@ def compare_with_memory(
 ) -> Iterator[PatchScores]:
     """Scores of images (images, height, width, 3), uint8, one by one.
 
-    An image's score is the distance of its farthest patch, times a weight that is smaller where the nearest
-    kept patch has many others around it that are as near (section 3.3, equation 7).
+    An image's score is the distance of its farthest patch, times a weight that is smaller if many kept
+    patches are as close as the nearest one (section 3.3, equation 7).
 
     Raises:
-        ValueError: the memory is of another backbone, other weights or another image size.
+        ValueError: the memory has another backbone, other weights or another image size.
     """
     _refuse_other_features(memory, network, "patch memory")
     (width, height), (columns, rows) = memory.size, _size_of(images_u8)
-    demand = f"images are {columns} × {rows}, the memory is of images of {width} × {height}"
+    demand = f"images are {columns} × {rows}, but the memory was made from images of {width} × {height}"
     check_demands("patch memory", {demand: (columns, rows) == (width, height)})
     search = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(memory.patches)
     for maps in read_patches(network, images_u8, memory.plan):
@@ -163,21 +163,21 @@ def compare_with_memory(
 def _measure_around(
     memory: PatchMemory, search: NearestNeighbors, patch: np.ndarray, nearest: int
 ) -> np.ndarray:
-    """Distances of a patch to a kept one and the kept ones around it."""
+    """Distances of a patch to a kept patch and to its kept neighbours."""
     kept = memory.patches[nearest][None]
     (places,) = search.kneighbors(kept, memory.plan.neighbours, return_distance=False)
     return np.linalg.norm(memory.patches[places].astype(float) - patch, axis=1)
 
 
 def score_by_memory(memory: PatchMemory, network: FeatureNetwork, samples: Samples) -> pd.DataFrame:
-    """Score the val and test images: a table as `score_samples` gives it, but scores are distances."""
+    """Score the val and test images: a table like `score_samples`, but with distances as scores."""
     indices, table = list_scored(samples)
     found = compare_with_memory(memory, network, samples.images_u8[indices].numpy())
     return table.assign(score=[scores.image for scores in found])
 
 
 def spread_patches(patch_scores: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Scores of patches (rows, columns) as smooth scores of pixels, shape (height, width), float32."""
+    """Upsample scores of patches (rows, columns) to smooth pixel scores (height, width), float32."""
     raised = interpolate(
         torch.from_numpy(patch_scores)[None, None], size[::-1], mode="bilinear", align_corners=False
     )
@@ -189,7 +189,7 @@ def _size_of(images_u8: np.ndarray) -> tuple[int, int]:
 
 
 def write_memory(memory: PatchMemory, path: Path | str) -> None:
-    """Store a memory as one safetensors file, with its plan, backbone and image size."""
+    """Store a memory in one safetensors file, with its plan, backbone and image size."""
     settings = {"plan": asdict(memory.plan), "network": memory.network, "size": memory.size}
     with write_atomically(path) as temporary:
         save_file(
@@ -198,10 +198,10 @@ def write_memory(memory: PatchMemory, path: Path | str) -> None:
 
 
 def read_memory(path: Path | str, network: FeatureNetwork) -> PatchMemory:
-    """Read a stored memory, to be used with the backbone that it was fitted with.
+    """Read a stored memory, for use with the backbone that it was fitted with.
 
     Raises:
-        ValueError: the file is no patch memory or damaged, or the memory is of another backbone.
+        ValueError: the file is damaged or not a patch memory, or the memory has another backbone.
         FileNotFoundError: there is no such file.
     """
     try:
@@ -209,17 +209,17 @@ def read_memory(path: Path | str, network: FeatureNetwork) -> PatchMemory:
             settings = json.loads(opened.metadata()["settings"])
             stored = opened.get_tensor("patches")
         if stored.ndim != 2 or not stored.numel() or list_broken({"patches": stored}):
-            raise ValueError(f"patches of shape {tuple(stored.shape)}, {stored.dtype} are no finite features")
+            raise ValueError(f"patches of shape {tuple(stored.shape)}, {stored.dtype} aren't finite features")
         patches = stored.numpy()
         plan = MemoryPlan(**settings["plan"] | {"layers": tuple(settings["plan"]["layers"])})
         memory = PatchMemory(patches, plan, settings["network"], tuple(settings["size"]))
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is no readable patch memory ({error}): fit it again") from error
+        raise ValueError(f"{path} is not a readable patch memory ({error}): fit it again") from error
     _refuse_other_features(memory, network, f"patch memory {path}")
     return memory
 
 
 def _refuse_other_features(memory: PatchMemory, network: FeatureNetwork, what: str) -> None:
     if differing := list_differences(memory.network, network.describe()):
-        advice = "open the backbone and weights that it was fitted with, or fit it again"
-        raise ValueError(f"{what} is of other features: {'; '.join(differing)}: {advice}")
+        advice = "use the backbone and weights that it was fitted with, or fit it again"
+        raise ValueError(f"{what} was made with other features: {'; '.join(differing)}: {advice}")

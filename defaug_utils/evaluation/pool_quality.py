@@ -1,8 +1,8 @@
-"""What pools are worth before any training: near to real positives, different, and no copies of them.
+"""The quality of pools before any training: closeness to real positives, diversity, and copies.
 
 DIAG measures distances to the positives of the train split (Girella et al. 2024); no test image is read.
-In&Out suspects that fine-tuning on few images memorises them (Capogrosso et al. 2024). A copy that is softer
-than its original, or mirrored, is missed: few copies found do not prove that nothing was memorised.
+In&Out suspects that fine-tuning on few images memorises them (Capogrosso et al. 2024). A softened or mirrored
+copy is missed, so finding few copies doesn't prove that nothing was memorised.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,8 +35,8 @@ from defaug_utils.training.backbones import DIAG_LAYERS, FeatureNetwork, average
 
 REAL, UNTOUCHED = "real positives, two parts", "real negatives, untouched"
 COPY_QUANTILE = 0.05  # a choice of this project, not of a paper
-DRAWS = 50  # of equally many images
-MOST_NEGATIVES = 200  # that are enough to show how far no defect at all is
+DRAWS = 50  # of equal numbers of images
+MOST_NEGATIVES = 200  # enough to show the distance of images without defects
 
 
 def measure_pools(
@@ -47,31 +47,31 @@ def measure_pools(
     seed: int = 0,
     on_images: Callable[[int], None] | None = None,
 ) -> pd.DataFrame:
-    """Measure every pool that exists against the real positives of the train split.
+    """Compare every existing pool with the real positives of the train split.
 
-    Two rows frame them: the real positives against each other, in two parts that share no image (what a
-    perfect pool would reach), and untouched negatives (what a pool without any defect would).
+    Two rows serve as references: two disjoint parts of the real positives (what a perfect pool would reach),
+    and untouched negatives (what a pool without any defect would reach).
 
     Args:
         network: from `open_features`.
-        draws: how often equally many images are drawn from both sides.
-        on_images: called with the number of images just looked at.
+        draws: number of draws of equally many images from both sides.
+        on_images: called with the number of images just processed.
 
     Returns:
-        One row a set and layer: set, masks (where they came from), leaks_in (scenarios), layer, channels,
-        fd_name and kd_name (what the distances may be called), n and n_real (images on either side), fd
-        (of all of them), n_equal, fd_equal and kd with their `…_std` (between n_equal images on either
-        side, half of the real positives), and diversity. NaN where images are too few, or where two parts
-        have no such number.
+        One row per set and layer: set, masks (their source), leaks_in (scenarios), layer, channels, fd_name
+        and kd_name (names of the distances), n and n_real (images on each side), fd (for all of them),
+        n_equal, fd_equal and kd with their `…_std` (for n_equal images on each side, half of the real
+        positives), and diversity. NaN if there are too few images, or if a value does not exist for two
+        parts.
 
     Raises:
-        ValueError: the train split has no real positive, or an image can't be read.
+        ValueError: the train split has no real positives, or an image can't be read.
     """
     data = read_data(run_dir)
     is_known = (data["split"] == "train") & (data["origin"] == "real")
     positives, negatives = (data[is_known & (data["label"] == label)] for label in ("positive", "negative"))
     if positives.empty:
-        raise ValueError(f"{run_dir}: the train split has no real positive to compare with")
+        raise ValueError(f"{run_dir}: the train split has no real positives to compare with")
     negatives = negatives.sample(min(len(negatives), MOST_NEGATIVES), random_state=seed)
     width, height = read_image(Path(run_dir) / positives["image"].iloc[0]).shape[1::-1]
 
@@ -97,7 +97,7 @@ def _measure_set(
     draws: int,
     seed: int,
 ) -> list[dict]:
-    """One row a layer; where the set is the real positives themselves, of two parts of them."""
+    """One row per layer; for the real positives themselves, of two parts of them."""
     table = []
     for layer, own in found.items():
         known = real[layer]
@@ -126,14 +126,14 @@ def _measure_set(
 
 
 def copy_threshold(real: np.ndarray, quantile: float = COPY_QUANTILE) -> float:
-    """The distance up to which an image counts as a copy: a quantile of the reals' own nearest ones.
+    """The distance up to which an image counts as a copy: a quantile of the real images' nearest distances.
 
-    The same rule would call about that share of the real images copies of each other: the rate of false
-    alarms for new images of the real kind. It is rough for five images; a real image stored twice pulls it
-    towards 0. Features have the shape (images, channels).
+    About that share of the real images would count as copies of each other, which is the rate of false alarms
+    for new images of the same kind. It is imprecise for five images; a duplicated real image pulls it towards
+    0. Features have shape (images, channels).
     """
     if len(real) < 2:
-        raise ValueError(f"real: {len(real)} images, expected at least 2 to tell how alike they are")
+        raise ValueError(f"real: {len(real)} images, expected at least 2 to measure their similarity")
     distances = cdist(real, real)
     np.fill_diagonal(distances, np.inf)
     return float(np.quantile(distances.min(axis=1), quantile))
@@ -146,10 +146,10 @@ def find_copies(
     images: Sequence[str] | None = None,
     trained_images: Sequence[str] | None = None,
 ) -> pd.DataFrame:
-    """The nearest real neighbour of every generated image, and whether it is a copy of it.
+    """The nearest real image for every generated image, and whether the latter is a copy.
 
-    Features, all of one network, have the shape (images, channels); images without names are numbered. Rows
-    are in the order of generated images: image, nearest_real (the first of equally near ones), distance,
+    Features, from one network, have shape (images, channels); images without names are numbered. Rows are in
+    the order of generated images: image, nearest_real (the first if several are equally near), distance,
     threshold, is_copy (distance up to the threshold).
     """
     names = [*map(str, range(len(generated)))] if images is None else list(images)
@@ -163,9 +163,9 @@ def find_copies(
 
 
 class CopySearch(NamedTuple):
-    """Compares generated images with the real ones (names and features) that their generator was shown.
+    """Compares generated images with the real ones (names and features) that their generator saw.
 
-    An image is a copy up to a distance of `limit`, see `copy_threshold`.
+    An image is a copy if its distance is at most `limit`, see `copy_threshold`.
     """
 
     network: FeatureNetwork
@@ -189,13 +189,13 @@ def open_copy_search(
     vae: nn.Module,
     size: tuple[int, int],
 ) -> CopySearch:
-    """A search for copies of real images.
+    """Prepare a search for copies of real images.
 
     Args:
-        network, layer: from `open_features`, and whose features are compared.
-        shown: names of those in `folder` that the generator was shown.
-        others: of more, which also say how alike real images are.
-        vae: the generator's autoencoder, which real images pass through, too.
+        network, layer: from `open_features`, and its layer to compare.
+        shown: names of the images in `folder` that the generator saw.
+        others: names of more images, which also show how similar real images are.
+        vae: the generator's autoencoder, which real images also pass through.
         size: (width, height) of generated images.
 
     Raises:
@@ -209,10 +209,10 @@ def open_copy_search(
 
 
 def count_copies(copies: pd.DataFrame, by: Sequence[str] = ("share", "epoch")) -> pd.DataFrame:
-    """Copies among the images of every setting, from tables of `find_copies` with the columns `by`.
+    """Copies by setting, from tables of `find_copies` with the columns `by`.
 
-    One row a setting, sorted: the columns of `by`, images, copies, copied_reals (different ones),
-    share_of_copies, median_distance. A ValueError tells of missing columns, or that there are no images.
+    One row per setting, sorted: the columns of `by`, images, copies, copied_reals (distinct ones),
+    share_of_copies, median_distance. Raises a ValueError for missing columns or no images.
     """
     missing = [name for name in (*by, "nearest_real", "distance", "is_copy") if name not in copies.columns]
     if missing or copies.empty:
@@ -230,9 +230,8 @@ def count_copies(copies: pd.DataFrame, by: Sequence[str] = ("share", "epoch")) -
 def check_pool(folder: Path | str, pool: pd.DataFrame, data_folder: Path | str, looked: int = 20) -> None:
     """Check a finished pool: positives only, made from training negatives, unchanged outside their masks.
 
-    A row may tell a `margin`, pixels around its mask that may have changed, too.
-
-    The first `looked` rows have their pixels compared with their source's, in the folder of the data set.
+    A row may have a `margin`: pixels around its mask that may also have changed. For the first `looked` rows,
+    the pixels are compared with those of the source, in the folder of the data set.
 
     Raises:
         ManifestError: lists every row that fails.
@@ -243,7 +242,7 @@ def check_pool(folder: Path | str, pool: pd.DataFrame, data_folder: Path | str, 
         if row["label"] != "positive":
             problems.append(f"{row['image']}: label {row['label']!r}, expected 'positive'")
         if row["source_image"] and row["source_image"] not in known:
-            problems.append(f"{row['image']}: its source {row['source_image']} is no training negative")
+            problems.append(f"{row['image']}: its source {row['source_image']} is not a training negative")
         elif row["source_image"] and row["mask"] and place < looked:
             problems += _compare_outside(Path(folder), row, Path(data_folder))
     raise_problems(f"pool {folder}", problems, ManifestError)

@@ -1,4 +1,4 @@
-"""How classifiers and detectors are trained: recipes by name, the images of an epoch, and the training."""
+"""Training classifiers and detectors: named recipes, the images of an epoch, and the training itself."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -23,47 +23,47 @@ from defaug_utils.training.memory import pick_device
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a classifier or detector is trained; the last epoch's model is the result."""
+    """How a classifier or detector is trained; the result is the last epoch's model."""
 
     optimiser: str  #: "sgd" or "adam"
     learning_rate: float  #: of the first epoch
-    batch_size: int  #: images a step
+    batch_size: int  #: images per step
     epochs: int  #: passes
-    balanced: bool  #: an epoch is all positives and as many negatives, least used first; else all images
+    balanced: bool  #: an epoch shows all positives and as many negatives, least used first; else all images
     momentum: float = 0.0  #: of SGD
     normalisation: str = "imagenet"  #: a name in `backbones.NORMALISATIONS`
-    flips: bool = False  #: mirror each image at random, left-right and top-bottom
-    decay: bool = False  #: lower the learning rate from epoch to epoch by half a cosine; else it is constant
+    flips: bool = False  #: flip each image randomly, left-right and top-bottom
+    decay: bool = False  #: lower the learning rate by half a cosine over epochs; else it is constant
     freeze_batch_norm_after: int = 0  #: epochs after which BatchNorm keeps its running statistics; 0: never
-    augment: bool = False  #: of a classifier: jitter each image, negative or positive, see `jitter_images`
-    warmup: float = 0.0  #: share of all steps in which the learning rate rises in a line to its full value
-    largest_gradient: float = 0.0  #: norm to scale a step's gradient down to; 0: as it is
+    augment: bool = False  #: only classifiers: jitter each image, see `jitter_images`
+    warmup: float = 0.0  #: share of all steps during which the learning rate rises linearly
+    largest_gradient: float = 0.0  #: norm to clip a step's gradient to; 0: no clipping
 
 
-NEED_WEIGHTS = ("diag", "diag_frozen")  # recipes that fine-tune: from random weights they are not DIAG's
-# Written among a training's settings only where they are set: folders from before they existed stay valid.
+NEED_WEIGHTS = ("diag", "diag_frozen")  # recipes that fine-tune: with random weights they would not be DIAG's
+# Recorded in a training's settings only if set, so that older folders stay valid.
 LATER_FIELDS = ("augment", "warmup", "largest_gradient")
 RECIPES = {
     # In&Out, section 4, on the KSDD2 training procedure of Božič et al. 2021
     "in_and_out": Recipe("sgd", 0.01, batch_size=5, epochs=50, balanced=True),
-    # the same with that procedure's own input values and batch size
+    # the same, with that procedure's input values and batch size
     "segdecnet": Recipe("sgd", 0.01, batch_size=1, epochs=50, balanced=True, normalisation="unit"),
     # DIAG's published code; its paper says 50 epochs
     "diag": Recipe("adam", 1e-4, batch_size=32, epochs=30, balanced=False),
-    # what that code really does: it never leaves evaluation mode after its first evaluation
+    # what that code actually does: it stays in evaluation mode after its first evaluation
     "diag_frozen": Recipe("adam", 1e-4, 32, 30, balanced=False, freeze_batch_norm_after=1),
-    # ours, for a small backbone and half a minute on one processor core
+    # ours, for a small backbone and half a minute on one CPU core
     "workshop": Recipe("adam", 8e-3, batch_size=8, epochs=25, balanced=True, flips=True, decay=True),
 }
 
 
 def choose_recipe(name: str, **overrides: float | bool) -> Recipe:
-    """A named recipe with some values replaced; 0 (or False) keeps the recipe's own value.
+    """A named recipe with some values replaced; 0 (or False) keeps the recipe's value.
 
-    A ValueError tells of an unknown name, or of all values out of range.
+    Raises a ValueError for an unknown name, or for all values out of range.
     """
     if name not in RECIPES:
-        raise ValueError(f"recipe {name!r} is none of {', '.join(RECIPES)}")
+        raise ValueError(f"recipe {name!r} is not one of {', '.join(RECIPES)}")
     recipe = replace(RECIPES[name], **{key: value for key, value in overrides.items() if value})
     demands = {
         f"epochs, batch size and learning rate must be positive: {recipe}": (
@@ -77,10 +77,11 @@ def choose_recipe(name: str, **overrides: float | bool) -> Recipe:
 
 
 def fit_epochs(recipe: Recipe, labels: np.ndarray, training_images: int) -> Recipe:
-    """The recipe with as many epochs as show about so many training images in all; 0 keeps the recipe.
+    """The recipe with enough epochs to show about this many training images in total; 0 keeps the recipe.
 
-    An epoch of a balanced recipe is as long as there are positives: with the same number of epochs, a
-    training set with more positives would also be trained for longer. Labels are as of `plan_epochs`.
+    The length of a balanced recipe's epoch depends on the number of positives: with the same number of
+    epochs, a training set with more positives would also be trained for longer. Labels are as for
+    `plan_epochs`.
     """
     if training_images < 0:
         raise ValueError(f"training_images {training_images} must be 1 or more, or 0 for the recipe's epochs")
@@ -91,21 +92,21 @@ def fit_epochs(recipe: Recipe, labels: np.ndarray, training_images: int) -> Reci
 
 
 def learning_rate_of(recipe: Recipe, epoch: int) -> float:
-    """The learning rate of an epoch, counted from 0, after the warm-up."""
+    """The learning rate of an epoch (from 0), after the warm-up."""
     share = (1 + math.cos(math.pi * epoch / recipe.epochs)) / 2 if recipe.decay else 1.0
     return recipe.learning_rate * share
 
 
 def warmup_share(recipe: Recipe, step: int, steps: int) -> float:
-    """The share of the learning rate that a step, counted from 0, has by the warm-up (Goyal et al. 2017)."""
+    """The share of the learning rate at a step (from 0) of the warm-up (Goyal et al. 2017)."""
     return min(1.0, (step + 1) / max(1.0, recipe.warmup * steps))
 
 
 def plan_epochs(labels: np.ndarray, recipe: Recipe, seed: int) -> list[np.ndarray]:
-    """Positions in labels (1 for positive) that every epoch shows, in their order.
+    """Positions in labels (1 for positive) that every epoch shows, in order.
 
-    A function of labels, the recipe's `balanced` and `epochs`, and the seed alone: epoch e draws from a
-    generator of its own, derived from (seed, e).
+    They depend only on labels, the recipe's `balanced` and `epochs`, and the seed: epoch e has its own random
+    generator, derived from (seed, e).
     """
     negatives, positives = np.flatnonzero(labels == 0), np.flatnonzero(labels == 1)
     uses = np.zeros(len(negatives), int)
@@ -122,7 +123,7 @@ def plan_epochs(labels: np.ndarray, recipe: Recipe, seed: int) -> list[np.ndarra
 
 
 def split_batches(indices: np.ndarray, batch_size: int) -> list[Tensor]:
-    """Cut into batches; a last single image joins the batch before it (BatchNorm needs two)."""
+    """Split into batches; a single last image joins the previous batch (BatchNorm needs two)."""
     starts = list(range(0, len(indices), batch_size))
     if len(starts) > 1 and batch_size > 1 and len(indices) - starts[-1] == 1:
         starts.pop()
@@ -131,18 +132,18 @@ def split_batches(indices: np.ndarray, batch_size: int) -> list[Tensor]:
 
 
 class Batch(NamedTuple):
-    """What one step shows."""
+    """The images of one step."""
 
     epoch: int  #: from 0
     images: Tensor  #: positions of its images
-    flips: Tensor  #: shape (2, images), bool: mirrored top-bottom, and left-right
-    jitter: Tensor | None = None  #: shape (3, images), of `draw_jitter`; None leaves the images as they are
+    flips: Tensor  #: shape (2, images), bool: flipped top-bottom, and left-right
+    jitter: Tensor | None = None  #: shape (3, images), from `draw_jitter`; None for no jitter
 
 
 def plan_batches(labels: np.ndarray, recipe: Recipe, seed: int) -> list[Batch]:
     """All batches of a training, see `plan_epochs`; an epoch's flips and jitter are drawn from (seed, epoch).
 
-    Jitter has a generator of its own, so that the flips are the same with and without it.
+    Jitter has its own generator, so that flips are the same with and without it.
     """
     batches = []
     for epoch, shown in enumerate(plan_epochs(labels, recipe, seed)):
@@ -157,30 +158,30 @@ def plan_batches(labels: np.ndarray, recipe: Recipe, seed: int) -> list[Batch]:
 
 
 def flip_images(images: Tensor, flips: Tensor) -> Tensor:
-    """Mirror some of the images (batch, channels, height, width), see `Batch`."""
+    """Flip some of the images (batch, channels, height, width), see `Batch`."""
     for axis, chosen in zip((2, 3), flips.to(images.device), strict=True):
         images = torch.where(chosen[:, None, None, None], images.flip(axis), images)
     return images
 
 
 class TrainedNetwork(NamedTuple):
-    """The last epoch's network, and how it came about."""
+    """The last epoch's network, and its training."""
 
     model: nn.Module  #: in evaluation mode
-    history: pd.DataFrame  #: one row an epoch: epoch (from 1), loss (mean over its images), seconds
-    resumed_epochs: int  #: that an earlier call had finished
-    at_chance: bool | None = None  #: it learned nothing, see `stayed_at_chance`; None: not judged (detectors)
+    history: pd.DataFrame  #: one row per epoch: epoch (from 1), loss (mean over its images), seconds
+    resumed_epochs: int  #: epochs from an earlier call
+    at_chance: bool | None = None  #: learned nothing, see `stayed_at_chance`; None: not judged (detectors)
 
     @property
     def numbers(self) -> dict[str, float | bool]:
-        """How long, how it ended and, of a classifier, whether it stayed at chance."""
+        """Duration, final loss and, for a classifier, whether it stayed at chance."""
         loss, seconds = self.history["loss"].iloc[-1], self.history["seconds"].sum()
         judged = {} if self.at_chance is None else {"at_chance": self.at_chance}
         return {"epochs": len(self.history), "final_loss": float(loss), "seconds": float(seconds)} | judged
 
 
 class Start(NamedTuple):
-    """What a network is before its first step; see `build_classifier` for `backbone` and `weights`."""
+    """A network's initial state; see `build_classifier` for `backbone` and `weights`."""
 
     backbone: str
     weights: str = ""
@@ -197,10 +198,10 @@ def train_network(
     start: Start,
     on_step: OnStep | None = None,
 ) -> TrainedNetwork:
-    """Train a network on the train split, or go on where an earlier call stopped, see `train_classifier`.
+    """Train a network on the train split, or resume an earlier call, see `train_classifier`.
 
-    `build` makes the network of a backbone and its weights; `measure_loss` gives the loss of a batch, whose
-    images are positions in `samples`, on the network's device.
+    `build` makes the network from a backbone and its weights; `measure_loss` returns the loss of a batch,
+    whose images are positions in `samples`, on the network's device.
     """
     device, train = pick_device(), torch.from_numpy(samples.indices("train"))
     batches = plan_batches(samples.labels[train].numpy(), recipe, start.seed)
@@ -230,7 +231,7 @@ def train_network(
 
 
 def _describe_training(recipe: Recipe, start: Start, samples: Samples) -> dict:
-    """Everything that decides what a trained network is, as JSON values; of weights also the content."""
+    """Everything that a trained network depends on, as JSON values, including the content of weights."""
     height, width = samples.images_u8.shape[1:3]
     weights = Path(start.weights)
     values = asdict(recipe).items()
@@ -248,7 +249,7 @@ def _describe_training(recipe: Recipe, start: Start, samples: Samples) -> dict:
 
 @contextmanager
 def _repeatable(device: torch.device, seed: int) -> Iterator[None]:
-    """Seed PyTorch and, on the processor, allow deterministic operations only; restore both after."""
+    """Seed PyTorch and, on the CPU, allow only deterministic operations; restore both afterwards."""
     before = torch.are_deterministic_algorithms_enabled()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -269,14 +270,14 @@ def make_optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 def _pick_precision(device: torch.device) -> str:
-    """Of the forward pass: half the width on a GPU, float32 on the processor."""
+    """Precision of the forward pass: half on a GPU, float32 on the CPU."""
     if device.type != "cuda":
         return "no"
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
 def freeze_batch_norm(network: nn.Module) -> None:
-    """Let BatchNorm normalise by its running statistics and keep them."""
+    """Make BatchNorm use its running statistics and keep them."""
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eval()

@@ -1,4 +1,4 @@
-"""Where a defect goes, and of what shape it is."""
+"""Where a defect goes, and what shape it has."""
 
 import lazy_loader
 

@@ -17,36 +17,36 @@ def mask_file_name(source_image: str) -> str:
 
 
 def read_drawn(folder: Path | str) -> pd.DataFrame:
-    """The manifest of a folder of drawn masks, empty while there is none; a broken one is refused."""
+    """The manifest of a folder of drawn masks, empty if there is none; a broken one is refused."""
     path = Path(folder) / "manifest.csv"
     return read_manifest(path, check_files=True) if path.is_file() else make_manifest([])
 
 
 def load_drawn(folder: Path | str, source_image: str) -> np.ndarray | None:
-    """The mask stored for an image, shape (height, width), bool; None when there is none."""
+    """The stored mask of an image, shape (height, width), bool, or None."""
     path = Path(folder) / mask_file_name(source_image)
     return read_mask(path) if path.is_file() else None
 
 
 def save_drawn(folder: Path | str, data_folder: Path | str, source_image: str, mask: np.ndarray) -> Path:
-    """Store a mask, a copy of its image and then their row, each whole or not at all; return the mask's file.
+    """Store a mask, a copy of its image and then their row, each atomically; return the mask's path.
 
     Args:
-        folder: where `open_masks("drawn", folder)` finds them; made when missing.
+        folder: where `open_masks("drawn", folder)` finds the masks; created if missing.
         data_folder: folder of the data set's manifest.
-        source_image: the image's name in it, a training negative.
+        source_image: the image's name in that manifest; a training negative.
         mask: shape (height, width), bool, not empty and not full.
 
     Raises:
-        ManifestError: the image is no training negative, another's mask has its file name, or the manifest
-            is broken.
-        ValueError: the mask is empty, full or not of the image's size, or the image can't be read.
+        ManifestError: the image is not a training negative, another image's mask has the same file name, or
+            the manifest is broken.
+        ValueError: the mask is empty, full or differs in size from its image, or the image can't be read.
         PermissionError: the folder can't be written to.
     """
     folder, image = Path(folder), Path(data_folder) / source_image
     sources = list_sources(read_dataset(data_folder)).set_index("image")
     if source_image not in sources.index:
-        raise ManifestError(f"{source_image} is no training negative: masks are drawn on those only")
+        raise ManifestError(f"{source_image} is not a training negative: masks are drawn only on those")
     _check_mask(mask, read_image(image), source_image)
     name, listed = mask_file_name(source_image), read_drawn(folder)
     others = set(listed.loc[listed["mask"] == name, "source_image"]) - {source_image}
@@ -65,7 +65,7 @@ def save_drawn(folder: Path | str, data_folder: Path | str, source_image: str, m
 
 
 def delete_drawn(folder: Path | str, source_image: str) -> bool:
-    """Remove the mask of an image of the data set, its row first, then its files; whether there was one."""
+    """Delete an image's mask, first its row, then its files; return whether there was one."""
     folder, name = Path(folder), mask_file_name(source_image)
     if not (folder / name).is_file():
         return False
@@ -82,8 +82,8 @@ def delete_drawn(folder: Path | str, source_image: str) -> bool:
 def _check_mask(mask: np.ndarray, image_u8: np.ndarray, source_image: str) -> None:
     if mask.shape != image_u8.shape[:2]:
         sizes = [f"{shape[1]} × {shape[0]}" for shape in (mask.shape, image_u8.shape)]
-        raise ValueError(f"the mask of {source_image} has {sizes[0]} pixels, the image {sizes[1]}")
+        raise ValueError(f"the mask of {source_image} has {sizes[0]} pixels, but the image {sizes[1]}")
     if not mask.any():
         raise ValueError(f"the mask of {source_image} is empty: draw where the defect goes, then save")
     if mask.all():
-        raise ValueError(f"the mask of {source_image} covers everything: nothing would be left of the part")
+        raise ValueError(f"the mask of {source_image} covers everything: nothing of the part would be left")

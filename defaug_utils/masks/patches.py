@@ -1,4 +1,4 @@
-"""Real defects cut out by their masks, turned, scaled, and put where they lie inside an object."""
+"""Real defects cut out by their masks, rotated, scaled, and placed inside an object."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -11,9 +11,9 @@ from defaug_utils.core.guards import collect_problems, raise_problems
 from defaug_utils.core.images import fit_image, fit_mask, read_image, read_mask
 from defaug_utils.core.manifest import ManifestError
 
-MARGIN = 2  # pixels of surroundings kept around a cut, so that turning blends with them at the defect's edge
-COVERED_FROM = 0.25  # share of a turned pixel from which it is defect: a crack of one pixel stays whole
-ROUNDING = 1e-6  # pixels; a turn by 90° must not need one more
+MARGIN = 2  # pixels kept around a defect, so that rotation blends its edge with its surroundings
+COVERED_FROM = 0.25  # share from which a rotated pixel is defect: a one-pixel crack stays connected
+ROUNDING = 1e-6  # pixels; a rotation by 90° must not add one
 
 
 class Defect(NamedTuple):
@@ -27,10 +27,10 @@ class Defect(NamedTuple):
 
 
 def read_defects(dataset: pd.DataFrame, data_folder: Path | str, size: tuple[int, int]) -> list[Defect]:
-    """Cut the defects of all real training positives out, one an image, in the order of the images' names.
+    """Cut out the defects of all real training positives, one per image, sorted by image name.
 
-    Images and masks are first brought to a size (width, height). A ManifestError tells that no positive has a
-    mask, or lists every file that can't be read or whose mask is empty or of another size than its image.
+    Images and masks are first resized to `size` (width, height). Raises a ManifestError if no positive has a
+    mask; it lists files that can't be read, and masks that are empty or don't have their image's size.
     """
     rows = list_masked_positives(dataset, data_folder, "defects can't be cut out without one")
     folder, defects, problems = Path(data_folder), [], []
@@ -46,7 +46,7 @@ def read_defects(dataset: pd.DataFrame, data_folder: Path | str, size: tuple[int
 
 
 def list_masked_positives(dataset: pd.DataFrame, data_folder: Path | str, advice: str) -> pd.DataFrame:
-    """The real training positives that have a mask, in the order of their names; refuses to give none."""
+    """The real training positives that have a mask, sorted by name; refused if there are none."""
     is_known = (dataset["split"] == "train") & (dataset["label"] == "positive")
     known = dataset[is_known & (dataset["origin"] == "real")]
     masked = known[known["mask"] != ""]
@@ -58,21 +58,21 @@ def list_masked_positives(dataset: pd.DataFrame, data_folder: Path | str, advice
 def cut_defect(
     image_u8: np.ndarray, mask: np.ndarray, category: str = "", defect_type: str = "", name: str = ""
 ) -> Defect:
-    """Cut the box of a mask (height, width) out of an image, with a small margin; an empty one is refused."""
+    """Cut the box of a mask (height, width), with a small margin, out of an image; refuses an empty mask."""
     if not mask.any():
-        raise ValueError(f"{name or 'the image'}: the mask is empty, there is no defect to cut out")
+        raise ValueError(f"{name or 'the image'}: the mask is empty: there is no defect to cut out")
     box = find_box(mask, MARGIN)
     return Defect(image_u8[box].copy(), mask[box].copy(), category, defect_type, name)
 
 
 def find_box(mask: np.ndarray, margin: int = 0) -> tuple[slice, slice]:
-    """Rows and columns of the smallest box around a mask, and a margin as far as the image reaches."""
+    """Rows and columns of the smallest box around a mask, with a margin inside the image."""
     used = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
     return tuple(slice(max(0, lines[0] - margin), lines[-1] + 1 + margin) for lines in used)
 
 
 def turn_defect(defect: Defect, angle: float, scale: float) -> Defect:
-    """Turn a defect by degrees counter-clockwise and scale it about its middle, without losing a pixel."""
+    """Rotate a defect counter-clockwise (degrees) and scale it about its centre, without losing pixels."""
     height, width = defect.mask.shape
     turn = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), angle, scale)
     across, along = abs(turn[0, 0]), abs(turn[0, 1])
@@ -87,7 +87,7 @@ def turn_defect(defect: Defect, angle: float, scale: float) -> Defect:
 
 
 def find_places(foreground: np.ndarray, shape: np.ndarray) -> np.ndarray:
-    """All places where a shape (a mask in its box) lies fully inside an object: (top, left), (places, 2)."""
+    """All positions (top, left) of a shape (a mask in its box) fully inside an object, shape (places, 2)."""
     if any(inner > outer for inner, outer in zip(shape.shape, foreground.shape, strict=True)):
         return np.empty((0, 2), int)
     outside = (~foreground).astype(np.float32)
@@ -98,7 +98,7 @@ def find_places(foreground: np.ndarray, shape: np.ndarray) -> np.ndarray:
 def draw_place(
     foreground: np.ndarray, shape: np.ndarray, generator: np.random.Generator
 ) -> tuple[slice, slice] | None:
-    """One of the boxes of `find_places` (rows, columns) by chance; None where there is none."""
+    """A random box (rows, columns) of `find_places`, or None if there is none."""
     places = find_places(foreground, shape)
     if not len(places):
         return None
@@ -109,7 +109,7 @@ def draw_place(
 def draw_turned(
     defect: Defect, foreground: np.ndarray, scale_range: float, generator: np.random.Generator
 ) -> tuple[Defect, tuple[slice, slice] | None]:
-    """Turn a defect by any angle, scale it by 1 ± `scale_range`, and draw a box for it inside an object."""
+    """Rotate a defect randomly, scale it by 1 ± `scale_range`, and draw a box for it inside an object."""
     scale = 1 + generator.uniform(-scale_range, scale_range)
     turned = turn_defect(defect, generator.uniform(0, 360), scale)
     return turned, draw_place(foreground, turned.mask, generator)
@@ -118,28 +118,28 @@ def draw_turned(
 def paste_defect(
     image_u8: np.ndarray, defect: Defect, box: tuple[slice, slice]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Put a defect's pixels into a box (rows, columns) of an image: the new image and its mask."""
+    """Paste a defect into a box (rows, columns) of an image; return the new image and its mask."""
     pasted = image_u8.copy()
     pasted[box][defect.mask] = defect.image_u8[defect.mask]
     return pasted, place_mask(defect.mask, box, image_u8.shape[:2])
 
 
 def place_mask(shape: np.ndarray, box: tuple[slice, slice], size: tuple[int, int]) -> np.ndarray:
-    """A mask of (height, width) with a shape in its box, false elsewhere."""
+    """A mask (height, width) with a shape in its box, false elsewhere."""
     mask = np.zeros(size, bool)
     mask[box] = shape
     return mask
 
 
 def widen_mask(mask: np.ndarray, margin: int) -> np.ndarray:
-    """A mask (height, width) grown by `margin` pixels to all sides."""
+    """A mask (height, width), dilated by `margin` pixels."""
     return cv2.dilate(mask.astype(np.uint8), np.ones((3, 3)), iterations=margin) > 0
 
 
 def move_inside(
     mask: np.ndarray, foreground: np.ndarray, generator: np.random.Generator
 ) -> np.ndarray | None:
-    """A mask that lies fully inside an object: itself, else moved by chance; None where it fits nowhere."""
+    """The mask if it lies fully inside an object, otherwise moved randomly; None if it fits nowhere."""
     if foreground[mask].all():
         return mask
     shape = mask[find_box(mask)]

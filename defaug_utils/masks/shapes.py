@@ -1,6 +1,6 @@
-"""Shapes of defects by formula: scratches, cracks and blobs as an expert expects them, and Perlin noise.
+"""Procedural defect shapes: scratches, cracks and blobs within an expert's limits, and Perlin noise.
 
-Noise on a regular lattice is linear in its gradients, so a whole image of it is a product of small matrices.
+Noise on a regular lattice is linear in its gradients, so a whole image is a product of small matrices.
 """
 
 import math
@@ -14,8 +14,8 @@ import numpy as np
 from defaug_utils.core.guards import check_demands
 
 SHIFT = 4  # fractional bits of OpenCV's coordinates
-MAX_DRAWS = 50  # a shape that stays empty this often never comes
-RANGES = {  # of the priors' pairs: least, largest, and what is asked for
+MAX_DRAWS = 50  # after this many empty shapes, we give up
+RANGES = {  # of the priors' pairs: smallest, largest, and the requirement
     "length": (1e-6, math.inf, "rise, above 0"),
     "width": (1, math.inf, "rise from 1 pixel or more"),
     "orientation": (-180, 180, "rise within −180 … 180 degrees"),
@@ -23,26 +23,26 @@ RANGES = {  # of the priors' pairs: least, largest, and what is asked for
 }
 
 LATTICE_EXPONENTS = (0, 5)  # lattice of 2^i × 2^j cells, i and j from 0 … 5 (MemSeg, section 3.1)
-ROTATION_DEGREES = 90.0  # the noise is turned by U(-90°, 90°) (MemSeg's usual re-implementation)
+ROTATION_DEGREES = 90.0  # the noise is rotated by U(-90°, 90°) (MemSeg's usual re-implementation)
 NOISE_THRESHOLD = 0.5  # the mask is where the noise is above it (MemSeg's usual re-implementation)
-NOISE_SCALE = math.sqrt(2)  # brings the values into [-1, 1] (the usual re-implementation, after DRAEM)
+NOISE_SCALE = math.sqrt(2)  # scales the values to [-1, 1] (the usual re-implementation, after DRAEM)
 
 
 @dataclass(frozen=True)
 class ShapePriors:
-    """What the expert expects, pairs from smallest to largest; the defaults suit unknown surfaces."""
+    """An expert's expectations, as pairs (smallest, largest); the defaults suit unknown surfaces."""
 
-    #: how often each kind comes, by its word in `SHAPES`
+    #: relative frequency of each kind in `SHAPES`
     weights: dict[str, float] = field(default_factory=lambda: {"scratch": 1.0, "crack": 1.0, "blob": 1.0})
     length: tuple[float, float] = (0.15, 0.8)  #: as shares of the image's shorter side
     width: tuple[float, float] = (2.0, 6.0)  #: of scratches and cracks, pixels
-    orientation: tuple[float, float] = (-90.0, 90.0)  #: of the long axis, degrees; 0 is level, 90 upright
+    orientation: tuple[float, float] = (-90.0, 90.0)  #: of the long axis, degrees from the horizontal
     roundness: tuple[float, float] = (0.3, 1.0)  #: ratio of a blob's short to its long axis
 
     def __post_init__(self) -> None:
         names, counts = ", ".join(SHAPES), self.weights.values()
         are_usable = self.weights.keys() <= SHAPES.keys() and min(counts, default=0) >= 0 and sum(counts) > 0
-        message = f"weights {self.weights} must name some of {names}, none negative, not all 0"
+        message = f"weights {self.weights} must name some of {names}, none negative and not all 0"
         demands = {message: are_usable}
         for name, (low, high, demand) in RANGES.items():
             smallest, largest = getattr(self, name)
@@ -59,18 +59,18 @@ def draw_shape(
         centre = generator.uniform(0, 1, 2) * size
         length = generator.uniform(*priors.length) * min(size)
         angle = np.deg2rad(generator.uniform(*priors.orientation))
-        axis = np.array([np.cos(angle), -np.sin(angle)])  # rows count downwards
+        axis = np.array([np.cos(angle), -np.sin(angle)])  # rows are counted downwards
         SHAPES[kind](canvas, centre, length * axis, priors, generator)
         if canvas.any() and not canvas.all():
             return canvas.astype(bool)
     raise ValueError(
-        f"{MAX_DRAWS} shapes ({kind}) drawn on {size[0]} × {size[1]} pixels, all empty or "
-        f"covering everything: use other lengths than {priors.length}"
+        f"{MAX_DRAWS} shapes ({kind}) on {size[0]} × {size[1]} pixels are all empty or "
+        f"cover everything: change the lengths {priors.length}"
     )
 
 
 def _draw_scratch(canvas, centre, span, priors, generator) -> None:
-    """A thin arc, bent a little to one side, thinner towards its ends."""
+    """A thin, slightly bent arc that is thinner towards its ends."""
     along = np.linspace(-0.5, 0.5, 32)
     across = np.array([-span[1], span[0]]) * generator.normal(0, 0.08)
     points = centre + along[:, None] * span + (0.25 - along**2)[:, None] * 4 * across
@@ -91,7 +91,7 @@ def _draw_crack(canvas, centre, span, priors, generator) -> None:
 
 
 def _draw_blob(canvas, centre, span, priors, generator) -> None:
-    """An ellipse whose rim swings in and out."""
+    """An ellipse with a wavy outline."""
     angles = np.linspace(0, 2 * np.pi, 72, endpoint=False)
     orders = np.arange(2, 7)
     waves = generator.normal(0, 0.12, orders.size) / np.sqrt(orders - 1)
@@ -103,20 +103,20 @@ def _draw_blob(canvas, centre, span, priors, generator) -> None:
 
 
 def _wander(start: np.ndarray, span: np.ndarray, steps: int, generator: np.random.Generator) -> np.ndarray:
-    """Points from a start along a span, each pushed off to the side by chance, shape (steps + 1, 2)."""
+    """Points along a span, each displaced randomly to the side, shape (steps + 1, 2)."""
     aside = np.array([-span[1], span[0]]) * 0.06
     pushes = np.concatenate([[0], np.cumsum(generator.normal(0, 1, steps))])
     return start + np.linspace(0, 1, steps + 1)[:, None] * span + pushes[:, None] * aside
 
 
 def _draw_line(canvas: np.ndarray, points: np.ndarray, widths: np.ndarray) -> None:
-    """A line of changing width through points (x, y)."""
+    """A line of varying width through points (x, y)."""
     fixed = np.rint(points * 2**SHIFT).astype(int)
     for start, end, width in zip(fixed, fixed[1:], widths, strict=False):
         cv2.line(canvas, start.tolist(), end.tolist(), 1, max(1, round(width)), cv2.LINE_8, SHIFT)
 
 
-# pixels to draw on, the centre, the span from end to end (both x, y), the priors and the source of randomness
+# canvas, centre, span from end to end (both x, y), priors and random generator
 Draw = Callable[[np.ndarray, np.ndarray, np.ndarray, ShapePriors, np.random.Generator], None]
 SHAPES: dict[str, Draw] = {"scratch": _draw_scratch, "crack": _draw_crack, "blob": _draw_blob}
 
@@ -124,23 +124,23 @@ SHAPES: dict[str, Draw] = {"scratch": _draw_scratch, "crack": _draw_crack, "blob
 def draw_lattice(
     generator: np.random.Generator, exponents: tuple[int, int] = LATTICE_EXPONENTS
 ) -> tuple[int, int]:
-    """Draw a lattice's cells, (columns, rows), each 2 to a power of the given range."""
+    """Draw the number of lattice cells (columns, rows), powers of 2 within the given range."""
     columns, rows = 2 ** generator.integers(exponents[0], exponents[1], size=2, endpoint=True)
     return int(columns), int(rows)
 
 
 def draw_gradients(lattice: tuple[int, int], generator: np.random.Generator) -> np.ndarray:
-    """Unit vectors (x, y) at random for a lattice's corners: (rows + 1, columns + 1, 2), float32."""
+    """Random unit vectors (x, y) for a lattice's corners: (rows + 1, columns + 1, 2), float32."""
     columns, rows = lattice
     angles = generator.uniform(0.0, 2 * math.pi, (rows + 1, columns + 1))
     return np.stack([np.cos(angles), np.sin(angles)], axis=-1).astype(np.float32)
 
 
 def evaluate_noise(gradients: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Perlin noise (Perlin 1985) of given gradients at every pixel of an image.
+    """Perlin noise (Perlin 1985) with given gradients, at every pixel of an image.
 
-    Pixel x of a row stands at x · columns / width in lattice units, whether or not that is whole. Values are
-    float32, about in [-1, 1].
+    Pixel x of a row is at x · columns / width in lattice units, which need not be an integer. Values are
+    float32, roughly in [-1, 1].
     """
     if gradients.ndim != 3 or gradients.shape[2] != 2 or min(gradients.shape[:2]) < 2 or min(size) < 1:
         raise ValueError(
@@ -159,7 +159,7 @@ def evaluate_noise(gradients: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 @lru_cache(maxsize=64)
 def _corner_weights(length: int, cells: int) -> tuple[np.ndarray, np.ndarray]:
-    """Fade weights of corners for a side's pixels, and those times the distance, each (length, cells + 1)."""
+    """Fade weights of corners for a side's pixels, and the same times distance, each (length, cells + 1)."""
     position = np.arange(length) * (cells / length)
     cell = np.minimum(position.astype(int), cells - 1)
     offset = position - cell
@@ -180,7 +180,7 @@ def draw_perlin_noise(
 
 
 def rotate_noise(noise: np.ndarray, angle: float) -> np.ndarray:
-    """Turn noise by degrees about its centre; what comes in from outside is 0, which is never a defect."""
+    """Rotate noise (degrees) about its centre; areas from outside are 0, which is never a defect."""
     height, width = noise.shape
     turn = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), angle, 1.0)
     return cv2.warpAffine(noise, turn, (width, height), flags=cv2.INTER_LINEAR)

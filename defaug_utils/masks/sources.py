@@ -24,7 +24,7 @@ LEAKING_SCENARIOS = {  # masks of defects that these may not know
 
 
 class MaskDraw(NamedTuple):
-    """A mask, shape (height, width), bool, which one it is, and its defect's prompt where one is known."""
+    """A mask, shape (height, width), bool, with its name and, if known, its defect's prompt."""
 
     mask: np.ndarray
     name: str
@@ -32,33 +32,33 @@ class MaskDraw(NamedTuple):
 
 
 class MaskSource(Protocol):
-    """What gives masks: a pure function of seed and size, with its word and what a user must be told."""
+    """A source of masks: a pure function of seed and size, with its name and notices for the user."""
 
     word: str
     notices: Sequence[str]
 
     def draw(self, seed: int, size: tuple[int, int]) -> MaskDraw:
-        """The mask of a seed at a size (width, height), with at least one pixel on and one off."""
+        """The mask of a seed at a size (width, height), neither empty nor full."""
 
     def describe(self) -> dict:
-        """Everything on which the masks depend, as JSON values."""
+        """Everything that the masks depend on, as JSON values."""
 
 
 def is_leak(mask_source: str, scenario: str) -> bool:
-    """Tell whether a mask source shows a scenario real defects that it may not know."""
+    """Whether a mask source reveals real defects that a scenario must not know."""
     return scenario in LEAKING_SCENARIOS.get(mask_source, ())
 
 
 def open_masks(
     word: str, drawn_folder: Path | str = "", data_folder: Path | str = "", priors: ShapePriors | None = None
 ) -> MaskSource:
-    """Open a mask source by its name; a ValueError lists all masks that can't be used.
+    """Open a mask source by name; a ValueError lists all unusable masks.
 
     Args:
         word: "drawn" (files of a folder), "procedural" (drawn by formula), "train_positives" (the masks of
             real training defects, as DIAG's published code does; see `is_leak`).
-        drawn_folder, data_folder, priors: what the word needs: a folder of PNG files, that of the data set's
-            manifest, or the expert's shapes, sizes and directions.
+        drawn_folder, data_folder, priors: what the source needs: a folder of PNG files, the folder of the
+            data set's manifest, or the expert's shapes, sizes and directions.
     """
     if word == "procedural":
         return ProceduralMasks(priors or ShapePriors())
@@ -66,19 +66,19 @@ def open_masks(
         return _open_drawn(Path(drawn_folder))
     if word == "train_positives":
         return _open_train_positives(Path(data_folder))
-    raise ValueError(f"mask source {word!r} is none of {', '.join(MASK_SOURCES)}")
+    raise ValueError(f"mask source {word!r} is not one of {', '.join(MASK_SOURCES)}")
 
 
 @dataclass(frozen=True)
 class ProceduralMasks:
-    """Shapes by formula within an expert's priors; no real defect is looked at."""
+    """Procedural shapes within an expert's priors; no real defect is used."""
 
     priors: ShapePriors
     word: str = "procedural"
     notices: Sequence[str] = ()
 
     def draw(self, seed: int, size: tuple[int, int]) -> MaskDraw:
-        """Draw the kind by its weight, then the shape within the priors."""
+        """Draw a kind by weight, then a shape within the priors."""
         generator = np.random.default_rng(seed)
         kinds = [kind for kind in SHAPES if kind in self.priors.weights]
         weights = np.array([self.priors.weights[kind] for kind in kinds])
@@ -91,24 +91,24 @@ class ProceduralMasks:
 
 
 class StoredMasks:
-    """Masks from files, one drawn by each seed, brought to the size asked for."""
+    """Masks from files; each seed draws one, resized to the requested size."""
 
     def __init__(self, word: str, paths: dict[str, Path]) -> None:
-        """Read all files once; those that are unreadable, empty or full are refused together."""
+        """Read all files once; refuses, in one message, all that are unreadable, empty or full."""
         self.word, self.names, self.notices = word, tuple(paths), []
         self._masks, problems = {}, []
         for name, path in paths.items():
             with collect_problems(problems):
                 mask = self._masks[name] = read_mask(path)
                 if not mask.any():
-                    problems.append(f"{name}: the mask is empty; draw a defect or remove the file")
+                    problems.append(f"{name}: the mask is empty: draw a defect or remove the file")
                 elif mask.all():
-                    problems.append(f"{name}: the mask covers everything, nothing would be left of the part")
+                    problems.append(f"{name}: the mask covers everything: nothing of the part would be left")
         raise_problems(f"masks ({word})", problems)
         self._sha256 = hash_masks(self._masks.items(), "\n")
 
     def draw(self, seed: int, size: tuple[int, int]) -> MaskDraw:
-        """Choose a file by the seed; one that covers everything at this size is refused."""
+        """Choose a file by seed; refuses one that covers everything at this size."""
         name = self.names[np.random.default_rng(seed).integers(len(self.names))]
         mask = fit_mask(self._masks[name], size)
         if mask.all():
@@ -148,6 +148,6 @@ def _open_train_positives(data_folder: Path) -> StoredMasks:
     rows = list_masked_positives(dataset, data_folder, "use 'procedural' or 'drawn'")
     source = StoredMasks("train_positives", {name: data_folder / name for name in sorted(rows["mask"])})
     source.notices.append(
-        "these masks are those of real training defects: a leak wherever the scenario may not know them"
+        "these are masks of real training defects: a leak in scenarios that must not know them"
     )
     return source

@@ -1,4 +1,4 @@
-"""Trimaps, and the masks and triples that AdaBLDM (Li et al. 2024, section 3.2) makes of few defects."""
+"""Trimaps, and the masks and triples that AdaBLDM (Li et al. 2024, section 3.2) makes from few defects."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -17,17 +17,17 @@ from defaug_utils.masks.patches import Defect, draw_turned, paste_defect, place_
 from defaug_utils.masks.sources import FEW_SHOT, MaskDraw, hash_masks
 
 BACKGROUND, OBJECT, DEFECT = 0, 127, 255  # levels of a trimap (AdaBLDM, section 3.2)
-SCALE_RANGE = 0.15  # of 1, both ways (AdaBLDM's code)
-MAX_ATTEMPTS = 50  # turned shapes tried before it is given up
+SCALE_RANGE = 0.15  # ± around 1 (AdaBLDM's code)
+MAX_ATTEMPTS = 50  # rotated shapes to try before giving up
 TRIPLES = 20_000  # AdaBLDM's code
-TEMPLATE = "a {category} with a {defect_type}"  # such as "a hazelnut with a hole" (AdaBLDM, section 3.2)
+TEMPLATE = "a {category} with a {defect_type}"  # for example "a hazelnut with a hole" (AdaBLDM, section 3.2)
 
 # image (height, width, 3), uint8 → shape (height, width), bool, true on the object
 FindForeground = Callable[[np.ndarray], np.ndarray]
 
 
 class GoodImage(NamedTuple):
-    """A part without defect: image (height, width, 3), uint8; foreground, bool; its category and name."""
+    """A good part: image (height, width, 3), uint8; foreground, bool; category and name."""
 
     image_u8: np.ndarray
     foreground: np.ndarray
@@ -36,7 +36,7 @@ class GoodImage(NamedTuple):
 
 
 class Triple(NamedTuple):
-    """What the ControlNet learns from: image, trimap (see `make_trimap`) and prompt."""
+    """A training example of the ControlNet: image, trimap (see `make_trimap`) and prompt."""
 
     image_u8: np.ndarray
     trimap_u8: np.ndarray
@@ -52,7 +52,7 @@ class TripleSettings:
 
     scale_range: float = SCALE_RANGE  #: scales are drawn from 1 ± this
     template: str = TEMPLATE  #: of the prompt; may name {category} and {defect_type}
-    max_attempts: int = MAX_ATTEMPTS  #: turned defects tried on random good images before it is given up
+    max_attempts: int = MAX_ATTEMPTS  #: rotated defects to try on random good images before giving up
 
     def __post_init__(self) -> None:
         if not 0 <= self.scale_range < 1 or self.max_attempts < 1:
@@ -64,20 +64,20 @@ class TripleSettings:
 
 
 def find_fields(template: str) -> list[str]:
-    """The fields that a prompt's template names; any but {category} and {defect_type} is refused."""
+    """The fields in a prompt template; refuses any except {category} and {defect_type}."""
     try:
         fields = [name for _, name, _, _ in Formatter().parse(template) if name is not None]
     except ValueError as error:
         raise ValueError(f"template {template!r} can't be read ({error})") from error
     if not template.strip() or set(fields) - {"category", "defect_type"}:
         raise ValueError(
-            f"template {template!r}: expected words, no fields but {{category}}, {{defect_type}}"
+            f"template {template!r}: expected text with no fields except {{category}}, {{defect_type}}"
         )
     return fields
 
 
 def write_prompt(template: str, category: str, defect_type: str) -> str:
-    """Fill a template; underscores in names are read as spaces, and a field that is empty is refused."""
+    """Fill in a template; underscores in names become spaces, and empty fields are refused."""
     values = {"category": category, "defect_type": defect_type}
     empty = ", ".join(sorted(name for name in set(find_fields(template)) if not values[name]))
     if empty:
@@ -88,14 +88,14 @@ def write_prompt(template: str, category: str, defect_type: str) -> str:
 def make_trimap(mask: np.ndarray, foreground: np.ndarray) -> np.ndarray:
     """Three levels, uint8: 0 background, 127 object, 255 defect (AdaBLDM, section 3.2).
 
-    Mask and foreground must be bool of one shape (height, width), each with a true pixel, or it is refused.
+    Mask and foreground must be bool arrays of the same shape (height, width), neither of them empty.
     """
     if mask.shape != foreground.shape or mask.dtype != bool or foreground.dtype != bool:
         found = f"mask {mask.shape} of {mask.dtype}, foreground {foreground.shape} of {foreground.dtype}"
-        raise ValueError(f"{found}: expected one shape and bool")
+        raise ValueError(f"{found}: expected the same shape, and bool")
     if not mask.any() or not foreground.any():
         missing = "defect" if foreground.any() else "object"
-        raise ValueError(f"the trimap has no {missing}: expected at least one pixel of it")
+        raise ValueError(f"the trimap has no {missing}: expected at least one pixel")
     return np.where(mask, DEFECT, np.where(foreground, OBJECT, BACKGROUND)).astype(np.uint8)
 
 
@@ -105,10 +105,10 @@ def read_good_images(
     size: tuple[int, int],
     find_foreground: FindForeground | None = None,
 ) -> list[GoodImage]:
-    """Read training negatives, see `list_sources`, at a size (width, height), with their foregrounds.
+    """Read training negatives (see `list_sources`) at a size (width, height), with their foregrounds.
 
-    Textures need no `find_foreground`: they are object everywhere. A ManifestError lists every image that
-    can't be read or shows no object.
+    Textures need no `find_foreground`: they are object everywhere. Raises a ManifestError that lists every
+    image that can't be read or shows no object.
     """
     find = find_foreground or (lambda image_u8: np.ones(image_u8.shape[:2], bool))
     goods, problems = [], []
@@ -117,7 +117,7 @@ def read_good_images(
             image_u8 = fit_image(read_image(Path(data_folder) / row.image), size)
             foreground = find(image_u8)
             if not foreground.any():
-                problems.append(f"{row.image}: no object is found on it; textures need no foreground")
+                problems.append(f"{row.image}: no object was found; textures need no foreground")
             goods.append(GoodImage(image_u8, foreground, row.category, row.image))
     raise_problems(f"good images in {data_folder}", problems, ManifestError)
     return goods
@@ -126,9 +126,10 @@ def read_good_images(
 def make_triple(
     defects: Sequence[Defect], goods: Sequence[GoodImage], settings: TripleSettings, seed: int
 ) -> Triple:
-    """Turn a random defect and paste it where it lies fully inside the object of a random good image.
+    """Rotate a random defect and paste it fully inside the object of a random good image.
 
-    Each defect type is drawn as often, whatever number of images it has, and good images of its category.
+    All defect types are drawn equally often, whatever their numbers of images, with good images of the same
+    category.
     """
     generator = np.random.default_rng(seed)
     types = sorted({defect[2:4] for defect in defects})
@@ -146,7 +147,7 @@ def make_triple(
     what = "/".join(filter(None, (category, defect_type))) or "defects"
     (height, width), (rows, columns) = turned.mask.shape, good.foreground.shape
     raise ValueError(
-        f"{what}: none of {settings.max_attempts} turned defects fits inside an object; the last one "
+        f"{what}: none of {settings.max_attempts} rotated defects fits inside an object; the last one "
         f"({defect.name}) is {width} × {height} pixels, the object on {good.name} covers "
         f"{good.foreground.mean():.1%} of {columns} × {rows}: look at the foregrounds, or leave these "
         "defects out"
@@ -155,27 +156,27 @@ def make_triple(
 
 @dataclass(eq=False, repr=False)
 class TripleSet(Sequence[Triple]):
-    """Triples by index, made when asked for: none is stored."""
+    """Triples by index, made on request; none is stored."""
 
     defects: Sequence[Defect]
     goods: Sequence[GoodImage]
     settings: TripleSettings = TripleSettings()
-    count: int = TRIPLES  #: how many there are
+    count: int = TRIPLES  #: number of triples
     seed: int = 0
 
     def __post_init__(self) -> None:
-        problems = [] if self.defects and self.goods else ["no defects or no good images"]
+        problems = [] if self.defects and self.goods else ["there are no defects or no good images"]
         for category, defect_type in sorted({defect[2:4] for defect in self.defects}):
             with collect_problems(problems):
                 write_prompt(self.settings.template, category, defect_type)
             if category not in {good.category for good in self.goods}:
-                problems.append(f"category {category!r} has defects, but no good image to paste them into")
+                problems.append(f"category {category!r} has defects, but no good images to paste them into")
         if self.count < 1:
             problems.append(f"count {self.count} must be 1 or more")
         raise_problems("triples", problems, ManifestError)
 
     def describe(self) -> dict:
-        """Everything on which the triples depend, as JSON values."""
+        """Everything that the triples depend on, as JSON values."""
         digest = hashlib.sha256()
         for image_u8, mask, *names in [*self.defects, *self.goods]:
             digest.update(f"{image_u8.shape} {names}\n".encode())
@@ -184,7 +185,7 @@ class TripleSet(Sequence[Triple]):
         return asdict(self.settings) | counts | {"seed": self.seed, "sha256": digest.hexdigest()}
 
     def list_names(self) -> dict[str, list[str]]:
-        """Images that the triples are made of: those with defects, and the good ones."""
+        """Images that the triples are made from: those with defects, and the good ones."""
         sources = {"defects": self.defects, "goods": self.goods}
         return {kind: sorted({source.name for source in of_kind}) for kind, of_kind in sources.items()}
 
@@ -192,7 +193,7 @@ class TripleSet(Sequence[Triple]):
         return self.count
 
     def __getitem__(self, index: int) -> Triple:
-        """Triple `index`, always the same for one seed."""
+        """Triple `index`, always the same for a given seed."""
         if not 0 <= index < self.count:
             raise IndexError(f"triple {index} of {self.count}")
         return make_triple(self.defects, self.goods, self.settings, image_seed(self.seed, index))
@@ -200,23 +201,23 @@ class TripleSet(Sequence[Triple]):
 
 @dataclass(eq=False, repr=False)
 class TurnedMasks:
-    """Masks of a few real training defects, turned and scaled, never as they were (AdaBLDM, section 3.2)."""
+    """Masks of a few real training defects, rotated and scaled, never unchanged (AdaBLDM, section 3.2)."""
 
     word: ClassVar[str] = FEW_SHOT
     defects: Sequence[Defect]  #: from `read_defects`, at the size of the images that masks are drawn for
     scale_range: float = SCALE_RANGE  #: scales are drawn from 1 ± this
-    template: str = ""  #: see `write_prompt`; a shape then brings the prompt of its defect along
+    template: str = ""  #: see `write_prompt`; a shape then comes with the prompt of its defect
 
     def __post_init__(self) -> None:
         count, kinds = len(self.defects), {defect[2:4] for defect in self.defects}
         if not count or not 0 <= self.scale_range < 1:
             found = f"{count} defects, scale_range {self.scale_range}"
-            raise ValueError(f"{found}: expected at least one defect, and 0 … 1")
+            raise ValueError(f"{found}: expected at least one defect, and a range in 0 … 1")
         self._texts = {kind: write_prompt(self.template, *kind) if self.template else "" for kind in kinds}
         self.notices = [f"these masks are the shapes of {count} real training defects"]
 
     def draw(self, seed: int, size: tuple[int, int]) -> MaskDraw:
-        """Choose, turn and place a shape by the seed; one that fits nowhere in the image is refused."""
+        """Choose, rotate and place a shape by seed; refuses one that fits nowhere in the image."""
         generator = np.random.default_rng(seed)
         frame = np.ones((size[1], size[0]), bool)
         for _ in range(MAX_ATTEMPTS):
@@ -227,7 +228,7 @@ class TurnedMasks:
                 return MaskDraw(mask, defect.name, self._texts[defect[2:4]])
         height, width = turned.mask.shape
         raise ValueError(
-            f"none of {MAX_ATTEMPTS} turned shapes fits into {size[0]} × {size[1]} pixels; the last one "
+            f"none of {MAX_ATTEMPTS} rotated shapes fits into {size[0]} × {size[1]} pixels; the last one "
             f"({defect.name}) is {width} × {height}: read the defects at that size"
         )
 

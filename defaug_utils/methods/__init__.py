@@ -1,4 +1,4 @@
-"""The methods that make pools, one class each, and their parts."""
+"""The methods that make pools, one class each, and their components."""
 
 import lazy_loader
 

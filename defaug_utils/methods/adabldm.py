@@ -1,4 +1,4 @@
-"""AdaBLDM: defects blended into training negatives by trimap and prompt (Li et al. 2024, section 3)."""
+"""AdaBLDM: defects blended into training negatives, by trimap and prompt (Li et al. 2024, section 3)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -24,13 +24,13 @@ from defaug_utils.methods.blending import Blend, BlendSettings, BlendStep, blend
 from defaug_utils.methods.painting import MaskPainting
 from defaug_utils.training.memory import run_in_parts
 
-# Latents by their jobs, some 6 KB for an image of 128 × 384. Their last bits depend on how many are blended
-# at once, so the jobs of a call are looked up together.
+# Latents by jobs, about 6 KB for an image of 128 × 384. Their last bits depend on how many are blended at
+# once, so the jobs of a call are looked up together.
 LatentStore = dict[tuple, torch.Tensor]
 
 
 def name_jobs(jobs: Sequence[InpaintJob]) -> tuple:
-    """What jobs are called in a store: their texts and seeds, and hashes of their images and masks."""
+    """The key of jobs in a store: their prompts and seeds, and hashes of their images and masks."""
     return tuple((*job[2:], hash_pixels(job.image_u8), hash_pixels(job.mask)) for job in jobs)
 
 
@@ -43,16 +43,16 @@ def blend_batch(
     on_step: Callable[[BlendStep], None] | None = None,
     store: LatentStore | None = None,
 ) -> list[InpaintedImage]:
-    """Blend all defects at once, when memory does not suffice in halves; decoders adapt image by image.
+    """Blend all defects at once, or in halves if memory runs out; decoders are adapted image by image.
 
     Args:
         trimap_model, jobs, settings, on_step: see `blend_latents`.
-        adaptation: of the decoder; None decodes by the model's own.
-        find_foreground: tells where the object is on an image at the working size; None for textures.
-        store: of this model and these settings; jobs that it knows are only decoded.
+        adaptation: of the decoder; None uses the model's own.
+        find_foreground: finds the object on an image at the working size; None for textures.
+        store: for this model and these settings; jobs that are in it are only decoded.
 
     Raises:
-        ValueError: a mask, a prompt or the working size does not suit, or an image shows no object.
+        ValueError: a mask, a prompt or the working size is unsuitable, or an image shows no object.
         MemoryError: not even one image fits.
     """
     model = trimap_model.model
@@ -80,7 +80,7 @@ def blend_jobs(
     on_step: Callable[[BlendStep], None] | None = None,
     store: LatentStore | None = None,
 ) -> Blend:
-    """Everything but the decoding; arguments as in `blend_batch`."""
+    """Everything except decoding; arguments as in `blend_batch`."""
     model, name = trimap_model.model, name_jobs(jobs)
     boxes = [choose_box(job.mask, settings.size, None) for job in jobs]
     cuts = [cut_out(job.image_u8, job.mask, box, settings.size) for job, box in zip(jobs, boxes, strict=True)]
@@ -103,16 +103,16 @@ def blend_jobs(
 class AdaBLDM(MaskPainting):
     """Blending by trimap and prompt; further attributes as in `MaskPainting`.
 
-    With adaptation rows have the further columns `adaptation_before` and `adaptation_after` (losses),
-    `adaptation_steps` and `adaptation_problem` (why it was thrown away, and the model's own decoder's
-    image taken). What one pool puts into a store, a second one of the same model, settings and seed, with
-    or without adaptation, only decodes.
+    With adaptation, rows also have the columns `adaptation_before` and `adaptation_after` (losses),
+    `adaptation_steps` and `adaptation_problem` (why the adaptation was discarded and the model's own decoder
+    used). A second pool with the same store, model, settings and seed, with or without adaptation, only has
+    to decode.
     """
 
     model: TrimapModel
     settings: BlendSettings = field(default_factory=BlendSettings)
-    adaptation: AdaptationSettings | None = None  #: of the decoder; without it the origin is "adabldm_plain"
-    find_object: ObjectFinder | None = None  #: where masks are moved to; None for textures
+    adaptation: AdaptationSettings | None = None  #: of the decoder; without it, the origin is "adabldm_plain"
+    find_object: ObjectFinder | None = None  #: masks are moved inside its object; None for textures
     store: LatentStore | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -122,11 +122,11 @@ class AdaBLDM(MaskPainting):
 
     @property
     def origin(self) -> str:
-        """The row in the registry."""
+        """The row in the registry of origins."""
         return "adabldm" if self.adaptation else "adabldm_plain"
 
     def describe(self) -> dict:
-        """Models, settings, what `MaskPainting` adds, and the images that the ControlNet learned from."""
+        """Models, settings, what `MaskPainting` describes, and the images the ControlNet learned from."""
         trained_on = self.model.training.get("trained_on", {})
         check_training(trained_on, read_dataset(self.data))
         return {
@@ -146,15 +146,15 @@ class AdaBLDM(MaskPainting):
     def fit_mask(
         self, image_u8: np.ndarray, mask: np.ndarray, generator: np.random.Generator
     ) -> np.ndarray | None:
-        """Move a mask that leaves the image's object inside it."""
+        """Move a mask inside the image's object, if it isn't already."""
         return move_inside(mask, self.find_object(image_u8), generator) if self.find_object else mask
 
 
 def check_training(trained_on: dict[str, list[str]], dataset: pd.DataFrame) -> None:
-    """Refuse a ControlNet that has seen test or validation images; the `ManifestError` lists them all."""
+    """Refuse a ControlNet that was trained on test or validation images; a `ManifestError` lists them."""
     split_of = dict(zip(dataset["image"], dataset["split"], strict=True))
     problems = [
-        f"{name} is {split_of.get(name, 'unknown to the data set')}, only train images may be learned from"
+        f"{name} is {split_of.get(name, 'unknown to the data set')}, but it may learn only from train images"
         for part in trained_on.values()
         for name in part
         if split_of.get(name) != "train"

@@ -1,6 +1,6 @@
 """The ten augmenters from which MemSeg's structural anomalies draw three.
 
-They are those of the usual re-implementation, which takes them from the imgaug library; ranges are its.
+They and their ranges are those of the usual re-implementation, which takes them from the imgaug library.
 Each takes an image, shape (height, width, 3), uint8, and a generator, and returns a new image.
 """
 
@@ -29,14 +29,14 @@ def change_brightness(image_u8: np.ndarray, generator: np.random.Generator) -> n
 
 
 def change_sharpness(image_u8: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Go from the smoothed image (0) to the image itself (1), or past it, up to 3."""
+    """Interpolate between the smoothed image (0) and the image (1), or extrapolate, up to 3."""
     sharpness = generator.uniform(0.0, 3.0)
     smooth = cv2.filter2D(image_u8, -1, SMOOTHING, borderType=cv2.BORDER_REPLICATE)
     return cv2.addWeighted(image_u8, sharpness, smooth, 1 - sharpness, 0)
 
 
 def shift_hue_and_saturation(image_u8: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Turn the hue round its circle of 256 steps and shift the saturation, both by up to 50."""
+    """Shift hue (on a circle of 256 steps) and saturation, both by up to 50."""
     hue, saturation = generator.integers(-50, 50, size=2, endpoint=True)
     levels = np.arange(256)
     table = np.stack([(levels + hue) % 256, (levels + saturation).clip(0, 255), levels], axis=-1)
@@ -45,7 +45,7 @@ def shift_hue_and_saturation(image_u8: np.ndarray, generator: np.random.Generato
 
 
 def solarise(image_u8: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Invert the values from a threshold (grey level 32 to 128) up, in half of the cases."""
+    """Invert values above a threshold (grey level 32 to 128), in half of the cases."""
     threshold = generator.integers(32, 128, endpoint=True)
     if generator.random() >= 0.5:
         return image_u8.copy()
@@ -53,7 +53,7 @@ def solarise(image_u8: np.ndarray, generator: np.random.Generator) -> np.ndarray
 
 
 def posterise(image_u8: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Keep only the upper bits of every value, 1 to 8."""
+    """Keep only the upper 1 to 8 bits of every value."""
     bits = int(generator.integers(1, 8, endpoint=True))
     return image_u8 & np.uint8(256 - 2 ** (8 - bits))
 
@@ -64,7 +64,7 @@ def invert(image_u8: np.ndarray, generator: np.random.Generator) -> np.ndarray:
 
 
 def stretch_contrast(image_u8: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Cut off up to 20 % darkest and as many brightest pixels of each channel and stretch what is left."""
+    """Clip up to 20 % of the darkest and brightest pixels of each channel, and stretch the rest."""
     cutoff = int(generator.integers(0, 20, endpoint=True))
     return np.asarray(ImageOps.autocontrast(Image.fromarray(image_u8), cutoff))
 
@@ -75,7 +75,7 @@ def equalise(image_u8: np.ndarray, generator: np.random.Generator) -> np.ndarray
 
 
 def rotate(image_u8: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Turn about the centre by up to 45°; what comes in from outside is black."""
+    """Rotate about the centre by up to 45°; areas from outside are black."""
     height, width = image_u8.shape[:2]
     turn = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), generator.uniform(-45.0, 45.0), 1.0)
     return cv2.warpAffine(image_u8, turn, (width, height), flags=cv2.INTER_LINEAR)
@@ -98,7 +98,7 @@ AUGMENTERS: dict[str, Augmenter] = {
 def augment(
     image_u8: np.ndarray, generator: np.random.Generator, count: int
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Apply `count` of the ten augmenters, drawn without replacement; gives the image and their names."""
+    """Apply `count` of the ten augmenters, drawn without replacement; return the image and their names."""
     names = tuple(str(name) for name in generator.choice(list(AUGMENTERS), count, replace=False))
     for name in names:
         image_u8 = AUGMENTERS[name](image_u8, generator)

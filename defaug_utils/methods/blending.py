@@ -1,4 +1,4 @@
-"""AdaBLDM's sampling in three stages, and its decoding by adapted decoders (Li et al. 2024, section 3)."""
+"""AdaBLDM's sampling in three stages, and decoding with adapted decoders (Li et al. 2024, section 3)."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,16 +25,17 @@ DILATION = 5  # latent cells, side of the box (AdaBLDM's code)
 class BlendSettings:
     """How a defect is blended into a good part; the defaults are AdaBLDM's.
 
-    Before the steps of latent editing (the first, and one past the last) latents outside the defect are
-    replaced by the good image's; after those of image editing pixels are; None for no such step.
+    Before each step of latent editing, latents outside the defect are replaced by the good image's; after
+    each step of image editing, pixels are. Ranges are (first step, one past the last), or None for no
+    editing.
     """
 
     size: tuple[int, int] = (256, 256)  #: working size (width, height); images are stretched to it
     steps: int = STEPS
-    guidance: float = GUIDANCE  #: weight of the prompt against the negative one; 1 is none
+    guidance: float = GUIDANCE  #: weight of the prompt against the negative prompt; 1 is none
     latent_editing: tuple[int, int] | None = LATENT_EDITING
     image_editing: tuple[int, int] | None = IMAGE_EDITING
-    dilation: int = DILATION  #: odd; side of the box by which the defect grows in latent editing
+    dilation: int = DILATION  #: odd; side of the box that grows the defect in latent editing
 
     def __post_init__(self) -> None:
         latent, image = self.latent_editing, self.image_editing
@@ -43,7 +44,7 @@ class BlendSettings:
             f"steps {self.steps} must be 1 or more": self.steps >= 1,
             f"guidance {self.guidance} must be in 1 … 100": 1 <= self.guidance <= 100,
             f"dilation {self.dilation} must be odd and 1 or more": self.dilation >= 1 and self.dilation % 2,
-            f"image_editing {image} must neither begin nor end before latent_editing {latent}": (
+            f"image_editing {image} must not begin or end before latent_editing {latent}": (
                 not (latent and image) or (latent[0] <= image[0] and latent[1] <= image[1])
             ),
         }
@@ -63,14 +64,14 @@ class BlendSettings:
         return self.image_editing is not None and index in range(*self.image_editing)
 
     def name_stage(self, index: int) -> str:
-        """What step `index` is called; where two stages overlap, by the later one."""
+        """The stage of step `index`; the later one if two overlap."""
         if self.edits_images(index):
             return "image editing"
         return "latent editing" if self.edits_latents(index) else "free"
 
 
 class BlendStep(NamedTuple):
-    """What can be watched: a step's number (from 0), its stage, and the clean latents that it predicts."""
+    """A step for callbacks: its number (from 0), its stage, and the clean latents that it predicts."""
 
     index: int
     stage: str
@@ -90,15 +91,15 @@ def blend_latents(
 ) -> Tensor:
     """Grow defects from noise and blend them into good images, in three stages (AdaBLDM, section 3.3).
 
-    A defect grows freely, is fitted to the good part's latents, then to its pixels. After a step the latents
-    are those of the next time, to which an edited image is noised; after the last step it stays clean.
+    A defect forms freely, then is fitted to the good part's latents, then to its pixels. After a step the
+    latents belong to the next time, to which an edited image is noised; after the last step it stays clean.
 
     Args:
         images: good ones at the working size, shape (batch, 3, height, width) in [-1, 1].
         masks: shape (batch, 1, height, width), bool, true on the defect.
-        seeds: one an image: of its first noise, and of the noise of its edits.
-        denoise: the network: latents and time in, its prediction (guided) out.
-        scheduler: diffusers' DDIMScheduler, which converts predictions of noise or velocity to clean latents.
+        seeds: one per image, for its initial noise and the noise of its edits.
+        denoise: the network: maps latents and time to its (guided) prediction.
+        scheduler: diffusers' DDIMScheduler; it converts predicted noise or velocity to clean latents.
         on_step: called after every step.
 
     Returns:
@@ -128,7 +129,7 @@ def blend_latents(
 def watch_images(
     vae: nn.Module, steps: Sequence[int], on_images: Callable[[int, str, list], None]
 ) -> Callable[[BlendStep], None]:
-    """A callback for `blend_latents` that calls `on_images` with number, stage and images of chosen steps."""
+    """A callback for `blend_latents` that calls `on_images` with number, stage and images of some steps."""
 
     def watch(step: BlendStep) -> None:
         if step.index in steps:
@@ -139,9 +140,9 @@ def watch_images(
 
 
 class Blend(NamedTuple):
-    """Jobs at the working size, and the clean latents that they became; shapes as in `blend_latents`."""
+    """Jobs at the working size, and their clean latents; shapes as in `blend_latents`."""
 
-    boxes: list[Box]  #: the part of each image that was worked on
+    boxes: list[Box]  #: the processed part of each image
     images: Tensor
     masks: Tensor
     latents: Tensor
@@ -150,7 +151,7 @@ class Blend(NamedTuple):
 def adapt_each(
     vae: nn.Module, blend: Blend, settings: AdaptationSettings | None
 ) -> Iterator[autoencoder.Adaptation]:
-    """Decode image by image, each by a decoder adapted to it alone; the autoencoder is left as it is."""
+    """Decode image by image, each with its own adapted decoder; the autoencoder stays unchanged."""
     for one in zip(*(part.split(1) for part in (blend.latents, blend.images, blend.masks)), strict=True):
         yield autoencoder.adapt_decoder(vae, *one, settings)
 
@@ -158,7 +159,7 @@ def adapt_each(
 def decode_adapted(
     vae: nn.Module, blend: Blend, adaptation: AdaptationSettings | None
 ) -> list[tuple[np.ndarray, dict]]:
-    """Decode a batch: each image's pixels (height, width, 3) in about [0, 1], and columns of its row."""
+    """Decode a batch: each image's pixels (height, width, 3), roughly in [0, 1], and columns of its row."""
     if adaptation is None:
         with torch.no_grad():
             return [(_to_pixels(image), {}) for image in decode_latents(vae, blend.latents)]
@@ -181,9 +182,9 @@ def _to_pixels(image: Tensor) -> np.ndarray:
 
 
 class DecoderComparison(NamedTuple):
-    """One image, decoded by the model's own decoder and by the adapted one, and the errors (grey levels).
+    """One image, decoded with the model's own decoder and with the adapted one, with errors in grey levels.
 
-    Nothing of the original is put back. Losses and problem are those of `Adaptation`.
+    The original is not restored outside the mask. Losses and problem are those of `Adaptation`.
     """
 
     own_u8: np.ndarray
@@ -201,7 +202,7 @@ def compare_decoders(
     settings: AdaptationSettings | None = None,
     on_images: Callable[[int], None] | None = None,
 ) -> list[DecoderComparison]:
-    """Decode every image of a batch both ways, and measure what of the good part is lost outside the mask."""
+    """Decode every image of a batch both ways, and measure the errors outside the mask."""
     comparisons = []
     for good, mask, adapted in zip(blend.images, blend.masks, adapt_each(vae, blend, settings), strict=True):
         pair = (adapted.own_image, adapted.image)

@@ -1,4 +1,4 @@
-"""Cut and paste: real defects, turned and scaled, in good images; AdaBLDM's simplest rival."""
+"""Cut and paste: real defects, rotated and scaled, in good images; the simplest baseline for AdaBLDM."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from defaug_utils.methods.pasting import describe_pastes, paste_by_seed
 
 @dataclass(frozen=True, eq=False)
 class CutPaste:
-    """AdaBLDM's training triples as they are; the column `defect_source` names the image of the defect."""
+    """AdaBLDM's training triples, unchanged; the column `defect_source` names the image of the defect."""
 
     origin: ClassVar[str] = "cut_paste"
     group: ClassVar[int] = 1
     data: Path  #: folder of the data set that defects and good images come from
-    triples: TripleSet  #: its own seed and count play no part
+    triples: TripleSet  #: its own seed and count are not used
 
     def describe(self) -> dict:
         """The triples' sources and settings."""

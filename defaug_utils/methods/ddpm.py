@@ -1,4 +1,4 @@
-"""DDPM: whole images made from text by a fine-tuned model (Capogrosso et al. 2024, section 3.2)."""
+"""DDPM: whole images generated from text by a fine-tuned model (Capogrosso et al. 2024, section 3.2)."""
 
 import hashlib
 import json
@@ -26,29 +26,29 @@ from defaug_utils.diffusion.lora_files import load_lora
 from defaug_utils.diffusion.text2image import TextJob, TextSettings, TextToImage, generate_images
 from defaug_utils.diffusion.training_images import check_training_rows
 
-THUMBNAIL = 16  # longest side, pixels, at which the nearest negative is looked for
+THUMBNAIL = 16  # longest side of the thumbnails that find the nearest negative, pixels
 SMOOTHING = 2.0  # pixels; single pixels of texture differ everywhere
 
 Networks = tuple[torch.nn.Module, torch.nn.Module]  # U-Net and text encoder
 
 
 class AdapterError(ValueError):
-    """An adapter that doesn't suit the base model, or was trained on what it must not know."""
+    """An adapter doesn't fit the base model, or was trained on images that it must not know."""
 
 
 class Adapter(NamedTuple):
     """A LoRA file."""
 
-    sha256: str  #: of its tensors, in whatever order its header has them
-    training: dict  #: what `train_dreambooth` wrote into it; empty for a file from elsewhere
+    sha256: str  #: of its tensors, whatever their order in the file
+    training: dict  #: what `train_dreambooth` recorded in it; empty for other files
 
 
 def open_adapter(path: Path | str, model: TextToImage, dataset: pd.DataFrame) -> Adapter:
-    """Look at a LoRA file, from `train_dreambooth` or elsewhere, before it is merged into a base model.
+    """Check a LoRA file, from `train_dreambooth` or elsewhere, before it is merged into a base model.
 
     Raises:
         AdapterError: it is missing or damaged, or was trained on another base model.
-        DreamBoothError: it was trained on images that are not in the train split; lists them.
+        DreamBoothError: it was trained on images outside the train split; lists them.
     """
     path = Path(path)
     if not path.is_file():
@@ -62,12 +62,12 @@ def open_adapter(path: Path | str, model: TextToImage, dataset: pd.DataFrame) ->
                 digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
     except SafetensorError as error:
         advice = "train or copy it again"
-        raise AdapterError(f"{path} is no readable safetensors file ({error}): {advice}") from error
+        raise AdapterError(f"{path} is not a readable safetensors file ({error}): {advice}") from error
     training = json.loads(metadata.get("training", "{}"))
     base = model.describe()["fingerprint"]
     if training and training["base"] != base:
         raise AdapterError(
-            f"{path} was trained on the base model {training['base']}, {model.model} is {base}: load the "
+            f"{path} was trained on the base model {training['base']}, but {model.model} is {base}: load the "
             "model that it belongs to"
         )
     if training:
@@ -76,15 +76,15 @@ def open_adapter(path: Path | str, model: TextToImage, dataset: pd.DataFrame) ->
 
 
 def merge_adapter(model: TextToImage, adapter: Path | str | None, share: float) -> AbstractContextManager:
-    """Work with a LoRA file (None for none) merged into copies of the networks while the block runs.
+    """Use copies of the networks with a LoRA file (or None) merged into them, inside the `with` block.
 
-    The share is α, the merge weight; at 0 it is the base model. The model itself never changes.
+    The share is α, the merge weight; 0 gives the base model. The model itself never changes.
     """
     return use_networks(model, merge_networks(model, adapter, share))
 
 
 def merge_networks(model: TextToImage, adapter: Path | str | None, share: float) -> Networks:
-    """The U-Net and the text encoder, or copies of both with an adapter; arguments as in `merge_adapter`."""
+    """U-Net and text encoder, or copies of both with an adapter; arguments as in `merge_adapter`."""
     networks = model.pipeline.unet, model.pipeline.text_encoder
     if adapter is None:
         return networks
@@ -96,7 +96,7 @@ def merge_networks(model: TextToImage, adapter: Path | str | None, share: float)
 
 @contextmanager
 def use_networks(model: TextToImage, networks: Networks) -> Iterator[None]:
-    """Let a model work with another U-Net and text encoder while the block runs."""
+    """Let a model use another U-Net and text encoder inside the `with` block."""
     pipeline = model.pipeline
     before = pipeline.unet, pipeline.text_encoder
     try:
@@ -112,7 +112,7 @@ class NearestNegatives:
     word = "estimate_nearest_negative"  # in manifests and recipes
 
     def __init__(self, images: Iterable[str], data_folder: Path | str, size: tuple[int, int]) -> None:
-        """Keep thumbnails of all negatives, for generated images of a size (width, height)."""
+        """Store thumbnails of all negatives, for generated images of a size (width, height)."""
         self.images, self.data_folder = list(images), Path(data_folder)
         scale = THUMBNAIL / max(size)
         self.thumbnail = (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
@@ -122,9 +122,9 @@ class NearestNegatives:
         return fit_image(image_u8, self.thumbnail).astype(np.float32)
 
     def estimate(self, image_u8: np.ndarray) -> tuple[np.ndarray, str]:
-        """Guess the mask of a generated image (height, width, 3), and name the negative that was nearest.
+        """Estimate the mask of a generated image (height, width, 3), and name the nearest negative.
 
-        True where the smoothed difference exceeds Otsu's threshold: texture that differs counts as well.
+        True where the smoothed difference exceeds Otsu's threshold; differences in texture count, too.
         """
         distances = np.square(self.features - self._shrink(image_u8)).mean(axis=(1, 2, 3))
         nearest = self.images[int(distances.argmin())]
@@ -139,22 +139,22 @@ class NearestNegatives:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class DDPM:
-    """Whole images from text; without an adapter and labelled "negative", DreamBooth's regularisation images.
+    """Whole images from text; without adapter and with label "negative", DreamBooth's regularisation images.
 
-    Rows have no source image, and no mask unless it is estimated: guessed from where the image differs from
-    its nearest real negative.
+    Rows have no source image, and no mask unless it is estimated from the difference to the nearest real
+    negative.
     """
 
     origin: ClassVar[str] = "ddpm"
     model: TextToImage
     prompts: Sequence[Prompt]  #: the board, see `make_prompts`
     settings: TextSettings
-    data: Path | None  #: folder of the prepared data set; None for regularisation images, which know none
-    lora: Path | str | None = None  #: file of the adapter; None for the untuned model
+    data: Path | None  #: folder of the prepared data set; None for regularisation images
+    lora: Path | str | None = None  #: the adapter's file; None for the base model
     share: float = 1.0  #: α, see `merge_adapter`
     estimates_masks: bool = False
     label: str = "positive"
-    group: int = 4  #: images made at once; part of the recipe, since the last bits depend on it
+    group: int = 4  #: images made at once; part of the recipe, because the last bits depend on it
 
     def __post_init__(self) -> None:
         if not 0 <= self.share < float("inf"):
@@ -165,21 +165,21 @@ class DDPM:
 
     @cached_property
     def networks(self) -> Networks:
-        """The model's, with the adapter merged into copies of them."""
+        """The model's networks, with the adapter merged into copies."""
         return merge_networks(self.model, self.lora, self.share)
 
     @cached_property
     def sources(self) -> pd.DataFrame:
-        """Real negatives, to estimate masks by."""
+        """Real negatives for estimating masks."""
         return list_sources(read_dataset(self.data))
 
     @cached_property
     def estimates(self) -> NearestNegatives:
-        """What estimates masks."""
+        """The estimator of masks."""
         return NearestNegatives(self.sources["image"], self.data, self.settings.size)
 
     def describe(self) -> dict:
-        """Model, adapter and settings, with the images that it learned from; raises as `open_adapter`."""
+        """Model, adapter and settings, with the images that it learned from; raises like `open_adapter`."""
         described = {
             "model": self.model.describe(),
             "settings": asdict(self.settings),

@@ -1,4 +1,4 @@
-"""DIAG: defects painted into good parts by a text prompt, without training (Girella et al., CBMI 2024)."""
+"""DIAG: defects painted into good parts from a prompt, without training (Girella et al., CBMI 2024)."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -12,14 +12,14 @@ MODEL = "diffusers/stable-diffusion-xl-1.0-inpainting-0.1"  # DIAG, section 4
 PROMPTS = ("white marks on the wall", "copper metal scratches")  # DIAG, section 4
 NEGATIVE_PROMPT = "smooth, plain, black, dark, shadow"  # DIAG, section 4
 IMAGES_PER_PROMPT = 50  # DIAG, section 4
-OUTPUT_SIZE = (224, 632)  # width and height of the images stored (DIAG, section 4)
+OUTPUT_SIZE = (224, 632)  # width and height of the stored images (DIAG, section 4)
 # 30 steps, guidance 20, strength 0.99, crop 2, 1024² (DIAG's code)
 PAPER_SETTINGS = inpainting.InpaintSettings()
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class DIAG(MaskPainting):
-    """Inpainting by a text prompt and a model from `load_inpainter`; further attributes: `MaskPainting`."""
+    """Inpainting with a prompt and a model from `load_inpainter`; further attributes as in `MaskPainting`."""
 
     origin: ClassVar[str] = "diag"
     inpainter: inpainting.Inpainter
@@ -31,7 +31,7 @@ class DIAG(MaskPainting):
         check_prompts(self.inpainter, self.texts)
 
     def describe(self) -> dict:
-        """Model, settings, and what `MaskPainting` adds; DIAG learns from no image."""
+        """Model, settings, and the description of `MaskPainting`; DIAG learns from no image."""
         return {
             "model": self.inpainter.describe(),
             "settings": {**asdict(self.settings), "effective_steps": self.settings.effective_steps},

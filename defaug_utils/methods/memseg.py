@@ -1,4 +1,4 @@
-"""MemSeg's anomaly simulation: foreign matter under a mask of noise (Yang et al. 2023, section 3.1)."""
+"""MemSeg's anomaly simulation: foreign textures under a noise mask (Yang et al. 2023, section 3.1)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -19,25 +19,25 @@ from defaug_utils.masks.objects import ObjectFinder
 from defaug_utils.methods.augmenters import AUGMENTERS, augment
 from defaug_utils.methods.textures import TextureCollection
 
-TEXTURE_SHARE = 0.5  # probability of a texture, else the image's own structure (MemSeg, section 3.1)
+TEXTURE_SHARE = 0.5  # probability of a texture, otherwise the image's own structure (MemSeg, section 3.1)
 OPACITY = (0.15, 1.0)  # δ ~ U(0.15, 1) (MemSeg, section 3.1)
 GRID = (8, 4)  # rows and columns of the shuffled grid (MemSeg, section 3.1; 8 × 8 in re-implementations)
 AUGMENTER_COUNT = 3  # augmenters before the shuffle, of ten (MemSeg's usual re-implementation)
-MAX_MASK_DRAWS = 200  # a mask that stays empty this often never comes
+MAX_MASK_DRAWS = 200  # after this many empty masks, we give up
 
 
 @dataclass(frozen=True)
 class MemSegSettings:
-    """What can be chosen; the defaults are the paper's."""
+    """MemSeg's settings; the defaults are the paper's."""
 
-    texture_share: float = TEXTURE_SHARE  #: probability that the source is a texture, not the image itself
+    texture_share: float = TEXTURE_SHARE  #: probability of a texture as source, not the image
     opacity: tuple[float, float] = OPACITY  #: smallest and largest weight of the source, in (0, 1]
     grid: tuple[int, int] = GRID  #: rows and columns into which the structural source is cut
-    augmenter_count: int = AUGMENTER_COUNT  #: augmenters applied before it is cut, of ten
-    lattice_exponents: tuple[int, int] = shapes.LATTICE_EXPONENTS  #: least and largest i of lattice sides 2^i
-    rotation: float = shapes.ROTATION_DEGREES  #: the noise is turned by up to so many degrees either way
+    augmenter_count: int = AUGMENTER_COUNT  #: augmenters, of ten, applied before it is cut
+    lattice_exponents: tuple[int, int] = shapes.LATTICE_EXPONENTS  #: range of i in lattice sides 2^i
+    rotation: float = shapes.ROTATION_DEGREES  #: the noise is rotated by up to ± this, degrees
     threshold: float = shapes.NOISE_THRESHOLD  #: the mask is where the noise is above it
-    foreground: str = "whole"  #: a word of `FOREGROUNDS`: where masks may lie
+    foreground: str = "whole"  #: one of `FOREGROUNDS`: where masks may be
 
     def __post_init__(self) -> None:
         (low, high), exponents, count = self.opacity, self.lattice_exponents, self.augmenter_count
@@ -55,7 +55,7 @@ class MemSegSettings:
 
 
 class AnomalySource(NamedTuple):
-    """What is blended in (uint8): a "texture", or "structure", whose name is the augmenters applied."""
+    """The blended source (uint8): a "texture", or "structure", named after its augmenters."""
 
     pixels_u8: np.ndarray
     kind: str
@@ -63,7 +63,7 @@ class AnomalySource(NamedTuple):
 
 
 class Anomaly(NamedTuple):
-    """A simulated defect: the image, shape (height, width, 3), uint8, its mask and how it was made."""
+    """A simulated defect: image, shape (height, width, 3), uint8, its mask and how it was made."""
 
     image_u8: np.ndarray
     mask: np.ndarray
@@ -72,12 +72,12 @@ class Anomaly(NamedTuple):
 
 
 def draw_mask(foreground: np.ndarray, generator: np.random.Generator, settings: MemSegSettings) -> np.ndarray:
-    """Draw a mask of turned, thresholded noise within the foreground (bool); an empty one is drawn again."""
+    """Draw a mask of rotated, thresholded noise within the foreground (bool); redraw it while empty."""
     height, width = foreground.shape
     if not foreground.any():
         raise ValueError(
             f"foreground {settings.foreground!r} found no object in this {width} × {height} image: "
-            "use 'whole', or the word that fits its background"
+            "use 'whole', or another foreground"
         )
     for _ in range(MAX_MASK_DRAWS):
         noise = shapes.draw_perlin_noise((width, height), generator, settings.lattice_exponents)
@@ -86,7 +86,7 @@ def draw_mask(foreground: np.ndarray, generator: np.random.Generator, settings: 
         if mask.any():
             return mask
     raise ValueError(
-        f"{MAX_MASK_DRAWS} masks drawn, none met the foreground ({np.count_nonzero(foreground)} of "
+        f"none of {MAX_MASK_DRAWS} masks met the foreground ({np.count_nonzero(foreground)} of "
         f"{width} × {height} pixels): use a larger foreground or a threshold below {settings.threshold}"
     )
 
@@ -102,15 +102,15 @@ def draw_texture(
 def draw_structure(
     image_u8: np.ndarray, generator: np.random.Generator, settings: MemSegSettings
 ) -> AnomalySource:
-    """Change the image by some augmenters and shuffle its cells: familiar matter in the wrong place."""
+    """Augment the image and shuffle its cells: familiar structure in the wrong place."""
     changed, names = augment(image_u8, generator, settings.augmenter_count)
     return AnomalySource(shuffle_grid(changed, settings.grid, generator), "structure", ", ".join(names))
 
 
 def shuffle_grid(image_u8: np.ndarray, grid: tuple[int, int], generator: np.random.Generator) -> np.ndarray:
-    """Cut an image into equal cells (grid: rows and columns) and lay them out in random order.
+    """Cut an image into equal cells (grid: rows and columns) and arrange them in random order.
 
-    Where the sides are not divisible, the image is first mirrored beyond its lower and right border.
+    If the sides are not divisible, the image is first extended by mirroring at its lower and right border.
     """
     height, width = image_u8.shape[:2]
     rows, columns = grid
@@ -128,7 +128,7 @@ def blend_anomaly(
 ) -> np.ndarray:
     """Blend a source into an image under a mask: (1 - M) ⊙ I + M ⊙ (δ · source + (1 - δ) · I).
 
-    A ValueError tells of other shapes or types, or an opacity out of range.
+    Raises a ValueError for wrong shapes or types, or an opacity out of range.
 
     Args:
         image_u8, source_u8: surface I and source, shape (height, width, 3), uint8.
@@ -140,8 +140,8 @@ def blend_anomaly(
     if not is_one_size or not are_types_right or not 0 <= opacity <= 1:
         raise ValueError(
             f"image {image_u8.shape} of {image_u8.dtype}, source {source_u8.shape} of {source_u8.dtype}, "
-            f"mask {mask.shape} of {mask.dtype}, opacity {opacity}: expected one height and width, types "
-            "uint8, uint8, bool, and an opacity in 0 … 1"
+            f"mask {mask.shape} of {mask.dtype}, opacity {opacity}: expected the same height and "
+            "width, types uint8, uint8, bool, and an opacity in 0 … 1"
         )
     mixed = cv2.addWeighted(source_u8, opacity, image_u8, 1 - opacity, 0)
     return cv2.copyTo(mixed, mask.view(np.uint8), image_u8.copy())
@@ -156,12 +156,12 @@ def simulate_anomaly(
 ) -> Anomaly:
     """All steps: foreground, mask, source, opacity, blend.
 
-    A ValueError tells that the foreground is empty, or so small that no mask meets it.
+    Raises a ValueError if the foreground is empty, or so small that no mask meets it.
 
     Args:
         image_u8: a surface without defect, shape (height, width, 3), uint8, of any size.
-        textures, generator, settings: where its sources, chances and values come from; None for the paper's.
-        find_object: tells where the object is, in place of the settings' word; None for the word.
+        textures, generator, settings: sources, random numbers and values; settings None for the paper's.
+        find_object: finds the object, instead of the settings' `foreground`; None to use that.
     """
     settings = settings or MemSegSettings()
     foreground = find_object(image_u8) if find_object else find_foreground(image_u8, settings.foreground)
@@ -178,8 +178,8 @@ def simulate_anomaly(
 class MemSeg:
     """Anomalies simulated on training negatives, drawn with replacement.
 
-    Rows have the further columns `texture` (the source's kind and name), `opacity`, and `change` (mean
-    absolute difference inside the mask, in grey levels).
+    Rows also have the columns `texture` (kind and name of the source), `opacity`, and `change` (mean absolute
+    difference inside the mask, in grey levels).
     """
 
     origin: ClassVar[str] = "memseg"
@@ -195,7 +195,7 @@ class MemSeg:
         return list_sources(read_dataset(self.data))
 
     def describe(self) -> dict:
-        """Settings, textures and negatives; a `ManifestError` where there is none, or some can't be used."""
+        """Settings, textures and negatives; a `ManifestError` if there are none, or some can't be used."""
         found = {"find_object": self.find_object.describe()} if self.find_object else {}
         foreground = "whole" if self.find_object else self.settings.foreground
         return {
@@ -206,7 +206,7 @@ class MemSeg:
         } | found
 
     def make(self, indices: Sequence[int], seeds: Sequence[int]) -> list[GeneratedImage]:
-        """One anomaly for each seed; the error names the source on which no mask can be drawn."""
+        """One anomaly for each seed; the error names a source on which no mask can be drawn."""
         return [self._make_one(seed) for seed in seeds]
 
     def _make_one(self, seed: int) -> GeneratedImage:

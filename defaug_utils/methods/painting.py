@@ -1,4 +1,4 @@
-"""What methods that paint share: what is painted where, automatic checks, and further attempts."""
+"""What painting methods share: planning, automatic checks, and repeated attempts."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -21,20 +21,20 @@ from defaug_utils.diffusion.inpainting import InpaintedImage, InpaintJob
 from defaug_utils.masks.patches import widen_mask
 from defaug_utils.masks.sources import MaskDraw, MaskSource
 
-BLANK_SPREAD = 1.0  # grey levels; a picture whose spread is less shows nothing
-MAX_DRAWS = 50  # masks drawn for one image until one fits into its object
+BLANK_SPREAD = 1.0  # grey levels; an image with a smaller spread is blank
+MAX_DRAWS = 50  # masks to draw for one image until one fits into its object
 LIBRARIES = ("torch", "diffusers", "transformers", "numpy", "opencv-python-headless", "pillow")
 
 
 @dataclass(frozen=True)
 class CheckLimits:
-    """What an image must reach to pass."""
+    """What an image must reach to pass the checks."""
 
-    changed_from: float = 10.0  #: grey levels from which a pixel has changed, above the autoencoder's haze
-    contrast: float = 4.0  #: least mean change inside the mask, grey levels
-    completeness: float = 0.1  #: least share of the mask that changed
-    precision: float = 0.0  #: least share of all changes, before the original was put back, in the mask
-    boundary_iou: float = 0.0  #: least agreement of the outlines of what changed and of the mask
+    changed_from: float = 10.0  #: grey levels that count as a change, above the autoencoder's haze
+    contrast: float = 4.0  #: minimum mean change inside the mask, grey levels
+    completeness: float = 0.1  #: minimum share of the mask that changed
+    precision: float = 0.0  #: minimum share of all changes, before restoring the original, in the mask
+    boundary_iou: float = 0.0  #: minimum agreement of the outlines of the change and of the mask
     boundary_width: int = 2  #: of these outlines, pixels
 
     def __post_init__(self) -> None:
@@ -47,26 +47,26 @@ class CheckLimits:
 
 
 class Check(NamedTuple):
-    """What was measured, as `CheckLimits` has it, in the order of the manifest's columns `check_…`."""
+    """The measurements for `CheckLimits`, in the order of the manifest's columns `check_…`."""
 
     contrast: float
     completeness: float
-    precision: float  #: 1 where nothing changed
+    precision: float  #: 1 if nothing changed
     boundary_iou: float
     outside: int  #: largest change outside mask and margin in the finished image, grey levels; must be 0
     passed: bool  #: whether all limits are met
-    reason: str  #: what failed, in words; empty when it passed
+    reason: str  #: what failed; empty if it passed
 
     def as_row(self) -> dict:
-        """Manifest columns, rounded so that they read well."""
+        """Manifest columns, rounded for readability."""
         values = self._asdict().items()
         return {f"check_{name}": round(v, 4) if isinstance(v, float) else v for name, v in values}
 
 
 def check_image(job: InpaintJob, painted: InpaintedImage, limits: CheckLimits, margin: int = 0) -> Check:
-    """Compare a picture with the negative it was painted on, before and after the original was put back.
+    """Compare an image with its negative, before and after the original was restored outside the mask.
 
-    So many pixels of `margin` around the mask may have changed, too.
+    `margin` pixels around the mask may have changed, too.
     """
     mask, difference = job.mask, find_change(job.image_u8, painted.image_u8)
     is_changed = find_change(job.image_u8, painted.painted_u8) >= limits.changed_from
@@ -89,17 +89,17 @@ def check_image(job: InpaintJob, painted: InpaintedImage, limits: CheckLimits, m
 
 
 def find_change(before_u8: np.ndarray, after_u8: np.ndarray) -> np.ndarray:
-    """Largest change of a pixel's three channels, shape (height, width), uint8."""
+    """Largest change over a pixel's three channels, shape (height, width), uint8."""
     return cv2.absdiff(before_u8, after_u8).max(axis=2)
 
 
 def is_blank(image_u8: np.ndarray) -> bool:
-    """Tell whether a picture is one plain colour, as a failed decoder leaves it."""
+    """Whether an image is one plain colour, as from a failed decoder."""
     return bool(image_u8.reshape(-1, 3).std(axis=0).max() < BLANK_SPREAD)
 
 
 def measure_boundary_iou(first: np.ndarray, second: np.ndarray, width: int = 2) -> float:
-    """Overlap (IoU) of two regions' outlines, `width` pixels inwards (Cheng et al. 2021); 1 for two empty."""
+    """IoU of two regions' outlines, `width` pixels inwards (Cheng et al. 2021); 1 if both are empty."""
     square = np.ones((3, 3))
     one, other = (region & ~binary_erosion(region, square, iterations=width) for region in (first, second))
     union = np.count_nonzero(one | other)
@@ -107,7 +107,7 @@ def measure_boundary_iou(first: np.ndarray, second: np.ndarray, width: int = 2) 
 
 
 class PaintResult(NamedTuple):
-    """A picture, its checks, and the attempt (from 0) that it was."""
+    """An image, its checks, and its attempt (from 0)."""
 
     painted: InpaintedImage
     check: Check
@@ -115,7 +115,7 @@ class PaintResult(NamedTuple):
 
     @property
     def rank(self) -> tuple[bool, bool, float]:
-        """The best of several attempts has the highest."""
+        """The best of several attempts has the highest rank."""
         return self.check.passed, self.painted.is_finite, self.check.contrast
 
     def as_row(self) -> dict:
@@ -126,18 +126,18 @@ class PaintResult(NamedTuple):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Painting(ABC):
-    """Defects painted into training negatives, checked, and painted again where they failed.
+    """Defects painted into training negatives, checked, and painted again if they fail.
 
-    Rows have the further columns `negative_prompt`, `attempt`, `latent_cells` and `check_…`; images that
-    never passed stay, with `check_passed` false. What is painted on a grey image is grey, see `finish_image`.
+    Rows also have the columns `negative_prompt`, `attempt`, `latent_cells` and `check_…`. Images that never
+    passed stay, with `check_passed` false. Grey images are painted in grey, see `finish_image`.
     """
 
-    margin: ClassVar[int] = 0  #: pixels around the mask that are painted, too
+    margin: ClassVar[int] = 0  #: pixels around the mask that are also painted
     data: Path  #: folder of the prepared data set
     prompts: Sequence[Prompt]  #: the board, see `make_prompts`
     limits: CheckLimits = field(default_factory=CheckLimits)  #: of the automatic checks
-    max_attempts: int = 3  #: pictures painted for one image until one passes the checks
-    group: int = 4  #: images painted at once; part of the recipe, since the last bits depend on it
+    max_attempts: int = 3  #: attempts at an image until one passes the checks
+    group: int = 4  #: images painted at once; part of the recipe, because the last bits depend on it
 
     def __post_init__(self) -> None:
         if self.max_attempts < 1 or self.group < 1:
@@ -145,19 +145,19 @@ class Painting(ABC):
 
     @abstractmethod
     def paint(self, jobs: Sequence[InpaintJob]) -> Sequence[InpaintedImage]:
-        """One picture for each job."""
+        """One image for each job."""
 
     @abstractmethod
     def plan_image(self, index: int, seed: int) -> tuple[InpaintJob, dict]:
-        """What is painted where for an image, and its row."""
+        """The job of an image, and its row."""
 
     @property
     def texts(self) -> list[str]:
-        """All texts of the board that are not empty."""
+        """All prompts of the board that are not empty."""
         return [text for prompt in self.prompts for text in (prompt.text, prompt.negative) if text]
 
     def describe(self) -> dict:
-        """What does not depend on the model."""
+        """Everything that does not depend on the model."""
         return {
             "checks": {**asdict(self.limits), "max_attempts": self.max_attempts},
             "prompts": [prompt._asdict() for prompt in self.prompts],
@@ -166,7 +166,7 @@ class Painting(ABC):
         }
 
     def make(self, indices: Sequence[int], seeds: Sequence[int]) -> list[GeneratedImage]:
-        """Images that are painted at once, with their masks and rows."""
+        """Images painted at once, with their masks and rows."""
         jobs, rows = zip(*map(self.plan_image, indices, seeds), strict=True)
         results = zip(jobs, rows, paint_until_passed(self, jobs), strict=True)
         return [
@@ -176,14 +176,14 @@ class Painting(ABC):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class MaskPainting(Painting):
-    """Negatives drawn with replacement, and masks of a source; rows have the further column `mask_name`."""
+    """Negatives drawn with replacement, and masks from a source; rows also have the column `mask_name`."""
 
-    masks: MaskSource  #: where defects go, see `open_masks`; a mask may bring a prompt of the board along
+    masks: MaskSource  #: where defects go, see `open_masks`; a mask may come with a prompt of the board
 
     def fit_mask(
         self, image_u8: np.ndarray, mask: np.ndarray, generator: np.random.Generator
     ) -> np.ndarray | None:
-        """A drawn mask, moved to where it may lie; None if it fits nowhere."""
+        """A drawn mask, moved to an allowed position; None if it fits nowhere."""
         return mask
 
     @cached_property
@@ -192,7 +192,7 @@ class MaskPainting(Painting):
         return list_sources(read_dataset(self.data))
 
     def describe(self) -> dict:
-        """Negatives and masks, and how many negatives are grey, on which nothing is painted in colour."""
+        """Negatives and masks, and the number of grey negatives, which are painted in grey."""
         grey = count_grey(self.sources, self.data)
         return {
             **super().describe(),
@@ -201,7 +201,7 @@ class MaskPainting(Painting):
         }
 
     def plan_image(self, index: int, seed: int) -> tuple[InpaintJob, dict]:
-        """Choose negative and mask by the image's seed, and the prompt by its place; with the row."""
+        """Choose negative and mask by the image's seed, and the prompt by its index; return job and row."""
         generator = np.random.default_rng(seed)
         source = self.sources.iloc[int(generator.integers(len(self.sources)))]
         image_u8 = read_image(Path(self.data) / source["image"])
@@ -219,7 +219,7 @@ class MaskPainting(Painting):
         return InpaintJob(image_u8, drawn.mask, prompt.text, prompt.negative, seed), row
 
     def _draw_mask(self, image_u8: np.ndarray, image: str, generator: np.random.Generator) -> MaskDraw:
-        """A mask, drawn again while it fits nowhere."""
+        """Draw a mask, again if it fits nowhere."""
         for _ in range(MAX_DRAWS):
             drawn = self.masks.draw(int(generator.integers(2**63)), (image_u8.shape[1], image_u8.shape[0]))
             mask = self.fit_mask(image_u8, drawn.mask, generator)
@@ -233,14 +233,14 @@ class MaskPainting(Painting):
 
 
 def attempt_seed(seed: int, attempt: int) -> int:
-    """Seed of the noise: an image's own at first, then one derived from it."""
+    """Seed of the noise: the image's own for the first attempt, then one derived from it."""
     return seed if attempt == 0 else image_seed(seed, attempt)
 
 
 def paint_until_passed(method: Painting, jobs: Sequence[InpaintJob]) -> list[PaintResult]:
-    """Paint jobs together, and those that fail their checks again with their next seeds.
+    """Paint jobs together, and repeat those that fail their checks with their next seeds.
 
-    Of a job that never passes, the result with the strongest contrast is taken.
+    For a job that never passes, the result with the strongest contrast is kept.
     """
     best: dict[int, PaintResult] = {}
     failed = list(range(len(jobs)))

@@ -1,6 +1,6 @@
-"""Refined cut-and-paste: a pasted defect is redrawn at low strength, so that rim, light and grain fit.
+"""Refined cut-and-paste: a pasted defect is redrawn at low strength, so that edge, light and grain fit.
 
-The book's own, after cut-and-paste and DIAG (Girella et al., CBMI 2024).
+The book's own method, based on cut-and-paste and DIAG (Girella et al., CBMI 2024).
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ from defaug_utils.methods.pasting import describe_pastes, paste_by_seed
 
 
 class RefineJob(NamedTuple):
-    """As `InpaintJob`, with the good image as `image_u8`, and the same with the defect pasted into it."""
+    """Like `InpaintJob`, with the good image as `image_u8`, and the same image with the pasted defect."""
 
     image_u8: np.ndarray
     mask: np.ndarray
@@ -38,20 +38,21 @@ class RefineJob(NamedTuple):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class PasteRefined(Painting):
-    """Cut-and-paste's image of the same seed, redrawn within its mask and the margin around it.
+    """The cut-and-paste image of the same seed, redrawn within its mask and a margin around it.
 
-    The prompt is the triple's. Checks compare with the good image: the defect must still be seen. Rows have
-    the further columns `defect_source`, as cut-and-paste's, and `margin`; other attributes as in `Painting`.
+    The prompt is the triple's. Checks compare with the good image, so the defect must still be visible. Rows
+    also have the columns `defect_source`, as for cut-and-paste, and `margin`; other attributes as in
+    `Painting`.
     """
 
     origin: ClassVar[str] = "paste_refined"
     inpainter: Inpainter
-    triples: TripleSet  #: its own seed and count play no part
-    settings: InpaintSettings  #: its feather is the margin: over that the good image fades out
-    margin: int = 2  #: pixels around the mask that are redrawn, too
+    triples: TripleSet  #: its own seed and count are not used
+    settings: InpaintSettings  #: its feather is the margin, over which the good image fades out
+    margin: int = 2  #: pixels around the mask that are also redrawn
 
     def __post_init__(self) -> None:
-        """Refuse a size or texts that the model can't take, and a board without a defect's prompt."""
+        """Refuse a size or prompts that the model can't use, and a board without a defect's prompt."""
         super().__post_init__()
         self.inpainter.check_size(self.settings.size)
         check_prompts(self.inpainter, self.texts)
@@ -63,16 +64,16 @@ class PasteRefined(Painting):
 
     @cached_property
     def board(self) -> dict[str, str]:
-        """Negative prompts by their prompts."""
+        """Negative prompts by prompt."""
         return {prompt.text: prompt.negative for prompt in self.prompts}
 
     @cached_property
     def good_of(self) -> dict[str, np.ndarray]:
-        """Good images by their names."""
+        """Good images by name."""
         return {good.name: good.image_u8 for good in self.triples.goods}
 
     def describe(self) -> dict:
-        """Model, settings, what is pasted, and what `Painting` adds."""
+        """Model, settings, pastes, and the description of `Painting`."""
         return {
             "model": self.inpainter.describe(),
             "settings": {**asdict(self.settings), "effective_steps": self.settings.effective_steps},
@@ -82,7 +83,7 @@ class PasteRefined(Painting):
         }
 
     def plan_image(self, index: int, seed: int) -> tuple[RefineJob, dict]:
-        """The paste of the seed."""
+        """The paste of a seed."""
         triple, row = paste_by_seed(self.triples, seed)
         negative = self.board[triple.prompt]
         texts = {"prompt": triple.prompt, "negative_prompt": negative}
@@ -91,6 +92,6 @@ class PasteRefined(Painting):
         return job, row | texts | {"margin": self.margin}
 
     def paint(self, jobs: Sequence[RefineJob]) -> list[InpaintedImage]:
-        """One call of the inpainter on the pastes, their masks widened by the margin."""
+        """One call of the inpainter on the pastes, with masks widened by the margin."""
         asked = [InpaintJob(job.pasted_u8, widen_mask(job.mask, self.margin), *job[2:5]) for job in jobs]
         return inpaint_batch(self.inpainter, asked, replace(self.settings, feather=self.margin))

@@ -1,6 +1,6 @@
-"""Texture collections: any folder of images, else scikit-image's and those drawn by formula.
+"""Texture collections: any folder of images, or procedural textures and those in scikit-image.
 
-What is drawn is foreign to metal surfaces on purpose: no scratches, cracks, pits or stains among it.
+The procedural textures are deliberately unlike metal surfaces: no scratches, cracks, pits or stains.
 """
 
 import hashlib
@@ -20,16 +20,16 @@ from defaug_utils.core.images import read_image
 from defaug_utils.masks.shapes import draw_gradients, evaluate_noise
 
 TEXTURE_SIDE = 256  # pixels, width and height of a drawn texture
-VARIANTS = 4  # textures drawn of each kind
-OCTAVES = 5  # layers of fractal noise, each of half the size and weight of the one before
-GREYS = (55, 127, 200)  # about the grey levels of a texture's three colours
-MAX_VIVIDNESS = 0.6  # 0 is grey, 1 any colour; chosen to come near photographs of textures
+VARIANTS = 4  # textures of each kind
+OCTAVES = 5  # layers of fractal noise, each with half the size and weight of the previous one
+GREYS = (55, 127, 200)  # approximate grey levels of a texture's three colours
+MAX_VIVIDNESS = 0.6  # 0 is grey, 1 any colour; chosen to resemble photographs of textures
 
 _rows, _columns = np.mgrid[:TEXTURE_SIDE, :TEXTURE_SIDE] / TEXTURE_SIDE
 
 
 def _turned(generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """The pixels' coordinates, in image sides, along two axes turned by a random angle."""
+    """The pixels' coordinates, in image sides, along two randomly rotated axes."""
     angle = generator.uniform(0, np.pi)
     across = np.cos(angle) * _columns + np.sin(angle) * _rows
     return across, np.cos(angle) * _rows - np.sin(angle) * _columns
@@ -71,7 +71,7 @@ def draw_dots(generator: np.random.Generator) -> np.ndarray:
 
 
 def draw_cells(generator: np.random.Generator) -> np.ndarray:
-    """Distance to the nearest of many scattered points, as pebbles or scales."""
+    """Distance to the nearest of many scattered points, like pebbles or scales."""
     points = generator.random((int(generator.integers(60, 300)), 2)) * 1.2 - 0.1
     pixels = np.stack([_rows.ravel(), _columns.ravel()], axis=-1)
     return cKDTree(points).query(pixels)[0].reshape(_rows.shape)
@@ -90,7 +90,7 @@ def draw_marble(generator: np.random.Generator) -> np.ndarray:
 
 
 def draw_grain(generator: np.random.Generator) -> np.ndarray:
-    """White noise, smeared more one way than the other."""
+    """White noise, smeared more in one direction than in the other."""
     noise = generator.standard_normal(_rows.shape)
     return gaussian_filter(noise, generator.uniform(0.5, 4, size=2), mode="wrap")
 
@@ -100,7 +100,7 @@ TEXTURE_KINDS = {draw.__name__.removeprefix("draw_"): draw for draw in _DRAWN}
 
 
 def draw_procedural_texture(kind: str, variant: int) -> np.ndarray:
-    """A texture (256, 256, 3), uint8, in three colours of its own; always the same for a kind and variant."""
+    """A texture (256, 256, 3), uint8, in three random colours; fixed for each kind and variant."""
     generator = np.random.default_rng([list(TEXTURE_KINDS).index(kind), variant])
     pattern = np.asarray(TEXTURE_KINDS[kind](generator), float)
     low, high = np.percentile(pattern, (1, 99))
@@ -113,11 +113,11 @@ def draw_procedural_texture(kind: str, variant: int) -> np.ndarray:
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 SHIPPED_TEXTURES = ("brick", "grass", "gravel", "moon", "hubble_deep_field", "immunohistochemistry")
-CACHE_BYTES = 128 * 2**20  # of textures kept ready at their final size
+CACHE_BYTES = 128 * 2**20  # of textures cached at their final size
 
 
 class TextureCollection:
-    """Textures by number, of which the last used ones are kept in memory at the size asked for."""
+    """Textures by number; the most recently used ones are cached at the requested size."""
 
     def __init__(
         self,
@@ -126,7 +126,7 @@ class TextureCollection:
         sha256: str,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
-        """Wrap a function that reads or draws the texture of a name; the hash is of names and contents."""
+        """Wrap a function that reads or draws a texture by name; the hash is of names and contents."""
         self.names, self.sha256 = tuple(names), sha256
         self._read_texture = read_texture
         self._cache: OrderedDict[tuple[int, tuple[int, int]], np.ndarray] = OrderedDict()
@@ -136,7 +136,7 @@ class TextureCollection:
         return len(self.names)
 
     def read(self, index: int, size: tuple[int, int]) -> np.ndarray:
-        """Texture `index` at a size (width, height), uint8; not writeable, as all who ask share it."""
+        """Texture `index` at a size (width, height), uint8; read-only, because callers share it."""
         key = (index, size)
         if key in self._cache:
             self._cache.move_to_end(key)
@@ -153,7 +153,7 @@ class TextureCollection:
         return texture
 
     def describe(self) -> dict:
-        """What a recipe has to know: how many textures, and the hash of their names and contents."""
+        """For a recipe: the number of textures, and the hash of their names and contents."""
         return {"count": len(self), "sha256": self.sha256}
 
 
@@ -165,25 +165,25 @@ def open_textures(folder: Path | str = "") -> TextureCollection:
 def open_texture_folder(folder: Path | str) -> TextureCollection:
     """All images in a folder and the folders below it, such as the Describable Textures Dataset.
 
-    Every file is read once, so that a broken one is found now and not after half of a pool. Textures come in
-    the order of their names; hidden files, and those of other suffixes, are passed over.
+    Every file is read once, so that broken files are found before a pool is started. Textures are sorted by
+    name; hidden files and files with other suffixes are skipped.
 
     Raises:
         FileNotFoundError: there is no such folder.
-        ValueError: there is no image in it, or some can't be read (all are listed).
+        ValueError: it has no images, or some can't be read (all are listed).
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"no texture folder at {folder}: name a folder of images, or none for the built-in textures"
+            f"there is no texture folder {folder}: give a folder of images, or none for the built-in textures"
         )
     found = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
     names = sorted(path.relative_to(folder).as_posix() for path in found)
     names = [name for name in names if "/." not in f"/{name}"]
     if not names:
         raise ValueError(
-            f"texture folder {folder}: no image in it (looked for {', '.join(IMAGE_SUFFIXES)}, "
-            "folders below included)"
+            f"texture folder {folder}: contains no images (searched for {', '.join(IMAGE_SUFFIXES)}, "
+            "including subfolders)"
         )
     problems, digest = [], hashlib.sha256()
     for name in names:
@@ -195,7 +195,7 @@ def open_texture_folder(folder: Path | str) -> TextureCollection:
 
 
 def open_builtin_textures() -> TextureCollection:
-    """Textures that are always there: drawn by formula, and the photographs inside scikit-image."""
+    """Textures that are always available: procedural ones, and the photographs in scikit-image."""
     drawn = [f"{kind} {variant}" for kind in TEXTURE_KINDS for variant in range(VARIANTS)]
     names, digest = [*drawn, *SHIPPED_TEXTURES], hashlib.sha256()
     for name in names:

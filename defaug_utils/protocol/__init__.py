@@ -1,4 +1,4 @@
-"""The protocol that compares them: training sets, leaks and reviews."""
+"""The protocol for comparing methods: training sets, leaks and reviews."""
 
 import lazy_loader
 

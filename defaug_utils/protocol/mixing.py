@@ -1,8 +1,8 @@
-"""Training sets: which real and generated positives a classifier gets to see, drawn by seed, and their leaks.
+"""Training sets: which real and generated positives a classifier sees, drawn by seed, and their leaks.
 
-A leak is a result of a run whose generated images knew real defects that its scenario may not know. It is
-found in the rows that the run was trained on: each generated row says where its mask came from, and
-`masks.is_leak` says which scenarios may not know that.
+A run has a leak if its generated images used real defects that its scenario must not know. Leaks are found in
+the rows that the run was trained on: each generated row says where its mask came from, and `masks.is_leak`
+says which scenarios must not know that source.
 """
 
 from collections.abc import Iterable, Mapping
@@ -30,33 +30,33 @@ from defaug_utils.masks.sources import is_leak
 from defaug_utils.protocol.run_folder import RunPools
 
 LEAK_MARK = "†"
-LEAK_NOTE = f"{LEAK_MARK} a leak: masks of real training defects that this scenario may not know."
+LEAK_NOTE = f"{LEAK_MARK} a leak: masks of real training defects that this scenario must not know."
 UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True)
 class Mix:
-    """How the training sets of a profile are put together; the same for all its runs."""
+    """How the training sets of a profile are composed; the same for all its runs."""
 
     few_shot_count: int = 5  #: real positives in few-shot (N)
-    share: float = 0.5  #: part of diffusion in the arm "in_and_out", see `arm_shares`
-    require_review: bool = False  #: draw accepted images only, instead of all that were not rejected
-    use_failed: bool = False  #: draw images that failed their method's checks as any other
+    share: float = 0.5  #: share of diffusion in the arm "in_and_out", see `arm_shares`
+    require_review: bool = False  #: draw only accepted images, instead of all that were not rejected
+    use_failed: bool = False  #: also draw images that failed their method's checks
     extra_arms: Arms = field(default_factory=dict)  #: see `arm_shares`
 
     def shares_of(self, run: Run) -> dict[str, float]:
-        """Origin → part of the run's generated positives, see `arm_shares`."""
+        """Origin → share of the run's generated positives, see `arm_shares`."""
         return arm_shares(run.arm, self.share, self.extra_arms)
 
     def list_waiting(self, run: Run, pools: Mapping[str, pd.DataFrame]) -> list[str]:
-        """Notebooks that have to make a pool before a run can be put together; empty when it can be now."""
+        """Notebooks that must make a pool before a run can be composed; empty if it can be now."""
         return [ORIGINS[origin].notebook for origin in self.shares_of(run) if origin not in pools]
 
 
 def count_by_origin(n_aug: int, shares: Mapping[str, float]) -> dict[str, int]:
-    """Share out a number of images (by Sainte-Laguë) so that a larger number takes none from an origin.
+    """Distribute a number of images (Sainte-Laguë), so that a larger number takes none from an origin.
 
-    What is left over of two halves goes to the origin named first, for In&Out to diffusion.
+    With two halves, an odd image goes to the origin named first: for In&Out, diffusion.
     """
     counts = dict.fromkeys(shares, 0)
     for _ in range(n_aug if shares else 0):
@@ -66,9 +66,9 @@ def count_by_origin(n_aug: int, shares: Mapping[str, float]) -> dict[str, int]:
 
 
 def usable_rows(pool: pd.DataFrame, mix: Mix | None = None) -> pd.DataFrame:
-    """The rows of a pool that may be drawn: never one that a person rejected.
+    """The rows of a pool that may be drawn: never one that a reviewer rejected.
 
-    Images that failed their method's checks are drawn where a person accepted them, or the mix says so.
+    Images that failed their method's checks are drawn only if a reviewer accepted them or the mix allows it.
     """
     mix = mix or Mix()
     is_accepted = pool["accepted"].fillna(False).astype(bool)
@@ -79,19 +79,20 @@ def usable_rows(pool: pd.DataFrame, mix: Mix | None = None) -> pd.DataFrame:
 def compose_training_set(
     data_manifest: pd.DataFrame, pools: RunPools, run: Run, mix: Mix | None = None
 ) -> pd.DataFrame:
-    """Put together all rows that one classifier run reads (Capogrosso et al. 2024).
+    """Compose all rows for one classifier run (Capogrosso et al. 2024).
 
     Training part: all negatives, the real positives of the scenario and `n_aug` generated ones.
-    Validation part: all negatives, and its positives only in full-shot, since the other scenarios don't
-    know them. Test part: everything. With the same seed a smaller `n_aug` draws a part of a larger one's.
+    Validation part: all negatives, and positives only in full-shot, because the other scenarios don't know
+    them. Test part: everything. With the same seed, a smaller `n_aug` draws a subset of a larger one's
+    images.
 
-    The data's manifest is from `read_data`, pools are from `read_pools` for this run. In the manifest that is
-    returned, generated rows keep origin, seed and recipe.
+    The data's manifest comes from `read_data`, the pools from `read_pools` for this run. In the returned
+    manifest, generated rows keep origin, seed and recipe.
 
     Raises:
-        MixingError: a pool is missing or too small, a class has no sample, or a number makes no sense; or a
-            pool started from, or its generator learned from, real positives that the scenario doesn't know.
-        ManifestError: a generated image started from an image that is not in the train split.
+        MixingError: a pool is missing or too small, a class has no samples, or a number is invalid; or a
+            pool, or its generator, used real positives that the scenario doesn't know.
+        ManifestError: the source of a generated image is not in the train split.
     """
     mix = mix or Mix()
     scenario, arm, n_aug, seed = run
@@ -99,7 +100,7 @@ def compose_training_set(
     if n_aug < 0 or seed < 0 or (n_aug > 0) != takes_images(arm):
         raise MixingError(
             f"n_aug {n_aug} with arm {arm} and seed {seed}: n_aug must be 0 for the arms none, linear and "
-            "patch_memory and at least 1 for every other, the seed not negative"
+            "patch_memory and at least 1 for all others, and the seed must not be negative"
         )
     positives = choose_positives(data_manifest, scenario, seed, mix.few_shot_count)
     counts = {origin: count for origin, count in count_by_origin(n_aug, shares).items() if count}
@@ -129,8 +130,8 @@ def _find_problems(pools: RunPools, usable: RunPools, counts: dict[str, int], mi
         is_foreign = (pool[["label", "split", "origin"]] != ["positive", "train", origin]).any(axis=1)
         if is_foreign.any():
             problems.append(
-                f"the {origin} pool has {is_foreign.sum()} rows that are no {origin} positives for training "
-                f"(the first is {pool.loc[is_foreign, 'image'].iloc[0]}): make it anew by notebook {notebook}"
+                f"the {origin} pool has {is_foreign.sum()} rows that are not {origin} training positives "
+                f"(the first is {pool.loc[is_foreign, 'image'].iloc[0]}): remake it with notebook {notebook}"
             )
         if len(usable[origin]) < count:
             told = count_reviews({origin: pool}).loc[origin]
@@ -138,15 +139,15 @@ def _find_problems(pools: RunPools, usable: RunPools, counts: dict[str, int], mi
             if told["failed checks"]:
                 reasons += f", {told['failed checks']} failed their checks"
             problems.append(
-                f"the {origin} pool is too small: {count} images are asked for, {len(usable[origin])} of "
-                f"{len(pool)} are usable ({reasons}); make more by notebook "
-                f"{notebook}{', review more' * mix.require_review} or ask for fewer"
+                f"the {origin} pool is too small: {count} images are requested, {len(usable[origin])} of "
+                f"{len(pool)} are usable ({reasons}); make more with notebook "
+                f"{notebook}{', review more' * mix.require_review} or request fewer"
             )
     return problems
 
 
 def _check_known(pools: RunPools, origin: str, data_manifest: pd.DataFrame, positives: pd.DataFrame) -> None:
-    """Refuse a pool that started, or whose generator learned, from real positives unknown to the scenario."""
+    """Refuse a pool whose sources or generator used real positives that the scenario doesn't know."""
     pool, names = pools[origin], data_manifest["image"].map(data_key)
     hidden = set(names[data_manifest["label"] == "positive"]) - set(positives["image"].map(data_key))
     problems = [
@@ -158,15 +159,15 @@ def _check_known(pools: RunPools, origin: str, data_manifest: pd.DataFrame, posi
     ]
     raise_problems("generated images", problems, MixingError)
     known = set(names[data_manifest["split"] == "train"]) - hidden
-    wrong = {True: "a real positive that this scenario does not know", False: "no training image"}
+    wrong = {True: "a real positive that this scenario does not know", False: "not a training image"}
     learned = map(data_key, pools.learned.get(origin, ()))
     problems = [f"{name} is {wrong[name in hidden]}" for name in learned if name not in known]
-    title = f"the {origin} pool's generator learned from images that it must not know (make the pool anew)"
+    title = f"the {origin} pool's generator learned from images that it must not know (remake the pool)"
     raise_problems(title, problems, MixingError)
 
 
 def list_needed(arm: str) -> tuple[str, ...]:
-    """The labels that an arm's training part must hold: a memory of good parts needs no positive."""
+    """The labels that an arm's training part must contain: a memory of good parts needs no positives."""
     return ("negative",) if find_judge(arm) == "memory" else LABELS
 
 
@@ -181,7 +182,7 @@ def _check_classes(training_set: pd.DataFrame, data_manifest: pd.DataFrame, know
 
 
 def count_reviews(pools: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """One row a pool: its images, how many have a mask, what the checks and what the review said."""
+    """One row per pool: numbers of images, of masks, and of results of checks and review."""
     counts = {
         origin: {
             "images": len(pool),
@@ -197,7 +198,7 @@ def count_reviews(pools: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def count_rows(training_sets: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """One row a training set (by run name), one column a split and kind, such as `train memseg`."""
+    """One row per training set (by run name), one column per split and kind, such as `train memseg`."""
     counts = {}
     for name, rows in training_sets.items():
         kinds = rows["origin"].where(rows["origin"] != "real", rows["label"])
@@ -208,33 +209,33 @@ def count_rows(training_sets: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def find_leaks(rows: pd.DataFrame, scenario: str) -> str:
-    """The mask sources of a training set or a pool that a scenario may not know, with commas between."""
+    """The mask sources of a training set or pool that a scenario must not know, separated by commas."""
     sources = sorted(set(rows["mask_source"]) - {""})
     return ", ".join(source for source in sources if is_leak(source, scenario))
 
 
 def find_leaking_scenarios(rows: pd.DataFrame, scenarios: Iterable[str] = SCENARIOS) -> list[str]:
-    """The scenarios, of those that a pool serves, in which its images are a leak."""
+    """Those of the given scenarios in which a pool's images are a leak."""
     return [scenario for scenario in scenarios if find_leaks(rows, scenario)]
 
 
 def find_run_leaks(training_set: Path | str, scenario: str) -> str:
-    """What `find_leaks` says of a stored training set, or "unknown" where the file is gone."""
+    """The result of `find_leaks` for a stored training set, or "unknown" if the file is missing."""
     path = Path(training_set)
     return find_leaks(read_manifest(path), scenario) if path.is_file() else UNKNOWN
 
 
 def join_leaks(leaks: pd.Series) -> str:
-    """The leaks of several runs as one text, each once; runs of which nothing is known add nothing."""
+    """The leaks of several runs as one text, each once; unknown ones are omitted."""
     words = [word for leak in leaks for word in leak.split(", ")]
     return ", ".join(sorted(set(words) - {"", UNKNOWN}))
 
 
 def mark_label(label: str, leak: object) -> str:
-    """A label with the mark behind it where something leaks."""
+    """A label, followed by the mark if there is a leak."""
     return f"{label} {LEAK_MARK}" if is_marked(leak) else label
 
 
 def is_marked(leak: object) -> bool:
-    """Tell whether a cell of the column `leak` stands for a leak."""
+    """Whether a cell of the column `leak` means a leak."""
     return isinstance(leak, str) and leak not in ("", UNKNOWN)

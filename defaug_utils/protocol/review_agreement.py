@@ -1,4 +1,4 @@
-"""Several reviewers of one pool: how far they agree, and their decisions merged into its manifest."""
+"""Several reviewers of one pool: their agreement, and merging their decisions into its manifest."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -20,14 +20,14 @@ DISAGREEMENTS = {"open": None, "accept": True, "reject": False}
 def read_reviewers(
     folder: Path | str, reviewers: Sequence[str] | None = None
 ) -> dict[str, dict[str, ImageReview]]:
-    """Read reviewers' own files, of all who have one or of those named: name → image → decision."""
+    """Read the files of all reviewers, or of those named: name → image → decision."""
     folder = Path(folder)
     pool, present = read_manifest(folder / "manifest.csv"), list_reviewers(folder)
     names = present if reviewers is None else list(reviewers)
     missing = [name for name in names if name not in present]
     if missing or not names:
         raise ReviewStoreError(
-            f"{folder} has no review of {', '.join(missing) or 'anybody'} (there are: "
+            f"{folder} has no review by {', '.join(missing) or 'anyone'} (existing: "
             f"{', '.join(present) or 'none'}); open the review grid with that reviewer's name first"
         )
     logs = {name: DecisionLog(folder / review_store.review_file_name(name)) for name in names}
@@ -36,9 +36,9 @@ def read_reviewers(
 
 
 def tabulate_agreement(folders: Sequence[Path | str]) -> pd.DataFrame:
-    """Agreement of every two reviewers of every pool, on the images that both accepted or rejected.
+    """Agreement of each pair of reviewers of each pool, on the images that both accepted or rejected.
 
-    One row a pair: `pool`, `first`, `second`, and what `compare_decisions` gives.
+    One row per pair: `pool`, `first`, `second`, and the numbers of `compare_decisions`.
     """
     rows = []
     for folder in map(Path, folders):
@@ -52,10 +52,10 @@ def tabulate_agreement(folders: Sequence[Path | str]) -> pd.DataFrame:
 
 
 def compare_decisions(pairs: Sequence[tuple[bool, bool]]) -> dict[str, int | float | str | None]:
-    """Agreement of two people, from the (first's, second's) decision on each image.
+    """Agreement of two reviewers, from the (first, second) decision on each image.
 
-    `agreed` is a part, 0 to 1. `κ` (Cohen 1960), -1 to 1, is the agreement beyond that of two who guess with
-    these frequencies. Both are None where they are not defined; `remark` says why κ is not.
+    `agreed` is a share, 0 to 1. `κ` (Cohen 1960), -1 to 1, is the agreement beyond chance, for guesses with
+    the same frequencies. Both are None if undefined; `remark` then says why.
     """
     counts, words = Counter(pairs), {word for pair in pairs for word in pair}
     kappa, remark = None, ""
@@ -63,7 +63,7 @@ def compare_decisions(pairs: Sequence[tuple[bool, bool]]) -> dict[str, int | flo
         remark = "κ is not defined: no image was judged by both"
     elif len(words) == 1:
         word = "accepted" if True in words else "rejected"
-        remark = f"κ is not defined: both {word} every image, so chance alone would agree, too"
+        remark = f"κ is not defined: both {word} every image, so agreement could be chance"
     else:
         kappa = float(cohen_kappa_score(*zip(*pairs, strict=True)))
     return {
@@ -84,24 +84,24 @@ def merge_reviews(
     disagreement: str = "open",
     replace: bool = False,
 ) -> pd.DataFrame:
-    """Bring the files of some reviewers (None: of everybody who has one) together in the pool's manifest.
+    """Merge the files of some reviewers (None: all of them) into the pool's manifest.
 
-    The rule: where all who judged an image say the same, or one alone judged it, that is the decision. Where
-    they disagree, the image stays open, with a note of who said what, unless `disagreement` is "accept" or
-    "reject". A decision that the manifest holds already stays, unless `replace` is set. Notes are added, none
-    is removed, and the reviewers' files stay as they are.
+    If all reviewers of an image agree, or there is only one, that is the decision. If they disagree, the
+    image stays open, with a note of who decided what, unless `disagreement` is "accept" or "reject". Existing
+    decisions in the manifest are kept unless `replace` is set. Notes are only added, and the reviewers' files
+    don't change.
 
     Returns:
-        One row an image that somebody judged: `image`, what each reviewer said (a column each, empty where
-        open), `outcome` ("agreed", "one reviewer", "disagreed", or "kept" where the manifest's own decision
-        was another and stayed) and `accepted` as it is stored now.
+        One row per judged image: `image`, the decision of each reviewer (one column each, empty if open),
+        `outcome` ("agreed", "one reviewer", "disagreed", or "kept" if a different decision in the manifest
+        was kept) and `accepted` as it is now stored.
 
     Raises:
-        ReviewStoreError: a file is missing or does not suit the pool, or `disagreement` is no such word.
+        ReviewStoreError: a file is missing or belongs to another pool, or `disagreement` is invalid.
         PermissionError: the folder can't be written to.
     """
     if disagreement not in DISAGREEMENTS:
-        raise ReviewStoreError(f"disagreement {disagreement!r} is none of {', '.join(DISAGREEMENTS)}")
+        raise ReviewStoreError(f"disagreement {disagreement!r} is not one of {', '.join(DISAGREEMENTS)}")
     path = Path(folder) / "manifest.csv"
     with explain_read_only(folder, *review_store.NOT_STORED), lock_file(path):
         reviews, pool = read_reviewers(folder, reviewers), fold_decisions(path)

@@ -1,12 +1,12 @@
-"""A person's decisions on the images of a pool: stored at once, undone, never lost to another window.
+"""A reviewer's decisions on a pool's images: stored immediately, undoable, safe with several windows.
 
-Without a reviewer's name the decisions belong to the pool's manifest (`accepted`, `reviewer_note`). With one
-they go to a file of that person's own beside it, `review-<name>.csv`, and what others decided stays out of
-sight: only so do two people judge independently. `review_agreement` compares and merges such files.
+Without a reviewer's name, decisions belong to the pool's manifest (`accepted`, `reviewer_note`). With a name,
+they go to that reviewer's own file, `review-<name>.csv`, and the decisions of others are hidden, so that
+reviewers judge independently. `review_agreement` compares and merges these files.
 
-A decision is one line, appended under a lock to a log (`core.decisions`) after the lines that others have
-appended since were read. So two windows, kernels or machines on one pool keep all decisions of both; on the
-same image the later one counts.
+A decision is one line, appended under a lock to a log (`core.decisions`) after reading the lines that others
+have appended. Two windows, kernels or machines working on one pool therefore keep all decisions; on the same
+image, the later one counts.
 """
 
 import re
@@ -25,26 +25,26 @@ from defaug_utils.core.guards import raise_problems
 from defaug_utils.core.manifest import fold_decisions, read_manifest
 
 REVIEWER_NAME = re.compile(r"[\w-]{1,40}")
-FOLD_SECONDS = 1.0  # to wait for the lock where nothing is lost without it
-NOT_STORED = (  # what `explain_read_only` says of decisions
-    "nothing was stored now, all earlier decisions are kept",
+FOLD_SECONDS = 1.0  # to wait for the lock if nothing is lost without it
+NOT_STORED = (  # for `explain_read_only`
+    "this decision was not stored, all earlier ones are kept",
     "allow writing, or copy the pool, and decide again",
 )
 
 
 class PoolReview:
-    """One person's review of one pool; every decision is on the disk when the call returns.
+    """One reviewer's decisions on one pool; each is on disk when the call returns.
 
-    `path` is the file that they go to. `decisions` (image → `ImageReview`, for all images) and `counts` (of
-    images by decision) are as of the last call; `pool` is the manifest, and may be older.
+    `path` is their file. `decisions` (image → `ImageReview`, for all images) and `counts` (images by
+    decision) are as of the last call; `pool` is the manifest, and may be older.
     """
 
     def __init__(self, folder: Path | str, reviewer: str = "") -> None:
-        """Open a pool; without a reviewer's name, to decide in its manifest.
+        """Open a pool; without a reviewer's name, decisions go to its manifest.
 
         Raises:
             FileNotFoundError, ManifestError: there is no pool, or its manifest is broken.
-            ReviewStoreError: no such name, or the file of decisions does not suit the pool.
+            ReviewStoreError: invalid name, or the file of decisions belongs to another pool.
         """
         self.folder, self.reviewer = Path(folder), reviewer
         self._manifest = self.folder / "manifest.csv"
@@ -57,20 +57,20 @@ class PoolReview:
 
     @property
     def undoable(self) -> int:
-        """Number of changes made through this object that can be taken back."""
+        """Number of changes made through this object that can be undone."""
         return len(self._changes)
 
     def fold(self) -> None:
-        """Write the decisions into `manifest.csv` itself, for readers that know nothing of the log beside it.
+        """Write the decisions into `manifest.csv`, for programs that don't read the log.
 
-        Where that is refused, they stay in the log. A reviewer's own file is left as it is.
+        If this fails, they stay in the log. A reviewer's own file doesn't change.
         """
         if not self.reviewer and self._manifest.is_file() and self.path.is_file():
             with suppress(OSError), lock_file(self._manifest, FOLD_SECONDS):
                 fold_decisions(self._manifest)
 
     def reload(self) -> None:
-        """Read what was stored since, by whomever; raises as when opening, or if the pool was made anew."""
+        """Read newly stored decisions; raises as when opening, or if the pool was remade."""
         stamp = stamp_file(self._manifest)
         if not stamp or stamp != self._stamp or self._log.is_replaced:
             self._read_pool()
@@ -84,14 +84,14 @@ class PoolReview:
             self._keep(image, review)
 
     def _read_pool(self) -> None:
-        """Read the manifest, which is renamed into place, never changed, and forget what the log said."""
+        """Read the manifest, which is replaced, never changed in place, and forget the log's content."""
         pool = read_manifest(self._manifest)
         found = decisions.identify_images(pool)
         changed = [image for image, identity in self._identities.items() if found.get(image) != identity]
         if changed:
             raise ReviewStoreError(
-                f"{self._manifest} is not the pool that was opened: {len(changed)} images are others or gone "
-                f"(the first is {changed[0]}); nothing was stored, open the review again"
+                f"{self._manifest} is not the pool that was opened: {len(changed)} images are different or "
+                f"missing (the first is {changed[0]}); nothing was stored, open the review again"
             )
         self.pool, self._identities, self._log = pool, found, decisions.DecisionLog(self.path)
         self.decisions = dict.fromkeys(found, ImageReview()) if self.reviewer else manifest_decisions(pool)
@@ -103,24 +103,24 @@ class PoolReview:
         self.decisions[image] = review
 
     def decide(self, image: str, accepted: bool | None) -> ImageReview:
-        """Accept (true), reject (false) or reopen (None) an image; its note stays. Gives what is stored now.
+        """Accept (true), reject (false) or reopen (None) an image; its note stays. Returns the stored review.
 
         Raises:
-            ReviewStoreError: the pool has no such image, its file vanished, or the pool was made anew.
+            ReviewStoreError: the pool has no such image, its file is missing, or the pool was remade.
             PermissionError: the folder can't be written to.
             TimeoutError: another process keeps the file locked.
         """
         return self._change(image, accepted=accepted)
 
     def write_note(self, image: str, note: str) -> ImageReview:
-        """Store a note on an image, its decision stays; raises what `decide` raises."""
+        """Store a note on an image; its decision stays. Raises what `decide` raises."""
         return self._change(image, note=" ".join(note.split()))
 
     def undo(self) -> str | None:
-        """Take back the last change made through this object; gives the image, or None when there is none.
+        """Undo the last change made through this object; returns the image, or None if there is none.
 
-        Raises what `decide` raises, and then it can still be undone later; or a `ReviewStoreError` where
-        somebody has changed this image since: it stays as they left it.
+        Raises what `decide` raises, and the change can still be undone later. Raises a `ReviewStoreError` if
+        the image was changed elsewhere in the meantime; it then keeps that change.
         """
         if not self._changes:
             return None
@@ -128,7 +128,7 @@ class PoolReview:
         with self._locked():
             if self.decisions[image] != after:
                 self._changes.pop()
-                raise ReviewStoreError(f"{image} was changed elsewhere since: it stays as it is now")
+                raise ReviewStoreError(f"{image} was changed elsewhere in the meantime: it was not undone")
             self._append(image, before)
         self._changes.pop()
         return image
@@ -138,8 +138,8 @@ class PoolReview:
             raise ReviewStoreError(f"the pool in {self.folder} has no image {image}")
         if not (self.folder / image).is_file():
             raise ReviewStoreError(
-                f"{self.folder / image} has vanished, so nothing was stored on it: bring the file back, or "
-                "make the pool again; all other decisions are kept"
+                f"{self.folder / image} is missing, so nothing was stored for it: restore the file, or "
+                "remake the pool; all other decisions are kept"
             )
         with self._locked():
             before = self.decisions[image]
@@ -151,7 +151,7 @@ class PoolReview:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """Hold the file, with the newest decisions of all windows in `decisions`."""
+        """Lock the file, with the newest decisions of all windows in `decisions`."""
         held = self.path if self.reviewer else self._manifest
         with explain_read_only(self.folder, *NOT_STORED), lock_file(held):
             self.reload()
@@ -164,19 +164,19 @@ class PoolReview:
 
 
 def review_file_name(reviewer: str) -> str:
-    """Name of a reviewer's own file; only letters, digits, `_` and `-` may be in it."""
+    """Name of a reviewer's own file; only letters, digits, `_` and `-` are allowed."""
     if not REVIEWER_NAME.fullmatch(reviewer):
         raise ReviewStoreError(f"reviewer {reviewer!r}: use 1 to 40 letters, digits, _ or -")
     return f"review-{reviewer}.csv"
 
 
 def list_reviewers(folder: Path | str) -> list[str]:
-    """Everybody who has a file of decisions in a pool, by name."""
+    """Names of all reviewers who have a file of decisions in a pool."""
     return sorted(path.stem.removeprefix("review-") for path in Path(folder).glob("review-*.csv"))
 
 
 def manifest_decisions(pool: pd.DataFrame) -> dict[str, ImageReview]:
-    """The decisions that a manifest holds, for all its images."""
+    """The decisions in a manifest, for all its images."""
     return {
         image: ImageReview(None if pd.isna(accepted) else bool(accepted), note)
         for image, accepted, note in zip(pool["image"], pool["accepted"], pool["reviewer_note"], strict=True)
@@ -186,8 +186,8 @@ def manifest_decisions(pool: pd.DataFrame) -> dict[str, ImageReview]:
 def match_own(
     path: Path, entries: Sequence[LogEntry], identities: Mapping[str, tuple[str, str]]
 ) -> dict[str, ImageReview]:
-    """A reviewer's decisions, all of which must be about this pool."""
+    """A reviewer's decisions, all of which must belong to this pool."""
     reviews, foreign = decisions.match_entries(entries, identities)
-    told = [f"{e.image!r} of seed {e.identity[0]} is no image of this pool" for e in foreign]
+    told = [f"{e.image!r} with seed {e.identity[0]} is not an image of this pool" for e in foreign]
     raise_problems(f"review {path}", told, ReviewStoreError)
     return reviews

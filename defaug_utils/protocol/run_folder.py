@@ -1,4 +1,4 @@
-"""Where a run's folder holds its data set and its pools of generated images."""
+"""Where a run's folder keeps its data set and its pools of generated images."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,14 +10,14 @@ from defaug_utils.core.origins import ORIGINS, MixingError, Run
 from defaug_utils.core.pools import read_recipe
 from defaug_utils.data.datasets import DATA_FOLDER
 
-STUDIO_FOLDER = "diag_studio"  # images that a person drew, generated and decided on, one by one
+STUDIO_FOLDER = "diag_studio"  # images that a user drew, generated and decided on, one by one
 
 
 class RunPools(dict[str, pd.DataFrame]):
     """The pools of a run: origin → its manifest, rebased to the run's folder."""
 
     learned: Mapping[str, Sequence[str]]  #: origin → images of the data set that its generator learned from
-    folders: Mapping[str, str]  #: origin → the pool's folder in the run's, such as "ddpm/few-shot"
+    folders: Mapping[str, str]  #: origin → the pool's folder in the run, such as "ddpm/few-shot"
 
     def __init__(
         self, pools: Mapping, learned: Mapping | None = None, folders: Mapping | None = None
@@ -27,20 +27,20 @@ class RunPools(dict[str, pd.DataFrame]):
 
 
 def read_data(run_dir: Path | str) -> pd.DataFrame:
-    """The prepared data set's manifest, rebased to the run's folder; every file that it lists exists."""
+    """The prepared data set's manifest, rebased to the run's folder, with all its files checked to exist."""
     return read_rebased(Path(run_dir) / DATA_FOLDER, run_dir, check_files=True)
 
 
 def read_rebased(folder: Path, run_dir: Path | str, check_files: bool = False) -> pd.DataFrame:
-    """The manifest in a folder, its paths relative to the run's folder."""
+    """The manifest in a folder, with paths relative to the run's folder."""
     return rebase_manifest(read_manifest(folder / "manifest.csv", check_files=check_files), folder, run_dir)
 
 
 def find_pool(run_dir: Path | str, origin: str, run: Run) -> Path | None:
-    """Folder of the pool that a run draws from, or None: the most special of three that has a manifest.
+    """Folder of the pool that a run draws from, or None: the most specific of three that has a manifest.
 
-    A generator that was fine-tuned on the positives of one scenario, or of one seed, stores its pool in
-    `<origin>/<scenario>-seed<seed>` or `<origin>/<scenario>`; one that suits every run in `<origin>`.
+    A generator that was fine-tuned for one scenario, or one seed, stores its pool in `<origin>/<scenario>` or
+    `<origin>/<scenario>-seed<seed>`; one for all runs in `<origin>`.
     """
     special = (f"{origin}/{run.scenario}-seed{run.seed}", f"{origin}/{run.scenario}", origin)
     folders = [Path(run_dir) / folder for folder in special]
@@ -50,8 +50,8 @@ def find_pool(run_dir: Path | str, origin: str, run: Run) -> Path | None:
 def read_pools(run_dir: Path | str, run: Run) -> RunPools:
     """Every pool that exists for a run, and what their generators learned from.
 
-    Images that a person accepted in the studio belong to the `diag` pool where there is one. A MixingError
-    tells that the recipe of a method that learns does not say from what.
+    Images that were accepted in the studio are added to the `diag` pool, if there is one. Raises a
+    MixingError if the recipe of a method that learns doesn't say what from.
     """
     found = {origin: find_pool(run_dir, origin, run) for origin in ORIGINS}
     folders = {origin: folder for origin, folder in found.items() if folder}
@@ -67,18 +67,18 @@ def read_pools(run_dir: Path | str, run: Run) -> RunPools:
 
 
 def _list_learned(origin: str, folder: Path) -> list[str]:
-    """From the pool's recipe; a generator from elsewhere tells nothing, and its list is empty."""
+    """From the pool's recipe; empty for a generator from elsewhere, about which nothing is known."""
     recipe = read_recipe(folder) if (folder / "recipe.json").is_file() else {}
     if recipe and ORIGINS[origin].learns and "learned_from" not in recipe:
         raise MixingError(
             f"the recipe of the pool {folder} does not say which images its generator learned from: make the "
-            f"pool anew by notebook {ORIGINS[origin].notebook}"
+            f"pool again with notebook {ORIGINS[origin].notebook}"
         )
     return list(recipe.get("learned_from", []))
 
 
 def list_pools(run_dir: Path | str) -> dict[str, Path]:
-    """Folders of all pools that a run has, by their names in it, such as `memseg` or `ddpm/few-shot`."""
+    """Folders of all pools of a run, by name, such as `memseg` or `ddpm/few-shot`."""
     patterns = [f"{origin}/{rest}" for origin in ORIGINS for rest in ("manifest.csv", "*-shot*/manifest.csv")]
     folders = [path.parent for pattern in patterns for path in sorted(Path(run_dir).glob(pattern))]
     return {folder.relative_to(run_dir).as_posix(): folder for folder in folders}

@@ -1,7 +1,7 @@
-"""In&Out's scenarios as data: what a generator is fine-tuned on and asked for, and the expert's review of it.
+"""In&Out's scenarios as data: what a generator learns from, its prompts, and the expert's review.
 
-Zero-shot replays a stored review of its prompt board whenever its pool is made. Decisions on the images of a
-pool that exists, made in the review grid, are `review_store`'s.
+Zero-shot replays a stored review of its prompt board whenever its pool is made. Decisions made in the review
+grid, on the images of an existing pool, are handled by `review_store`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,10 +27,10 @@ DECISIONS = ("accept", "reject", "reword")
 class ScenarioPlan:
     """A line of the scenarios table (Capogrosso et al. 2024, section 4); see `choose_training_rows`."""
 
-    instances: int  #: images to fine-tune on; 0, in full-shot only, takes all positives
+    instances: int  #: images to fine-tune on; 0, only in full-shot, uses all positives
     epochs: int  #: of fine-tuning
     share: float  #: α, the adapter's weight at generation
-    prompts: tuple[Prompt, ...]  #: what the pool's images are asked for, in turns
+    prompts: tuple[Prompt, ...]  #: used in turns for the pool's images
 
 
 def read_scenarios(
@@ -43,17 +43,17 @@ def read_scenarios(
 ) -> dict[str, ScenarioPlan]:
     """Read the scenarios table from plain data, each column a mapping from the scenario.
 
-    A DreamBoothError lists every scenario, value and number that makes no sense.
+    Raises a DreamBoothError that lists every invalid scenario, value and number.
 
     Args:
-        prompts: as `make_prompts` takes them; scenarios left out ask for the instance prompt.
-        instance_prompt: text of the images that are fine-tuned on.
-        negative: negative prompt of all lines that have none of their own.
+        prompts: as for `make_prompts`; scenarios without prompts use the instance prompt.
+        instance_prompt: prompt of the images to fine-tune on.
+        negative: negative prompt of all lines without one.
     """
     columns = {"instances": instances, "epochs": epochs, "shares": shares}
     asked = {scenario: prompts.get(scenario, [instance_prompt]) for scenario in SCENARIOS}
     problems = [
-        f"{name}: {scenario!r} is none of {', '.join(SCENARIOS)}"
+        f"{name}: {scenario!r} is not one of {', '.join(SCENARIOS)}"
         for name, column in {**columns, "prompts": prompts}.items()
         for scenario in column
         if scenario not in SCENARIOS
@@ -61,7 +61,7 @@ def read_scenarios(
     for name, column in columns.items():
         problems += filter(None, (_find_problem(name, s, column.get(s)) for s in SCENARIOS))
     strings = {scenario: lines for scenario, lines in asked.items() if isinstance(lines, str)}
-    problems += [f"prompts of {scenario}: {lines!r} is no list" for scenario, lines in strings.items()]
+    problems += [f"prompts of {scenario}: {lines!r} is not a list" for scenario, lines in strings.items()]
     raise_problems("scenarios table", problems, DreamBoothError)
     return {
         s: ScenarioPlan(instances[s], epochs[s], float(shares[s]), tuple(make_prompts(asked[s], negative)))
@@ -70,12 +70,12 @@ def read_scenarios(
 
 
 def _find_problem(name: str, scenario: str, value: object) -> str:
-    """What is wrong with a number of the table; empty where nothing is."""
+    """What is wrong with a number of the table; empty if nothing is."""
     title = f"{name} of {scenario}: {value!r}"
     if isinstance(value, bool) or not isinstance(value, int | float if name == "shares" else int):
-        return f"{title} is no {'number' if name == 'shares' else 'whole number'}"
+        return f"{title} is not a {'number' if name == 'shares' else 'whole number'}"
     if (name, scenario) == ("instances", "full-shot"):
-        return "" if value == 0 else f"{title} must be 0, full-shot takes all positives"
+        return "" if value == 0 else f"{title} must be 0: full-shot uses all positives"
     least = 0 if name == "shares" else 1
     return "" if least <= value < float("inf") else f"{title} must be {least} or more"
 
@@ -85,8 +85,8 @@ def choose_instances(
 ) -> pd.DataFrame:
     """The rows of the data set that a scenario's generator is fine-tuned on.
 
-    The seed of the training sets that the pool is for draws the positives of few-shot; the other one draws
-    the negatives of zero-shot, the same ones for all training sets. Raises as `choose_training_rows` does.
+    The seed of the pool's training sets draws the positives of few-shot; the other seed draws the negatives
+    of zero-shot, the same ones for all training sets. Raises what `choose_training_rows` raises.
     """
     drawn_by = pool_of_seed if scenario == "few-shot" else seed
     count = plan.instances
@@ -94,11 +94,11 @@ def choose_instances(
 
 
 class ReviewError(ValueError):
-    """A stored review that can't be read, or doesn't suit what it is about."""
+    """A stored review can't be read, or doesn't match its prompts or images."""
 
 
 class PromptDecision(NamedTuple):
-    """What the expert said about a prompt, and why: "accept", "reject", or "reword" with the text instead."""
+    """The expert's decision on a prompt, and why: "accept", "reject", or "reword" with the new text."""
 
     prompt: str
     decision: str
@@ -107,7 +107,7 @@ class PromptDecision(NamedTuple):
 
 
 class ImageDecision(NamedTuple):
-    """What the expert said about one picture, known by its prompt and seed, and why."""
+    """The expert's decision on an image, identified by prompt and seed, and why."""
 
     prompt: str
     seed: int
@@ -116,23 +116,23 @@ class ImageDecision(NamedTuple):
 
 
 class Review(NamedTuple):
-    """All decisions of one look."""
+    """All decisions of one review."""
 
     prompts: list[PromptDecision]
     images: list[ImageDecision]
 
 
 def read_review(path: Path | str | None) -> Review:
-    """Read a stored review; None is one without decisions.
+    """Read a stored review; None gives one without decisions.
 
-    It is YAML with the lists `prompts` (of `PromptDecision`) and `images` (of `ImageDecision`). A ReviewError
-    tells that it is missing or no such YAML, or lists every entry that makes no sense.
+    It is YAML with the lists `prompts` (of `PromptDecision`) and `images` (of `ImageDecision`). Raises a
+    ReviewError if it is missing or invalid YAML, or lists every invalid entry.
     """
     if path is None:
         return Review([], [])
     path = Path(path)
     if not path.is_file():
-        raise ReviewError(f"no review at {path}: look at the pictures and store what you decide")
+        raise ReviewError(f"no review at {path}: look at the images and store your decisions")
     content = read_yaml(path, "review", ReviewError) or {}
     is_right = isinstance(content, dict) and set(content) <= {"prompts", "images"}
     if not is_right or not all(isinstance(entries, list | None) for entries in content.values()):
@@ -153,13 +153,13 @@ def read_review(path: Path | str | None) -> Review:
 
 
 def find_problems(review: Review) -> list[str]:
-    """Every decision that makes no sense."""
+    """All invalid decisions."""
     problems, seen = [], set()
     for prompt, decision, reworded, note in review.prompts:
         if decision not in DECISIONS:
-            problems.append(f"{prompt!r}: decision {decision!r} is none of {', '.join(DECISIONS)}")
+            problems.append(f"{prompt!r}: decision {decision!r} is not one of {', '.join(DECISIONS)}")
         if (decision == "reword") != bool(reworded.strip()):
-            problems.append(f"{prompt!r}: `reworded` belongs to the decision reword, and to it only")
+            problems.append(f"{prompt!r}: `reworded` is needed for the decision reword, and only for that")
         if decision != "accept" and not note.strip():
             problems.append(f"{prompt!r}: a note must say why it is not accepted")
         if prompt in seen:
@@ -167,14 +167,14 @@ def find_problems(review: Review) -> list[str]:
         seen.add(prompt)
     for _, seed, accepted, note in review.images:
         if not isinstance(accepted, bool):
-            problems.append(f"image of seed {seed}: accepted {accepted!r} is neither true nor false")
+            problems.append(f"image of seed {seed}: accepted is {accepted!r}, expected true or false")
         elif not accepted and not note.strip():
             problems.append(f"image of seed {seed}: a note must say why it is rejected")
     return problems
 
 
 def write_review(review: Review, path: Path | str) -> None:
-    """Store a review, whole or not at all; `ReviewError` lists every decision that makes no sense."""
+    """Store a review, atomically; a `ReviewError` lists all invalid decisions."""
     raise_problems("review", find_problems(review), ReviewError)
     content = {name: [entry._asdict() for entry in entries] for name, entries in review._asdict().items()}
     with write_atomically(path) as temporary:
@@ -182,7 +182,7 @@ def write_review(review: Review, path: Path | str) -> None:
 
 
 def settle_prompts(board: Sequence[Prompt], review: Review) -> list[Prompt]:
-    """The prompts of a board to generate with: accepted, reworded, or not looked at; rejected ones go."""
+    """The prompts of a board to use: accepted, reworded or unreviewed ones, without rejected ones."""
     decision_of = {entry.prompt: entry for entry in review.prompts}
     settled: list[Prompt] = []
     for prompt in board:
@@ -196,10 +196,10 @@ def settle_prompts(board: Sequence[Prompt], review: Review) -> list[Prompt]:
 
 
 def record_review(folder: Path | str, review: Review) -> pd.DataFrame:
-    """Write a review into a pool's manifest, and return that; pictures that nobody looked at stay open.
+    """Write a review into a pool's manifest and return it; unreviewed images stay open.
 
-    A picture's own decision fills `accepted`; what was decided on its prompt goes to `reviewer_note` only.
-    A ReviewError lists every picture that the review is about and the pool does not hold.
+    A decision on an image sets `accepted`; a decision on its prompt only goes to `reviewer_note`. Raises a
+    ReviewError that lists every reviewed image that is not in the pool.
     """
     path = Path(folder) / "manifest.csv"
     with lock_file(path):
@@ -209,7 +209,7 @@ def record_review(folder: Path | str, review: Review) -> pd.DataFrame:
         decision_of = {(entry.prompt, entry.seed): entry for entry in review.images}
         keys = list(zip(pool["prompt"], pool["seed"], strict=True))
         lost = [
-            f"{prompt!r}, seed {seed}: the pool in {folder} has no such picture; look at it again"
+            f"{prompt!r}, seed {seed}: the pool in {folder} has no such image: review it again"
             for prompt, seed in decision_of
             if (prompt, seed) not in keys
         ]

@@ -1,4 +1,4 @@
-"""Tables, curves and pictures of results."""
+"""Tables, curves and figures of results."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Curves: results over N_aug with every run visible, precision over recall, losses and copies."""
+"""Curves: results over N_aug with all runs visible, precision over recall, losses and copies."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
@@ -17,7 +17,7 @@ from defaug_utils.protocol.mixing import is_marked, mark_label
 from defaug_utils.report.pictures import NotebookFigure
 from defaug_utils.report.results import PIXEL_NUMBERS, VALIDATION_METRICS, label_arm
 
-FURTHER_STYLES = (("#AA8800", "P"), ("#5B3A00", "*"), ("#777777", "D"), ("#44AA99", ">"))  # of own arms
+FURTHER_STYLES = (("#AA8800", "P"), ("#5B3A00", "*"), ("#777777", "D"), ("#44AA99", ">"))  # of further arms
 METRIC_LABELS = {number: title for title, number in PIXEL_NUMBERS.items()} | {
     "pixel_ap": "pixel AP",
     "ap": "AP",
@@ -31,7 +31,7 @@ METRIC_LABELS = {number: title for title, number in PIXEL_NUMBERS.items()} | {
 
 
 def style_arms(arms: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """Colour and marker of every arm, in the order of drawing; the book's arms always have the same."""
+    """Colour and marker of every arm, in drawing order; built-in arms always have the same."""
     styles = {word: (arm.colour, arm.marker) for word, arm in list_arms().items()}
     further = sorted(set(arms) - set(styles))
     styles |= dict(zip(further, cycle(FURTHER_STYLES), strict=False))
@@ -47,12 +47,12 @@ def _check_columns(table: pd.DataFrame, wanted: Iterable[str], what: str) -> Non
 def plot_augmentation_curves(
     runs: pd.DataFrame, metrics: Sequence[str] = ("ap", "paper_precision", "paper_recall")
 ) -> Figure:
-    """Metrics over N_aug: one row of panels a metric, one column a scenario, one colour an arm.
+    """Metrics over N_aug: one row of panels per metric, one column per scenario, one colour per arm.
 
-    Small dots are runs (of `gather_results` or `read_pixel_runs`), large markers their mean, bars one
-    standard deviation (none for a single run); a dashed line carries the mean without augmentation across. An
-    arm with a leak in any scenario is marked; a panel without any number at a validation threshold says
-    that there is no validation part. A ValueError refuses no runs, or a missing column.
+    Small dots are runs (from `gather_results` or `read_pixel_runs`), large markers their mean, bars one
+    standard deviation (none for a single run); a dashed line shows the mean without augmentation. An arm with
+    a leak in any scenario is marked; a panel without values at a validation threshold says that there is no
+    validation part. Raises a ValueError for missing runs or columns.
     """
     _check_columns(runs, ("scenario", "arm", "n_aug", *metrics), "runs")
     scenarios = list(dict.fromkeys(runs["scenario"]))
@@ -80,7 +80,7 @@ def plot_augmentation_curves(
 
 
 def _label_arms(runs: pd.DataFrame) -> dict[str, str]:
-    """Every arm's name in words, with the mark of a leak where one of its runs has one."""
+    """The label of every arm, marked if one of its runs has a leak."""
     pairs = zip(runs["arm"], runs.get("leak", [""] * len(runs)), strict=True)
     leaks = {arm: leak for arm, leak in pairs if is_marked(leak)}
     return {
@@ -89,7 +89,7 @@ def _label_arms(runs: pd.DataFrame) -> dict[str, str]:
 
 
 def _draw_arms(axes: Axes, runs: pd.DataFrame, metric: str, labels: dict[str, str]) -> None:
-    """One panel: the arms stand beside one another at each N_aug, so that no bar hides another."""
+    """One panel, with arms side by side at each N_aug, so that no bar hides another."""
     ticks, styles = sorted(runs["n_aug"].unique()), style_arms(labels)
     arms = [arm for arm in labels if arm in set(runs["arm"])]
     generating = [arm for arm in arms if arm != "none"]
@@ -111,7 +111,7 @@ def _draw_arms(axes: Axes, runs: pd.DataFrame, metric: str, labels: dict[str, st
 
 
 def _widen_limits(axes: Axes) -> None:
-    """Keep to [0, 1], and at least 0.3 apart so that no small difference looks large."""
+    """Limit the axis to [0, 1], with a range of at least 0.3, so that no small difference looks large."""
     low, high = np.clip(axes.get_ylim(), -0.02, 1.02)
     half = max(0.15, (high - low) / 2)
     low = np.clip((low + high) / 2 - half, -0.02, 1.02 - 2 * half)
@@ -119,7 +119,7 @@ def _widen_limits(axes: Axes) -> None:
 
 
 def plot_finetuning(history: pd.DataFrame) -> Figure:
-    """Losses of `train_dreambooth` over steps, with running means over a tenth of the rows; learning rate."""
+    """Losses of `train_dreambooth` over steps, with running means over a tenth of them; learning rate."""
     figure = NotebookFigure(figsize=(9, 3.2), layout="constrained")
     losses, rates = figure.subplots(1, 2, width_ratios=(2, 1))
     for place, name in enumerate(("instance", "class")):
@@ -136,24 +136,24 @@ def plot_finetuning(history: pd.DataFrame) -> Figure:
 
 
 def plot_memorisation(copies: pd.DataFrame) -> Figure:
-    """Distance to the nearest real image, and share of copies, over epochs; one colour a merge weight.
+    """Distance to the nearest real image, and share of copies, over epochs; one colour per merge weight.
 
-    Small dots are images, large markers their median; on and below the dashed line of the threshold images
-    are copies. A ValueError refuses no images, more merge weights than colours, or a missing column.
+    Small dots are images, large markers their median; images on or below the dashed threshold are copies.
+    Raises a ValueError for missing images or columns, or more merge weights than colours.
 
     Args:
-        copies: tables of `find_copies` put together, with the columns share (merge weight α) and epoch.
+        copies: concatenated tables of `find_copies`, with the columns share (merge weight α) and epoch.
     """
     _check_columns(copies, ("share", "epoch", "distance", "threshold", "is_copy"), "images")
     shares, epochs = sorted(copies["share"].unique()), sorted(copies["epoch"].unique())
     styles = list(style_arms(list_arms()).values())
     if len(shares) > len(styles):
-        raise ValueError(f"{len(shares)} merge weights, at most {len(styles)} are told apart by colour")
+        raise ValueError(f"{len(shares)} merge weights, but there are only {len(styles)} colours")
     figure = NotebookFigure(figsize=(9, 3.6), layout="constrained")
     distances, counts = figure.subplots(1, 2, sharex=True)
     for place, (share, (colour, marker)) in enumerate(zip(shares, styles, strict=False)):
         chosen = copies[copies["share"] == share]
-        offset = (place - (len(shares) - 1) / 2) * 0.7 / len(styles)  # so that no dots hide others
+        offset = (place - (len(shares) - 1) / 2) * 0.7 / len(styles)  # so that dots don't hide others
         dots = np.array([epochs.index(epoch) for epoch in chosen["epoch"]]) + offset
         distances.scatter(dots, chosen["distance"], s=12, color=colour, alpha=0.5, linewidths=0)
         groups = chosen.groupby("epoch")
@@ -175,24 +175,24 @@ def plot_memorisation(copies: pd.DataFrame) -> Figure:
 def plot_precision_recall(
     scores: Mapping[str, tuple[np.ndarray, np.ndarray]], thresholds: Mapping[str, float] | None = None
 ) -> Figure:
-    """Precision over recall, as steps (AP is the area under them), one curve a run.
+    """Precision over recall, as steps (AP is the area under them), one curve per run.
 
-    A dotted line shows what guessing reaches, the share of positives. A ValueError refuses no curve, or
-    labels without any positive.
+    A dotted line shows the precision of guessing, the share of positives. Raises a ValueError for missing
+    curves, or labels without positives.
 
     Args:
-        scores: for every curve's name, the labels (true where positive) and the scores, same length.
-        thresholds: for some of the names, a threshold to mark on the curve (score ≥ threshold).
+        scores: curve's name → labels (true for positive) and scores, of the same length.
+        thresholds: curve's name → threshold to mark on it (score ≥ threshold); optional.
     """
     if not scores:
-        raise ValueError("no scores to draw: give at least one run")
+        raise ValueError("there are no scores to draw: give at least one run")
     figure = NotebookFigure(figsize=(7, 5.2 + 0.25 * len(scores)), layout="constrained")
     axes = figure.subplots()
     colours = sns.color_palette("colorblind", len(scores))
     for number, (name, (labels, values)) in enumerate(scores.items()):
         labels, values = np.asarray(labels).astype(bool), np.asarray(values, dtype=float)
         if not labels.any():
-            raise ValueError(f"{name}: no positive among {len(labels)} labels, so there is no recall")
+            raise ValueError(f"{name}: none of {len(labels)} labels is positive, so recall is undefined")
         precision, recall, _ = precision_recall_curve(labels, values)
         title = f"{escape_mathtext(name)} (AP {average_precision_score(labels, values):.3f})"
         style = {"color": colours[number], "linestyle": ("-", "--", "-.")[number % 3]}

@@ -1,4 +1,4 @@
-"""What the papers print and claim: their tables rebuilt with ours beside, and their claims judged."""
+"""The papers' numbers and claims: their tables rebuilt with ours next to them, and their claims judged."""
 
 import math
 from importlib.resources import files
@@ -14,17 +14,17 @@ from defaug_utils.report.results import GROUP, OTHER_DETECTORS, label_arm, sort_
 from defaug_utils.report.tables import NOTHING, PAPER_PROTOCOL, PUBLISHED, layout_results
 
 PUBLISHED_ON = "published: KSDD2"
-FURTHER_ARMS = ("diag", "adabldm")  # stand beside In&Out in the tables that are its own
-STANDARD_ERRORS = 2  # a mean difference beyond so many of its standard errors is told apart from 0
-LEAST_SEEDS = 3  # two numbers hardly tell their own spread
-HOLDS, FAILS, OPEN = "holds", "does not hold", "can't be told"
+FURTHER_ARMS = ("diag", "adabldm")  # shown next to In&Out in its own tables
+STANDARD_ERRORS = 2  # a mean difference larger than this many standard errors counts as different from 0
+LEAST_SEEDS = 3  # two values say little about their spread
+HOLDS, FAILS, OPEN = "holds", "does not hold", "is undecided"
 
 
 def published_results() -> pd.DataFrame:
-    """The papers' own numbers, all measured on KSDD2 (`papers.csv`), one row a result.
+    """The papers' own numbers, all measured on KSDD2 (`papers.csv`), one row per result.
 
-    Columns: scenario, arm, n_aug, source, table, ap, precision and recall with their `_std` (NaN where none
-    is printed), leak (by what the paper's code does) and detector: "ResNet-50" or another kind's name.
+    Columns: scenario, arm, n_aug, source, table, ap, precision and recall with their `_std` (NaN if not
+    printed), leak (according to the paper's code) and detector: "ResNet-50" or another name.
     """
     types = {"table": "Int64", "mask_source": str}
     table = pd.read_csv(files("defaug_utils.report") / "papers.csv", dtype=types)
@@ -35,7 +35,7 @@ def published_results() -> pd.DataFrame:
 
 
 def list_missing_arms(runs: pd.DataFrame) -> pd.DataFrame:
-    """Pairs of scenario and published arm (of the same kind of detector) that no finished run has."""
+    """Pairs of scenario and published arm (with the same kind of detector) without a finished run."""
     published = published_results()
     pairs = published.loc[published["detector"] == "ResNet-50", GROUP[:2]].drop_duplicates()
     found, wanted = (pd.MultiIndex.from_frame(table[GROUP[:2]]) for table in (runs, pairs))
@@ -53,20 +53,20 @@ def list_tables(published: pd.DataFrame) -> list[tuple[str, int, str]]:
 def rebuild_table(
     summary: pd.DataFrame, published: pd.DataFrame, source: str, table: int, ours: str
 ) -> pd.DataFrame:
-    """One table of a paper with ours beside it: never in one column, each under its own heading.
+    """One table of a paper with our results next to it, in separate columns with their own headings.
 
-    The tables in which In&Out prints its own arm carry the arms of `FURTHER_ARMS` too. Where our N_aug is
-    another than the paper's, the rows stand apart, and the missing side is a dash.
+    In&Out's tables of its own arm also include `FURTHER_ARMS`. If our N_aug differs from the paper's, the
+    rows are separate, and the missing side is a dash.
 
     Args:
-        summary: of `summarise_results`.
-        published: of `published_results`.
-        source, table: as in `list_tables`; a ValueError refuses another one.
-        ours: what ours was measured on and with, as `name_setup` tells.
+        summary: from `summarise_results`.
+        published: from `published_results`.
+        source, table: as in `list_tables`; a ValueError is raised for others.
+        ours: what our results were measured on and with, from `name_setup`.
     """
     printed = published[(published["source"] == source) & (published["table"] == table)]
     if printed.empty:
-        raise ValueError(f"no numbers of {source}, table {table}: known are {list_tables(published)}")
+        raise ValueError(f"there is no table {table} of {source}: known are {list_tables(published)}")
     arms = set(printed["arm"])
     if "in_and_out" in arms:
         arms.update(FURTHER_ARMS)
@@ -80,13 +80,13 @@ def rebuild_table(
 
 
 class Claim(NamedTuple):
-    """One claim of a paper: an arm is above others in a metric."""
+    """A claim of a paper: an arm is better than others in a metric."""
 
     text: str
     metric: str  #: column of the runs
     printed: str  #: column of the papers' numbers
-    arm: str  #: the one that is claimed to be higher
-    others: tuple[str, ...]  #: the ones that it is compared with
+    arm: str  #: the one claimed to be higher
+    others: tuple[str, ...]  #: the ones it is compared with
     scenarios: tuple[str, ...]  #: where it is claimed
 
 
@@ -101,9 +101,9 @@ def judge_claims(runs: pd.DataFrame) -> pd.DataFrame:
     """Judge every claim of In&Out by the differences within seeds, see `sentences.RULE`.
 
     Returns:
-        One row for each claim, scenario and arm compared with (`other`): n (seeds that both arms have),
-        difference (mean over seeds), difference_std (NaN below two seeds), n_agree (seeds in which the arm is
-        higher), verdict, and printed: the difference of the paper's own means, NaN where it prints none.
+        One row for each claim, scenario and compared arm (`other`): n (seeds that both arms have), difference
+        (mean over seeds), difference_std (NaN below two seeds), n_agree (seeds in which the arm is higher),
+        verdict, and printed: the difference of the paper's own means, NaN if it prints none.
     """
     counted = runs[~runs["leak"].map(is_marked)] if "leak" in runs else runs
     published = published_results().query("source == 'In&Out'")
@@ -120,7 +120,7 @@ def judge_claims(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def _subtract_arms(rows: pd.DataFrame, arm: str, other: str, keys: list[str], metric: str) -> pd.Series:
-    """One arm minus the other where both have the keys, averaged for each value of the first key."""
+    """One arm minus the other, for keys that both have, averaged for each value of the first key."""
     values = rows.pivot_table(index=keys, columns="arm", values=metric)
     if not {arm, other} <= set(values):
         return pd.Series(dtype=float)

@@ -1,6 +1,7 @@
-"""Pictures of images: montages with outlined masks, pools, score maps beside each other.
+"""Figures of images: montages with outlined masks, pools, score maps side by side.
 
-Pyplot knows none of the figures: each shows once, as the last expression of a cell, and none stays open.
+The figures are not registered with pyplot: each is shown once, as a cell's last expression, and none stays
+open.
 """
 
 import re
@@ -17,15 +18,15 @@ from scipy.special import expit
 
 from defaug_utils.core.images import read_image, read_mask
 
-OUTLINE_COLOUR = "#FF8C00"  # stands out from grey in every kind of colour vision
-GAP = 0.06  # between the pictures of a montage, inches
+OUTLINE_COLOUR = "#FF8C00"  # visible on grey for colour-blind readers, too
+GAP = 0.06  # between the images of a montage, inches
 LINE_HEIGHT = 1.3  # of a title, in font sizes
-TITLE_PAD = 5  # between a title and its picture, points
-FULL_WIDTH, LARGEST_TILE = 11.0, 2.2  # of a montage and of a picture beside its score maps, inches
+TITLE_PAD = 5  # between a title and its image, points
+FULL_WIDTH, LARGEST_TILE = 11.0, 2.2  # of a montage, and of an image next to its score maps, inches
 
 
 class NotebookFigure(Figure):
-    """A matplotlib Figure that a notebook shows by itself, cropped to what is drawn."""
+    """A matplotlib Figure that notebooks display directly, cropped to its content."""
 
     def _repr_png_(self) -> bytes:
         buffer = BytesIO()
@@ -40,16 +41,17 @@ def show_images(
     columns: int = 8,
     width: float = FULL_WIDTH,
 ) -> Figure:
-    """Lay images out in a grid, each with its title and the exact outline of its mask.
+    """Arrange images in a grid, each with its title and the exact outline of its mask.
 
-    A ValueError refuses no images, lists of other lengths, or a mask of another size than its image.
+    Raises a ValueError if there are no images, lists differ in length, or a mask doesn't have its image's
+    size.
 
     Args:
-        images: each (height, width, 3) uint8 or float in [0, 1], or (height, width): bool and uint8 in their
-            own range, floats from their least to their greatest value; sizes may differ.
-        titles: one an image, shown as they are: a $ begins no formula; long ones are broken into lines.
-        masks: one an image, shape (height, width), bool, or None where there is nothing to outline.
-        columns: images in a row; fewer images keep this size and make a narrower figure.
+        images: each (height, width, 3) uint8 or float in [0, 1], or (height, width): bool and uint8 with
+            their full range, floats from minimum to maximum; sizes may differ.
+        titles: one per image, shown literally (a $ starts no formula); long ones are broken into lines.
+        masks: one per image, shape (height, width), bool, or None for no outline.
+        columns: images per row; fewer images keep their size and give a narrower figure.
         width: of a full row, inches.
     """
     if len(images) == 0 or columns < 1:
@@ -58,10 +60,10 @@ def show_images(
     masks = [None] * len(images) if masks is None else masks
     for name, values in (("titles", titles), ("masks", masks)):
         if len(values) != len(images):
-            raise ValueError(f"{len(values)} {name} for {len(images)} images: give one an image")
+            raise ValueError(f"{len(values)} {name} for {len(images)} images: give one per image")
     cell, used = width / columns, min(columns, len(images))
     font = max(10.0, 1.2 * used * cell)
-    letters = max(4, int(cell * 72 / (0.62 * font)))  # that fit: one is about 0.62 font sizes wide
+    letters = max(4, int(cell * 72 / (0.62 * font)))  # that fit: a letter is about 0.62 font sizes wide
     texts = ["\n".join(_wrap(line, letters) for line in str(title).splitlines()) for title in titles]
     rows = [slice(start, start + used) for start in range(0, len(images), used)]
     ratios = [image.shape[0] / image.shape[1] for image in images]
@@ -85,9 +87,9 @@ def show_images(
 def show_pool(
     folder: Path | str, rows: pd.DataFrame, titles: str | Sequence[str] | None = None, outlined: bool = True
 ) -> Figure:
-    """Lay out rows of the manifest in a folder, each image with the outline of its mask where it has one.
+    """Show rows of the manifest in a folder, each image with the outline of its mask, if it has one.
 
-    `titles` is a column of the rows, or one text an image.
+    `titles` is a column of the rows, or one text per image.
     """
     texts = list(rows[titles]) if isinstance(titles, str) else titles
     masks = [read_mask(Path(folder) / mask) if outlined and mask else None for mask in rows["mask"]]
@@ -98,7 +100,7 @@ def show_pool(
 def show_copies(copies: pd.DataFrame, folder: Path | str, data_folder: Path | str, count: int = 6) -> Figure:
     """Pairs of a generated image (in `folder`) and its nearest real one (in `data_folder`).
 
-    Of the table of `find_copies`, the `count` nearest pairs are shown; titles tell which are copies.
+    Shows the `count` nearest pairs of the table from `find_copies`; titles say which are copies.
     """
     images, titles = [], []
     for row in copies.nsmallest(count, "distance").itertuples():
@@ -108,7 +110,7 @@ def show_copies(copies: pd.DataFrame, folder: Path | str, data_folder: Path | st
 
 
 def _wrap(line: str, letters: int) -> str:
-    """Break a line after spaces, hyphens, underscores and slashes; inside a word only where it must be."""
+    """Break a line after spaces, hyphens, underscores and slashes; inside a word only if necessary."""
     lines = [""]
     for word in re.split(r"(?<=\s)|(?<=\w[-_/])", line):
         for part in (word[start : start + letters] for start in range(0, len(word), letters)):
@@ -119,7 +121,7 @@ def _wrap(line: str, letters: int) -> str:
 
 
 def draw_image(axes: Axes, image: np.ndarray, mask: np.ndarray | None = None) -> None:
-    """Draw one image without ticks, and its mask's outline along the edges of the pixels."""
+    """Draw an image without ticks, and its mask's outline along pixel edges."""
     if mask is not None and mask.shape != image.shape[:2]:
         raise ValueError(f"mask of shape {mask.shape} on an image of shape {image.shape[:2]}")
     limits = {}
@@ -130,12 +132,12 @@ def draw_image(axes: Axes, image: np.ndarray, mask: np.ndarray | None = None) ->
     if mask is not None and mask.any():
         pixel = 72 * axes.get_position().width * axes.figure.get_figwidth() / mask.shape[1]
         lines = LineCollection(outline_mask(mask), colors=OUTLINE_COLOUR, capstyle="projecting")
-        lines.set_linewidth(np.clip(0.6 * pixel, 0.7, 1.5))  # thin: a crack must show between its edges
+        lines.set_linewidth(np.clip(0.6 * pixel, 0.7, 1.5))  # thin, so that a crack shows between its edges
         axes.add_collection(lines, autolim=False)
 
 
 def outline_mask(mask: np.ndarray) -> np.ndarray:
-    """Edges between a mask's pixels and those around it: starts and ends as (x, y), shape (edges, 2, 2)."""
+    """Edges between a mask's pixels and its surroundings: start and end (x, y), shape (edges, 2, 2)."""
     padded = np.pad(mask.astype(bool), 1)
     rows, columns = np.nonzero(padded[1:-1, 1:] != padded[1:-1, :-1])
     upright = [[columns, rows], [columns, rows + 1]]
@@ -145,7 +147,7 @@ def outline_mask(mask: np.ndarray) -> np.ndarray:
 
 
 def choose_window(mask: np.ndarray) -> tuple[slice, slice]:
-    """Rows and columns of the square around a mask (not empty), as wide as the picture's shorter side."""
+    """Rows and columns of the square around a mask (not empty), as wide as the image's shorter side."""
     side, window = min(mask.shape), []
     for axis, length in enumerate(mask.shape):
         middle = np.flatnonzero(mask.any(axis=1 - axis))[[0, -1]].mean()
@@ -159,24 +161,24 @@ def show_score_maps(
     masks: Sequence[np.ndarray],
     score_maps: Mapping[str, Sequence[np.ndarray]],
 ) -> Figure:
-    """One row a picture, cut to the square around its mask: the picture, then each detector's probabilities.
+    """One row per image, cropped to a square around its mask: the image, then the detectors' probabilities.
 
-    A ValueError refuses a list of another length than the pictures, or a map of another size than its own.
+    Raises a ValueError if a list doesn't have one entry per image, or a map doesn't have its image's size.
 
     Args:
         images_u8: each of shape (height, width, 3), uint8.
-        masks: one a picture, shape (height, width), bool; all false without defect.
-        score_maps: detector's name → one map of logits a picture, shape (height, width). Black is
-            probability 0, white 1.
+        masks: one per image, shape (height, width), bool; all false without defect.
+        score_maps: detector's name → one map of logits per image, shape (height, width). Black is probability
+            0, white 1.
     """
     lists = {"masks": masks, **score_maps}
     if wrong := [f"{len(part)} of {name}" for name, part in lists.items() if len(part) != len(images_u8)]:
-        raise ValueError(f"{len(images_u8)} pictures, but {', '.join(wrong)}")
+        raise ValueError(f"{len(images_u8)} images, but {', '.join(wrong)}")
     tiles, outlines = [], []
     for index, (image_u8, mask) in enumerate(zip(images_u8, masks, strict=True)):
         logits = [maps[index].astype(np.float64) for maps in score_maps.values()]
         if any(one.shape != mask.shape for one in (image_u8[..., 0], *logits)):
-            raise ValueError(f"picture {index}: picture, mask {mask.shape} and score maps differ in size")
+            raise ValueError(f"image {index}: image, mask {mask.shape} and score maps differ in size")
         window = choose_window(mask if mask.any() else ~mask)
         tiles += [image_u8[window], *(np.rint(255 * expit(one[window])).astype(np.uint8) for one in logits)]
         outlines += [mask[window]] * (1 + len(logits))
@@ -186,7 +188,7 @@ def show_score_maps(
 
 
 def choose_shown(test: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
-    """Test images to look at: `count` positives by chance, every defect type in turn, and one negative."""
+    """Test images to show: `count` random positives, with defect types in turn, and one negative."""
     shuffled = test[test["label"] == "positive"].sample(frac=1, random_state=seed)
     turns = shuffled.groupby("defect_type").cumcount().sort_values(kind="stable")
     negative = test[test["label"] == "negative"].sample(1, random_state=seed)

@@ -1,4 +1,4 @@
-"""Finished runs gathered into one tidy table, and summarised over seeds."""
+"""Finished runs collected in one tidy table, and summarised over seeds."""
 
 import json
 import math
@@ -22,11 +22,11 @@ VALIDATION_METRICS = tuple(name for name in METRICS if name.startswith("validati
 BOUNDS = ("ap_low", "ap_high")
 COUNTS = ("n_test", "n_test_positive")
 GROUP = ["scenario", "arm", "n_aug"]
-SETUP = (  # equal for all runs that are compared, wherever their metrics tell it
+SETUP = (  # must be equal for all compared runs, if their metrics contain it
     *("backbone", "weights", "recipe", "epochs", "input_width", "input_height"),
     *("max_false_positive_rate", *COUNTS),
 )
-OTHER_DETECTORS = {  # that papers print numbers of, sorted after all arms
+OTHER_DETECTORS = {  # with published numbers; sorted after all arms
     "mixsegdec_weak": "MixSegDec, weakly supervised",
     "dsr_unsupervised": "DSR, unsupervised",
     "supersimplenet_with_masks": "SuperSimpleNet, with masks",
@@ -34,22 +34,22 @@ OTHER_DETECTORS = {  # that papers print numbers of, sorted after all arms
 
 
 class ResultsError(ValueError):
-    """Metrics of finished runs are broken, or do not belong together."""
+    """Metrics of finished runs are broken or can't be compared."""
 
 
 def label_arm(arm: str) -> str:
-    """An arm's or another detector's name in words; an arm of a profile's own keeps its word."""
+    """The label of an arm or another detector; a profile's own arm is shown by its key."""
     labels = {word: row.label for word, row in list_arms().items()} | OTHER_DETECTORS
     return labels.get(arm) or arm.replace("_", " ").strip()
 
 
 def gather_results(run_folder: Path | str) -> pd.DataFrame:
-    """Read the metrics of every finished run of the classifier (`classifier/<run name>/metrics.json`).
+    """Read the metrics of every finished classifier run (`classifier/<run name>/metrics.json`).
 
     Returns:
-        One row a run, in the order of `sort_results`, with every number, word or truth value of its metrics.
-        Numbers at a validation threshold are NaN where the run had no validation part.
-        `leak` is computed from the training set where the metrics lack it.
+        One row per run, in the order of `sort_results`, with every number, text or truth value of its
+        metrics. Metrics at a validation threshold are NaN if the run had no validation part. `leak` is
+        computed from the training set if the metrics lack it.
 
     Raises:
         FileNotFoundError: no run has finished.
@@ -61,20 +61,21 @@ def gather_results(run_folder: Path | str) -> pd.DataFrame:
     if not rows:
         raise FileNotFoundError(f"no finished run in {folder}: run notebook 07_classifier first")
     table = sort_results(pd.DataFrame(rows))
-    advice = "runs of another set-up belong in a run_dir of their own"
+    advice = "use a separate run_dir for each set-up"
     raise_problems(f"runs in {folder} can't be compared ({advice})", _list_mixed(table), ResultsError)
     return table
 
 
 def read_pixel_runs(folder: Path | str, leaks: Mapping[str, str] | None = None) -> pd.DataFrame:
-    """Read the numbers of finished detectors of defect pixels, one row a run.
+    """Read the numbers of finished detectors of defect pixels, one row per run.
 
     Args:
-        folder: holds a folder for each run, called by `run_name`.
-        leaks: name of a run → what it leaks: no other run is read, and the table has the column leak.
+        folder: contains a folder for each run, named by `run_name`.
+        leaks: name of a run → its leak; if given, only these runs are read, and the table has the column
+            leak.
 
     Raises:
-        FileNotFoundError: there is no run.
+        FileNotFoundError: there are no runs.
         ResultsError: lists every folder whose name or numbers can't be read.
     """
 
@@ -86,12 +87,12 @@ def read_pixel_runs(folder: Path | str, leaks: Mapping[str, str] | None = None) 
     paths = [path for path in found if not leaks or path.parent.name in leaks]
     rows = _read_all(paths, read, f"pixel-level runs in {folder}")
     if not rows:
-        raise FileNotFoundError(f"{folder} holds no run with {METRICS_FILE}: train and measure one first")
+        raise FileNotFoundError(f"{folder} contains no run with {METRICS_FILE}: train and measure one first")
     return sort_results(pd.DataFrame(rows))
 
 
 def _read_all(paths: Iterable[Path], read: Callable[[Path], dict], what: str) -> list[dict]:
-    """A row of every file, or one error that lists all files that can't be read."""
+    """One row per file, or one error that lists all unreadable files."""
     rows, problems = [], []
     for path in sorted(paths):
         try:
@@ -110,10 +111,10 @@ def _read_object(path: Path) -> dict:
 
 
 def _read_run(path: Path) -> dict:
-    """One classifier's row, or a ValueError that says what is wrong with its file."""
+    """One classifier's row, or a ValueError that describes the problem."""
     run = parse_run_name(path.parent.name)
     if run.scenario not in SCENARIOS:
-        raise ValueError(f"scenario {run.scenario!r} is none of {', '.join(SCENARIOS)}")
+        raise ValueError(f"scenario {run.scenario!r} is not one of {', '.join(SCENARIOS)}")
     content = _read_object(path)
     if content.get("n_val") == 0:
         content |= {name: math.nan for name in VALIDATION_METRICS if content.get(name) is None}
@@ -137,9 +138,9 @@ def _check_value(name: str, value: object) -> None:
 
 
 def _list_mixed(table: pd.DataFrame) -> list[str]:
-    """Settings in which the runs differ, each with its values."""
+    """Settings in which the runs differ, with their values."""
     problems, table = [], table[table["arm"].map(find_judge) == "network"]
-    table = table[table["arm"] != EQUAL]  # its epochs are not the recipe's
+    table = table[table["arm"] != EQUAL]  # its epochs differ from the recipe's
     for name in table.columns.intersection(SETUP):
         counts = table[name].value_counts(dropna=False)
         if len(counts) > 1:
@@ -149,7 +150,7 @@ def _list_mixed(table: pd.DataFrame) -> list[str]:
 
 
 def list_unfinished(run_folder: Path | str) -> list[str]:
-    """Names of runs that have a training set or a folder, but no metrics yet."""
+    """Names of runs with a training set or a folder, but no metrics yet."""
     run_folder = Path(run_folder)
     planned = {path.stem.removeprefix("train-") for path in run_folder.glob("train-*.csv")}
     started = {path.name for path in (run_folder / "classifier").glob("*") if path.is_dir()}
@@ -158,7 +159,7 @@ def list_unfinished(run_folder: Path | str) -> list[str]:
 
 
 def sort_results(table: pd.DataFrame) -> pd.DataFrame:
-    """Order rows by scenario, arm (a profile's own come last), N_aug and seed, its first columns."""
+    """Sort rows by scenario, arm (a profile's own arms last), N_aug and seed, the first columns."""
     arms = list_arms()
     known = [*arms, *sorted(set(table["arm"]) - {*arms, *OTHER_DETECTORS}), *OTHER_DETECTORS]
     order = {"scenario": SCENARIOS.index, "arm": known.index}
@@ -172,8 +173,8 @@ def summarise_results(runs: pd.DataFrame, metrics: Sequence[str] = METRICS) -> p
     """Mean and standard deviation (n − 1 in the denominator) of some metrics over seeds.
 
     Returns:
-        One row for each scenario, arm and N_aug: n (number of runs), for every metric its mean under its own
-        name and `<metric>_std`, which is NaN for a single run, and `leak` where the runs have it.
+        One row for each scenario, arm and N_aug: n (number of runs), each metric's mean under its own name
+        and `<metric>_std` (NaN for a single run), and `leak` if the runs have it.
     """
     groups = runs.groupby(GROUP, sort=False)
     columns = {"n": groups.size()}
@@ -183,7 +184,7 @@ def summarise_results(runs: pd.DataFrame, metrics: Sequence[str] = METRICS) -> p
 
 
 def _finish(table: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
-    """A table by scenario, arm and N_aug in order, with the leaks of any of its runs where these are told."""
+    """Sort a table by scenario, arm and N_aug, and add the leaks of its runs, if known."""
     table = table.reset_index()
     if "leak" in runs:
         leaks = runs.groupby(GROUP, sort=False)["leak"].agg(join_leaks).reset_index()
@@ -192,17 +193,17 @@ def _finish(table: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def paired_differences(runs: pd.DataFrame, baseline: str, metric: str = "ap") -> pd.DataFrame:
-    """What every arm gains over a baseline arm, run by run with the same seed.
+    """The gain of every arm over a baseline arm, for runs with the same seed.
 
     Args:
-        runs: of `gather_results` or `read_pixel_runs`.
+        runs: from `gather_results` or `read_pixel_runs`.
         baseline: "none" (compared with every N_aug) or another arm (compared at the same N_aug).
         metric: column to compare.
 
     Returns:
-        One row for each scenario, arm and N_aug that has seeds in common with the baseline: n (pairs),
-        difference (mean of arm − baseline), difference_std (NaN for one pair), n_higher and n_lower (pairs in
-        which the arm is above, below), leak where the runs have it, and baseline.
+        One row for each scenario, arm and N_aug with seeds in common with the baseline: n (pairs), difference
+        (mean of arm − baseline), difference_std (NaN for one pair), n_higher and n_lower (pairs in which the
+        arm is above or below), leak if the runs have it, and baseline.
     """
     keys = ["scenario", "seed"] if baseline == "none" else ["scenario", "seed", "n_aug"]
     reference = runs.loc[runs["arm"] == baseline, [*keys, metric]].rename(columns={metric: "reference"})
@@ -216,9 +217,9 @@ def paired_differences(runs: pd.DataFrame, baseline: str, metric: str = "ap") ->
 
 
 def compare_spreads(runs: pd.DataFrame) -> pd.DataFrame:
-    """Set the spread of AP over seeds (ap_std) beside the bootstrap's doubt about the test images.
+    """Compare the spread of AP over seeds (ap_std) with the bootstrap's uncertainty from the test images.
 
-    The latter is half_width, the mean over the runs' intervals. Rows are as in `summarise_results`.
+    The latter is half_width, averaged over the runs' intervals. Rows are as in `summarise_results`.
     """
     groups = runs.assign(half_width=(runs["ap_high"] - runs["ap_low"]) / 2).groupby(GROUP, sort=False)
     table = groups.agg(n=("ap", "size"), ap_std=("ap", "std"), half_width=("half_width", "mean"))
@@ -226,5 +227,5 @@ def compare_spreads(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def measure_optimism(runs: pd.DataFrame) -> pd.Series:
-    """How much F1 gains when its threshold is chosen on the test set, for runs with a validation part."""
+    """Gain of F1 if its threshold is chosen on the test set, for runs with a validation part."""
     return (runs["paper_f1"] - runs["validation_f1"]).dropna()

@@ -1,4 +1,4 @@
-"""Sentences that a decision hangs on: computed, so that they are true whatever the numbers are."""
+"""Sentences that conclusions depend on, computed so that they are true whatever the numbers are."""
 
 from collections.abc import Sequence
 
@@ -15,11 +15,11 @@ from defaug_utils.report.tables import format_difference, format_digits
 
 MAX_LISTED = 12  # names of runs in a sentence
 RULE = (
-    "The rule: for each seed the difference is taken between two arms with the same N_aug, and averaged over "
-    "the N_aug that both have; then its mean over the seeds and its standard deviation s. Beyond "
-    f"{STANDARD_ERRORS} standard errors s / √n a claim **{HOLDS}** or, with the other sign, **{FAILS}**; "
-    f"within them, and with fewer than {LEAST_SEEDS} seeds, it **{OPEN}**. A claim of several differences "
-    "holds when all hold, and fails when one fails. Runs with a leak don't count."
+    "The rule: for each seed, take the difference of two arms at the same N_aug, averaged over all N_aug "
+    "that both have; then compute its mean and standard deviation s over the seeds. If the mean exceeds "
+    f"{STANDARD_ERRORS} standard errors s / √n, the claim **{HOLDS}** or, with the opposite sign, "
+    f"**{FAILS}**. Otherwise, and with fewer than {LEAST_SEEDS} seeds, it **{OPEN}**. A claim of several "
+    "differences holds if all hold, and fails if one fails. Runs with a leak are not counted."
 )
 
 
@@ -32,47 +32,47 @@ def _name_arm(arm: str) -> str:
 
 
 def describe_runs(runs: pd.DataFrame) -> str:
-    """How much there is: runs, arms, seeds, test images."""
+    """The amount of results: runs, arms, seeds, test images."""
     seeds = runs.groupby(["scenario", "arm", "n_aug"])["seed"].nunique()
     several = "" if seeds.min() == seeds.max() else f"{seeds.min()} to "
     first = runs.iloc[0]
     counts = [_count(runs[name].nunique(), name) for name in ("scenario", "arm")]
     return (
         f"Finished: {_count(len(runs), 'run')}, in {' and '.join(counts)}, with {several}"
-        f"{_count(seeds.max(), 'seed')} each. The test set holds {first['n_test']} images, of which "
-        f"{first['n_test_positive']} are positive: one positive more or less found moves recall by "
+        f"{_count(seeds.max(), 'seed')} each. The test set has {first['n_test']} images, of which "
+        f"{first['n_test_positive']} are positive: finding one positive more or less changes recall by "
         f"{1 / max(1, first['n_test_positive']):.3f}."
     )
 
 
 def describe_unfinished(unfinished: Sequence[str], missing: pd.DataFrame) -> str:
-    """Name the runs that are still to come (`list_unfinished`) and the papers' arms without one."""
+    """Name unfinished runs (`list_unfinished`) and the papers' arms without a run."""
     runs = ", ".join(map(escape_markdown, unfinished[:MAX_LISTED]))
     more = f" and {len(unfinished) - MAX_LISTED} more" if len(unfinished) > MAX_LISTED else ""
     text = f"Not finished yet: {runs}{more}." if unfinished else "Every planned run has finished."
     lines = [
-        f"- **{scenario}**: the papers have {', '.join(map(_name_arm, rows['arm']))}; this run has not."
+        f"- **{scenario}**: the papers have {', '.join(map(_name_arm, rows['arm']))}; this run doesn't."
         for scenario, rows in missing.groupby("scenario", sort=False)
     ]
-    return "\n".join([text, "", *(lines or ["- Every arm that the papers print has a finished run."])])
+    return "\n".join([text, "", *(lines or ["- Every arm in the papers has a finished run."])])
 
 
 def describe_leaks(runs: pd.DataFrame) -> str:
-    """Name the arms whose runs knew real defects that their scenario may not know."""
+    """Name the arms whose runs used real defects that their scenario must not know."""
     marked = runs[runs["leak"].map(is_marked)]
     parts = [
         f"{mark_label(_name_arm(arm), leak)} in {scenario} ({_count(len(rows), 'run')}, masks: "
         f"{escape_markdown(leak)})"
         for (scenario, arm, leak), rows in marked.groupby(["scenario", "arm", "leak"], sort=False)
     ]
-    text = "No finished run is known to have learnt from real defects that its scenario may not know."
+    text = "No finished run is known to have used real defects that its scenario must not know."
     if parts:
         text = (
-            f"**Leaks:** {'; '.join(parts)}. These masks show where real defects lie and how large they are, "
-            "which nobody knows in that scenario: compare them with no other arm there."
+            f"**Leaks:** {'; '.join(parts)}. These masks reveal where real defects are and how large, "
+            "which is unknown in that scenario: don't compare them with other arms there."
         )
     if unknown := (runs["leak"] == UNKNOWN).sum():
-        text += f" Of {_count(unknown, 'run')} the training set is gone: whether it leaks is unknown."
+        text += f" The training set of {_count(unknown, 'run')} is missing, so leaks there are unknown."
     return text
 
 
@@ -80,16 +80,16 @@ def describe_chance(runs: pd.DataFrame) -> str:
     """Name the runs whose training learned nothing (`stayed_at_chance`)."""
     stuck = runs[runs["at_chance"].eq(True)] if "at_chance" in runs else runs[:0]
     if stuck.empty:
-        return "Every training learned to tell its own training images apart."
+        return "Every training learned to separate its own training images."
     rows = stuck[[*GROUP, "seed"]].itertuples(index=False)
     names = ", ".join(escape_markdown(run_name(*row)) for row in rows)
-    return f"**At chance:** {names} learned nothing. Their numbers are part of the means below."
+    return f"**At chance:** {names} learned nothing. Their numbers are included in the means below."
 
 
 def describe_differences(*tables: pd.DataFrame, name: str = "AP") -> str:
-    """Say of `paired_differences`, a paragraph a baseline, how often seeds agree and would by chance."""
+    """Describe `paired_differences`, one paragraph per baseline: how often seeds agree, and by chance."""
     paragraphs = [_describe_baseline(table, name) for table in tables if not table.empty]
-    nothing = "No two arms share a scenario and a seed yet: there is no difference to show."
+    nothing = "No two arms share a scenario and a seed yet, so there is no difference to show."
     return "\n\n".join(paragraphs or [nothing])
 
 
@@ -98,25 +98,25 @@ def _describe_baseline(differences: pd.DataFrame, name: str) -> str:
     above = int((differences["difference"] > 0).sum())
     agreeing = int((differences[["n_higher", "n_lower"]].max(axis=1) == differences["n"]).sum())
     return (
-        f"In {above} of {comparisons} the mean {name} lies above that of "
+        f"In {above} of {comparisons} the mean {name} is higher than that of "
         f"**{_name_arm(differences['baseline'].iloc[0])}**. All seeds agree in direction in {agreeing} of "
-        f"{comparisons}; with {_count(n, 'seed')}, two arms that are worth the same would do so by chance "
+        f"{comparisons}; with {_count(n, 'seed')}, two equally good arms would do so by chance "
         f"alone in {min(1.0, 2 / 2**n):.1%} of comparisons."
     )
 
 
 def describe_spreads(runs: pd.DataFrame) -> str:
-    """Compare the doubt from few test images with the doubt from few seeds."""
+    """Compare the uncertainty from few test images with that from few seeds."""
     spreads = compare_spreads(runs)
     width, deviation = spreads["half_width"].mean(), spreads["ap_std"].mean()
-    text = f"Drawing other test images would move a run's AP by about ± {width:.3f} (bootstrap)"
+    text = f"Other test images would change a run's AP by about ± {width:.3f} (bootstrap)"
     if pd.isna(deviation):
         return f"{text}; with one seed each, the spread over seeds is unknown."
     which = "test images" if width > 1.96 * deviation else "seeds"
     return (
-        f"{text}, training with another seed by about ± {1.96 * deviation:.3f} (1.96 standard "
-        f"deviations): here the choice of {which} is the larger doubt. All arms share the test images, "
-        "so part of the first doubt cancels in a difference between arms; the second does not."
+        f"{text}, another training seed by about ± {1.96 * deviation:.3f} (1.96 standard "
+        f"deviations): here the choice of {which} is the larger uncertainty. All arms share the test images, "
+        "so part of the first uncertainty cancels in differences between arms; the second does not."
     )
 
 
@@ -124,36 +124,36 @@ def describe_optimism(runs: pd.DataFrame) -> str:
     """How much F1 the papers' protocol gains by choosing the threshold on the test set."""
     gain = measure_optimism(runs)
     if gain.empty:
-        return f"There is {NO_VALIDATION}, so no threshold was chosen without looking at the test set."
+        return f"There is {NO_VALIDATION}, so every threshold was chosen on the test set."
     return (
-        "Choosing the threshold on the test set lifts F1 over the threshold from the validation part by "
+        "Compared with a threshold from the validation part, choosing it on the test set raises F1 by "
         f"{gain.mean():.3f} on average and by {gain.max():.3f} at most, over {_count(len(gain), 'run')}."
     )
 
 
 def describe_quality(quality: pd.DataFrame) -> str:
-    """Say, by the last layer of `measure_pools`, whether the distance sees defects at all."""
+    """Say, by the last layer of `measure_pools`, whether the distance reacts to defects at all."""
     last = quality.iloc[-1]
     rows = quality[quality["layer"] == last["layer"]].set_index("set")["fd_equal"]
     pools = rows.drop(index=[REAL, UNTOUCHED], errors="ignore").dropna()
     floor, untouched = (rows.get(name, float("nan")) for name in (REAL, UNTOUCHED))
     if pools.empty or pd.isna(floor) or pd.isna(untouched):
-        return "No pool, or too few images for a comparison at equal numbers: no distance is read here."
+        return "There is no pool, or too few images for a comparison at equal numbers."
     text = (
-        f"By {last['fd_name']} at {last['layer']} of the side, {last['n_equal']} images on either side, two "
-        f"parts of the real positives lie {format_digits(floor)} apart, untouched negatives "
+        f"By {last['fd_name']} at {last['layer']} of the side, with {last['n_equal']} images on each side, "
+        f"two parts of the real positives are {format_digits(floor)} apart, and untouched negatives "
         f"{format_digits(untouched)} from real positives. "
     )
     if farther := int((pools > untouched).sum()):
         return text + (
-            f"Untouched negatives are nearer than {farther} of {len(pools)} pools: over a whole image this "
-            "distance sees the surface before it sees the defect, and a pool that paints nothing would win."
+            f"Untouched negatives are closer than {farther} of {len(pools)} pools: over a whole image, this "
+            "distance reacts to the surface more than to the defect: a pool that paints nothing would win."
         )
-    return text + "Every pool is nearer to the real positives than untouched negatives are."
+    return text + "Every pool is closer to the real positives than untouched negatives are."
 
 
 def describe_claims(claims: pd.DataFrame) -> str:
-    """Say plainly, with the numbers of `judge_claims`, which claims hold: the rule, then a Markdown list."""
+    """Say which claims hold, with the numbers of `judge_claims`: the rule, then a Markdown list."""
     lines = []
     for (claim, scenario), rows in claims.groupby(["claim", "scenario"], sort=False):
         parts = "; ".join(_describe_comparison(row) for _, row in rows.iterrows())

@@ -1,4 +1,4 @@
-"""Results as a reader sees them: tables in the papers' layout, with captions."""
+"""Tables of results in the papers' layout, with captions."""
 
 import math
 import zlib
@@ -25,12 +25,12 @@ PAPER_PROTOCOL = {"AP": "ap", "precision": "paper_precision", "recall": "paper_r
 VALIDATION_PROTOCOL = {"AP": "ap", "precision": "validation_precision", "recall": "validation_recall"}
 PUBLISHED = {"AP": "ap", "precision": "precision", "recall": "recall"}
 NOTHING = "–"
-TABLE_CLASS = "dataframe tex2jax_ignore mathjax_ignore"  # a $ in a cell begins no formula
+TABLE_CLASS = "dataframe tex2jax_ignore mathjax_ignore"  # a $ in a cell starts no formula
 KD_FACTOR = 1000  # kernel distances are small numbers
 
 
 def format_spread(mean: float, deviation: float = math.nan, kinds: tuple[str, str] = (".3f", ".3f")) -> str:
-    """Write "0.712 ± 0.034"; a deviation that is NaN is left out, a missing mean is a dash."""
+    """Write "0.712 ± 0.034"; a NaN deviation is omitted, a missing mean is a dash."""
     if pd.isna(mean):
         return NOTHING
     return format(mean, kinds[0]) + ("" if pd.isna(deviation) else f" ± {deviation:{kinds[1]}}")
@@ -42,15 +42,15 @@ def format_difference(mean: float, deviation: float = math.nan) -> str:
 
 
 def format_digits(mean: float, deviation: float = math.nan) -> str:
-    """Write a number with three digits that count, and its spread with two."""
+    """Write a number with three significant digits, and its spread with two."""
     return format_spread(mean, deviation, (".3g", ".2g"))
 
 
 def name_setup(runs: pd.DataFrame, run_folder: Path | str, data_name: str = "") -> str:
     """What runs were measured on and with, such as "KSDD2, 3 left out, resnet50, random weights, recipe …".
 
-    Without `data_name`, the folder `surfaces` of the run tells that its data were drawn. What was left out of
-    the data or read otherwise is told, and where there is no validation part.
+    Without `data_name`, the run's folder `surfaces` shows that its data were drawn. Also says what was left
+    out or read differently, and if there is no validation part.
     """
     changes = count_changes(read_changes(Path(run_folder) / DATA_FOLDER))
     lacking = [NO_VALIDATION] if _lacks_validation(runs) else []
@@ -64,14 +64,14 @@ def name_setup(runs: pd.DataFrame, run_folder: Path | str, data_name: str = "") 
 
 
 def name_weights(weights: str) -> str:
-    """What a network started from, for a caption: a hub id, a file or folder, or "random weights"."""
+    """A network's initial weights, for a caption: a hub id, a file or folder, or "random weights"."""
     if not weights or pd.isna(weights):
         return "random weights"
     return f"weights {Path(weights).name if Path(weights).is_absolute() else weights}"
 
 
 def list_runs(runs: pd.DataFrame) -> pd.DataFrame:
-    """The columns of `gather_results` to be shown; a validation part that is missing is told in its place."""
+    """The columns of `gather_results` to show; a missing validation part is stated instead of its values."""
     shown = runs[RUN_COLUMNS].copy()
     if _lacks_validation(runs):
         shown[[name for name in VALIDATION_METRICS if name in shown]] = NO_VALIDATION
@@ -79,17 +79,17 @@ def list_runs(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def _lacks_validation(rows: pd.DataFrame) -> bool:
-    """Tell whether no row has a number at a threshold that a validation part gave."""
+    """Whether no row has a metric at a validation threshold."""
     return "validation_f1" in rows and len(rows) > 0 and bool(rows["validation_f1"].isna().all())
 
 
 def layout_results(rows: pd.DataFrame, columns: Mapping[str, str], mark_cells: bool = False) -> pd.DataFrame:
-    """Lay results out as the papers do: rows are methods and N_aug, cells are mean ± std, last n if known.
+    """Arrange results as in the papers: rows are methods and N_aug, cells are mean ± std, then n if known.
 
     Args:
-        rows: of `summarise_results` or `published_results`, of one scenario.
+        rows: from `summarise_results` or `published_results`, for one scenario.
         columns: heading → metric, such as `PAPER_PROTOCOL`, `VALIDATION_PROTOCOL` or `PUBLISHED`.
-        mark_cells: put the mark of a leak into the row's cells instead of behind the method.
+        mark_cells: mark a leak in the row's cells instead of after the method.
     """
     leaks = rows["leak"] if "leak" in rows else [""] * len(rows)
     cells = {}
@@ -102,7 +102,7 @@ def layout_results(rows: pd.DataFrame, columns: Mapping[str, str], mark_cells: b
 
 
 def _index_methods(rows: pd.DataFrame, *first: str) -> pd.MultiIndex:
-    """Levels: the columns named first, methods (a leak is marked where the rows tell of it) and N_aug."""
+    """Levels: the columns in `first`, methods (with leaks marked, if known) and N_aug."""
     methods = map(label_arm, rows["arm"])
     methods = map(mark_label, methods, rows["leak"]) if "leak" in rows else methods
     levels = [*(rows[name] for name in first), list(methods), rows["n_aug"].astype(int)]
@@ -112,7 +112,7 @@ def _index_methods(rows: pd.DataFrame, *first: str) -> pd.MultiIndex:
 def compare_protocols(rows: pd.DataFrame) -> pd.DataFrame:
     """Precision and recall of one scenario by the papers' threshold and by the validation threshold.
 
-    Where there is no validation part, the cells say so.
+    If there is no validation part, the cells say so.
     """
     protocols = {"papers' threshold (test)": PAPER_PROTOCOL, "validation threshold": VALIDATION_PROTOCOL}
     wanted = ["precision", "recall"]
@@ -123,7 +123,7 @@ def compare_protocols(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def layout_differences(differences: pd.DataFrame) -> pd.DataFrame:
-    """Show `paired_differences`: signed mean ± std, and in how many seeds the arm is above."""
+    """Show `paired_differences`: signed mean ± std, and the number of seeds in which the arm is higher."""
     sizes = list(map(format_difference, differences["difference"], differences["difference_std"]))
     higher = [f"{above} of {n}" for above, n in differences[["n_higher", "n"]].to_numpy()]
     index = _index_methods(differences, "scenario")
@@ -131,13 +131,13 @@ def layout_differences(differences: pd.DataFrame) -> pd.DataFrame:
 
 
 def layout_spreads(spreads: pd.DataFrame) -> pd.DataFrame:
-    """Show `compare_spreads`: standard deviation over seeds beside the bootstrap's half width."""
+    """Show `compare_spreads`: standard deviation over seeds next to the bootstrap's half width."""
     names = {"n": "n", "ap_std": "std over seeds", "half_width": "± test images"}
     return spreads[list(names)].rename(columns=names).set_axis(_index_methods(spreads, "scenario"))
 
 
 def layout_quality(quality: pd.DataFrame) -> pd.DataFrame:
-    """Lay `measure_pools` out: rows are sets of images, columns layers and measures; a leak is marked."""
+    """Show `measure_pools`: rows are sets of images, columns layers and measures; leaks are marked."""
     parts = {}
     for layer, rows in quality.groupby("layer", sort=False):
         first = rows.iloc[0]
@@ -160,14 +160,13 @@ def layout_quality(quality: pd.DataFrame) -> pd.DataFrame:
 
 
 def style_table(table: pd.DataFrame, caption: str, max_height: str = "") -> Styler:
-    """Show a table with a caption above it; one that is wider than the page scrolls on its own.
+    """Show a table with a caption above it; a table wider than the page scrolls separately.
 
-    Cells, heads and caption are text: HTML or a formula in a file's name or a reviewer's note is shown, not
-    obeyed.
+    Cells, headers and caption are plain text: HTML or formulas in file names or notes are shown literally.
 
     Args:
         table: numbers are shown with three digits, missing values as a dash, the index as the first columns.
-        caption: what it shows, whose numbers they are; what a leak's mark means is added where one is shown.
+        caption: what the table shows and whose numbers they are; the meaning of a leak's mark is added.
         max_height: a CSS length such as "24em" beyond which the rows scroll too.
     """
     shown = table if isinstance(table.index, pd.RangeIndex) else table.reset_index(col_level=-1)
@@ -181,7 +180,7 @@ def style_table(table: pd.DataFrame, caption: str, max_height: str = "") -> Styl
     } | {f".col{place}": "text-align: left" for place in texts}
     style = "display: block; margin: 1em 0; font-size: 0.85em; max-width: 100%; overflow: auto"
     style += f"; max-height: {max_height}" if max_height else ""
-    name = f"{zlib.crc32(caption.encode()):08x}"  # not by chance, so that a rerun gives the same page
+    name = f"{zlib.crc32(caption.encode()):08x}"  # not random, so that a rerun gives the same page
     styled = Styler(shown, caption=escape(caption, quote=False), uuid=name, cell_ids=False)
     styled = styled.format(precision=3, na_rep=NOTHING, escape="html").format_index(escape="html", axis=1)
     styled = styled.set_table_attributes(f'class="{TABLE_CLASS}" style="{style}"').hide(axis="index")

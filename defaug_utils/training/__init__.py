@@ -1,4 +1,4 @@
-"""Training any network: one resumable loop, memory, and pretrained backbones."""
+"""Training networks: a resumable loop, memory, and pretrained backbones."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Pretrained ResNets (He et al. 2016) from files that can't run code, and the features that they see."""
+"""Pretrained ResNets (He et al. 2016) from files that can't run code, and their features."""
 
 import hashlib
 import logging
@@ -61,15 +61,15 @@ def build_classifier(backbone: str, weights: str = "") -> ResNetForImageClassifi
     Args:
         backbone: a name in `BACKBONES`.
         weights: "" for random ones from PyTorch's global generator; a `.safetensors` file with torchvision's
-            key names; a folder or hub id that `from_pretrained` reads. A classification head of more than one
-            class is dropped (and logged): ours starts at random.
+            key names; or a folder or hub id for `from_pretrained`. A classification head with several classes
+            is dropped (and logged); ours is initialised randomly.
 
     Raises:
         ValueError: unknown backbone, a pickled file, or weights that don't fit (every key is listed).
         FileNotFoundError: there is no such file.
     """
     if backbone not in BACKBONES:
-        raise ValueError(f"backbone {backbone!r} is none of {', '.join(BACKBONES)}")
+        raise ValueError(f"backbone {backbone!r} is not one of {', '.join(BACKBONES)}")
     config = ResNetConfig(num_labels=1, **BACKBONES[backbone])
     is_file = Path(weights).is_file() or Path(weights).suffix in (".safetensors", *PICKLE_SUFFIXES)
     if weights and not is_file:
@@ -77,7 +77,7 @@ def build_classifier(backbone: str, weights: str = "") -> ResNetForImageClassifi
     model = ResNetForImageClassification(config)
     if is_file:
         for key in load_torchvision_weights(model, weights):
-            logger.info("%s: %s is of other classes and was left out", weights, key)
+            logger.info("%s: %s has other classes and was left out", weights, key)
     return model.eval()
 
 
@@ -89,12 +89,12 @@ def torchvision_key(key: str) -> str:
 
 
 def torchvision_keys(model: ResNetForImageClassification) -> dict[str, str]:
-    """The way back: for every torchvision name of a parameter or buffer, its name in the model."""
+    """The reverse: torchvision's name of each parameter or buffer → its name in the model."""
     return {torchvision_key(key): key for key in model.state_dict()}
 
 
 def load_torchvision_weights(model: ResNetForImageClassification, path: Path | str) -> tuple[str, ...]:
-    """Load torchvision's weights in place; the head's keys are left out and returned where classes differ."""
+    """Load torchvision's weights in place; if classes differ, the head's keys are skipped and returned."""
     loaded = _read_safetensors(Path(path))
     current, our_key = model.state_dict(), torchvision_keys(model)
     head = [torchvision_key(key) for key in HEAD_KEYS]
@@ -118,8 +118,8 @@ def load_torchvision_weights(model: ResNetForImageClassification, path: Path | s
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     if path.suffix in PICKLE_SUFFIXES:
         raise ValueError(
-            f"weights {path}: pickled files can run code when they are read, so only .safetensors files "
-            "are; convert it once, where you trust its source:\n"
+            f"weights {path}: pickled files can run code, so only .safetensors files are read; "
+            "convert it once, if you trust its source:\n"
             '  python -c "import torch; from safetensors.torch import save_file; '
             "save_file(torch.load('resnet50.pth', weights_only=True), 'resnet50.safetensors')\""
         )
@@ -132,9 +132,9 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _load_pretrained(weights: str, backbone: str, config: ResNetConfig) -> ResNetForImageClassification:
-    """Load a folder or hub id, quietly, and refuse another architecture or missing weights."""
+    """Load a folder or hub id, quietly; refuse a different architecture or missing weights."""
     if Path(weights).is_dir() and not (Path(weights) / "config.json").is_file():
-        raise FileNotFoundError(f"weights folder {weights} has no config.json: it is no saved model")
+        raise FileNotFoundError(f"weights folder {weights} has no config.json: it is not a saved model")
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
@@ -142,13 +142,13 @@ def _load_pretrained(weights: str, backbone: str, config: ResNetConfig) -> ResNe
         names = ("depths", "layer_type", "embedding_size", "hidden_sizes", "downsample_in_bottleneck")
         differing = [name for name in names if found[name] != wanted[name]]
         problems = [f"{name} is {found[name]}, {backbone} has {wanted[name]}" for name in differing]
-        raise_problems(f"weights {weights} are of another backbone", problems)
+        raise_problems(f"weights {weights} belong to another backbone", problems)
         options = {"use_safetensors": True, "ignore_mismatched_sizes": True, "output_loading_info": True}
         model, report = ResNetForImageClassification.from_pretrained(weights, num_labels=1, **options)
     except OSError as error:
         raise FileNotFoundError(
-            f"weights {weights!r}: no file, no folder with a safetensors model, and not on the model hub "
-            f"(or there is no network): {error}"
+            f"weights {weights!r}: not a file, not a folder with a safetensors model, and not on the model "
+            f"hub (or there is no network): {error}"
         ) from error
     finally:
         transformers_logging.set_verbosity(verbosity)
@@ -158,9 +158,9 @@ def _load_pretrained(weights: str, backbone: str, config: ResNetConfig) -> ResNe
 
 
 def normalise_images(images_u8: Tensor, normalisation: str = "imagenet") -> Tensor:
-    """Bring uint8 images (batch, height, width, 3) to float32 input (batch, 3, height, width)."""
+    """Convert uint8 images (batch, height, width, 3) to float32 input (batch, 3, height, width)."""
     if normalisation not in NORMALISATIONS:
-        raise ValueError(f"normalisation {normalisation!r} is none of {', '.join(NORMALISATIONS)}")
+        raise ValueError(f"normalisation {normalisation!r} is not one of {', '.join(NORMALISATIONS)}")
     mean, deviation = torch.tensor(NORMALISATIONS[normalisation], device=images_u8.device)
     return ((images_u8.float() / 255 - mean) / deviation).permute(0, 3, 1, 2)
 
@@ -176,10 +176,10 @@ def hash_weights(module: nn.Module) -> str:
 
 @dataclass(frozen=True)
 class FeatureNetwork:
-    """The first parts of a pretrained network, to be looked into."""
+    """The first parts of a pretrained network, for reading features."""
 
     backbone: str
-    parts: Mapping[str, nn.Module]  #: layer → what leads to it from the layer before; in evaluation mode
+    parts: Mapping[str, nn.Module]  #: layer → module from the previous layer to it; in evaluation mode
     normalisation: str = "imagenet"  #: of its input, a name in `NORMALISATIONS`
     side: int = 0  #: pixels of the square that images are stretched to, 0 for their own size
 
@@ -188,16 +188,16 @@ class FeatureNetwork:
         return {"backbone": self.backbone, "fingerprint": hash_weights(nn.ModuleDict(self.parts))[:16]}
 
     def name_distance(self, kind: str) -> str:
-        """The honest name of a Fréchet ("FD") or kernel distance ("KD"): FID and KID are Inception's."""
+        """Name of a Fréchet ("FD") or kernel distance ("KD"): only Inception's are called FID and KID."""
         if self.backbone == INCEPTION:
             return {"FD": "FID", "KD": "KID"}[kind] + " (torchvision)"
         return f"{kind}-{self.backbone}"
 
     @torch.inference_mode()
     def read_maps(self, images_u8: np.ndarray, layers: Sequence[str] = DIAG_LAYERS) -> dict[str, Tensor]:
-        """What some of the `parts` answer, by layer; none beyond the last of them is run.
+        """Outputs of some of the `parts`, by layer; parts after the last of them are not run.
 
-        Images have shape (batch, height, width, 3), uint8; answers (batch, channels, rows, columns), float32.
+        Images have shape (batch, height, width, 3), uint8; outputs (batch, channels, rows, columns), float32.
         """
         unknown = [name for name in layers if name not in self.parts]
         if unknown:
@@ -217,20 +217,18 @@ class FeatureNetwork:
 
 
 def open_features(backbone: str, weights: str, device: str | torch.device = "cpu") -> FeatureNetwork:
-    """Open a pretrained network by its name, with the layers `DIAG_LAYERS` (a ResNet: of all its stages).
+    """Open a pretrained network by name, with the layers `DIAG_LAYERS` (for a ResNet, all its stages).
 
     Args:
-        backbone: a name in `BACKBONES`, or "inception" (torchvision's, where it is installed).
-        weights: what `build_classifier` takes; for Inception a `.safetensors` file of torchvision's keys.
+        backbone: a name in `BACKBONES`, or "inception" (torchvision's, if it is installed).
+        weights: as for `build_classifier`; for Inception a `.safetensors` file with torchvision's keys.
 
     Raises:
-        ValueError: unknown backbone, weights that don't fit, or none (random features say nothing).
-        ModuleNotFoundError: Inception is asked for and torchvision is not installed.
+        ValueError: unknown backbone, weights that don't fit, or no weights (random features mean nothing).
+        ModuleNotFoundError: Inception is requested, but torchvision is not installed.
     """
     if not weights:
-        raise ValueError(
-            f"features of {backbone} without weights would be those of a random network: name pretrained ones"
-        )
+        raise ValueError(f"without weights, {backbone} would give random features: name pretrained weights")
     if backbone == INCEPTION:
         return _open_inception(Path(weights), device)
     resnet = build_classifier(backbone, weights).to(device).resnet
@@ -239,12 +237,12 @@ def open_features(backbone: str, weights: str, device: str | torch.device = "cpu
 
 
 def _open_inception(weights: Path, device: str | torch.device) -> FeatureNetwork:
-    """Torchvision's Inception v3 with weights of its key names."""
+    """Torchvision's Inception v3, with weights under its key names."""
     try:
         from torchvision import models
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "Inception comes with torchvision, which is not installed: install it, or choose a ResNet as "
+            "Inception needs torchvision, which is not installed: install it, or choose a ResNet as "
             "feature_backbone"
         ) from error
     network = models.inception_v3(weights=None, init_weights=False)
@@ -263,10 +261,10 @@ def read_in_batches(
     size: tuple[int, int] | None = None,
     batch_size: int = 16,
 ) -> Iterator[dict[str, Tensor]]:
-    """What the layers answer to images, batch by batch, as `FeatureNetwork.read_maps` gives it.
+    """Outputs of the layers for images, batch by batch, see `FeatureNetwork.read_maps`.
 
-    Images, (height, width, 3) and uint8, may be read on the way, to save memory; those of another `size`
-    (width, height) are resized to it, or to that of the first if None.
+    Images are (height, width, 3), uint8, and can be loaded lazily to save memory. They are resized to `size`
+    (width, height), or to the size of the first if None.
     """
     remaining = iter(images_u8)
     while batch := list(islice(remaining, batch_size)):
@@ -280,9 +278,9 @@ def read_in_batches(
 def average_features(
     network: FeatureNetwork, images_u8: Iterable[np.ndarray], layer: str, batch_size: int = 16
 ) -> np.ndarray:
-    """The mean of a layer's output over all places of every image, shape (images, channels), float32."""
+    """A layer's output averaged over all positions of each image, shape (images, channels), float32."""
     batches = read_in_batches(network, images_u8, [layer], batch_size=batch_size)
     features = [maps[layer].mean(dim=(2, 3)).cpu().numpy() for maps in batches]
     if not features:
-        raise ValueError("no image to take features of")
+        raise ValueError("there is no image to compute features of")
     return np.concatenate(features)

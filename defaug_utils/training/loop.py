@@ -1,4 +1,4 @@
-"""One training loop for every network: checked step by step, and resumed exactly where it stopped."""
+"""One training loop for every network: checked at every step, and resumed exactly."""
 
 import json
 import math
@@ -22,44 +22,44 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 CHECKPOINT, HISTORY = "checkpoint.safetensors", "history.csv"
-PRECISIONS = ("no", "bf16", "fp16")  # accelerate's words
+PRECISIONS = ("no", "bf16", "fp16")  # accelerate's names
 ROWS = ("step", "checkpoint", "epoch")
 
 
 @dataclass(frozen=True)
 class StepPlan:
-    """How long, and how often the state is kept."""
+    """How long to train, and how often to save."""
 
-    steps: int  #: in all; a finished training may be made longer
+    steps: int  #: in total; a finished training can be extended
     save_every: int = 500  #: steps between checkpoints
-    precision: str = "no"  #: of the forward pass, a word of `PRECISIONS`; "no" is float32
+    precision: str = "no"  #: of the forward pass, one of `PRECISIONS`; "no" is float32
     row: str = "checkpoint"  #: of the history: a "step", or the mean since a "checkpoint" (called "epoch")
 
     def __post_init__(self) -> None:
         demands = {
             f"steps {self.steps} must be 1 or more": self.steps >= 1,
             f"save_every {self.save_every} must be 1 or more": self.save_every >= 1,
-            f"precision {self.precision!r} is none of {', '.join(PRECISIONS)}": self.precision in PRECISIONS,
-            f"row {self.row!r} is none of {', '.join(ROWS)}": self.row in ROWS,
+            f"precision {self.precision} is not one of {', '.join(PRECISIONS)}": self.precision in PRECISIONS,
+            f"row {self.row!r} is not one of {', '.join(ROWS)}": self.row in ROWS,
         }
         check_demands("training plan", demands)
 
 
 class StepLoss(NamedTuple):
-    """What one step computes."""
+    """The result of one step."""
 
-    loss: Tensor  #: of this process's part of the batch; its gradient is followed
-    numbers: Mapping[str, float | None] = {}  #: for the history; without a `loss`: the mean of all processes'
-    weight: float = 1.0  #: of the loss in the mean of several steps, such as the number of images
+    loss: Tensor  #: of this process's part of the batch; its gradient is used
+    numbers: Mapping[str, float | None] = {}  #: for the history; without a `loss`: mean over all processes
+    weight: float = 1.0  #: of the loss in a mean over steps, such as the number of images
 
 
 class StepDone(NamedTuple):
-    """A step that was just taken, as `on_step` hears of it."""
+    """A finished step, passed to `on_step`."""
 
     step: int  #: from 1
     steps: int  #: in all
-    numbers: dict  #: its loss and whatever else the step tells
-    is_saved: bool  #: a checkpoint was just written
+    numbers: dict  #: its loss and everything else that the step reports
+    is_saved: bool  #: whether a checkpoint was just written
 
     @property
     def loss(self) -> float:
@@ -72,48 +72,48 @@ OnStep = Callable[[StepDone], None]
 
 @dataclass
 class Training:
-    """What is trained, and how a step is taken.
+    """What is trained, and how a step is computed.
 
-    `compute_loss` takes the module (as accelerate wraps it) and a step's number from 0. It must depend on
-    nothing else, so that a resumed training draws what an uninterrupted one does.
+    `compute_loss` takes the module (as wrapped by accelerate) and a step's number, from 0. It must depend on
+    nothing else, so that a resumed training draws the same random numbers as an uninterrupted one.
     """
 
     module: nn.Module
-    optimiser: Optimizer  #: over the parameters that are trained
+    optimiser: Optimizer  #: over the trained parameters
     compute_loss: Callable[[nn.Module, int], Tensor | StepLoss]
     accelerator: "Accelerator"  #: from `open_accelerator`
     rate_of: Callable[[int], float] | None = None  #: learning rate of a step from 0; None: the optimiser's
-    largest_gradient: float | None = None  #: norm to scale gradients down to (infinity: only measured)
-    kept: nn.Module | None = None  #: all that a checkpoint holds of the model; None: the whole module
+    largest_gradient: float | None = None  #: norm to clip gradients to (infinity: only measured)
+    kept: nn.Module | None = None  #: part of the model that a checkpoint stores; None: the whole module
 
 
 class StepRun(NamedTuple):
-    """A finished training: its history, and the steps done by earlier calls."""
+    """A finished training: its history, and the number of steps from earlier calls."""
 
     history: pd.DataFrame
     resumed_steps: int
 
 
 def open_accelerator(precision: str, device: str) -> "Accelerator":
-    """accelerate's, for all GPUs that this process was started with, or for a model on the processor."""
+    """Accelerate's accelerator, for all GPUs that this process was started with, or for the CPU."""
     from accelerate import Accelerator
 
     return Accelerator(mixed_precision=precision, cpu=device == "cpu")
 
 
 class Checkpoint(NamedTuple):
-    """What a checkpoint file holds."""
+    """The content of a checkpoint file."""
 
     tensors: dict[str, Tensor]  #: `model.<key>` and `optimiser.<parameter index>.<name>`
     settings: dict  #: everything that the training depends on, as JSON values
     history: list[dict]  #: its rows, in order
-    scaler: dict  #: state of the mixed-precision loss scaler, empty where there is none
+    scaler: dict  #: state of the mixed-precision loss scaler, empty if there is none
 
 
 def check_training(
     folder: Path | str, settings: Mapping, error: type[Exception] = ValueError
 ) -> Checkpoint | None:
-    """The checkpoint of a folder, if there is one; refused if it has other settings or can't be read."""
+    """The checkpoint of a folder, or None; refused if it has other settings or can't be read."""
     path = Path(folder) / CHECKPOINT
     if not path.is_file():
         return None
@@ -123,7 +123,7 @@ def check_training(
             tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - no mapping
         checkpoint = Checkpoint(tensors, *(json.loads(metadata[key]) for key in Checkpoint._fields[1:]))
     except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as problem:
-        raise error(f"{path} can't be read (damaged?): delete it to begin again") from problem
+        raise error(f"{path} can't be read (damaged?): delete it to start again") from problem
     refuse_other_settings(folder, checkpoint.settings, settings, "a training", error)
     return checkpoint
 
@@ -132,16 +132,16 @@ def check_training(
 def run_steps(
     training: Training, plan: StepPlan, folder: Path | str, settings: Mapping, on_step: OnStep | None = None
 ) -> StepRun:
-    """Train until all steps are done, going on from the folder's checkpoint.
+    """Train until all steps are done, resuming from the folder's checkpoint.
 
     Args:
-        folder: where `checkpoint.safetensors` and `history.csv` go.
+        folder: for `checkpoint.safetensors` and `history.csv`.
         settings: everything else that the training depends on, as JSON values.
-        on_step: called after each step (and after its checkpoint), such as to show progress or draw samples.
+        on_step: called after each step (and its checkpoint), for example to show progress or draw samples.
 
     Raises:
-        ValueError: the folder holds a training with other settings, or one that went further.
-        FloatingPointError: a loss or gradient is no number; the last checkpoint is kept.
+        ValueError: the folder contains a training with other settings, or with more steps.
+        FloatingPointError: a loss or gradient is not finite; the last checkpoint is kept.
     """
     loop = _Loop(training, plan, Path(folder), as_json(settings))
     resumed, since = loop.resume(), time.perf_counter()
@@ -161,7 +161,7 @@ def run_steps(
 
 @dataclass
 class _Loop:
-    """A training on its way: its history, and the steps since the last checkpoint."""
+    """A training in progress: its history, and the steps since the last checkpoint."""
 
     training: Training
     plan: StepPlan
@@ -175,7 +175,7 @@ class _Loop:
         return self.training.module if self.training.kept is None else self.training.kept
 
     def resume(self) -> int:
-        """Restore the folder's checkpoint, if there is one, and tell the number of finished steps."""
+        """Restore the folder's checkpoint, if there is one, and return the number of finished steps."""
         checkpoint = check_training(self.folder, self.settings)
         if checkpoint is None:
             return 0
@@ -183,8 +183,8 @@ class _Loop:
         done = self._count_steps()
         if done > self.plan.steps:
             raise ValueError(
-                f"{self.folder} holds a training of {done} steps, {self.plan.steps} are asked for: ask for "
-                "as many or more, or choose another folder"
+                f"{self.folder} contains a training of {done} steps, {self.plan.steps} are requested: "
+                "request at least as many, or choose another folder"
             )
         accelerator = self.training.accelerator
         _restore(checkpoint, self.kept, self.training.optimiser)
@@ -199,7 +199,7 @@ class _Loop:
         return last["epoch"] * self.plan.save_every if self.plan.row == "epoch" else last["step"]
 
     def take_step(self, module: nn.Module, optimiser: Optimizer, step: int) -> dict:
-        """One step of the optimiser; what it tells."""
+        """Take one step of the optimiser; return what it reports."""
         training, accelerator = self.training, self.training.accelerator
         module.train()
         with accelerator.autocast():
@@ -223,7 +223,7 @@ class _Loop:
         return numbers
 
     def _check_finite(self, numbers: dict, optimiser: Optimizer, step: int) -> None:
-        """Stop at a value that is no number; fp16's loss scaling skips single such gradients itself."""
+        """Stop at a non-finite value; fp16's loss scaling skips single ones on its own."""
         names = ["loss"] if self.plan.precision == "fp16" else ["loss", "gradient_norm"]
         broken = [name for name in names if not math.isfinite(numbers.get(name, 0.0))]
         if not broken:
@@ -231,15 +231,15 @@ class _Loop:
         epoch = f" (epoch {numbers['epoch']})" if "epoch" in numbers else ""
         found = ", ".join(str(numbers[name]) for name in broken)
         done = self._count_steps()
-        kept = f"step {done}'s checkpoint is kept" if done else "no checkpoint is there yet"
+        kept = f"step {done}'s checkpoint is kept" if done else "there is no checkpoint yet"
         raise FloatingPointError(
-            f"{self.folder}: {' and '.join(broken)} of step {step}{epoch} is no number ({found}): the "
+            f"{self.folder}: {' and '.join(broken)} of step {step}{epoch} is not finite ({found}): the "
             f"learning rate {optimiser.param_groups[0]['lr']:.3g} may be too high, fp16 too narrow (bf16 is "
-            f"wider), or the model holds values that are no numbers; {kept}"
+            f"wider), or the model contains non-finite values; {kept}"
         )
 
     def save(self, done: int, seconds: float) -> None:
-        """Write the history and a checkpoint; a kill or a full disk leaves the former one."""
+        """Write the history and a checkpoint; a kill or a full disk leaves the previous one."""
         self.history += self._make_rows(done, seconds)
         self.pending = []
         accelerator = self.training.accelerator
@@ -269,7 +269,7 @@ class _Loop:
 
 
 def _restore(checkpoint: Checkpoint, model: nn.Module, optimiser: Optimizer) -> None:
-    """Bring a model and its optimiser, in place, to the state that was saved."""
+    """Restore the saved state of a model and its optimiser, in place."""
     prefix = "model."
     model.load_state_dict(
         {k.removeprefix(prefix): v for k, v in checkpoint.tensors.items() if k.startswith(prefix)}

@@ -1,4 +1,4 @@
-"""Work that may not fit in a device's memory: done in halves when it doesn't."""
+"""Work that may not fit into a device's memory: split into halves if it doesn't."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -19,10 +19,10 @@ def run_in_parts(
     size: tuple[int, int],
     on_images: Callable[[int], None] | None = None,
 ) -> list[Result]:
-    """Do all jobs at once; when memory does not suffice, in halves.
+    """Do all jobs at once, or in halves if memory runs out.
 
-    The model's `batch_limit` remembers what fitted. `size` (width, height) is for the message of the
-    MemoryError when not even one image fits; `on_images` is called with the number of images just made.
+    The model's `batch_limit` remembers what fitted. `size` (width, height) is used in the message of the
+    MemoryError if not even one image fits. `on_images` is called with the number of images just made.
     """
     results: list[Result] = []
     while len(results) < len(jobs):
@@ -40,10 +40,10 @@ def run_in_parts(
             if on_images:
                 on_images(len(part))
             continue
-        torch.cuda.empty_cache()  # only here, where the failed batch has been let go of
+        torch.cuda.empty_cache()  # only here, after the failed batch has been released
     return results
 
 
 def pick_device() -> torch.device:
-    """The GPU when there is one, else the processor."""
+    """The GPU if there is one, otherwise the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

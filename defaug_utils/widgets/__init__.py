@@ -1,4 +1,4 @@
-"""What people draw, paint and decide with in a notebook."""
+"""Notebook widgets for drawing masks, generating images and reviewing them."""
 
 import lazy_loader
 

@@ -1,8 +1,8 @@
-"""A drawing program for masks in the notebook, and the tool that steps through training negatives with it.
+"""A drawing program for masks in notebooks, and a tool that steps through training negatives.
 
-The canvas is our own: ready-made painting widgets give smoothed strokes at the size of the screen, and a mask
-must be exact at the size of the image. The browser rasterises by the rule of whole numbers at the top of
-`static/mask_canvas.js` and tells the kernel when a stroke ends. anywidget needs no build step.
+The canvas is our own, because existing painting widgets give smoothed strokes at screen resolution, and a
+mask must be exact at the image's size. The browser rasterises by the integer rule at the top of
+`static/mask_canvas.js` and notifies the kernel when a stroke ends. anywidget needs no build step.
 """
 
 from collections.abc import Sequence
@@ -20,21 +20,21 @@ from defaug_utils.core.sources import list_sources, read_dataset
 from defaug_utils.masks.drawn import delete_drawn, load_drawn, mask_file_name, save_drawn
 from defaug_utils.widgets.parts import BAD, GOOD, STATIC, Message, encode_image, make_button, read_script
 
-HEADER_BYTES = 4  # of a packed mask: the number of the image that it belongs to
+HEADER_BYTES = 4  # of a packed mask: the number of its image
 
 
 def pack_mask(mask: np.ndarray, image_number: int) -> bytes:
-    """A mask as it travels: the image's number in 4 bytes, then 8 pixels a byte, row by row."""
+    """A mask in transport form: the image's number in 4 bytes, then 8 pixels per byte, row by row."""
     return image_number.to_bytes(HEADER_BYTES, "little") + np.packbits(mask).tobytes()
 
 
 def unpack_mask(packed: bytes, size: tuple[int, int]) -> tuple[np.ndarray, int]:
-    """The mask, bool, of an image of (width, height) pixels, and the image's number."""
+    """The mask, bool, of an image with (width, height) pixels, and the image's number."""
     width, height = size
     expected = HEADER_BYTES + -(-width * height // 8)
     if len(packed) != expected:
         raise ValueError(
-            f"a packed mask of {len(packed)} bytes came, {width} × {height} pixels take {expected}"
+            f"received a packed mask of {len(packed)} bytes, but {width} × {height} pixels need {expected}"
         )
     bits = np.unpackbits(np.frombuffer(packed, np.uint8, offset=HEADER_BYTES), count=width * height)
     return bits.reshape(height, width).astype(bool), int.from_bytes(packed[:HEADER_BYTES], "little")
@@ -43,27 +43,27 @@ def unpack_mask(packed: bytes, size: tuple[int, int]) -> tuple[np.ndarray, int]:
 def check_drawn(mask: np.ndarray, size: tuple[int, int], name: str = "mask") -> np.ndarray:
     """A read-only copy of a mask, uint8, exactly 0 or 255.
 
-    A ValueError, in which the mask is called `name`, refuses one that is not of `size` (width, height), or
-    that is neither bool nor uint8 of 0 and 255 (or 0 and 1) only.
+    Raises a ValueError, which calls the mask `name`, if it doesn't have `size` (width, height), or is neither
+    bool nor uint8 with only 0 and 255 (or 0 and 1).
     """
     mask = np.asarray(mask)
     if mask.shape != (size[1], size[0]):
         found = " × ".join(str(side) for side in mask.shape[1::-1] + mask.shape[2:])
         raise ValueError(
-            f"{name} has {found} pixels (width × height), the image {size[0]} × {size[1]}: load the mask of "
-            "this image, or bring it to the size with defaug_utils.core.images.fit_mask"
+            f"{name} has {found} pixels (width × height), but the image {size[0]} × {size[1]}: load the mask "
+            "of this image, or resize it with defaug_utils.core.images.fit_mask"
         )
     if mask.dtype != bool and not (mask.dtype == np.uint8 and np.isin(mask, (0, 1, 255)).all()):
-        raise ValueError(f"{name} must be bool or uint8 of 0 and 255 only: threshold it first")
+        raise ValueError(f"{name} must be bool, or uint8 with only 0 and 255: threshold it first")
     exact = np.where(mask, np.uint8(255), np.uint8(0))
     exact.setflags(write=False)
     return exact
 
 
 class MaskCanvas(anywidget.AnyWidget):
-    """Draw a mask over an image; `value` is the mask, and `observe` tells when a stroke ended.
+    """Draw a mask over an image; `value` is the mask, and `observe` reports the end of each stroke.
 
-    `value` has the shape (height, width), uint8, exactly 0 or 255, read-only; assign to load a mask.
+    `value` has the shape (height, width), uint8, exactly 0 or 255, read-only; assign to it to load a mask.
     """
 
     _esm = read_script("mask_canvas.js")
@@ -81,7 +81,7 @@ class MaskCanvas(anywidget.AnyWidget):
     def __init__(
         self, image_u8: np.ndarray, mask: np.ndarray | None = None, name: str = "", **traits: Any
     ) -> None:
-        """Show an image, shape (height, width, 3), uint8, with a mask to go on from; both are checked."""
+        """Show an image, shape (height, width, 3), uint8, with an initial mask; both are checked."""
         super().__init__(**self._describe_image(image_u8, mask, name, 0), **traits)
 
     @property
@@ -91,17 +91,17 @@ class MaskCanvas(anywidget.AnyWidget):
 
     @property
     def mask(self) -> np.ndarray:
-        """The mask as the rest of the package takes it, shape (height, width), bool."""
+        """The mask in the package's usual form, shape (height, width), bool."""
         return self.value > 0
 
     def set_image(self, image_u8: np.ndarray, mask: np.ndarray | None = None, name: str = "") -> None:
-        """Show another image; where it or its mask is refused with a ValueError, the old one stays."""
+        """Show another image; if it or its mask is refused with a ValueError, the old one stays."""
         described = self._describe_image(image_u8, mask, name, self.image_number + 1)
         value = described.pop("value")
         with self.hold_sync():
             for trait, content in described.items():
                 self.set_trait(trait, content)
-            self.value = value  # last: it is checked by the new size
+            self.value = value  # last, because it is checked against the new size
 
     @staticmethod
     def _describe_image(image_u8: np.ndarray, mask: np.ndarray | None, name: str, number: int) -> dict:
@@ -134,7 +134,7 @@ class MaskCanvas(anywidget.AnyWidget):
     @traitlets.observe("packed_mask")
     def _take_strokes(self, change: dict) -> None:
         mask, number = unpack_mask(change["new"], self.size)
-        if number != self.image_number:  # a stroke on an image that is no longer shown
+        if number != self.image_number:  # a stroke on a previous image
             self.packed_mask = pack_mask(self.mask, self.image_number)
             return
         if not np.array_equal(mask, self.mask):
@@ -143,21 +143,21 @@ class MaskCanvas(anywidget.AnyWidget):
 
 
 class MaskDrawer(ipywidgets.VBox):
-    """Step through images, draw on each and save; what was saved before is shown again."""
+    """Step through images, draw on each and save; stored masks are shown again."""
 
     def __init__(
         self, data_folder: Path | str, folder: Path | str, names: Sequence[str] | None = None
     ) -> None:
-        """Open the first image; a ValueError tells that it, or its stored mask, can't be used.
+        """Open the first image; raises a ValueError if it, or its stored mask, can't be used.
 
-        Drawn masks are kept in `folder`. Names are of training negatives, all when not given; a ManifestError
-        refuses others.
+        Drawn masks are stored in `folder`. Names must be training negatives (all if not given); others are
+        refused with a ManifestError.
         """
         known = list(list_sources(read_dataset(data_folder))["image"])
         self.names = known if names is None else list(names)
         foreign = sorted(set(self.names) - set(known))
         if foreign or not self.names:
-            raise ManifestError(f"no training negatives to draw on: {', '.join(foreign) or 'no names given'}")
+            raise ManifestError(f"these are not training negatives: {', '.join(foreign) or 'no names given'}")
         self.data_folder, self.folder, self.index = Path(data_folder), Path(folder), 0
         self.canvas = MaskCanvas(*self._read(0))
         self._saved = self.canvas.mask
@@ -174,8 +174,8 @@ class MaskDrawer(ipywidgets.VBox):
         self.chooser = ipywidgets.Dropdown(options=self.names, index=0, layout={"width": "210px"})
         self.chooser.tooltip = "The image to draw on"
         self.chooser.observe(lambda change: self.show_image(change["new"]), "index")
-        self.previous_button = make_button("◀ Previous", "The image before", lambda: self.step(-1))
-        self.next_button = make_button("Next ▶", "The next image", lambda: self.step(1))
+        self.previous_button = make_button("◀ Previous", "Previous image", lambda: self.step(-1))
+        self.next_button = make_button("Next ▶", "Next image", lambda: self.step(1))
         self.save_button = make_button("Save mask", "Store this mask as PNG", self.save, "primary")
         self.delete_button = make_button("Delete mask", "Remove this image's stored mask", self.ask_to_delete)
         moves = [self.previous_button, self.chooser, self.next_button]
@@ -193,11 +193,11 @@ class MaskDrawer(ipywidgets.VBox):
         return not np.array_equal(self.canvas.mask, self._saved)
 
     def step(self, by: int) -> None:
-        """Go on, or back, staying within the images."""
+        """Go forward or back, within the list of images."""
         self.chooser.index = min(max(self.index + by, 0), len(self.names) - 1)
 
     def show_image(self, index: int) -> None:
-        """Show an image with its stored mask; unsaved strokes are saved first, an error is told."""
+        """Show an image with its stored mask; unsaved strokes are saved first, errors are shown."""
         if index == self.index:
             return
         left, is_cleared = self.names[self.index], self.has_unsaved_strokes and not self.canvas.mask.any()
@@ -209,12 +209,12 @@ class MaskDrawer(ipywidgets.VBox):
             self.index, self._saved = index, self.canvas.mask
             self._show_state()
             if is_cleared:
-                told = "its mask was cleared here, not deleted; the stored one is kept"
+                told = "its mask was cleared here but not deleted; the stored one is kept"
                 self.message.say(f"{left}: {told}", BAD)
         self.chooser.index = self.index
 
     def save(self) -> bool:
-        """Store the mask; tells in the widget whether it worked. Instead of an empty one, it asks."""
+        """Store the mask and show the result in the widget; for an empty mask, ask whether to delete it."""
         if self.has_stored_mask and not self.canvas.mask.any():
             self.ask_to_delete()
             return False
@@ -232,19 +232,19 @@ class MaskDrawer(ipywidgets.VBox):
         return (self.folder / mask_file_name(self.names[self.index])).is_file()
 
     def ask_to_delete(self) -> None:
-        """Show the question; only its answer deletes."""
+        """Show the question; only its answer deletes the mask."""
         self.question_text.say(f"Delete the stored mask of {self.names[self.index]}?", BAD)
         self.question.layout.display = "flex"
 
     def delete(self) -> bool:
-        """Remove the stored mask and clear the canvas, where undo still brings the strokes back."""
+        """Delete the stored mask and clear the canvas, where undo still restores the strokes."""
         name = self.names[self.index]
         with self.message.tell_errors():
             delete_drawn(self.folder, name)
             self._saved = np.zeros_like(self.canvas.mask)
             self.canvas.value = self._saved
             self._show_state()
-            self.message.say(f"the mask of {name} is deleted; undo and save bring it back", GOOD)
+            self.message.say(f"the mask of {name} was deleted; undo and save restore it", GOOD)
             return True
         return False
 

@@ -1,4 +1,4 @@
-"""What the book's widgets share: scripts, pictures as a browser takes them, buttons and messages."""
+"""What the book's widgets share: scripts, encoded images, buttons and messages."""
 
 import html
 import io
@@ -11,7 +11,7 @@ import ipywidgets
 import numpy as np
 from PIL import Image
 
-GOOD, BAD = "#1b7f3b", "#b00020"  # colours of what is told
+GOOD, BAD = "#1b7f3b", "#b00020"  # colours of messages
 STATIC = Path(__file__).parent / "static"
 
 
@@ -21,7 +21,7 @@ def read_script(name: str) -> str:
 
 
 def encode_image(pixels_u8: np.ndarray, kind: str = "PNG", **options: Any) -> bytes:
-    """The bytes of an image file; pixels of shape (height, width, 3 or 4), `options` of Pillow's writer."""
+    """The bytes of an image file; pixels have shape (height, width, 3 or 4), `options` are Pillow's."""
     stream = io.BytesIO()
     Image.fromarray(pixels_u8).save(stream, kind, **options)
     return stream.getvalue()
@@ -29,7 +29,7 @@ def encode_image(pixels_u8: np.ndarray, kind: str = "PNG", **options: Any) -> by
 
 def make_button(text: str, hint: str, act: Callable[[], object], style: str = "") -> ipywidgets.Button:
     """A button that calls a function without arguments."""
-    wide = {"width": "auto"}  # as wide as its text, which is never cut
+    wide = {"width": "auto"}  # as wide as its text, which is never truncated
     made = ipywidgets.Button(description=text, tooltip=hint, button_style=style, layout=wide)
     made.on_click(lambda _: act())
     return made
@@ -41,15 +41,15 @@ def colour_text(text: str, colour: str = "inherit") -> str:
 
 
 class Message(ipywidgets.HTML):
-    """Where a widget tells what happened."""
+    """A widget's message line."""
 
     def say(self, text: str, colour: str = "inherit") -> None:
-        """Tell something; what was told before goes."""
+        """Show a message, replacing the previous one."""
         self.value = colour_text(text, colour)
 
     @contextmanager
     def tell_errors(self) -> Iterator[None]:
-        """End the block at its first error of values or files, and tell that."""
+        """Show the first value or file error of the block, and end the block."""
         try:
             yield
         except (ValueError, OSError) as error:

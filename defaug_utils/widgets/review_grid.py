@@ -1,7 +1,7 @@
-"""The review grid: look through generated images page by page, accept or reject each by a key.
+"""The review grid: look through generated images page by page, and accept or reject each with a key.
 
-The browser shows one page and says which key was pressed; `review_store` keeps the decisions, those of other
-windows too. Only the page shown is drawn, so that a pool of any size takes the memory of one page.
+The browser shows one page and reports key presses; `review_store` stores the decisions, including those of
+other windows. Only the current page is drawn, so that a pool of any size needs the memory of one page.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,17 +19,17 @@ from defaug_utils.core.pools import Method, find_failed, remake
 from defaug_utils.protocol.review_store import PoolReview
 from defaug_utils.widgets.parts import STATIC, encode_image, read_script
 
-OUTLINE_RGBA = (255, 140, 0, 255)  # the orange of the book's other pictures
+OUTLINE_RGBA = (255, 140, 0, 255)  # the orange of the book's other figures
 WORD_OF = {None: "open", True: "accepted", False: "rejected"}
 LARGE_SIDE = 1200  # pixels of the long side in the large view
 FILTERS = ("origin", "prompt", "check", "decision")
 
 
 def draw_thumbnail(folder: Path, image: str, mask: str, longest: int, line: int = 1) -> dict[str, Any]:
-    """A picture whose long side has at most `longest` pixels, and its mask's outline as a layer of its own.
+    """An image whose long side has at most `longest` pixels, and its mask's outline as a separate layer.
 
-    The outline, `line` pixels wide, runs just outside the mask, so that it covers nothing of the defect. The
-    result has `picture` (JPEG), `outline` (PNG, empty without mask), `problem` (why a file can't be shown).
+    The outline, `line` pixels wide, is just outside the mask, so that it doesn't cover the defect. The result
+    has `picture` (JPEG), `outline` (PNG, empty without mask) and `problem` (why a file can't be shown).
     """
     drawn = {"picture": b"", "outline": b"", "problem": ""}
     try:
@@ -49,9 +49,9 @@ def draw_thumbnail(folder: Path, image: str, mask: str, longest: int, line: int 
 
 
 def describe_images(review: PoolReview) -> pd.DataFrame:
-    """What the grid tells of each image: `mask`, `origin`, `prompt`, `check`, `reason`, `decision`, by image.
+    """The grid's information by image: `mask`, `origin`, `prompt`, `check`, `reason`, `decision`.
 
-    `check` is "passed", "failed" or empty where the method has no checks; `reason` says why it failed.
+    `check` is "passed", "failed" or, if the method has no checks, empty; `reason` says why it failed.
     """
     pool = review.pool
     told = pool.set_index("image")[["mask", "origin", "prompt"]]
@@ -63,32 +63,32 @@ def describe_images(review: PoolReview) -> pd.DataFrame:
 
 
 class ReviewGrid(anywidget.AnyWidget):
-    """Look through one or several pools; every decision is stored at once.
+    """Look through one or more pools; every decision is stored immediately.
 
-    The list of images is fixed when a filter is set: an image that is decided stays where it is until
-    `refresh`, so that nothing moves under the reviewer's hand.
+    The list of images is fixed when a filter is set: a judged image stays in place until `refresh`, so that
+    nothing moves during a review.
     """
 
     _esm = read_script("review_grid.js")
     _css = STATIC / "review_grid.css"
 
-    origin = traitlets.Unicode().tag(sync=True)  # what to show, and so the next three; empty for all
+    origin = traitlets.Unicode().tag(sync=True)  # filter, like the next three; empty for all
     prompt = traitlets.Unicode().tag(sync=True)
     check = traitlets.Enum(("", "passed", "failed"), "").tag(sync=True)
     decision = traitlets.Enum(("", *WORD_OF.values()), "").tag(sync=True)
-    page = traitlets.Int(0).tag(sync=True)  # the one shown, from 0
+    page = traitlets.Int(0).tag(sync=True)  # the current one, from 0
     page_size = traitlets.Int(16, min=1, max=200).tag(sync=True)
     picture_height = traitlets.Int(200, min=40).tag(sync=True)  # of a thumbnail, CSS pixels
     title = traitlets.Unicode().tag(sync=True)
     choices = traitlets.Dict().tag(sync=True)
-    can_remake = traitlets.Bool().tag(sync=True)  # whether G can make images again
+    can_remake = traitlets.Bool().tag(sync=True)  # whether G can remake images
     counts = traitlets.Dict().tag(sync=True)  # images of all pools by decision
-    found = traitlets.Int().tag(sync=True)  # images that suit the filter
+    found = traitlets.Int().tag(sync=True)  # images that match the filter
     pages = traitlets.Int(1).tag(sync=True)
     cards = traitlets.List().tag(sync=True)
     thumbnails = traitlets.Dict().tag(sync=True)
     shown = traitlets.Unicode().tag(sync=True)
-    message = traitlets.Unicode().tag(sync=True)  # what the last action came to
+    message = traitlets.Unicode().tag(sync=True)  # result of the last action
     is_problem = traitlets.Bool().tag(sync=True)
 
     def __init__(
@@ -102,13 +102,13 @@ class ReviewGrid(anywidget.AnyWidget):
 
         Args:
             folders: one pool's folder, or several; raises what `PoolReview` raises.
-            reviewer: whose own file the decisions go to; empty for the pools' manifests.
-            methods: origin → what made its images, for those that shall be made again.
-            traits: such as `page_size`, or a filter to begin with.
+            reviewer: decisions go to this reviewer's file; empty for the pools' manifests.
+            methods: origin → its method, to allow remaking images.
+            traits: for example `page_size`, or an initial filter.
         """
         given = [folders] if isinstance(folders, Path | str) else list(folders)
         if not given:
-            raise ValueError("no pool to review: generate one first, or name its folder")
+            raise ValueError("there is no pool to review: generate one first, or give its folder")
         self.reviews = [PoolReview(folder, reviewer) for folder in given]
         self.methods = dict(methods or {})
         self._order: list[PoolReview] = []  # of the changes, for undo
@@ -121,35 +121,35 @@ class ReviewGrid(anywidget.AnyWidget):
         self.observe(lambda change: self._show_page(), "page")
 
     def decide(self, key: str, accepted: bool | None) -> None:
-        """Accept, reject or reopen a card by its key ("0:images/000003.png"); `message` tells failures."""
+        """Accept, reject or reopen a card by its key ("0:images/000003.png"); `message` reports failures."""
         review, image = self._find(key)
         if self._try(key, lambda: review.decide(image, accepted)):
             self._say(f"{image} is {WORD_OF[accepted]}: stored in {review.path.name}")
 
     def write_note(self, key: str, note: str) -> None:
-        """Store a note on an image; a failure is told in `message`."""
+        """Store a note on an image; `message` reports failures."""
         review, image = self._find(key)
         if self._try(key, lambda: review.write_note(image, note)):
-            self._say(f"the note on {image} is stored in {review.path.name}")
+            self._say(f"the note on {image} was stored in {review.path.name}")
 
     def undo(self) -> None:
-        """Take back the last decision or note made in this grid."""
+        """Undo the last decision or note made in this grid."""
         if not self._order:
             self._say("there is nothing to undo")
             return
         review = self._order[-1]
         before = review.undoable
         if undone := self._try("", review.undo):
-            self._say(f"{undone} is as it was before")
+            self._say(f"{undone} was restored")
         if review.undoable < before:
             self._order.pop()
 
     def remake(self, key: str) -> None:
-        """Make an image again by its origin's method; `message` tells whether it is the same."""
+        """Remake an image with its origin's method; `message` says whether it is the same."""
         review, image = self._find(key)
         method = self.methods.get(self._table.loc[key, "origin"])
         if method is None:
-            self._say(f"{image} can't be made again here: open the grid with methods={{origin: its method}}")
+            self._say(f"{image} can't be remade here: open the grid with methods={{origin: its method}}")
             return
         try:
             made_u8 = remake(review.folder, image, method).image_u8
@@ -157,10 +157,10 @@ class ReviewGrid(anywidget.AnyWidget):
         except (ValueError, OSError) as error:
             self._say(str(error), is_problem=True)
             return
-        self._say(f"{image}, made again, {'is the same to the byte' if is_same else 'differs'}", not is_same)
+        self._say(f"{image}, remade, {'is identical' if is_same else 'differs'}", not is_same)
 
     def refresh(self) -> None:
-        """Read the pools again and apply the filter anew, such as to see what is still open."""
+        """Read the pools again and reapply the filter, for example to see what is still open."""
         self._fold()
         if self._try("", lambda: [review.reload() for review in self.reviews]):
             self._unstored.clear()
@@ -168,18 +168,18 @@ class ReviewGrid(anywidget.AnyWidget):
             self._say("read again")
 
     def close(self) -> None:
-        """Take the widget away; the decisions stand in `manifest.csv` itself then."""
+        """Close the widget; decisions are then written to `manifest.csv`."""
         self._fold()
         super().close()
 
     def _fold(self) -> None:
-        for review in getattr(self, "reviews", []):  # none where opening failed
+        for review in getattr(self, "reviews", []):  # none if opening failed
             review.fold()
 
     def show(self, request: str = "", **state: str | int) -> None:
-        """Set filters and page at once, such as `decision="open", page=0`.
+        """Set filters and page together, for example `decision="open", page=0`.
 
-        `request` is given back in `shown` together with the page, so that the browser knows which it has.
+        `request` is returned in `shown` together with the page, so that the browser can match them.
         """
         with self.hold_sync():
             with self.hold_trait_notifications():
@@ -192,7 +192,7 @@ class ReviewGrid(anywidget.AnyWidget):
         return self.reviews[int(number)], image
 
     def _try(self, key: str, act: Callable[[], Any]) -> Any:
-        """What `act` returns, or None where it failed: its card says so until a change on it is stored."""
+        """The result of `act`, or None if it failed; its card then says so until a change is stored."""
         before = sum(review.undoable for review in self.reviews)
         try:
             done = act()
@@ -212,7 +212,7 @@ class ReviewGrid(anywidget.AnyWidget):
             self.message, self.is_problem = text, is_problem
 
     def _take_message(self, widget: object, content: dict, buffers: object) -> None:
-        """Do what the browser asks for, then tell it so: it warns when no answer comes."""
+        """Do what the browser requests, then confirm: it warns if there is no response."""
         key = content.get("key", "")
         kinds: dict[str, Callable[[], object]] = {
             "decide": lambda: self.decide(key, content["accepted"]),
@@ -232,14 +232,14 @@ class ReviewGrid(anywidget.AnyWidget):
         self.send(told, [drawn["picture"], drawn["outline"]])
 
     def _describe(self, key: str) -> dict[str, str]:
-        """A card, without its picture."""
+        """A card, without its image."""
         review, image = self._find(key)
         accepted, note = review.decisions[image]
         told = {"key": key, "image": image, "unstored": self._unstored.get(key, "")}
         return told | self._table.loc[key].to_dict() | {"decision": WORD_OF[accepted], "note": note}
 
     def _filter_anew(self) -> None:
-        """Describe all images, by their keys, and list those that suit the filters."""
+        """Describe all images, by key, and list those that match the filters."""
         tables = [describe_images(r).add_prefix(f"{n}:", axis=0) for n, r in enumerate(self.reviews)]
         self._table = table = pd.concat(tables)
         wanted = {name: word for name in FILTERS if (word := getattr(self, name))}

@@ -1,4 +1,4 @@
-"""The DIAG studio without its widgets: paints what an expert asks for, and keeps what the expert decides."""
+"""The DIAG studio without widgets: paints what an expert requests, and stores the expert's decisions."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -33,14 +33,14 @@ from defaug_utils.diffusion.inpainting import (
 from defaug_utils.masks.drawn import mask_file_name
 from defaug_utils.methods.painting import LIBRARIES, CheckLimits, check_image
 
-# rows with the same of these stand for the same picture
+# rows with the same values of these describe the same image
 IDENTITY = ("recipe", "source_image", "prompt", "negative_prompt", "seed", "mask_sha256")
-ASKED = ("guidance", "strength", "steps")  # the settings that a request brings
+ASKED = ("guidance", "strength", "steps")  # the settings in a request
 
 
 @dataclass(frozen=True)
 class StudioRequest:
-    """What the expert asks for; `guidance`, `strength` and `steps` as in `InpaintSettings`."""
+    """An expert's request; `guidance`, `strength` and `steps` as in `InpaintSettings`."""
 
     source_image: str  #: a training negative of the data set
     mask: np.ndarray = field(repr=False)  #: shape (height, width), bool, true where the defect goes
@@ -49,21 +49,21 @@ class StudioRequest:
     guidance: float = 2.0
     strength: float = 0.99
     steps: int = 20
-    seed: int = 0  #: of the first image's noise; every further one takes the next number
+    seed: int = 0  #: of the first image's noise; each further image uses the next number
 
 
 class StudioImage(NamedTuple):
-    """One picture, kept or not yet."""
+    """One image, stored or not yet."""
 
-    request: StudioRequest  #: what it was made from, with its own seed
+    request: StudioRequest  #: what it was made from, including its seed
     before_u8: np.ndarray  #: the negative, shape (height, width, 3), uint8
-    after_u8: np.ndarray  #: the picture, same shape
-    row: dict  #: its columns of the manifest; it has no `image` while it is not kept
+    after_u8: np.ndarray  #: the image, same shape
+    row: dict  #: its columns of the manifest; without `image` if not stored yet
 
 
 @dataclass(frozen=True, eq=False)
 class HandDrawn:
-    """The `Method` of one request: DIAG where a hand drew, one picture a seed."""
+    """The `Method` of one request: DIAG in a hand-drawn mask, one image per seed."""
 
     origin: ClassVar[str] = "diag"
     group: ClassVar[int] = 1
@@ -79,16 +79,16 @@ class HandDrawn:
 
     @property
     def settings(self) -> InpaintSettings:
-        """The studio's, with what the request asks for."""
+        """The studio's settings, with those of the request."""
         return replace(self.studio.settings, **{name: getattr(self.request, name) for name in ASKED})
 
     @property
     def on_grey(self) -> bool:
-        """Whether the negative is grey, and so what is painted on it; see `finish_image`."""
+        """Whether the negative is grey, so that it is painted in grey; see `finish_image`."""
         return is_grey(read_image(self.data / self.request.source_image))
 
     def describe(self) -> dict:
-        """All but mask, texts, negative and seed, which are the row's."""
+        """Everything except mask, prompts, negative and seed, which are in the row."""
         return {
             "origin": self.origin,
             "model": self.studio.inpainter.describe(),
@@ -101,7 +101,7 @@ class HandDrawn:
         }
 
     def make(self, indices: Sequence[int], seeds: Sequence[int]) -> list[GeneratedImage]:
-        """Paint one picture for each seed, one by one."""
+        """Paint one image for each seed, one by one."""
         job = self.studio.check_request(self.request)
         return [self._paint(job._replace(seed=seed)) for seed in seeds]
 
@@ -123,10 +123,10 @@ class HandDrawn:
 
 
 class Studio:
-    """Paints one request after the other, and stores each decided picture with all that it was made from.
+    """Paints one request after another, and stores each judged image with everything it was made from.
 
-    The folder is a pool whose `recipe.json` has one recipe for each choice of settings. Pictures are painted
-    one by one, so that a stop, the number asked for and their order change none of them.
+    The folder is a pool whose `recipe.json` has one recipe per choice of settings. Images are painted one by
+    one, so that they don't depend on stops, their number or their order.
     """
 
     def __init__(
@@ -137,11 +137,11 @@ class Studio:
         settings: InpaintSettings,
         limits: CheckLimits | None = None,
     ) -> None:
-        """Look up what may be painted on; a ValueError refuses a size that the model can't take.
+        """List the images that may be painted on; raises a ValueError for a size that the model can't use.
 
-        Decided pictures go to `folder`; `data_folder` is that of the prepared data set. The settings' size,
-        crop and feather are those of all requests, which bring guidance, strength and steps. `limits` are of
-        the automatic checks, which a person's decision overrules.
+        Judged images go to `folder`; `data_folder` is that of the prepared data set. Size, crop and feather
+        of the settings apply to all requests, which set guidance, strength and steps. `limits` belong to the
+        automatic checks, which the expert's decision overrides.
         """
         inpainter.check_size(settings.size)
         self.folder, self.data_folder, self.inpainter = Path(folder), Path(data_folder), inpainter
@@ -150,9 +150,9 @@ class Studio:
         self.categories = dict(zip(sources["image"], sources["category"], strict=True))
 
     def check_request(self, request: StudioRequest) -> InpaintJob:
-        """The first job of a request; a ValueError tells what image, mask, text or setting makes no sense."""
+        """The first job of a request; raises a ValueError for an invalid image, mask, prompt or setting."""
         if request.source_image not in self.categories:
-            raise ManifestError(f"{request.source_image} is no training negative: only those are painted on")
+            raise ManifestError(f"{request.source_image} is not a training negative: only those can be used")
         if not request.mask.any():
             raise ValueError("the mask is empty: draw where the defect goes, then generate")
         image_u8 = read_image(self.data_folder / request.source_image)
@@ -164,15 +164,15 @@ class Studio:
         return job
 
     def count_steps(self, request: StudioRequest) -> int:
-        """Denoising steps that one of its pictures takes."""
+        """Denoising steps for one image of a request."""
         return HandDrawn(self, request).settings.effective_steps
 
     def paint(
         self, request: StudioRequest, count: int = 1, on_step: Callable[[], None] | None = None
     ) -> Iterator[StudioImage]:
-        """Paint pictures of the seeds `seed`, `seed` + 1, …; each is handed over when finished, not kept yet.
+        """Paint images with the seeds `seed`, `seed` + 1, …; yield each when finished, without storing it.
 
-        `on_step` is called after every denoising step; what it raises stops the painting. Raises, too, what
+        `on_step` is called after every denoising step; an exception from it stops painting. Also raises what
         `check_request` raises.
         """
         before_u8 = self.check_request(request).image_u8
@@ -184,13 +184,13 @@ class Studio:
             yield StudioImage(method.request, before_u8, made.image_u8, row)
 
     def decide(self, image: StudioImage, accepted: bool, note: str = "") -> StudioImage:
-        """Store a picture from `paint` or `load` with a decision and why; a second one replaces the first.
+        """Store an image from `paint` or `load` with a decision and a note; a new decision replaces the old.
 
-        Picture and mask are written before the row that names them, under the lock that reviews take, too:
-        several windows or kernels on one folder keep the decisions of all. Returns the picture as kept.
+        Image and mask are written before the row that names them, under the lock that reviews also use:
+        several windows or kernels on one folder keep all decisions. Returns the stored image.
 
         Raises:
-            PermissionError: the folder can't be written to; nothing that it holds has changed.
+            PermissionError: the folder can't be written to; its content is unchanged.
             ManifestError: its manifest is broken.
             TimeoutError: another process keeps it locked.
         """
@@ -213,7 +213,7 @@ class Studio:
         return image._replace(row=row)
 
     def _write_files(self, image: StudioImage, kept: pd.DataFrame) -> dict:
-        """Write a picture, its mask and its recipe; returns the row's two paths."""
+        """Write an image, its mask and its recipe; returns the row's two paths."""
         index = max((int(Path(name).stem) + 1 for name in kept["image"]), default=0)
         row = {"image": f"images/{index:06d}.png", "mask": f"masks/{index:06d}.png"}
         write_png(self.folder / row["image"], image.after_u8)
@@ -225,7 +225,7 @@ class Studio:
         return row
 
     def read_kept(self) -> pd.DataFrame:
-        """The manifest of all decided pictures, empty while there is none."""
+        """The manifest of all judged images, empty if there are none."""
         path = self.folder / "manifest.csv"
         kept = read_manifest(path) if path.is_file() else make_manifest([])
         if "negative_prompt" in kept:
@@ -233,12 +233,12 @@ class Studio:
         return kept
 
     def read_recipes(self) -> dict[str, dict]:
-        """The recipes of all decided pictures by their keys."""
+        """The recipes of all judged images, by key."""
         path = self.folder / "recipe.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
     def load(self, row: dict) -> StudioImage:
-        """A kept picture with what it was made from; a ValueError says which of its files has vanished."""
+        """A stored image with what it was made from; raises a ValueError if one of its files is missing."""
         settings, mask = self._read_recipe(row)["settings"], read_mask(self.folder / row["mask"])
         asked = {name: settings[name] for name in ASKED} | {"seed": int(row["seed"])}
         request = StudioRequest(row["source_image"], mask, row["prompt"], row["negative_prompt"], **asked)
@@ -252,9 +252,9 @@ class Studio:
         return recipe
 
     def remake(self, row: dict) -> np.ndarray:
-        """Make a kept picture again, shape (height, width, 3), uint8; on the same machine, to the same byte.
+        """Remake a stored image, shape (height, width, 3), uint8; on the same machine, bytes are identical.
 
-        A ValueError tells where model, settings, negative or mask are not those that it was made with.
+        Raises a ValueError if model, settings, negative or mask are not those that it was made with.
         """
         image = self.load(row)
         found = {"negative": (image.before_u8, "source_sha256"), "mask": (image.request.mask, "mask_sha256")}
@@ -262,7 +262,7 @@ class Studio:
         if differing:
             raise ValueError(
                 f"{row['image']}: its {' and '.join(differing)} differ from those that it was made with: it "
-                "can be made again from the same ones only"
+                "can only be remade with the same ones"
             )
         method = HandDrawn(self, image.request, versions=self._read_recipe(row)["versions"])
         return remake(self.folder, row["image"], method).image_u8

@@ -1,4 +1,4 @@
-"""What an expert decides in the notebook: in the DIAG studio (draw, ask, look), and in a form on prompts."""
+"""Widgets for an expert: the DIAG studio (draw, generate, decide), and a form for reviewing prompts."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,12 +16,12 @@ from defaug_utils.widgets.mask_drawing import MaskDrawer
 from defaug_utils.widgets.parts import BAD, GOOD, Message, colour_text, encode_image, make_button
 from defaug_utils.widgets.studio import Studio, StudioImage, StudioRequest
 
-MAX_CARDS = 24  # pictures shown at once; what is decided stays in the pool
-CARD_SIZE = (330, 300)  # most that each of a card's two pictures takes, CSS pixels
-FEW_CELLS = 10  # of the latent grid; a smaller mask gives the model no room to paint in
+MAX_CARDS = 24  # images shown at once; judged images stay in the pool
+CARD_SIZE = (330, 300)  # maximum size of each of a card's two images, CSS pixels
+FEW_CELLS = 10  # of the latent grid; a smaller mask leaves the model no room to paint
 OUTLINE = (255, 0, 200)
-LOOKS = {  # of a card by its decision: words, their colour, border
-    None: ("not decided: not kept yet", "inherit", "1px solid #bbb"),
+LOOKS = {  # of a card by its decision: text, its colour, border
+    None: ("not decided: not stored yet", "inherit", "1px solid #bbb"),
     True: ("accepted", GOOD, f"3px solid {GOOD}"),
     False: ("rejected", BAD, f"3px solid {BAD}"),
 }
@@ -33,28 +33,28 @@ class Stopped(Exception):
 
 
 class StudioCard(ipywidgets.VBox):
-    """One picture before and after, with its buttons; `image` is as it is kept now, or not yet."""
+    """One image before and after, with buttons; `image` is its current state, stored or not."""
 
     def __init__(self, image: StudioImage, panel: "StudioPanel") -> None:
-        """Show a picture; the buttons call the panel's `decide` and `reuse`."""
+        """Show an image; the buttons call the panel's `decide` and `reuse`."""
         before = image.before_u8.copy()
         before[find_boundaries(image.request.mask, mode="outer")] = OUTLINE
         self.caption = ipywidgets.HTML()
         self.note = ipywidgets.Text(placeholder="note (why)", layout={"width": "auto"})
         self.accept_button = make_button("Accept", "Keep it for training", lambda: panel.decide(self, True))
         self.reject_button = make_button("Reject", "Keep it as rejected", lambda: panel.decide(self, False))
-        hint = "Bring back image, mask, prompt and settings"
+        hint = "Restore image, mask, prompt and settings"
         self.reuse_button = make_button("Again", hint, lambda: panel.reuse(self.image))
         buttons = [self.accept_button, self.reject_button, self.reuse_button]
         pictures = [show_pixels(before), show_pixels(image.after_u8)]
-        pair = ipywidgets.HBox(pictures, layout=WRAPPED)  # wide pictures stand one above the other
+        pair = ipywidgets.HBox(pictures, layout=WRAPPED)  # wide images are stacked
         super().__init__([pair, self.caption, self.note, ipywidgets.HBox(buttons)])
         self.add_class("studio-card")
         self.layout = ipywidgets.Layout(width="max-content", max_width="360px", padding="6px", margin="4px")
         self.show_image(image)
 
     def show_image(self, image: StudioImage) -> None:
-        """Show how the picture stands now."""
+        """Show the image's current state."""
         self.image = image
         accepted = image.row.get("accepted")
         words, colour, self.layout.border = LOOKS.get(accepted, LOOKS[None])
@@ -69,16 +69,16 @@ class StudioCard(ipywidgets.VBox):
 
 
 class StudioPanel(ipywidgets.VBox):
-    """Choose an image, draw a mask, write a prompt, generate, and decide on every picture.
+    """Choose an image, draw a mask, write a prompt, generate, and decide on every result.
 
-    Painting runs in a thread of its own, so that the kernel goes on answering; the stop button ends it at
-    the next denoising step. What is finished by then stays.
+    Painting runs in a separate thread, so that the kernel stays responsive; the stop button ends it at the
+    next denoising step. Finished images stay.
     """
 
     def __init__(
         self, studio: Studio, masks_folder: Path | str, prompt: Prompt | None = None, seed: int = 0
     ) -> None:
-        """Show the form, with a prompt and a seed to begin with, and the pictures kept last.
+        """Show the form, with an initial prompt and seed, and the most recently stored images.
 
         Drawn masks are stored in `masks_folder`, see `save_drawn`. Raises what `MaskDrawer` raises.
         """
@@ -112,9 +112,9 @@ class StudioPanel(ipywidgets.VBox):
             field.layout.width, field.style.description_width = "auto", "70px"
         hint = "Paint with this mask, prompt and seed"
         self.generate_button = make_button("Generate", hint, self.generate, "primary")
-        hint = "The same once more with the next seeds"
+        hint = "The same request with the next seeds"
         self.other_button = make_button("Other seeds", hint, self.generate_others)
-        self.stop_button = make_button("Stop", "End at the next step", self.stop, "warning")
+        self.stop_button = make_button("Stop", "Stop at the next step", self.stop, "warning")
         self._set_painting(False)
         buttons = ipywidgets.HBox([self.generate_button, self.other_button, self.stop_button])
         self.progress = ipywidgets.IntProgress(layout={"width": "auto"})
@@ -122,14 +122,14 @@ class StudioPanel(ipywidgets.VBox):
         self.form = ipywidgets.VBox([*fields, buttons, self.progress, self.message])
 
     def read_form(self) -> StudioRequest:
-        """What the form and the canvas ask for."""
+        """The request in the form and on the canvas."""
         image, mask = self.drawer.names[self.drawer.index], self.drawer.canvas.mask
         texts = [field.value.strip() for field in (self.prompt, self.negative_prompt)]
         numbers = [field.value for field in (self.guidance, self.strength, self.steps, self.seed)]
         return StudioRequest(image, mask, *texts, *numbers)
 
     def generate(self) -> None:
-        """Start painting what the form asks for; the mask is saved first."""
+        """Start painting the form's request; the mask is saved first."""
         if self.is_painting:
             return
         with self.message.tell_errors():
@@ -144,19 +144,19 @@ class StudioPanel(ipywidgets.VBox):
             self.worker.start()
 
     def generate_others(self) -> None:
-        """Generate with the next seeds, all else the same."""
+        """Generate with the next seeds and everything else unchanged."""
         if not self.is_painting:
             self.seed.value += self.count.value
             self.generate()
 
     def stop(self) -> None:
-        """End the painting at its next step."""
+        """Stop painting at the next step."""
         self._stop.set()
         self.message.say("stopping …")
 
     @property
     def is_painting(self) -> bool:
-        """Whether a picture is being painted."""
+        """Whether an image is being painted."""
         return self.generate_button.disabled
 
     def _set_painting(self, is_painting: bool) -> None:
@@ -165,7 +165,7 @@ class StudioPanel(ipywidgets.VBox):
         self.stop_button.disabled = not is_painting
 
     def _paint(self, request: StudioRequest, count: int) -> None:
-        """What the thread does; whatever goes wrong is told in the panel."""
+        """The thread's work; errors are shown in the panel."""
         finished = 0
         self.message.say(f"painting 1 of {count} …")
         try:
@@ -174,12 +174,12 @@ class StudioPanel(ipywidgets.VBox):
                 self._add_card(image)
                 if finished < count:
                     self.message.say(f"painting {finished + 1} of {count} …")
-            told = "accept or reject below; what is not decided is not kept"
+            told = "accept or reject below; undecided images are not stored"
             self.message.say(f"{finished} painted: {told}", GOOD)
         except Stopped:
-            told = f"{finished} of {count} finished and shown, the one at work is dropped"
+            told = f"{finished} of {count} finished and shown, the current one is dropped"
             self.message.say(f"stopped: {told}", BAD)
-        except Exception as error:  # a thread's error would be seen by nobody
+        except Exception as error:  # nobody would see an error in a thread
             self.message.say(f"{error} ({finished} of {count} finished)", BAD)
         finally:
             self._set_painting(False)
@@ -194,17 +194,17 @@ class StudioPanel(ipywidgets.VBox):
 
     @property
     def cards(self) -> tuple[StudioCard, ...]:
-        """The pictures shown."""
+        """The cards shown."""
         return self.cards_box.children
 
     def decide(self, card: StudioCard, accepted: bool) -> None:
-        """Store a picture with its note; an error is told and nothing changes."""
+        """Store an image with its note; an error is shown and changes nothing."""
         with self.message.tell_errors():
             card.show_image(self.studio.decide(card.image, accepted, card.note.value.strip()))
             self._show_counts()
 
     def reuse(self, image: StudioImage) -> None:
-        """Bring a picture's image, mask, texts and settings back into the form."""
+        """Restore an image's negative, mask, prompts and settings in the form."""
         request = image.request
         self.drawer.show_image(self.drawer.names.index(request.source_image))
         if self.drawer.names[self.drawer.index] != request.source_image:
@@ -212,17 +212,17 @@ class StudioPanel(ipywidgets.VBox):
         self.drawer.canvas.value = request.mask
         for name in ("prompt", "negative_prompt", "guidance", "strength", "steps", "seed"):
             getattr(self, name).value = getattr(request, name)
-        self.message.say("as this picture was made: change what you like, then Generate or Other seeds", GOOD)
+        self.message.say("restored: change what you like, then press Generate or Other seeds", GOOD)
 
     def _show_kept(self) -> None:
-        """The cards of the pictures kept last; what can't be shown is told."""
+        """Show cards of the most recently stored images, and report those that can't be shown."""
         problems: list[str] = []
         with self.message.tell_errors():
             for row in self.studio.read_kept().to_dict("records")[-MAX_CARDS // 2 :]:
                 with collect_problems(problems):
                     self._add_card(self.studio.load(row))
             if problems:
-                self.message.say(f"{len(problems)} kept pictures can't be shown: {'; '.join(problems)}", BAD)
+                self.message.say(f"{len(problems)} stored images can't be shown: {'; '.join(problems)}", BAD)
             self._show_counts()
 
     def _show_counts(self) -> None:
@@ -232,7 +232,7 @@ class StudioPanel(ipywidgets.VBox):
 
 
 def show_pixels(image_u8: np.ndarray) -> ipywidgets.Image:
-    """A picture, shape (height, width, 3), uint8, no larger than a card has room for."""
+    """An image, shape (height, width, 3), uint8, scaled down to fit into a card."""
     height, width = image_u8.shape[:2]
     scale = min(CARD_SIZE[0] / width, CARD_SIZE[1] / height)
     size = {"width": f"{round(width * scale)}px", "height": f"{round(height * scale)}px", "margin": "2px"}
@@ -240,9 +240,9 @@ def show_pixels(image_u8: np.ndarray) -> ipywidgets.Image:
 
 
 def make_review_form(prompts: Sequence[Prompt], path: Path | str) -> ipywidgets.VBox:
-    """A form with one line a prompt (decision, other words, a reason), and a button that stores them all.
+    """A form with one line per prompt (decision, new text, reason), and a button that stores them all.
 
-    Decisions that the file of the review has already are shown; those on pictures are kept.
+    Decisions in the review file are shown; those on images are kept.
     """
     path = Path(path)
     review = scenarios.read_review(path) if path.is_file() else scenarios.Review([], [])
@@ -267,7 +267,7 @@ def make_review_form(prompts: Sequence[Prompt], path: Path | str) -> ipywidgets.
 
 
 def _make_line(entry: scenarios.PromptDecision) -> ipywidgets.HBox:
-    text = Message(colour_text(entry.prompt), layout={"width": "16em"})  # a Label would set formulas
+    text = Message(colour_text(entry.prompt), layout={"width": "16em"})  # a Label would render formulas
     decision = ipywidgets.Dropdown(options=scenarios.DECISIONS, value=entry.decision, layout={"width": "7em"})
-    reworded = ipywidgets.Text(entry.reworded, placeholder="in other words")
+    reworded = ipywidgets.Text(entry.reworded, placeholder="new text")
     return ipywidgets.HBox([text, decision, reworded, ipywidgets.Text(entry.note, placeholder="why")])

@@ -1,12 +1,12 @@
-"""Put the trained parts together: models/workshop in diffusers' folder layout, float16 safetensors only.
+"""Assemble the trained parts: models/workshop in diffusers' folder layout, float16 safetensors only.
 
     python scripts/embedded/assemble.py --root runs/embedded --folder models/workshop
     python scripts/embedded/assemble.py --trained-on
 
-The second call takes over what was trained on from the model in the folder itself (`--start-from` of
-train_unet.py and train_autoencoder.py): U-Nets with their noise schedule, and the decoder.
+The second call replaces the parts that were trained further (`--start-from` of train_unet.py and
+train_autoencoder.py) in an existing model: U-Nets with their noise schedule, and the decoder.
 
-Writes text2image/ and inpainting/ (each loads by plain `from_pretrained` of its pipeline) and backbone/.
+Writes text2image/ and inpainting/ (each can be loaded with its pipeline's `from_pretrained`) and backbone/.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from defaug_utils.core.files import write_json
 
 
 def declare_float32(folder: Path) -> None:
-    """Let transformers load the half-size weights as float32, which every processor computes."""
+    """Make transformers load the half-precision weights as float32, which every CPU supports."""
     path = folder / "config.json"
     config = json.loads(path.read_text())
     write_json(path, {**config, "dtype": "float32"})
@@ -49,7 +49,7 @@ def save_pipelines(root: Path, folder: Path) -> None:
 
 
 def replace_trained(root: Path, folder: Path) -> None:
-    """Overwrite the parts of a model that were trained on; all others stay as they are."""
+    """Replace the parts of a model that were trained further; all others stay unchanged."""
     for name, channels in (("inpainting", 9), ("text2image", 4)):
         tokenizer = CLIPTokenizer.from_pretrained(folder / name / "tokenizer")
         if (root / name / "checkpoint.safetensors").exists():
@@ -74,7 +74,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--root", type=Path, default=Path("runs/embedded"))
     parser.add_argument("--folder", type=Path, default=Path("models/workshop"))
-    parser.add_argument("--trained-on", action="store_true", help="replace what was trained on")
+    parser.add_argument("--trained-on", action="store_true", help="replace only parts trained further")
     arguments = parser.parse_args()
     (replace_trained if arguments.trained_on else save_pipelines)(arguments.root, arguments.folder)
     if (arguments.root / "backbone" / "checkpoint.safetensors").exists():

@@ -2,8 +2,8 @@
 
     python scripts/embedded/build_tokenizer.py --pool runs/embedded/pool --folder runs/embedded/tokenizer
 
-Every word of the captions becomes one token; any other word falls apart into pieces and single bytes, so
-that it comes back unchanged.
+Every word of the captions becomes one token; other words are split into pieces and single bytes, so that
+nothing is lost.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from transformers import CLIPTokenizer
 from worlds import caption_clean, caption_defect
 
 VOCABULARY_SIZE = 1024
-LENGTH = 32  # tokens of a prompt; with CLIP's 77 nearly all would be padding
+LENGTH = 32  # tokens of a prompt; with CLIP's 77, most would be padding
 PAPER_PHRASES = [
     "skt background",
     "smooth, plain, black, dark, shadow",
@@ -28,7 +28,7 @@ PAPER_PHRASES = [
 
 
 def write_captions(pool: Path, count: int = 20000) -> list[str]:
-    """Captions of drawn parts, every second one of a clean part, plus the papers' phrases."""
+    """Captions of drawn parts, half of them clean, plus the papers' phrases."""
     words = json.loads((pool / "words.json").read_text())
     rng = np.random.default_rng(0)
     writers = (caption_defect, caption_clean)

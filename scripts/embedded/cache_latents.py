@@ -3,8 +3,8 @@
     python scripts/embedded/cache_latents.py --pool runs/embedded/pool --count 4000
     python scripts/embedded/cache_latents.py --autoencoder models/workshop/text2image/vae --without-masked
 
-For every part: the latents with defect, without, and of the clean surface with a mask cut out (grey, as
-the inpainting pipelines do it), and that mask. Masks are exact, widened, boxes or ovals around the defect.
+For every part: the latents with defect, without it, and of the clean surface with a mask cut out (grey, as in
+the inpainting pipelines), and that mask. Masks are exact, widened, boxes or ovals around the defect.
 """
 
 import argparse
@@ -21,9 +21,9 @@ BATCH = 16
 
 
 def loosen_mask(rng: np.random.Generator, mask: np.ndarray) -> np.ndarray:
-    """A mask as people and programs give it: exact, a little or much wider, a box, or an oval around it.
+    """A mask as users and programs make it: exact, slightly or much wider, a box, or an oval around it.
 
-    Wide, box and oval masks hide the defect's own outline, so that its type can be told from the text alone.
+    Wide, box and oval masks hide the defect's outline, so that its type can only be inferred from the text.
     """
     kind = rng.choice(["exact", "tight", "wide", "box", "oval"], p=[0.1, 0.2, 0.25, 0.15, 0.3])
     if kind == "exact":
@@ -59,7 +59,7 @@ def encode(model: torch.nn.Module, images_u8: np.ndarray, mask: np.ndarray | Non
 def cache_latents(
     pool: Path, folder: Path, model: torch.nn.Module, count: int, with_masked: bool = True
 ) -> None:
-    """Write image.npy, clean.npy, masked.npy (latents) and mask.npy; goes on where a former call ended."""
+    """Write image.npy, clean.npy, masked.npy (latents) and mask.npy; resumes an interrupted call."""
     folder.mkdir(parents=True, exist_ok=True)
     image, clean, mask = (np.load(pool / f"{name}.npy", mmap_mode="r") for name in ("image", "clean", "mask"))
     shape = (count, 4, mask.shape[1] // 8, mask.shape[2] // 8)
@@ -90,7 +90,7 @@ if __name__ == "__main__":
     parser.add_argument("--folder", type=Path, default=Path("runs/embedded/latents"))
     parser.add_argument("--autoencoder", type=Path, default=Path("runs/embedded/autoencoder"))
     parser.add_argument("--count", type=int, default=4000)
-    parser.add_argument("--without-masked", action="store_true", help="enough to train text to image")
+    parser.add_argument("--without-masked", action="store_true", help="enough for text to image")
     arguments = parser.parse_args()
     cache_latents(
         arguments.pool,

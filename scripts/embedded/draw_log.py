@@ -1,9 +1,9 @@
-"""Draw the training log of the embedded model for the book, from what the training runs left behind.
+"""Draw the training log of the embedded model for the book, from the files of the training runs.
 
     python scripts/embedded/draw_log.py --root runs/embedded --folder book/embedded_model
 
-Reads every part's history.csv and sample pictures; writes losses.png, samples.jpg, reconstructions.jpg
-and log.csv, and puts measure.py's measurements.json beside them.
+Reads every part's history.csv and sample images; writes losses.png, samples.jpg, reconstructions.jpg
+and log.csv, and copies measure.py's measurements.json.
 """
 
 import argparse
@@ -20,13 +20,13 @@ from PIL import Image
 from defaug_utils.core.files import write_atomically, write_csv, write_json
 
 ORDER = ("autoencoder", "text", "inpainting", "text2image", "decoder", "backbone", "segmenter")
-SMOOTHED = 15  # rows of the history whose mean is drawn over them
+SMOOTHED = 15  # rows of the history for the running mean
 SHOWN = 4  # grids of samples
-SHARE = 0.05  # of a history, at either end, whose mean loss stands in the table
+SHARE = 0.05  # of a history, at each end, for the mean losses in the table
 
 
 def read_histories(root: Path) -> dict[str, pd.DataFrame]:
-    """The history of every part, in the order of training; a step that was run twice counts once.
+    """The history of every part, in the order of training; repeated steps count once.
 
     Args:
         root: folder of the training runs.
@@ -42,7 +42,7 @@ def read_histories(root: Path) -> dict[str, pd.DataFrame]:
 
 
 def read_history(path: Path) -> pd.DataFrame:
-    """One part's history; its clock starts anew whenever the run was taken up again."""
+    """One part's history; its clock restarts whenever the run was resumed."""
     history = pd.read_csv(path)
     passed = history["seconds"].diff()
     history["minutes"] = passed.where(passed >= 0, history["seconds"]).cumsum() / 60
@@ -50,7 +50,7 @@ def read_history(path: Path) -> pd.DataFrame:
 
 
 def summarize(histories: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """One row a part: steps, minutes, and the mean loss of the first and the last steps."""
+    """One row per part: steps, minutes, and the mean loss of the first and the last steps."""
     rows = []
     for name, history in histories.items():
         count = max(1, int(SHARE * len(history)))
@@ -77,10 +77,10 @@ def draw_losses(histories: dict[str, pd.DataFrame]) -> Figure:
 
 
 def choose_samples(folder: Path, count: int = SHOWN) -> list[Path]:
-    """Some grids of a part, evenly spread over what was saved, the first and the last among them."""
+    """Some of a part's grids, evenly spaced, including the first and the last."""
     paths = sorted(folder.glob("*.png"))
     if not paths:
-        raise FileNotFoundError(f"no sample pictures in {folder}")
+        raise FileNotFoundError(f"no sample images in {folder}")
     return [paths[i] for i in sorted(set(np.linspace(0, len(paths) - 1, count).round().astype(int)))]
 
 

@@ -1,9 +1,9 @@
-"""Draw the parts that the embedded model is trained on, once, into arrays that every training step reads.
+"""Draw the parts that the embedded model is trained on, once, into arrays for all training steps.
 
     python scripts/embedded/draw_pool.py --folder runs/embedded/pool --count 10000
 
 Writes clean.npy, image.npy (count, height, width, 3), mask.npy (count, height, width) and words.json.
-The validation pool is drawn with another first seed; no part is in both.
+The validation pool has a different first seed, so that no part is in both.
 """
 
 import argparse
@@ -17,7 +17,7 @@ SIZE = (128, 384)  # width, height in pixels
 
 
 def draw_pool(folder: Path, count: int, first_seed: int) -> None:
-    """Draw `count` parts with seeds from `first_seed` on; a finished pool is left as it is."""
+    """Draw `count` parts with seeds starting at `first_seed`; a finished pool is not changed."""
     if (folder / "words.json").exists():
         return
     folder.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ HAS_BFLOAT16 = any(torch.cpu.get_capabilities().get(name) for name in ("avx512_b
 
 
 def choose_precision() -> torch.autocast:
-    """Compute in bfloat16 where the processor has it; emulated, it is ten times slower than float32."""
+    """Compute in bfloat16 where the CPU has it; emulated, it is ten times slower than float32."""
     return torch.autocast("cpu", torch.bfloat16, enabled=HAS_BFLOAT16)
 
 
@@ -34,13 +34,13 @@ def read_options(description: str, folder: str, steps: int) -> argparse.Namespac
 
 
 def seed_step(seed: int, step: int) -> tuple[np.random.Generator, torch.Generator]:
-    """Generators of one step: what a step draws does not depend on where a run was interrupted."""
+    """Generators of one step, so that its random numbers don't depend on interruptions."""
     rng = np.random.default_rng([seed, step])
     return rng, torch.Generator().manual_seed(int(rng.integers(2**62)))
 
 
 def average_weights(average: dict[str, torch.Tensor], model: torch.nn.Module, step: int) -> None:
-    """Move the running average towards the weights; the first steps count less, so that it forgets them."""
+    """Move the running average towards the weights; the first steps have less weight."""
     decay = min(0.999, (1 + step) / (10 + step))
     with torch.no_grad():
         values = model.state_dict()
@@ -64,7 +64,7 @@ class Run:
     """One training run in one folder: model, averaged weights, optimizer state and step."""
 
     def __init__(self, folder: Path, model: torch.nn.Module, rate: float, seed: int = 0, warmup: int = 100):
-        """Start the run, or take it up where its checkpoint left it."""
+        """Start the run, or resume it from its checkpoint."""
         self.folder, self.model, self.rate, self.seed, self.warmup = folder, model, rate, seed, warmup
         self.step, self.stopped = 0, False
         self.optimizer = torch.optim.AdamW(
@@ -120,7 +120,7 @@ class Run:
         minutes: float,
         on_save: Callable[[], None] | None = None,
     ) -> None:
-        """Train until `steps` in all are done, or for `minutes`, or until the process is asked to end."""
+        """Train until `steps` in total are done, or for `minutes`, or until a stop signal."""
         start = saved = time.monotonic()
         sums: dict[str, float] = {}
         while self.step < steps and time.monotonic() - start < 60 * minutes and not self.stopped:

@@ -1,10 +1,11 @@
-"""Make models/workshop from nothing: draw, train, assemble, measure, log. Interrupt it at will.
+"""Make models/workshop from scratch: draw, train, assemble, measure, log. It can be interrupted any time.
 
-    python scripts/embedded/make_model.py            # some hours on two processor cores
+    python scripts/embedded/make_model.py            # several hours on two CPU cores
     python scripts/embedded/make_model.py --scale 4  # four times as many steps
-    python scripts/embedded/make_model.py --scale 0.005 --parts 60 --latents 48 --images 8  # a try, minutes
+    python scripts/embedded/make_model.py --scale 0.005 --parts 60 --latents 48 --images 8  # a trial, minutes
 
-Every stage takes up its own checkpoint, so a finished stage costs seconds and a larger scale trains on.
+Every stage resumes from its checkpoint: a finished stage takes seconds, and a larger scale continues
+training.
 """
 
 import argparse
@@ -23,7 +24,7 @@ def list_stages(scale: float, parts: int, latents: int, images: int) -> list[lis
         return ["--steps", str(max(2, int(scale * count)))]
 
     def first_steps(count: int) -> list[str]:
-        """Of the parts that all others stand on: they stay as they are when a larger scale trains on."""
+        """Steps of parts that all others depend on; they don't change when a larger scale continues."""
         return ["--steps", str(max(2, int(min(1, scale) * count)))]
 
     return [
@@ -60,7 +61,7 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0)
     parser.add_argument("--parts", type=int, default=10000, help="parts drawn for training")
     parser.add_argument("--latents", type=int, default=5000, help="parts whose latents the U-Nets see")
-    parser.add_argument("--images", type=int, default=200, help="pictures to measure on, 8 or more")
+    parser.add_argument("--images", type=int, default=200, help="images to measure on, 8 or more")
     arguments = parser.parse_args()
     stages = list_stages(arguments.scale, arguments.parts, arguments.latents, arguments.images)
     for script, *options in stages:

@@ -1,17 +1,19 @@
-"""Measure the embedded model on parts that no training saw; writes measurements.json and pictures.
+"""Measure the embedded model on parts not used in any training; writes measurements.json and images.
 
     python scripts/embedded/measure.py --model models/workshop --folder runs/embedded/measured
 
-- Reconstruction PSNR of the autoencoder inside and outside the defect masks, and the share of the true
-  power that comes back in each band of the spectrum: PSNR asks for the same grain, the bands for as much.
-- Text to image: how far a picture takes its colour from the mean of its initial noise. Were it by chance, a
-  fit on four channels would explain some 9 % of the variance among 48 pictures.
-- Inpainted images: the share in which the segmenter (trained on procedural parts only) finds a defect
-  inside the mask, and the asked-for one, beside the same for untouched negatives and for the world's own
-  defects. Once with masks of the asked type's own shape, once with one oval for all types, so that the
-  shape gives nothing away.
-- The largest difference outside the mask after pasting, which must be 0, and the time that 8 images
-  take.
+- Reconstruction PSNR of the autoencoder inside and outside the defect masks, and the share of the true power
+that
+  it reproduces in each band of the spectrum: PSNR compares each grain, the bands only their amount.
+- Text to image: how much of an image's colour is explained by the mean of its initial noise. By chance, a fit
+on
+  four channels would explain about 9 % of the variance among 48 images.
+- Inpainted images: the share in which the segmenter (trained only on procedural parts) finds a defect inside
+the
+  mask, and the requested one, compared with untouched negatives and the world's own defects. This is measured
+  with masks of the requested type's shape, and with one oval for all types, so that the shape gives nothing
+  away.
+- The largest difference outside the mask after pasting, which must be 0, and the time for 8 images.
 """
 
 import argparse
@@ -30,7 +32,7 @@ from world_defects import DEFECTS
 
 from defaug_utils.core.files import write_json, write_png
 
-FOUND_SHARE = 0.25  # of the mask's pixels must be called a defect
+FOUND_SHARE = 0.25  # share of the mask's pixels that must be classified as defect
 BATCH = 8
 PARTS = ["inpainting", "reconstruction", "speed", "text2image", "colour_on_noise"]
 BANDS = {"2_to_4_pixels": (2, 4), "4_to_8_pixels": (4, 8), "8_to_16_pixels": (8, 16)}  # periods
@@ -80,7 +82,7 @@ def measure_power(images: np.ndarray) -> np.ndarray:
 
 
 def measure_bands(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
-    """Median over images of the power in a band, as a share of the true one."""
+    """Median over images of the power in a band, as a share of the true power."""
     shares = np.median(measure_power(ours) / measure_power(theirs), axis=0)
     return {name: round(float(share), 3) for name, share in zip(BANDS, shares, strict=True)}
 
@@ -110,7 +112,7 @@ def inpaint(
 
 @torch.no_grad()
 def judge(segmenter: Segmenter, images_u8: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each image: share of the mask called a defect, and the defect type called most (-1 for none)."""
+    """For each image: share of the mask classified as defect, and the most frequent type (-1 for none)."""
     shares, types = [], []
     for image, mask in zip(images_u8, masks, strict=True):
         pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
@@ -124,7 +126,7 @@ def judge(segmenter: Segmenter, images_u8: np.ndarray, masks: np.ndarray) -> tup
 
 
 def summarize(shares: np.ndarray, types: np.ndarray, asked: np.ndarray) -> dict[str, float]:
-    """Shares of images with a defect found, and with the asked-for one found."""
+    """Shares of images in which a defect is found, and in which it is the requested one."""
     found = shares >= FOUND_SHARE
     return {
         "found": round(float(found.mean()), 3),
@@ -133,7 +135,7 @@ def summarize(shares: np.ndarray, types: np.ndarray, asked: np.ndarray) -> dict[
 
 
 def draw_ovals(rng: np.random.Generator, count: int, shape: tuple[int, int]) -> np.ndarray:
-    """One oval of 36 x 28 pixels a picture, anywhere inside."""
+    """One oval of 36 x 28 pixels per image, anywhere inside."""
     masks = np.zeros((count, *shape), np.uint8)
     for mask in masks:
         center = int(rng.integers(24, shape[1] - 24)), int(rng.integers(24, shape[0] - 24))
@@ -142,12 +144,12 @@ def draw_ovals(rng: np.random.Generator, count: int, shape: tuple[int, int]) -> 
 
 
 def make_grid(rows: list[np.ndarray], count: int) -> np.ndarray:
-    """Rows of pictures, the first `count` of each."""
+    """Rows of images, the first `count` of each."""
     return np.vstack([np.hstack(list(row[:count])) for row in rows])
 
 
 def measure_inpainting(arguments: argparse.Namespace, pool: dict[str, np.ndarray], asked: np.ndarray) -> dict:
-    """All that concerns the inpainting U-Net."""
+    """All measurements of the inpainting U-Net."""
     pipeline = StableDiffusionInpaintPipeline.from_pretrained(arguments.model / "inpainting")
     pipeline.set_progress_bar_config(disable=True)
     segmenter = load_average(Segmenter(), arguments.root / "segmenter")
@@ -177,7 +179,7 @@ def measure_inpainting(arguments: argparse.Namespace, pool: dict[str, np.ndarray
 
 
 def measure_speed(arguments: argparse.Namespace, pool: dict[str, np.ndarray]) -> dict[str, float]:
-    """Seconds that 8 pictures of 30 steps take on this machine."""
+    """Seconds for 8 images with 30 steps on this machine."""
     pipeline = StableDiffusionInpaintPipeline.from_pretrained(arguments.model / "inpainting")
     pipeline.set_progress_bar_config(disable=True)
     ovals = draw_ovals(np.random.default_rng(0), 8, pool["clean"].shape[1:3])
@@ -191,7 +193,7 @@ def measure_speed(arguments: argparse.Namespace, pool: dict[str, np.ndarray]) ->
 
 
 def explain_colours(noise: np.ndarray, images: np.ndarray) -> dict[str, float]:
-    """How a linear fit on the mean noise explains the mean colours.
+    """How much of the mean colours a linear fit on the mean noise explains.
 
     Args:
         noise: initial latents, shape (batch, channels, rows, columns).
@@ -211,7 +213,7 @@ def explain_colours(noise: np.ndarray, images: np.ndarray) -> dict[str, float]:
 
 
 def measure_colour_on_noise(folder: Path, count: int = COLOUR_COUNT) -> tuple[dict, np.ndarray]:
-    """Draw pictures as the chapter on fine-tuning does; what explains their colours, and the pictures."""
+    """Draw images as in the chapter on fine-tuning; return what explains their colours, and the images."""
     pipeline = StableDiffusionPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     noise = torch.stack(
@@ -229,7 +231,7 @@ def measure_colour_on_noise(folder: Path, count: int = COLOUR_COUNT) -> tuple[di
 
 
 def draw_text2image(arguments: argparse.Namespace) -> None:
-    """Write a row of pictures drawn from text alone."""
+    """Write a row of images drawn from text alone."""
     pipeline = StableDiffusionPipeline.from_pretrained(arguments.model / "text2image")
     pipeline.set_progress_bar_config(disable=True)
     generator = [torch.Generator().manual_seed(i) for i in range(len(TEXTS))]
@@ -247,7 +249,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--guidance", type=float, default=4.0)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure anew")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure again")
     arguments = parser.parse_args()
     validation = arguments.root / "validation"
     pool = {

@@ -1,4 +1,4 @@
-"""The parts of the embedded model around its autoencoder: text encoder, U-Nets, scheduler, pipelines."""
+"""The parts of the embedded model besides its autoencoder: text encoder, U-Nets, scheduler, pipelines."""
 
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 def build_unet(in_channels: int) -> UNet2DConditionModel:
     """The architecture, with random weights: 9 channels for inpainting, 4 for text to image."""
     return UNet2DConditionModel(
-        sample_size=48 if in_channels == 9 else (48, 16),  # the inpainting pipeline takes one number only
+        sample_size=48 if in_channels == 9 else (48, 16),  # the inpainting pipeline accepts only one number
         in_channels=in_channels,
         out_channels=4,
         block_out_channels=(64, 80, 112),
@@ -52,8 +52,8 @@ def build_scheduler(in_channels: int) -> DDIMScheduler:
     """Stable Diffusion's noise schedule, with the velocity as the network's target.
 
     Text to image (4 channels) ends in pure noise (Lin et al. 2024, "zero terminal SNR"): the schedule of
-    Stable Diffusion leaves a rest of the image at its last step, from which a network learns to read the
-    colour, and then takes it from the mean of any noise. An inpainting model (9 channels) sees the surface.
+    Stable Diffusion leaves a trace of the image at its last step, from which a network learns to read the
+    colour, and then reads it from the mean of any noise. An inpainting model (9 channels) sees the surface.
     """
     return DDIMScheduler(
         beta_start=0.00085,
@@ -77,7 +77,7 @@ class Denoiser(torch.nn.Module):
         self.unet = build_unet(in_channels)
 
     def forward(self, sample: torch.Tensor, times: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """Predict the velocity for latents (with mask and masked latents behind them, where inpainting)."""
+        """Predict the velocity for latents (followed by mask and masked latents for inpainting)."""
         return self.unet(sample, times, self.text_encoder(tokens)[0]).sample
 
 
@@ -94,7 +94,7 @@ def load_denoiser(folder: Path, tokenizer: CLIPTokenizer, in_channels: int) -> D
 def build_pipeline(
     vae: AutoencoderKL, denoiser: Denoiser, tokenizer: CLIPTokenizer
 ) -> StableDiffusionPipeline | StableDiffusionInpaintPipeline:
-    """The parts as diffusers' pipeline: inpainting for a U-Net of 9 channels, else text to image."""
+    """The parts as diffusers' pipeline: inpainting for a U-Net with 9 channels, otherwise text to image."""
     is_inpainting = denoiser.unet.config.in_channels == 9
     return (StableDiffusionInpaintPipeline if is_inpainting else StableDiffusionPipeline)(
         vae=vae,

@@ -1,10 +1,10 @@
-"""A start for the autoencoder: before any training it already is a linear one (mean colour of 8 x 8
+"""An initialisation that makes the autoencoder linear before any training (mean colours of 8 x 8
 blocks).
 
-Group normalisation hides mean colours, so that a small autoencoder needs most of a short training to
-find them again. Here three pairs of channels carry plus and minus a colour through the whole network,
-beside constant channels that keep the normalisation's scale fixed, and every residual branch starts at
-zero. silu(x) - silu(-x) = x makes the last activation linear. All other weights keep their random start.
+Group normalisation hides mean colours, so that a small autoencoder would spend most of a short training on
+recovering them. Here three pairs of channels carry plus and minus a colour through the whole network, next to
+constant channels that fix the normalisation's scale, and every residual branch starts at zero.
+silu(x) - silu(-x) = x makes the last activation linear. All other weights stay random.
 """
 
 import torch
@@ -18,12 +18,12 @@ GROUPS = 4
 
 
 def _rows(channels: int, color: int) -> list[int]:
-    """Channels of one colour in a layer: plus, minus, constant, minus constant; one colour a group."""
+    """Channels of one colour in a layer: plus, minus, constant, minus constant; one colour per group."""
     return [color * (channels // GROUPS) + offset for offset in range(4)]
 
 
 def _carry(conv: nn.Conv2d, kernel: torch.Tensor, sources: list[tuple[int, int]] | None = None) -> None:
-    """Let a convolution hand the colour pairs on, smoothed by `kernel`, from its own or given `sources`."""
+    """Make a convolution pass the colour pairs on, smoothed by `kernel`, from its own or given `sources`."""
     for color in range(3):
         plus, minus, high, low = _rows(conv.out_channels, color)
         inputs = sources[color] if sources else _rows(conv.in_channels, color)[:2]
@@ -36,7 +36,7 @@ def _carry(conv: nn.Conv2d, kernel: torch.Tensor, sources: list[tuple[int, int]]
 
 
 def _read(conv: nn.Conv2d) -> None:
-    """Let the last convolution of encoder or decoder put the colour pairs out in its first channels."""
+    """Make the last convolution of encoder or decoder output the colour pairs in its first channels."""
     conv.weight.zero_()
     conv.bias.zero_()
     for color in range(3):
@@ -45,7 +45,7 @@ def _read(conv: nn.Conv2d) -> None:
 
 
 def _fit(conv: nn.Conv2d, outputs: torch.Tensor, targets: torch.Tensor) -> None:
-    """Scale and shift the first three outputs so that they meet their targets on flat patches."""
+    """Scale and shift the first three outputs to match their targets on flat patches."""
     for color in range(3):
         ours, theirs = outputs[:, color], targets[:, color]
         slope = ((ours - ours.mean()) * (theirs - theirs.mean())).sum() / (ours - ours.mean()).square().sum()

@@ -4,14 +4,14 @@
     python scripts/embedded/train_autoencoder.py --decoder-only
     python scripts/embedded/train_autoencoder.py --decoder-only --start-from models/workshop/inpainting/vae
 
-The second call, at any time after the first, trains the decoder on with the encoder as it is: latents
-and U-Nets made meanwhile stay valid. The third takes a finished model's autoencoder instead.
+The second call, at any time after the first, trains only the decoder further, so that latents and U-Nets made
+in the meantime stay valid. The third starts from a finished model's autoencoder.
 
-The loss is the absolute difference, counted more on defects so that thin ones survive, plus the
-differences of the image gradients and of their local energy (so that textures keep their roughness),
-plus a small Kullback-Leibler term. The decoder alone is trained for grain: no latent knows where each grain
-lies, so that any loss of single pixels smooths it away. So the gradients count on defects only, and
-elsewhere the *power* of every part of the spectrum shall be the true one.
+The loss is the absolute difference, with more weight on defects so that thin ones survive, plus the
+differences of the image gradients and of their local energy (so that textures keep their roughness), plus a
+small Kullback-Leibler term. The decoder alone is trained for grain: latents don't contain the position of
+each grain, so a loss on single pixels would smooth it away. Gradients therefore count only on defects;
+elsewhere, the *power* in each part of the spectrum is matched.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from defaug_utils.core.files import write_png
 CROP, BATCH = 64, 8
 DEFECT_WEIGHT = 4.0
 GRADIENT_WEIGHT, ENERGY_WEIGHT, KL_WEIGHT = 0.5, 0.5, 2e-4
-SPECTRUM_WEIGHT = 0.15  # of the decoder's training
+SPECTRUM_WEIGHT = 0.15  # in the decoder's training
 LONGEST_PERIOD = 16  # pixels; coarser structure is in the latents
 
 
@@ -48,7 +48,7 @@ def build_autoencoder() -> AutoencoderKL:
 
 
 def load_autoencoder(folder: Path) -> AutoencoderKL:
-    """The autoencoder of a training (its averaged weights) or of a model's folder."""
+    """The autoencoder of a training (with averaged weights) or of a model's folder."""
     if (folder / "config.json").exists():
         model, trained = build_autoencoder(), AutoencoderKL.from_pretrained(folder).float()
         model.load_state_dict(trained.state_dict())
@@ -79,7 +79,7 @@ def read_crops(rng: np.random.Generator, pool: Path) -> tuple[torch.Tensor, torc
 
 
 def compute_gradients(pixels: torch.Tensor) -> torch.Tensor:
-    """Differences to the right and the lower neighbour, stacked over the channels."""
+    """Differences to the right and lower neighbours, stacked as channels."""
     across = pixels[..., :-1, 1:] - pixels[..., :-1, :-1]
     down = pixels[..., 1:, :-1] - pixels[..., :-1, :-1]
     return torch.cat([across, down], 1)
@@ -93,8 +93,8 @@ def measure_energy(gradients: torch.Tensor) -> torch.Tensor:
 def measure_spectrum(pixels: torch.Tensor) -> torch.Tensor:
     """Logarithm of the power of brightness and two colour differences, for periods of 2 to 16 pixels.
 
-    Power is averaged over 3 x 3 neighbouring frequencies, so that chance counts less and a pattern that
-    repeats itself does not pass for grain. Shape (batch, 3, frequencies).
+    Power is averaged over 3 x 3 neighbouring frequencies, to reduce noise and so that a repeating pattern
+    does not pass for grain. Shape (batch, 3, frequencies).
     """
     red, green, blue = pixels.unbind(1)
     signals = torch.stack([(red + green + blue) / 3, red - green, blue - green], 1)
@@ -133,7 +133,7 @@ def compute_losses(
 
 
 def save_samples(run: Run, validation: Path) -> None:
-    """Write originals above their reconstructions by the averaged weights."""
+    """Write originals above their reconstructions with the averaged weights."""
     image = np.load(validation / "image.npy", mmap_mode="r")[:12]
     model = build_autoencoder()
     model.load_state_dict(run.average)
@@ -155,7 +155,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=1e6)
     parser.add_argument("--rate", type=float, default=6e-4)
     parser.add_argument("--decoder-only", action="store_true")
-    parser.add_argument("--start-from", type=Path, help="folder of a finished autoencoder, for its decoder")
+    parser.add_argument("--start-from", type=Path, help="folder of a finished autoencoder to start from")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     model = build_autoencoder()

@@ -1,4 +1,4 @@
-"""Train the backbone of the embedded model: a small ResNet that names material and defect of the drawn
+"""Train the backbone of the embedded model: a small ResNet that recognises material and defect of drawn
 parts.
 
 python scripts/embedded/train_backbone.py --folder runs/embedded/backbone
@@ -33,7 +33,7 @@ def build_backbone() -> ResNetForImageClassification:
 
 
 def read_labels(words: dict[str, str], is_clean: bool) -> np.ndarray:
-    """Ones for the material, and for the defect where there is one."""
+    """Ones for the material and, if there is one, the defect."""
     present = {words["material"]} | (set() if is_clean else {words["defect"]})
     return np.array([label in present for label in LABELS], np.float32)
 
@@ -41,7 +41,7 @@ def read_labels(words: dict[str, str], is_clean: bool) -> np.ndarray:
 def read_batch(
     rng: np.random.Generator, pool: Path, words: list[dict[str, str]]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Square windows, two of three with a defect in sight, mirrored at random."""
+    """Square windows, two of three with a visible defect, randomly flipped."""
     arrays = {name: np.load(pool / f"{name}.npy", mmap_mode="r") for name in ("image", "clean", "mask")}
     images, labels = [], []
     for index in rng.integers(0, len(words), BATCH):
@@ -55,7 +55,7 @@ def read_batch(
 
 
 def compute_losses(model: ResNetForImageClassification, pixels: torch.Tensor, labels: torch.Tensor):
-    """Binary cross-entropy of all labels, and how often the strongest material is the right one."""
+    """Binary cross-entropy of all labels, and the accuracy of the strongest material."""
     with choose_precision():
         logits = model(pixels).logits.float()
     loss = functional.binary_cross_entropy_with_logits(logits, labels) * len(LABELS)

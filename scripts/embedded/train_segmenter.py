@@ -2,8 +2,8 @@
 
     python scripts/embedded/train_segmenter.py --folder runs/embedded/segmenter
 
-It sees procedural parts only, half of them slightly blurred, and never a generated image. It is used by
-measure.py and not part of the model.
+It is trained only on procedural parts, half of them slightly blurred, and never on generated images. It is
+used by measure.py and is not part of the model.
 """
 
 import json
@@ -78,7 +78,7 @@ def read_batch(
 
 
 def compute_losses(model: Segmenter, pixels: torch.Tensor, targets: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Cross-entropy, defects counted more."""
+    """Cross-entropy with more weight on defects."""
     with choose_precision():
         logits = model(pixels).float()
     weight = torch.ones(logits.shape[1])

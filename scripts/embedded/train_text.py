@@ -1,9 +1,10 @@
-"""Teach the text encoder the world's words, before a U-Net listens to it.
+"""Train the text encoder on the world's words, before a U-Net uses it.
 
     python scripts/embedded/train_text.py
 
-From scratch, a U-Net learns to ignore a text encoder that says nothing yet. So the encoder first learns to
-tell, at every position, what the caption speaks of: defect or none, material, colour, shade, size, place.
+From scratch, a U-Net learns to ignore a text encoder whose output means nothing yet. The encoder is therefore
+first trained to predict, at every position, what the caption describes: defect or none, material, colour,
+shade, size, place.
 """
 
 import json
@@ -22,13 +23,13 @@ TOPICS = ("defect", "material", "color", "shade", "size", "place", "tone")
 
 
 def list_labels(words: list[dict[str, str]]) -> list[tuple[str, str]]:
-    """Everything that a caption can speak of, as (topic, word)."""
+    """Everything that a caption can describe, as (topic, word)."""
     said = {(topic, entry[topic]) for entry in words for topic in TOPICS if entry[topic]}
     return [*sorted(said), ("defect", "none")]
 
 
 class TextReader(nn.Module):
-    """The text encoder with a linear reading of each of its positions."""
+    """The text encoder with a linear layer on each of its positions."""
 
     def __init__(self, tokenizer: CLIPTokenizer, labels: int):
         super().__init__()

@@ -1,17 +1,17 @@
-"""Train text encoder and inpainting U-Net together, and from them the text-to-image U-Net.
+"""Train text encoder and inpainting U-Net together, then the text-to-image U-Net from them.
 
     python scripts/embedded/train_unet.py --task inpainting
     python scripts/embedded/train_unet.py --task text2image
     python scripts/embedded/train_unet.py --task text2image --start-from models/workshop/text2image
 
-Inpainting paints a named defect (or clean surface) into a masked clean surface; most steps work on
-windows around the defect. In three of ten pictures everything is masked, which is text to image: there
-the words matter most, and the text-to-image U-Net starts as that special case of the inpainting one,
-folded into a first layer of 4 channels, with the text encoder kept. `--start-from` takes a finished model's
-weights instead, with its tokenizer, text encoder and autoencoder; the latents must be that autoencoder's.
+Inpainting paints a named defect (or clean surface) into a masked clean surface; most steps use windows around
+the defect. In three of ten images everything is masked, which is text to image: there the words matter most.
+The text-to-image U-Net starts as this special case of the inpainting one, folded into a first layer of 4
+channels, and keeps the text encoder. `--start-from` uses a finished model's weights instead, with its
+tokenizer, text encoder and autoencoder; the latents must come from that autoencoder.
 
-Text to image is trained down to pure noise, and with offset noise: a random shift that all cells of a channel
-share. Both together teach it not to take a picture's colour from the mean of its noise.
+Text to image is trained with pure noise at the last step, and with offset noise: a random shift shared by all
+cells of a channel. Together these teach it not to read an image's colour from the mean of its noise.
 """
 
 import argparse
@@ -33,16 +33,16 @@ from worlds import caption_clean, caption_defect
 
 from defaug_utils.core.files import write_png
 
-FRAMES, WINDOWS, WINDOW = 4, 12, 16  # images a step: full frames, or windows of that many latent rows
+FRAMES, WINDOWS, WINDOW = 4, 12, 16  # images per step: full frames, or windows of that many latent rows
 CLEAN_SHARE, ALL_MASKED_SHARE = 0.2, 0.3
-NOISE_OFFSET = 0.2  # of text to image: deviation of the shift that an image's noise shares, per channel
+NOISE_OFFSET = 0.2  # for text to image: deviation of the shift of an image's noise, per channel
 MASK_WEIGHT, DEFECT_WEIGHT = 2.0, 6.0  # added to the loss's weight of 1, under the mask and on the defect
 SAMPLE_PROMPTS = ["a long dark scratch", "background cracked", "white marks on the wall", "a deep black hole",
                   "a large stain", "copper metal scratches"]  # fmt: skip
 
 
 class Latents(NamedTuple):
-    """The cached arrays, the factor that gives them unit variance, and the latents of an all-grey picture."""
+    """The cached arrays, the factor that gives them unit variance, and the latents of an all-grey image."""
 
     image: np.ndarray
     clean: np.ndarray
@@ -55,7 +55,7 @@ class Latents(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What one step sees."""
+    """The data of one step."""
 
     target: torch.Tensor
     mask: torch.Tensor
@@ -65,7 +65,7 @@ class Batch(NamedTuple):
 
 
 def load_latents(folder: Path, pool: Path, autoencoder: torch.nn.Module) -> Latents:
-    """Open the cache, as far as it is written."""
+    """Open the part of the cache that has been written."""
     done = int((folder / "done.txt").read_text())
     names = ("image", "clean", "masked", "mask")
     arrays = [np.load(folder / f"{name}.npy", mmap_mode="r")[:done] for name in names]
@@ -76,14 +76,14 @@ def load_latents(folder: Path, pool: Path, autoencoder: torch.nn.Module) -> Late
 
 
 def touch_cells(mask: np.ndarray) -> np.ndarray:
-    """The latent cells in which a mask has any pixel."""
+    """The latent cells that contain any pixel of a mask."""
     return mask.reshape(48, 8, 16, 8).any((1, 3))
 
 
 def read_batch(
     rng: np.random.Generator, latents: Latents, with_windows: bool, all_masked_share: float, count: int
 ) -> Batch:
-    """Draw parts, defective or clean, and what is known of them: mask, surroundings, caption."""
+    """Draw parts, defective or clean, with their conditions: mask, surroundings, caption."""
     rows = []
     for index in rng.integers(0, len(latents.mask), count):
         words, mask = latents.words[index], latents.mask[index]
@@ -141,7 +141,7 @@ def compute_losses(denoiser: Denoiser, tokenizer: CLIPTokenizer, batch: Batch, g
 
 @torch.no_grad()
 def fold_unet(inpainting: Denoiser, tokenizer: CLIPTokenizer, latents: Latents) -> Denoiser:
-    """Text to image as inpainting where all is masked: its constants move into the first bias."""
+    """Text to image as inpainting with everything masked: its constants move into the first bias."""
     denoiser = Denoiser(tokenizer, 4)
     state = inpainting.state_dict()
     weight = state.pop("unet.conv_in.weight")
@@ -153,7 +153,7 @@ def fold_unet(inpainting: Denoiser, tokenizer: CLIPTokenizer, latents: Latents) 
 
 
 def save_inpainted(run: Run, tokenizer: CLIPTokenizer, autoencoder, factor: float, validation: Path) -> None:
-    """Write a grid: masked surfaces above what the averaged weights paint into them."""
+    """Write a grid: masked surfaces above the results with the averaged weights."""
     denoiser = Denoiser(tokenizer, 9)
     denoiser.load_state_dict(run.average)
     autoencoder.register_to_config(scaling_factor=factor)
@@ -161,7 +161,7 @@ def save_inpainted(run: Run, tokenizer: CLIPTokenizer, autoencoder, factor: floa
     pipeline.set_progress_bar_config(disable=True)
     clean = np.load(validation / "clean.npy", mmap_mode="r")[: len(SAMPLE_PROMPTS)]
     mask = np.zeros(clean.shape[:3], np.uint8)
-    for oval in mask:  # one for all, so that the outline says nothing
+    for oval in mask:  # one for all, so that the outline gives nothing away
         cv2.ellipse(oval, (64, 192), (44, 34), 0, 0, 360, 1, -1)
     mask = mask > 0
     images = pipeline(
@@ -187,8 +187,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20000)
     parser.add_argument("--minutes", type=float, default=1e6)
     parser.add_argument("--rate", type=float, default=8e-4)
-    parser.add_argument("--frames", type=int, default=FRAMES, help="full frames a step")
-    parser.add_argument("--start-from", type=Path, help="folder of a model in diffusers' layout")
+    parser.add_argument("--frames", type=int, default=FRAMES, help="full frames per step")
+    parser.add_argument("--start-from", type=Path, help="model in diffusers' layout to start from")
     arguments = parser.parse_args()
     root, is_inpainting = arguments.root, arguments.task == "inpainting"
     torch.manual_seed(0)

@@ -14,8 +14,8 @@ class Defect(NamedTuple):
     """A shape to be painted.
 
     Attributes:
-        coverage: shape (height, width), float32 in [0, 1]: how much of the pixel the defect covers.
-        shade: "dark", "light" or "any": which way it may differ from the surface.
+        coverage: shape (height, width), float32 in [0, 1]: share of the pixel that the defect covers.
+        shade: "dark", "light" or "any": how it may differ from the surface.
         opacity: weight of the defect's colour under full coverage.
         look: words that describe it, for the caption.
     """
@@ -34,14 +34,14 @@ def _draw_path(canvas: np.ndarray, points: np.ndarray, thickness: float) -> None
 
 
 def _walk(rng, start: np.ndarray, angle: float, length: float, jitter: float, step: float) -> np.ndarray:
-    """Points of a random walk that keeps its direction more or less; `jitter` is radians a step."""
+    """Points of a random walk that roughly keeps its direction; `jitter` is radians per step."""
     turns = angle + np.cumsum(rng.normal(0, jitter, max(2, int(length / step))))
     steps = np.stack([np.cos(turns), np.sin(turns)], 1) * step
     return np.vstack([start, start + np.cumsum(steps, 0)])
 
 
 def _draw_blob(rng, shape, radius: float, roughness: float, squeeze: float) -> np.ndarray:
-    """Coverage of a closed, wobbly outline around a random centre."""
+    """Coverage of a closed, irregular outline around a random centre."""
     turns = np.linspace(0, 2 * np.pi, 40, endpoint=False)
     wobble = sum(rng.normal(0, roughness / k) * np.sin(k * turns + rng.uniform(0, 6)) for k in range(2, 7))
     around = (
@@ -194,11 +194,11 @@ def paint_defect(
 
     Args:
         rng: source of every random choice.
-        picture: the clean surface, shape (height, width, 3), float32 in [0, 1].
+        image: the clean surface, shape (height, width, 3), float32 in [0, 1].
         name: a key of `DEFECTS`.
 
     Returns:
-        The picture with the defect, its mask of shape (height, width), bool, its shade and its look in words.
+        The image with the defect, its mask of shape (height, width), bool, its shade and words for its look.
         Pixels outside the mask keep the surface's values.
     """
     defect = DEFECTS[name](rng, picture.shape[:2])

@@ -1,8 +1,8 @@
 """Materials of the procedural world that the embedded model is trained on.
 
 Walls, wood, leather, cloth, tiles, stone, rubber, coated panels, copper and brass, circuit boards,
-paper, felt: everyday surfaces, and on purpose no grey brushed, rolled or ground metal, the family of the
-workshop data set.
+paper, felt: everyday surfaces, but deliberately no grey brushed, rolled or ground metal, as in the workshop
+data set.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 
-MONOCHROME_SHARE = 0.35  # share of surfaces seen without colour, as line cameras do
+MONOCHROME_SHARE = 0.35  # share of surfaces without colour, as from line-scan cameras
 COLORS = {
     "white": (0.88, 0.88, 0.86),
     "grey": (0.55, 0.55, 0.55),
@@ -28,7 +28,7 @@ COLORS = {
 
 
 def draw_noise(rng: np.random.Generator, shape: tuple[int, int], cells: tuple[float, float]) -> np.ndarray:
-    """Smooth noise, unit variance at its lattice; `cells` is (height, width) of a lattice cell, pixels."""
+    """Smooth noise with unit variance at its lattice; `cells` is a lattice cell's (height, width), pixels."""
     lattice = tuple(max(2, round(side / cell) + 1) for side, cell in zip(shape, cells, strict=True))
     coarse = rng.standard_normal(lattice, dtype=np.float32)
     if lattice[0] > shape[0] and lattice[1] > shape[1]:
@@ -39,7 +39,7 @@ def draw_noise(rng: np.random.Generator, shape: tuple[int, int], cells: tuple[fl
 def draw_fractal(
     rng: np.random.Generator, shape: tuple[int, int], largest: float, octaves: int, stretch: float = 1.0
 ) -> np.ndarray:
-    """Noise summed over octaves, about unit variance; `stretch` lengthens its cells along the height."""
+    """Noise summed over octaves, about unit variance; `stretch` elongates its cells vertically."""
     total = np.zeros(shape, np.float32)
     for octave in range(octaves):
         cell = largest / 2**octave
@@ -48,7 +48,7 @@ def draw_fractal(
 
 
 def draw_cells(rng: np.random.Generator, shape: tuple[int, int], cell: float) -> np.ndarray:
-    """Distance to the nearest of random seeds, in units of `cell` pixels: bumps with valleys between them."""
+    """Distance to the nearest of random seeds, in units of `cell` pixels: bumps separated by valleys."""
     seeds = np.full(shape, 255, np.uint8)
     count = int(shape[0] * shape[1] / cell**2)
     seeds[rng.integers(0, shape[0], count), rng.integers(0, shape[1], count)] = 0
@@ -62,7 +62,7 @@ def _ramp(shape: tuple[int, int], angle: float) -> np.ndarray:
 
 
 def _colorize(relief: np.ndarray, color: np.ndarray, contrast: float) -> np.ndarray:
-    """Turn a relief of about unit variance into a picture around one colour."""
+    """Turn a relief of about unit variance into an image around one colour."""
     return color * (1 + contrast * relief)[..., None]
 
 
@@ -216,7 +216,7 @@ def draw_material(rng: np.random.Generator, shape: tuple[int, int], material: st
         material: a key of `MATERIALS`.
 
     Returns:
-        The picture, shape (height, width, 3), float32 in [0, 1], and the name of its colour.
+        The image, shape (height, width, 3), float32 in [0, 1], and the name of its colour.
     """
     painter, names = MATERIALS[material]
     name = str(rng.choice(names))

@@ -6,7 +6,7 @@ import numpy as np
 from world_defects import DEFECTS, paint_defect
 from world_materials import MATERIALS, draw_material
 
-EMPTY_PROMPT_SHARE = 0.1  # share of captions dropped, so that classifier-free guidance has its other half
+EMPTY_PROMPT_SHARE = 0.1  # share of dropped captions, for classifier-free guidance
 
 
 class WorldSample(NamedTuple):
@@ -26,7 +26,7 @@ class WorldSample(NamedTuple):
 
 
 def _describe_place(mask: np.ndarray) -> str:
-    """Say where the mask's centre lies, in thirds of the height and width."""
+    """Describe the position of the mask's centre, in thirds of height and width."""
     rows, columns = np.nonzero(mask)
     height, width = mask.shape
     vertical = ("at the top", "in the middle", "at the bottom")[min(2, int(3 * rows.mean() / height))]
@@ -35,7 +35,7 @@ def _describe_place(mask: np.ndarray) -> str:
 
 
 def _describe_size(mask: np.ndarray) -> str:
-    """Say how large the mask is, by its share of the picture."""
+    """Describe the mask's size by its share of the image."""
     share = mask.mean()
     return "tiny" if share < 0.003 else "small" if share < 0.01 else "large" if share > 0.03 else "medium"
 
@@ -71,7 +71,7 @@ def draw_sample(seed: int, size: tuple[int, int] = (128, 384)) -> WorldSample:
 
 
 def _keep(rng: np.random.Generator, word: str, share: float = 0.5) -> str:
-    """The word in `share` of the cases, else nothing."""
+    """The word in `share` of the cases, otherwise an empty string."""
     return word if rng.random() < share else ""
 
 
@@ -84,7 +84,7 @@ def _pluralize(defect: str) -> str:
 
 
 def list_phrases(words: dict[str, str]) -> list[str]:
-    """The short prompts of the papers, and their like, that are true of a part with a defect."""
+    """Short prompts like those in the papers that apply to a part with a defect."""
     material, defect = words["material"], words["defect"]
     verb = {
         "scratch": "scratched",
@@ -104,7 +104,7 @@ def list_phrases(words: dict[str, str]) -> list[str]:
 
 
 def caption_defect(rng: np.random.Generator, words: dict[str, str]) -> str:
-    """Write a caption of a part with its defect; words are left out at random, now and then all of them."""
+    """Write a caption of a part with its defect; words are omitted randomly, sometimes all of them."""
     draw = rng.random()
     if draw < EMPTY_PROMPT_SHARE:
         return ""
@@ -119,7 +119,7 @@ def caption_defect(rng: np.random.Generator, words: dict[str, str]) -> str:
 
 
 def caption_clean(rng: np.random.Generator, words: dict[str, str]) -> str:
-    """Write a caption of a part without defect: plain, smooth, dark, or simply the background."""
+    """Write a caption of a part without defect: plain, smooth, dark, or just the background."""
     draw = rng.random()
     if draw < EMPTY_PROMPT_SHARE:
         return ""

@@ -1,1 +1,1 @@
-"""The parts of the campaign that looks for faults, see `scripts/faults.py`."""
+"""Parts of the fault campaign, see `scripts/faults.py`."""

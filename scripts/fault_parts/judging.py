@@ -1,4 +1,4 @@
-"""One broken input in a process of its own, with limits, and what becomes of it."""
+"""One broken input in a separate process, with limits, and its result."""
 
 import json
 import os
@@ -16,22 +16,22 @@ from defaug_utils.data.download import DownloadError
 
 OUTCOMES = ("clear", "right", "traceback", "silent", "hung")
 HUNG_SECONDS = 20
-MEMORY = 3 << 30  # bytes that a reader may take beyond what the process has
-# ValueError stands for the package's own errors, which derive from it.
+MEMORY = 3 << 30  # bytes that a reader may use beyond the process's own
+# ValueError includes the package's own errors, which derive from it.
 TOLD = (ValueError, FileNotFoundError, FileExistsError, PermissionError, DownloadError)
 
 
 class Trial(NamedTuple):
-    """A broken input that was written, and what must become of it."""
+    """A broken input, and the expected result."""
 
     read: Callable[[], object]  #: calls what a user would call
     culprit: str  #: what a refusal must name: the file or the value
     right: Callable[[object], object] | None = None  #: whether an accepted result is right; None: refuse it
-    may_refuse: bool = False  #: a right result is wanted, but a refusal that names the culprit will do
+    may_refuse: bool = False  #: a refusal that names the culprit is acceptable, too
 
 
 class Verdict(NamedTuple):
-    """What became of a trial."""
+    """The result of a trial."""
 
     outcome: str  #: one of `OUTCOMES`
     detail: str  #: the message or the reason
@@ -42,7 +42,7 @@ Cases = Iterator[tuple[str, Case]]
 
 
 def judge(trial: Trial) -> Verdict:
-    """Read a broken input and judge what comes out."""
+    """Read a broken input and judge the result."""
     try:
         result = trial.read()
     except TOLD as error:
@@ -60,7 +60,7 @@ def judge(trial: Trial) -> Verdict:
 
 
 def try_case(case: Case, folder: Path, seed: str) -> tuple[Verdict, float]:
-    """Write and judge a case in a child process; its verdict and its seconds."""
+    """Write and judge a case in a child process; return verdict and seconds."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     started, (reader, writer) = time.monotonic(), os.pipe()
@@ -75,7 +75,7 @@ def try_case(case: Case, folder: Path, seed: str) -> tuple[Verdict, float]:
 
 
 def _answer(case: Case, folder: Path, seed: str, writer: int) -> None:
-    """Of the child: judge and end without any of the parent's farewells."""
+    """In the child: judge, and exit without the parent's cleanup."""
     try:
         os.setpgid(0, 0)
         warnings.simplefilter("ignore")

@@ -44,7 +44,7 @@ def encode(pixels: np.ndarray | Image.Image, suffix: str = "png", **options: obj
 
 
 def load_and_prepare(folder: Path, **options: object) -> np.ndarray:
-    """The whole way of a data set; the manifest that stands at its end."""
+    """Load and prepare a data set; return the final manifest."""
     root = folder / "own"
     dataset = load_dataset(root, **options)
     prepare_dataset(dataset, root, folder / "prepared", (16, 48))
@@ -54,7 +54,7 @@ def load_and_prepare(folder: Path, **options: object) -> np.ndarray:
 def replace_image(
     name: str, content: bytes, expected: np.ndarray | None, refusable: bool = False, tolerance: int = 0
 ) -> Case:
-    """Another file in the place of a negative; accepted, it must decode to `expected`."""
+    """Another file in place of a negative; if accepted, it must decode to `expected`."""
 
     def case(folder: Path, rng: random.Random) -> Trial:
         root = folder / "own"
@@ -108,7 +108,7 @@ def replace_mask(
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A PNG that claims a size and holds next to nothing."""
+    """A PNG that claims a size and contains almost nothing."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         checksum = struct.pack(">I", zlib.crc32(kind + content))
@@ -138,7 +138,7 @@ def claim_size(suffix: str, width: int, height: int) -> bytes:
 
 
 def flip_bits(content: bytes, rng: random.Random, count: int = 8) -> bytes:
-    """Some bits of a file turned over."""
+    """Flip some bits of a file."""
     changed = bytearray(content)
     for _ in range(count):
         changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
@@ -146,7 +146,7 @@ def flip_bits(content: bytes, rng: random.Random, count: int = 8) -> bytes:
 
 
 def list_broken_images() -> Cases:
-    """Cut, empty, foreign and lying files in the place of an image."""
+    """Truncated, empty, foreign and mislabelled files in place of an image."""
     image_u8 = draw_part(1, SIZE)[0]
     for suffix in FORMATS:
         options = {"lossless": True} if suffix == "webp" else {}
@@ -390,7 +390,7 @@ def change_folder(
     write: Callable[[Path], None] = write_parts,
     **options: object,
 ) -> Case:
-    """A data set whose folder was changed; `right` gets its manifest."""
+    """A data set whose folder was changed; `right` receives its manifest."""
 
     def case(folder: Path, rng: random.Random) -> Trial:
         write(folder / "own")
@@ -401,7 +401,7 @@ def change_folder(
 
 
 def list_layouts() -> Cases:
-    """Folders that lack parts, hold others, or lead elsewhere."""
+    """Folders with missing or extra parts, or with links elsewhere."""
 
     def link(name: str, target: str) -> Callable[[Path], None]:
         def change(root: Path) -> None:

@@ -1,4 +1,4 @@
-"""Small stages of the book that are killed at random moments, or run with scarce resources, then finished."""
+"""Small stages of the book that are killed at random moments or run with scarce resources, then resumed."""
 
 import errno
 import json
@@ -54,7 +54,7 @@ TOLD = "told.txt"  # images whose decision was confirmed, beside a stage's folde
 
 
 def write_inputs(folder: Path) -> None:
-    """Everything that stages start from, made once."""
+    """Inputs of all stages, made once."""
     write_ksdd2(folder / "set", train=(12, 4), test=(6, 2), size=(92, 252))
     write_mvtec(folder / "grid", per_type=4)
     few = draw_few_shot(load_dataset(folder / "grid"), 2)
@@ -64,7 +64,7 @@ def write_inputs(folder: Path) -> None:
 
 
 def prepare(shared: Path, folder: Path) -> None:
-    """A data set brought to one size."""
+    """Prepare a data set."""
     prepare_dataset(load_dataset(shared / "set"), shared / "set", folder, (46, 126))
 
 
@@ -96,7 +96,7 @@ def diag(shared: Path, folder: Path) -> None:
 
 
 def classifier(shared: Path, folder: Path) -> None:
-    """A classifier on noise, with a checkpoint an epoch."""
+    """A classifier on noise, with a checkpoint per epoch."""
     generator, rows = np.random.default_rng(0), []
     for index in range(24):
         label, split = ("negative", "positive")[index % 2], ("train", "train", "test")[index % 3]
@@ -121,7 +121,7 @@ def dreambooth(shared: Path, folder: Path) -> None:
 
 
 def review(shared: Path, folder: Path) -> None:
-    """Decisions on a pool; what was confirmed is noted beside the folder."""
+    """Decisions on a pool; confirmed ones are recorded next to the folder."""
     rows = []
     for index in range(40):
         row = {"image": f"images/{index}.png", "label": "positive", "split": "train", "origin": "memseg"}
@@ -144,11 +144,11 @@ STAGES: dict[str, Callable[[Path, Path], None]] = {
 
 
 class Attempt(NamedTuple):
-    """How a stage ended in a process of its own."""
+    """How a stage ended in its process."""
 
-    status: int  #: 0 when it ended well, minus the signal when it was killed
+    status: int  #: 0 for success, minus the signal if it was killed
     seconds: float
-    message: str  #: of what stopped it, empty where nothing did
+    message: str  #: of the error, empty if there was none
 
 
 def run_stage(
@@ -158,7 +158,7 @@ def run_stage(
     kill_after: float = STAGE_SECONDS,
     limit: Callable[[], None] | None = None,
 ) -> Attempt:
-    """Run a stage in its own process group, and kill all of it after some seconds."""
+    """Run a stage in its own process group, and kill the whole group after some seconds."""
     note = folder.with_name("error.txt")
     note.unlink(missing_ok=True)
     started, child = time.monotonic(), os.fork()
@@ -178,7 +178,7 @@ def run_stage(
             kind = "told" if isinstance(error, ValueError | OSError | RuntimeError) else "traceback"
             note.write_text(f"{kind}: {type(error).__name__}: {error}\n{traceback.format_exc()[-800:]}")
             os._exit(1)
-    with suppress(OSError):  # the child does so as well, whoever comes first
+    with suppress(OSError):  # the child does the same; either may come first
         os.setpgid(child, child)
     while time.monotonic() < started + kill_after:
         ended, status = os.waitpid(child, os.WNOHANG)
@@ -193,7 +193,7 @@ def run_stage(
 
 
 def read_results(folder: Path) -> dict[str, object]:
-    """What a stage made, by name, without what may differ: times, locks, journals."""
+    """A stage's results, by name, without what may differ: times, locks, journals."""
     found = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = path.relative_to(folder).as_posix()
@@ -205,7 +205,7 @@ def read_results(folder: Path) -> dict[str, object]:
             found[name] = read_table(path)
         else:
             found[name] = path.read_bytes()
-    if folder.with_name(TOLD).is_file():  # whether they stand in the log or the manifest is all the same
+    if folder.with_name(TOLD).is_file():  # it doesn't matter whether they are in the log or the manifest
         found.pop("review.csv", None)
         found["decisions"] = PoolReview(folder).decisions
     return found
@@ -218,13 +218,13 @@ def read_table(path: Path) -> str:
 
 
 def list_differing(found: dict[str, object], whole: dict[str, object]) -> list[str]:
-    """Names of what is not as in an undisturbed run."""
+    """Names of results that differ from an undisturbed run."""
     passed = {"manifest.csv"} if "decisions" in whole else set()
     return sorted(name for name in {*found, *whole} - passed if found.get(name) != whole.get(name))
 
 
 def count_half_made(folder: Path, whole: dict[str, object]) -> int:
-    """Files under their final names, right after a kill, that are not what they are in a whole run."""
+    """Files under their final names, right after a kill, that differ from a complete run."""
     wrong = 0
     for path in (path for path in folder.rglob("*") if path.is_file()):
         name = path.relative_to(folder).as_posix()
@@ -247,7 +247,7 @@ def count_half_made(folder: Path, whole: dict[str, object]) -> int:
 
 
 def list_finished(folder: Path) -> dict[str, int]:
-    """Images that a journal calls finished, with the time of their last change."""
+    """Images that a journal lists as finished, with the time of their last change."""
     names = []
     for journal in folder.glob("*.jsonl"):
         for line in journal.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -260,7 +260,7 @@ def list_finished(folder: Path) -> dict[str, int]:
 
 
 def count_lost(folder: Path, finished: dict[str, int]) -> int:
-    """Finished images that were made again, and confirmed decisions that are not there."""
+    """Finished images that were remade, and confirmed decisions that are missing."""
     lost = sum((folder / name).stat().st_mtime_ns != changed for name, changed in finished.items())
     told = folder.with_name(TOLD)
     if told.is_file():
@@ -271,7 +271,7 @@ def count_lost(folder: Path, finished: dict[str, int]) -> int:
 
 
 def try_kill(stage: str, shared: Path, folder: Path, whole: tuple, rng: random.Random) -> dict:
-    """Kill a stage at a random moment, finish it, and count what went wrong."""
+    """Kill a stage at a random moment, resume it, and count the faults."""
     results, seconds = whole
     moment = rng.uniform(0, seconds)
     killed = run_stage(stage, shared, folder, moment)
@@ -290,11 +290,11 @@ def try_kill(stage: str, shared: Path, folder: Path, whole: tuple, rng: random.R
     }
 
 
-# Scarce resources: what is done in the stage's process before it begins.
+# Scarce resources: what is done in the stage's process before it starts.
 
 
 def fill_disk(call: int) -> Callable[[], None]:
-    """Let the call-th renaming of a finished file fail as on a full disk, and all later ones."""
+    """Make the call-th and all later renamings of a finished file fail as on a full disk."""
 
     def limit() -> None:
         calls, replace = [0], os.replace

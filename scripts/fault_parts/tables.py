@@ -291,7 +291,7 @@ def _profile_case(
 
 
 def list_profiles() -> Cases:
-    """Profiles with tags, anchors, types and names that must not pass."""
+    """Profiles with tags, anchors, types and names that must be refused."""
     for title, (text, culprit) in PROFILES.items():
         yield f"profile/{title}", functools.partial(_profile_case, text.encode(), culprit, None)
     for title, (text, seed) in RIGHT_PROFILES.items():
@@ -444,7 +444,7 @@ def _rows_case(content: bytes, folder: Path, rng: random.Random) -> Trial:
 
 
 def make_grey_pool(folder: Path) -> object:
-    """Go on with a pool of `Grey`."""
+    """Resume a pool of `Grey`."""
     return make_pool(folder, Grey(), PoolPlan(3))
 
 

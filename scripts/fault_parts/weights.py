@@ -66,14 +66,14 @@ def make_good() -> dict[str, bytes]:
 
 
 def control_net() -> object:
-    """A ControlNet beside the tiny model's U-Net."""
+    """A ControlNet for the tiny model's U-Net."""
     from diffusers import ControlNetModel
 
     return ControlNetModel.from_unet(open_model().pipeline.unet, conditioning_channels=3)
 
 
 def read(kind: str, path: Path) -> object:
-    """What a user would call for a kind of file."""
+    """Read a kind of file as a user would."""
     if kind == "classifier":
         return build_classifier(BACKBONE, str(path))
     if kind == "lora":

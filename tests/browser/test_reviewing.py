@@ -91,7 +91,7 @@ def open_grid(
 def test_keys_decide_filters_find_and_a_restart_keeps_it(lab: Lab, page: Page, pool: Path):
     notebook, reviewer = open_grid(lab, page, pool, "review")
     reviewer.expect_names(NAMES[:PAGE])
-    expect(reviewer.root.get_by_text("make again")).to_have_count(0)  # no method was given
+    expect(reviewer.root.get_by_text("remake")).to_have_count(0)  # no method was given
     notebook.take_screenshot("review-1-opened")
     reviewer.press("a", "r")
     reviewer.expect_decision(NAMES[0], "accepted")
@@ -115,7 +115,7 @@ def test_keys_decide_filters_find_and_a_restart_keeps_it(lab: Lab, page: Page, p
     reviewer.press("Space", "m")
     notebook.take_screenshot("review-4-no-outlines")
     reviewer.press("m", "g")
-    expect(reviewer.root.locator(".review-grid-status")).to_contain_text("can't be made again here")
+    expect(reviewer.root.locator(".review-grid-status")).to_contain_text("can't be remade here")
     reviewer.press("]")
     reviewer.expect_names(NAMES[PAGE:])
     reviewer.press("a")
@@ -143,7 +143,7 @@ def test_two_tabs_with_kernels_of_their_own_lose_nothing(lab: Lab, page: Page, p
     _, first = open_grid(lab, page, pool, "tab-one")
     other = page.context.new_page()
     _, second = open_grid(lab, other, pool, "tab-two", ("diag",))
-    expect(second.root.get_by_text("make again")).to_be_visible()
+    expect(second.root.get_by_text("remake")).to_be_visible()
     first.press("a")
     first.expect_decision(NAMES[0], "accepted")
     second.press("End", "ArrowLeft", "r")  # a decision on the last card would turn the page
@@ -161,7 +161,7 @@ def test_what_goes_wrong_is_told_and_a_dead_kernel_too(lab: Lab, page: Page, poo
     notebook, reviewer = open_grid(lab, page, pool, "wrong")
     (pool / NAMES[1]).unlink()
     reviewer.press("a", "a")
-    expect(reviewer.root.locator(".is-problem")).to_contain_text("has vanished")
+    expect(reviewer.root.locator(".is-problem")).to_contain_text("is missing")
     expect(reviewer.card(NAMES[1]).locator(".review-grid-note")).to_have_text("not stored")
     assert accepted(pool) == {NAMES[0]: True}
     notebook.take_screenshot("review-6-vanished")

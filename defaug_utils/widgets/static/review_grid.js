@@ -6,7 +6,7 @@ const FILTERS = {
 };
 const HELP = [
   ["← ↑ ↓ →", "move"], ["A", "accept"], ["R", "reject"], ["O", "reopen"], ["N", "note"], ["Z", "undo"],
-  ["M", "mask"], ["Space", "look closer"], ["G", "make again"], ["[ ]", "page"],
+  ["M", "mask"], ["Space", "look closer"], ["G", "remake"], ["[ ]", "page"],
 ];
 const MARKS = { accepted: "✓", rejected: "✕", open: "" };
 
@@ -121,9 +121,9 @@ function render({ model, el }) {
     if (place === "last") selected = Infinity;
     show({ page: to });
   };
-  const before = makeButton(pager, "◀", "The page before ( [ )", () => turn(-1));
+  const before = makeButton(pager, "◀", "Previous page ( [ )", () => turn(-1));
   const pageText = makeElement("span", { className: "review-grid-page" }, pager);
-  const after = makeButton(pager, "▶", "The next page ( ] )", () => turn(1));
+  const after = makeButton(pager, "▶", "Next page ( ] )", () => turn(1));
   const showCounts = () => {
     const { open = 0, accepted = 0, rejected = 0 } = model.get("counts");
     counts.replaceChildren();
@@ -162,7 +162,7 @@ function render({ model, el }) {
       return { place, mark, accept, reject, note };
     });
     grid.replaceChildren(...places.map(({ place }) => place));
-    if (!shown.length) makeElement("div", { className: "review-grid-empty", textContent: "No image suits these filters." }, grid);
+    if (!shown.length) makeElement("div", { className: "review-grid-empty", textContent: "No image matches these filters." }, grid);
     if (wantsFirst) selected = 0;
     wantsFirst = false;
     updateCards();
@@ -213,7 +213,7 @@ function render({ model, el }) {
 
   const about = makeElement("div", { className: "review-grid-about" }, detail);
   const noteLabel = makeElement("label", { textContent: "Note " }, detail);
-  const noteInput = makeElement("input", { type: "text", placeholder: "why, for whoever reads this later (N)" }, noteLabel);
+  const noteInput = makeElement("input", { type: "text", placeholder: "why, for later readers (N)" }, noteLabel);
   const saveNote = () => {
     const card = cards().find(({ key }) => key === noteKey);
     if (card && noteInput.value !== card.note) send({ kind: "note", note: noteInput.value }, card);
