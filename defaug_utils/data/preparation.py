@@ -15,10 +15,12 @@ import pandas as pd
 from defaug_utils.core.files import append_line, write_csv, write_png
 from defaug_utils.core.guards import claim_folder, raise_problems
 from defaug_utils.core.images import FITS, crop_box, fit_image, fit_mask, read_image, read_mask, window_boxes
+from defaug_utils.core.licences import check_licence, write_licence
 from defaug_utils.core.manifest import COLUMNS, SPLITS, make_manifest, write_manifest
 from defaug_utils.data.datasets import map_in_threads
 from defaug_utils.data.flaws import CHANGE_COLUMNS, CHANGES, CHANGES_FILE
 from defaug_utils.data.layouts import DatasetError
+from defaug_utils.data.public_sets import LICENCE
 
 JOURNAL = "finished.jsonl"
 MAX_NAME = 100  # letters
@@ -37,6 +39,7 @@ def prepare_dataset(
     size: tuple[int, int],
     fit: str = "resize",
     on_image: Callable[[int], None] | None = None,
+    licence: str = "",
 ) -> pd.DataFrame:
     """Bring every image and mask to one size: `folder/images`, `folder/masks`, `folder/manifest.csv`.
 
@@ -45,7 +48,8 @@ def prepare_dataset(
 
     Shrinking loses no defect. An interrupted call goes on where it stopped, also after a full disk, and what
     changed in the data set since is made again. What was left out of the data set or read otherwise goes to
-    `folder/changes.csv`. The manifest is written last: then everything is there.
+    `folder/changes.csv`, the licence to `folder/licence.txt`. The manifest is written last: then everything
+    is there.
 
     Args:
         dataset: of `load_dataset`, with or without a validation part; its paths are relative to `root`.
@@ -56,6 +60,8 @@ def prepare_dataset(
             upright one, squares of its full width. A defect may then be seen in several of them, or be cut by
             the border of each, and a crop without defect is a negative.
         on_image: called with 1 for every image that is ready (such as `tqdm.update`).
+        licence: of the images, a name or a short sentence that pools and exports carry; empty for that of a
+            public data set which `load_dataset` recognised, and otherwise "not stated".
 
     Returns:
         The manifest, paths relative to `folder`, with the further columns `original_image`, `defect_pixels`
@@ -65,10 +71,12 @@ def prepare_dataset(
 
     Raises:
         DatasetError: lists the images whose whole defect a crop cuts away, or that can't be cut into three
-            squares; the folder holds images of another size or fit; or files changed since they were loaded.
+            squares; the folder holds images of another size or fit; files changed since they were loaded; or
+            the licence is no line of text.
         ValueError: unknown fit, or the size makes no sense.
     """
     root, folder = Path(root), Path(folder)
+    licence = check_licence(licence, DatasetError) or dataset.attrs.get(LICENCE, "")
     if fit not in WAYS:
         raise ValueError(f"fit {fit!r} is none of {', '.join(WAYS)}")
     crop_box((1, 1), size, "resize")
@@ -90,6 +98,7 @@ def prepare_dataset(
     manifest = make_manifest(rows)
     changes = pd.DataFrame(dataset.attrs.get(CHANGES, []), columns=list(CHANGE_COLUMNS))
     write_csv(changes, folder / CHANGES_FILE)
+    write_licence(folder, licence)
     write_manifest(manifest, folder / "manifest.csv")
     return manifest
 
