@@ -163,7 +163,7 @@ def test_the_data_sets_card_is_read_back_and_shows_text_as_text(run, training_se
     assert card.data.license == "cc-by-nc-sa-4.0" and card.data.size_categories == "n<1K"
     assert card.data.pretty_name == "run" and "synthetic" in card.data.tags
     assert "<script>" not in card.text and "**$x$**" not in card.text
-    assert "| train | positive | diag | 4 |" in card.text
+    assert "| train | positive | diag | 4 |" in card.text and "| validation | negative | real | " in card.text
     assert f"{len(training_set)} images" in card.text
     assert "4 by DIAG;" in card.text and "fingerprint `print of diag`" in card.text
     assert "1 accepted and 1 rejected by a person; 2 failed their checks; 0 without a mask" in card.text

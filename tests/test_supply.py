@@ -8,6 +8,7 @@ import sys
 import sysconfig
 import tarfile
 import zipfile
+from importlib.metadata import distribution, version
 from pathlib import Path, PurePosixPath
 
 import pytest
@@ -16,6 +17,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 from test_house import ROOT, constraints, project, read_text, requirements
 
+IS_TESTED = (sys.platform, sys.version_info[:2], version("torch")) == ("linux", (3, 11), "2.13.0+cpu")
 HASH = re.compile(r"--hash=sha256:[0-9a-f]{64}")
 BUILD = "from setuptools import build_meta; build_meta.build_{}({!r})"
 IMPORT = """
@@ -43,7 +45,7 @@ def read_lock(text: str) -> dict[str, tuple[Version, list[str]]]:
 
 
 def check_lock(text: str) -> None:
-    found = {name: version.public for name, (version, _) in read_lock(text).items()}
+    found = {name: pinned.public for name, (pinned, _) in read_lock(text).items()}
     assert found == constraints(), "the lock and constraints.txt differ: run make lock"
     missing = {canonicalize_name(requirement.name) for requirement in requirements()} - found.keys()
     assert not missing
@@ -56,8 +58,24 @@ def test_the_lock_is_of_the_tested_versions_and_names_no_host():
 
 
 def test_the_locks_pytorch_is_the_tested_build():
-    version, _ = read_lock(read_text("requirements.lock"))["torch"]
-    assert version.local == "cpu"
+    pinned, _ = read_lock(read_text("requirements.lock"))["torch"]
+    assert pinned.local == "cpu"
+
+
+@pytest.mark.skipif(not IS_TESTED, reason="another system, Python or build of PyTorch needs other packages")
+def test_the_lock_leaves_no_requirement_of_its_packages_out():
+    """It is installed with --no-deps, since pip takes no pin without extras for a package with extras."""
+    locked = read_lock(read_text("requirements.lock"))
+    waiting, seen = [*requirements()], set()
+    while waiting:
+        wanted = waiting.pop()
+        name = canonicalize_name(wanted.name)
+        assert name in locked and locked[name][0] in wanted.specifier, str(wanted)
+        for extra in {"", *wanted.extras} - {known for package, known in seen if package == name}:
+            seen.add((name, extra))
+            needed = map(Requirement, distribution(name).requires or [])
+            waiting += [one for one in needed if not one.marker or one.marker.evaluate({"extra": extra})]
+    assert {name for name, _ in seen} == locked.keys(), "packages that nothing needs"
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ def write_image_folder(rows: pd.DataFrame, folder: Path, staging: Path, licence:
         task_categories=["image-classification", "image-segmentation"],
         tags=["surface-defect-detection", *(["synthetic"] if (rows["origin"] != REAL).any() else [])],
     )
-    counts = rows.groupby(["split", "label", "origin"]).size()
+    counts = rows.assign(split=rows["split"].map(name_folder)).groupby(["split", "label", "origin"]).size()
     text = CARD_TEXT.format(
         licence=escape_markdown(licence),
         count=len(rows),
