@@ -23,7 +23,7 @@ CARD_TEXT = """\
 # Surface defects
 
 Licence of the real images: **{licence}**. Respect it for what was painted on them or learned from them, too.
-The licence of a generator may add conditions: see its own card.
+Generators, and images that textures were taken from, may add conditions by licences of their own.
 
 ## Images
 
