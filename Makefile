@@ -1,10 +1,12 @@
 # make book | make pixels | make test | make lab | make faults      each sets itself up in .venv first
+# make lock      makes requirements.lock from constraints.txt again; needs uv (pip install uv) and PyTorch's CPU wheels
 #   PROFILE=workshop   parameters, from profiles/
 #   DATA=              folder of your own data set; empty = procedural surfaces
 #   CORES=             CPU cores to use
 #   SEED=0 MINUTES=15 of make faults, which looks for faults and can be resumed
 #   PYTHON=python3     Python 3.11 or newer, to make .venv with
 #   PIP_OPTIONS=       further options for pip, such as --index-url for a CPU-only PyTorch
+#   LOCK_OPTIONS=--torch-backend cpu   where uv finds PyTorch
 PROFILE ?= workshop
 DATA ?=
 CORES ?= $(shell getconf _NPROCESSORS_ONLN)
@@ -12,6 +14,7 @@ SEED ?= 0
 MINUTES ?= 15
 PYTHON ?= python3
 PIP_OPTIONS ?=
+LOCK_OPTIONS ?= --torch-backend cpu
 
 # Python compiles a module when it first imports it, and keeps that; pip would compile all 20,000 beforehand.
 unexport PYTHONDONTWRITEBYTECODE
@@ -19,7 +22,7 @@ unexport PYTHONDONTWRITEBYTECODE
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: book pixels test lab faults clean
+.PHONY: book pixels test lab faults lock clean
 book: $(INSTALLED)
 	$(BIN)/python -m snakemake --cores $(CORES) --config profile="$(PROFILE)" data="$(DATA)"
 
@@ -34,6 +37,10 @@ lab: $(INSTALLED)
 
 faults: $(INSTALLED)
 	PYTHONPATH=tests $(BIN)/python scripts/faults.py runs/faults --seed $(SEED) --minutes $(MINUTES)
+
+lock:
+	uv pip compile constraints.txt --no-deps --generate-hashes --no-annotate --custom-compile-command "make lock" \
+		--python-version 3.11.7 $(LOCK_OPTIONS) --output-file requirements.lock
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11')"

@@ -246,7 +246,7 @@ def test_a_class_for_every_defect_type(training_set, tmp_path, export_format):
     assert names == ["defect", "oil_stain", "scratch"]
 
 
-@pytest.mark.parametrize("export_format", ["mvtec", "coco", "yolo"])
+@pytest.mark.parametrize("export_format", FORMATS)
 def test_images_are_the_same_and_the_run_stays_as_it_was(training_set, tmp_path, export_format):
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.png")}
     export_training_set(training_set, tmp_path, tmp_path / "out", export_format)
@@ -344,7 +344,7 @@ def test_a_full_disk_leaves_the_former_export(training_set, tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ({"export_format": "voc"}, "export_format 'voc' is not one of mvtec, coco, yolo"),
+        ({"export_format": "voc"}, "export_format 'voc' is not one of mvtec, coco, yolo, imagefolder"),
         ({"export_format": "coco", "coco_masks": "box"}, "coco_masks 'box' is not one of rle, polygon"),
     ],
 )

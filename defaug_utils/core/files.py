@@ -4,6 +4,7 @@ import csv
 import errno
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -65,6 +66,27 @@ def write_atomically(path: Path | str) -> Iterator[Path]:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def stage_folder(target: Path | str) -> Iterator[Path]:
+    """Give a hidden folder beside the target, which takes its place when the block ends well."""
+    target = Path(target)
+    staging = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    former = staging.with_suffix(".old")
+    try:
+        staging.mkdir(parents=True)
+        yield staging
+        if target.exists():
+            target.rename(former)
+        staging.rename(target)
+    except BaseException:
+        if former.exists():
+            former.rename(target)
+        raise
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    shutil.rmtree(former, ignore_errors=True)
 
 
 @contextmanager

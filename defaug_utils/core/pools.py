@@ -15,6 +15,7 @@ import pandas as pd
 import defaug_utils
 from defaug_utils.core import guards
 from defaug_utils.core.files import append_line, lock_file, write_json, write_png
+from defaug_utils.core.licences import RECIPE_FILE, drop_licence, tell_licence
 from defaug_utils.core.manifest import check_sources, image_seed, make_manifest, read_manifest, write_manifest
 from defaug_utils.core.sources import read_dataset
 
@@ -94,7 +95,7 @@ def make_pool(
     """
     folder, recipe = Path(folder), describe_pool(method, plan.seed)
     dataset = None if method.data is None else read_dataset(method.data)
-    recipe = _claim_pool(folder, recipe)
+    recipe = _claim_pool(folder, recipe, method.data)
     writer = _PoolWriter(folder, method, dataset, recipe_key(recipe), on_images or (lambda finished: None))
     limit = MAX_GROWTH * plan.count
     with _hold_threads_of(recipe):
@@ -130,7 +131,8 @@ def remake(folder: Path | str, image: str, method: Method) -> GeneratedImage:
     if image not in pool.index or not (Path(folder) / image).is_file():
         raise FileNotFoundError(f"{folder} has no image {image!r}: choose one from its manifest")
     recipe = read_recipe(folder, pool.loc[image, "recipe"])
-    found = {name: value for name, value in recipe.items() if name != "threads"}  # these are kept below
+    found = drop_licence(recipe)
+    found.pop("threads", None)  # these are kept below
     differing = guards.list_differences(found, describe_pool(method, recipe.get("pool_seed")))
     if differing:
         raise ValueError(
@@ -157,18 +159,22 @@ def _hold_threads_of(recipe: dict) -> AbstractContextManager[None]:
     return guards.hold_threads(recipe.get("threads")) if needs_torch else nullcontext()
 
 
-def _claim_pool(folder: Path, recipe: dict) -> dict:
-    """The recipe with the number of threads that its pool was started with; stored if new."""
-    stored = folder / "recipe.json"
+def _claim_pool(folder: Path, recipe: dict, data_folder: Path | None) -> dict:
+    """The recipe with the number of threads that its pool was started with.
+
+    It is stored if new, and again if the licence of the data has changed, because images don't depend on that.
+    """
+    stored = folder / RECIPE_FILE
     begun = read_recipe(folder) if stored.is_file() else {}
     if "torch" in recipe.get("versions", {}):
         import torch  # only here: what plans or draws runs without it
 
         recipe = recipe | {"threads": begun.get("threads") or torch.get_num_threads()}
     if begun:
-        guards.refuse_other_settings(folder, begun, recipe, "a pool")
-    else:
-        write_json(stored, {recipe_key(recipe): recipe})
+        guards.refuse_other_settings(folder, drop_licence(begun), recipe, "a pool")
+    told = tell_licence(recipe, data_folder)
+    if begun != told:
+        write_json(stored, {recipe_key(recipe): told})
     return recipe
 
 
@@ -177,7 +183,7 @@ def read_recipe(folder: Path | str, key: str = "") -> dict:
 
     Raises a ValueError if it can't be read or does not exist.
     """
-    path = Path(folder) / "recipe.json"
+    path = Path(folder) / RECIPE_FILE
     recipes = guards.read_settings(path, "delete the folder to remake the pool, or choose another one")
     found = [recipes[key]] if key in recipes else list(recipes.values())
     if len(found) != 1 or not isinstance(found[0], dict):
@@ -186,8 +192,8 @@ def read_recipe(folder: Path | str, key: str = "") -> dict:
 
 
 def recipe_key(recipe: dict) -> str:
-    """Short name of a recipe: the first 12 hex digits of the SHA-256 of its canonical JSON."""
-    canonical = json.dumps(recipe, sort_keys=True, allow_nan=False)
+    """Short name of a recipe without its licence: 12 hex digits of the SHA-256 of its canonical JSON."""
+    canonical = json.dumps(drop_licence(recipe), sort_keys=True, allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 

@@ -28,6 +28,7 @@ from defaug_utils.data.flaws import (
     read_names,
 )
 from defaug_utils.data.layouts import DatasetError, list_files
+from defaug_utils.data.public_sets import LICENCE, find_licence
 
 DATA_FOLDER = "data"
 MAX_WORKERS = 8
@@ -71,7 +72,8 @@ def load_dataset(
     Returns:
         A manifest with paths relative to `root`, and with the columns `width`, `height` and `defect_pixels`
         of the originals, and `image_checksum` and `mask_checksum` of the files. Its `attrs["changes"]` lists
-        what was left out or read differently: image, change and reason.
+        what was left out or read differently: image, change and reason. Its `attrs["licence"]` is that of a
+        recognised public data set, otherwise empty.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -98,6 +100,7 @@ def load_dataset(
     if not rows:
         raise DatasetError(f"data set {root}: every image is left out: keep some")
     manifest = make_manifest(rows)
+    manifest.attrs[LICENCE] = find_licence(listing)
     manifest.attrs[CHANGES] = [dict(zip(CHANGE_COLUMNS, change, strict=True)) for change in changes]
     if "test" not in set(manifest["split"]):
         manifest = draw_split(manifest, "test", test_share, seed)

@@ -1,4 +1,4 @@
-"""Training sets as MVTec AD / anomalib folders, COCO or YOLO, for existing trainers.
+"""Training sets and pools as MVTec AD / anomalib folders, COCO, YOLO or image folders, for other trainers.
 
 - "mvtec": `mvtec_ad/<category>/` is what anomalib's `MVTecAD` reads, plus `validation/good`. The layout has
   no place for training positives, so they and their masks are in `images/<defect type>` and
@@ -6,18 +6,18 @@
   anomalib's `Folder`, whose `normal_dir` is `mvtec_ad/<category>/train/good`.
 - "coco": `images/<split>/` and `annotations/instances_<split>.json`.
 - "yolo": `images/<split>/`, `labels/<split>/` and `data.yaml`; holes are joined to the outline by a seam.
+- "imagefolder": what the library `datasets` reads, see `image_folder`: images and masks by split with their
+  manifest rows, the recipes, and a card for the Hugging Face hub.
 
 Each export has a `manifest.csv`, with the original paths in `exported_from`, and an `export.json` that
-describes it. Files are named `<row>_<origin>_<original name>`, so that images and masks sort alike, as
-anomalib's pairing needs.
+describes it and names the licence of the real images. Files are named `<row>_<origin>_<original name>`, so that
+images and masks sort alike, as anomalib's pairing needs.
 """
 
 import json
-import os
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,12 +32,16 @@ from supervision.config import COCO_RAW_SEGMENTATION
 from supervision.dataset.utils import approximate_mask_with_polygons
 from supervision.detection.utils.converters import mask_to_rle
 
-from defaug_utils.core.files import write_atomically, write_json, write_png
+from defaug_utils.core.files import stage_folder, write_atomically, write_json, write_png
 from defaug_utils.core.guards import check_demands, collect_problems, raise_problems
 from defaug_utils.core.images import read_mask
+from defaug_utils.core.licences import DATA_LICENCE, NOT_STATED, read_licence
 from defaug_utils.core.manifest import SPLITS, validate_manifest, write_manifest
+from defaug_utils.data.datasets import DATA_FOLDER
+from defaug_utils.data.image_folder import name_folder, write_image_folder
 
-FORMATS = ("mvtec", "coco", "yolo")
+IMAGE_FOLDER = "imagefolder"
+FORMATS = ("mvtec", "coco", "yolo", IMAGE_FOLDER)
 COCO_MASKS = ("rle", "polygon")
 ONE_CLASS = "defect"
 MARK = "export.json"
@@ -68,12 +72,14 @@ def export_training_set(
     coco_masks: str = "rle",
     overwrite: bool = False,
 ) -> Export:
-    """Copy a training set into another tool's format, completely or not at all.
+    """Copy a training set or a pool into another tool's format, completely or not at all.
 
     Args:
         training_set: manifest with paths relative to `folder`.
+        folder: of a run, a pool or a prepared data set; the licence is looked up there, too.
         target: folder to create, or an empty one.
-        skip_unmasked: leave out positives without a mask, and count them, instead of refusing them.
+        skip_unmasked: leave out positives without a mask, and count them, instead of refusing them; an
+            "imagefolder" takes them as they are.
         by_defect_type: one class per defect type in COCO and YOLO, instead of a single class "defect".
             Positives of unknown type, such as generated ones, remain "defect".
         coco_masks: "rle" keeps every pixel; "polygon" is for tools that can't read it: most of them draw the
@@ -93,11 +99,13 @@ def export_training_set(
     check_demands("export", demands, ExportError)
     _check_target(target, export_format, overwrite)
     validate_manifest(training_set, folder / "training set", check_files=True)
-    rows = _select_masked(training_set, skip_unmasked)
+    licence = read_licence(folder / DATA_FOLDER if (folder / DATA_FOLDER).is_dir() else folder)
+    keeps_all = export_format == IMAGE_FOLDER and len(training_set)
+    rows = training_set.reset_index(drop=True) if keeps_all else _select_masked(training_set, skip_unmasked)
     placed = _place_rows(rows, export_format, by_defect_type)
     positives, instances = int((rows["label"] == "positive").sum()), _count_instances(rows, folder)
     done = Export(target, len(rows), positives, instances, len(training_set) - len(rows))
-    with _staged(target) as staging:
+    with stage_folder(target) as staging:
         for old, new in zip(rows.itertuples(), placed.itertuples(), strict=True):
             with write_atomically(staging / new.image) as temporary:
                 shutil.copyfile(folder / old.image, temporary)
@@ -105,13 +113,16 @@ def export_training_set(
                 write_png(staging / new.mask, read_mask(folder / old.mask))
         classes = sorted(set(placed["object_class"][placed["label"] == "positive"]))
         annotated = placed.assign(mask_file=[folder / mask for mask in rows["mask"]])
+        placed = placed.drop(columns="object_class")
         if export_format == "coco":
-            _write_coco(annotated, staging, classes, coco_masks)
+            _write_coco(annotated, staging, classes, coco_masks, licence)
         elif export_format == "yolo":
             _write_yolo(annotated, staging, classes)
-        write_manifest(placed.drop(columns="object_class"), staging / "manifest.csv")
+        elif export_format == IMAGE_FOLDER:
+            write_image_folder(placed, folder, staging, licence)
+        write_manifest(placed, staging / "manifest.csv")
         counts = {name: count for name, count in done._asdict().items() if name != "folder"}
-        write_json(staging / MARK, {"format": export_format, **counts})
+        write_json(staging / MARK, {"format": export_format, DATA_LICENCE: licence, **counts})
     return done
 
 
@@ -141,26 +152,6 @@ def _select_masked(training_set: pd.DataFrame, skip_unmasked: bool) -> pd.DataFr
     return training_set[~is_unmasked].reset_index(drop=True)
 
 
-@contextmanager
-def _staged(target: Path) -> Iterator[Path]:
-    """A hidden folder next to the target, which replaces it if the block succeeds."""
-    staging = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    former = staging.with_suffix(".old")
-    try:
-        staging.mkdir(parents=True)
-        yield staging
-        if target.exists():
-            target.rename(former)
-        staging.rename(target)
-    except BaseException:
-        if former.exists():
-            former.rename(target)
-        raise
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-    shutil.rmtree(former, ignore_errors=True)
-
-
 def _safe_name(word: str) -> str:
     """A word as part of a file name: ASCII letters, digits, `_` and `-` are kept."""
     return re.sub(r"[^A-Za-z0-9_-]+", "_", word).strip("_") or "unnamed"
@@ -178,6 +169,9 @@ def _place_rows(rows: pd.DataFrame, export_format: str, by_defect_type: bool) ->
         name = f"{number:0{digits}d}_{row.origin}_{_safe_name(image.stem)}{suffix}"
         if export_format == "mvtec":
             places.append(_place_in_mvtec(row, _safe_name(row.category or category), defect_type, Path(name)))
+        elif export_format == IMAGE_FOLDER:
+            split, mask = name_folder(row.split), f"{Path(name).stem}.png"
+            places.append((f"{split}/images/{name}", f"{split}/masks/{mask}" if row.mask else ""))
         else:
             places.append((f"images/{row.split}/{name}", ""))
     placed = rows.assign(exported_from=rows["image"])
@@ -200,7 +194,8 @@ def _place_in_mvtec(row: NamedTuple, category: str, defect_type: str, name: Path
 def _count_instances(rows: pd.DataFrame, folder: Path) -> int:
     """Number of connected parts of all masks; refuses masks that are empty or don't fit their image."""
     problems, instances = [], 0
-    for image, path in rows.loc[rows["label"] == "positive", ["image", "mask"]].itertuples(index=False):
+    is_marked = (rows["label"] == "positive") & (rows["mask"] != "")
+    for image, path in rows.loc[is_marked, ["image", "mask"]].itertuples(index=False):
         with collect_problems(problems), Image.open(folder / image) as opened:
             mask, (width, height) = read_mask(folder / path), opened.size
             if mask.shape != (height, width):
@@ -265,7 +260,7 @@ def _make_dataset(rows: pd.DataFrame, staging: Path, classes: list[str], form: s
     return sv.DetectionDataset(classes, list(annotations), annotations)
 
 
-def _write_coco(rows: pd.DataFrame, staging: Path, classes: list[str], coco_masks: str) -> None:
+def _write_coco(rows: pd.DataFrame, staging: Path, classes: list[str], coco_masks: str, licence: str) -> None:
     """Write `annotations/instances_<split>.json`; ids are unique across splits."""
     image_id, object_id = 1, 1
     for split, part in rows.groupby("split"):
@@ -273,10 +268,12 @@ def _write_coco(rows: pd.DataFrame, staging: Path, classes: list[str], coco_mask
         dataset = _make_dataset(part, staging, classes, coco_masks)
         starts = {"starting_image_id": image_id, "starting_annotation_id": object_id}
         image_id, object_id = dataset.as_coco(annotations_path=str(path), **starts)
-        # Without what supervision adds: a CC BY licence that isn't ours to grant, and the time.
-        content = json.loads(path.read_text(encoding="utf-8")) | {"licenses": []}
+        # In place of what supervision adds: a CC BY licence that isn't ours to grant, and the time.
+        stated = [{"id": 1, "name": licence, "url": ""}] if licence != NOT_STATED else []
+        content = json.loads(path.read_text(encoding="utf-8")) | {"licenses": stated}
         for image in content["images"]:
             del image["license"], image["date_captured"]
+            image |= {"license": 1} if stated else {}
         path.write_text(json.dumps(content), encoding="utf-8")
 
 

@@ -38,6 +38,7 @@ class Listing:
 
     root: Path
     leave_out: frozenset[str] = frozenset()  #: names of images or masks, in Unicode's composed form
+    layout: str = ""  #: one of `LAYOUTS`
     rows: list[dict] = field(default_factory=list)  #: of the manifest; without `label` if the mask decides
     skipped: list[str] = field(default_factory=list)  #: files that don't belong to the layout
     problems: list[str] = field(default_factory=list)  #: files that are missing, ambiguous or duplicated
@@ -94,7 +95,7 @@ def list_files(
     try:
         layout = find_layout(root) if layout == "auto" else layout
         _check_root(root)
-        listing = Listing(root, frozenset(leave_out))
+        listing = Listing(root, frozenset(leave_out), layout)
         if layout in GOOD_FOLDERS:
             _list_parts(listing, category, layout)
         elif category:

@@ -15,10 +15,12 @@ import pandas as pd
 from defaug_utils.core.files import append_line, write_csv, write_png
 from defaug_utils.core.guards import claim_folder, raise_problems
 from defaug_utils.core.images import FITS, crop_box, fit_image, fit_mask, read_image, read_mask, window_boxes
+from defaug_utils.core.licences import check_licence, write_licence
 from defaug_utils.core.manifest import COLUMNS, SPLITS, make_manifest, write_manifest
 from defaug_utils.data.datasets import map_in_threads
 from defaug_utils.data.flaws import CHANGE_COLUMNS, CHANGES, CHANGES_FILE
 from defaug_utils.data.layouts import DatasetError
+from defaug_utils.data.public_sets import LICENCE
 
 JOURNAL = "finished.jsonl"
 MAX_NAME = 100  # letters
@@ -37,6 +39,7 @@ def prepare_dataset(
     size: tuple[int, int],
     fit: str = "resize",
     on_image: Callable[[int], None] | None = None,
+    licence: str = "",
 ) -> pd.DataFrame:
     """Bring every image and mask to one size: `folder/images`, `folder/masks`, `folder/manifest.csv`.
 
@@ -45,7 +48,8 @@ def prepare_dataset(
 
     Shrinking loses no defect. An interrupted call can be resumed, even after a full disk, and files that have
     changed in the data set are prepared again. What was left out or read differently is listed in
-    `folder/changes.csv`. The manifest is written last, when everything else is complete.
+    `folder/changes.csv`, and the licence is in `folder/licence.txt`. The manifest is written last, when everything
+    else is complete.
 
     Args:
         dataset: from `load_dataset`, with or without a validation part; its paths are relative to `root`.
@@ -56,6 +60,8 @@ def prepare_dataset(
             of an upright image. A defect may then appear in several of them or be cut by the border of each,
             and a crop without a defect is a negative.
         on_image: called with 1 for every finished image (such as `tqdm.update`).
+        licence: of the images, a name or a short sentence that pools and exports repeat; if empty, that of a
+            public data set that `load_dataset` recognised, or else "not stated".
 
     Returns:
         The manifest, paths relative to `folder`, with the columns `original_image`, `defect_pixels` (at the
@@ -65,10 +71,12 @@ def prepare_dataset(
 
     Raises:
         DatasetError: lists the images whose whole defect a crop removes, or that can't be cut into three
-            squares; the folder contains images of another size or fit; or files changed since loading.
+            squares; the folder contains images of another size or fit; files changed since loading; or the
+            licence is not one line of text.
         ValueError: unknown fit, or invalid size.
     """
     root, folder = Path(root), Path(folder)
+    licence = check_licence(licence, DatasetError) or dataset.attrs.get(LICENCE, "")
     if fit not in WAYS:
         raise ValueError(f"fit {fit!r} is not one of {', '.join(WAYS)}")
     crop_box((1, 1), size, "resize")
@@ -90,6 +98,7 @@ def prepare_dataset(
     manifest = make_manifest(rows)
     changes = pd.DataFrame(dataset.attrs.get(CHANGES, []), columns=list(CHANGE_COLUMNS))
     write_csv(changes, folder / CHANGES_FILE)
+    write_licence(folder, licence)
     write_manifest(manifest, folder / "manifest.csv")
     return manifest
 

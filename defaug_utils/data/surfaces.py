@@ -17,6 +17,7 @@ from defaug_utils.core.files import write_csv, write_png
 from defaug_utils.core.guards import check_demands, claim_folder
 from defaug_utils.core.manifest import image_seed
 from defaug_utils.data.datasets import map_in_threads
+from defaug_utils.data.public_sets import SURFACES_NOTE
 from defaug_utils.data.surface_layers import HARMLESS_LAYERS, LOOKS, Canvas, DefectLook
 
 DEFECT_TYPES = tuple(LOOKS)
@@ -138,7 +139,7 @@ def write_surfaces(
     _check_request(None, size, None)
     settings = {"train_count": train_count, "test_count": test_count, "seed": seed}
     settings |= {"positive_share": positive_share, "size": [int(side) for side in size]}
-    finished, begun = folder / "surfaces.json", folder / "surfaces.part.json"
+    finished, begun = folder / SURFACES_NOTE, folder / "surfaces.part.json"
     foreign = [path for split in FIRST_NUMBER for path in (folder / split).glob("*")]
     if foreign and not finished.is_file() and not begun.is_file():
         raise ValueError(f"{folder} contains other files, such as {foreign[0]}: choose an empty folder")

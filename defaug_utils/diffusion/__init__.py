@@ -5,6 +5,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
+        "adapter_card": ["export_adapter"],
         "autoencoder": ["AdaptationSettings"],
         "controlnet": [
             *("ControlNetSettings", "TrimapModel"),

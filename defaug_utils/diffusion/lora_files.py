@@ -128,7 +128,7 @@ def load_lora(path: Path | str, unet: nn.Module, text_encoder: nn.Module) -> Lor
         FileNotFoundError: there is no such file.
         LoraError: it can't be read, is pickled, or has keys or shapes that don't fit (all are listed).
     """
-    tensors, header = _read_file(Path(path))
+    tensors, header = read_lora(Path(path))
     networks = {"unet": unet, "text_encoder": text_encoder}
     try:
         known = dict(json.loads(header.get(DIFFUSERS_METADATA, "{}")))
@@ -147,7 +147,8 @@ def load_lora(path: Path | str, unet: nn.Module, text_encoder: nn.Module) -> Lor
     return LoraCounts(*counts)
 
 
-def _read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_lora(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file; raises as `load_lora`, but looks at no key."""
     if not path.is_file():
         raise FileNotFoundError(f"no adapter at {path}: train one with notebook 03, or give another file")
     if path.suffix != ".safetensors":

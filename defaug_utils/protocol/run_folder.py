@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from defaug_utils.core.licences import RECIPE_FILE
 from defaug_utils.core.manifest import make_manifest, read_manifest, rebase_manifest
 from defaug_utils.core.origins import ORIGINS, MixingError, Run
 from defaug_utils.core.pools import read_recipe
@@ -68,7 +69,7 @@ def read_pools(run_dir: Path | str, run: Run) -> RunPools:
 
 def _list_learned(origin: str, folder: Path) -> list[str]:
     """From the pool's recipe; empty for a generator from elsewhere, about which nothing is known."""
-    recipe = read_recipe(folder) if (folder / "recipe.json").is_file() else {}
+    recipe = read_recipe(folder) if (folder / RECIPE_FILE).is_file() else {}
     if recipe and ORIGINS[origin].learns and "learned_from" not in recipe:
         raise MixingError(
             f"the recipe of the pool {folder} does not say which images its generator learned from: make the "

@@ -13,6 +13,7 @@ import pandas as pd
 from defaug_utils.core.files import explain_read_only, lock_file, write_json, write_png
 from defaug_utils.core.guards import as_json
 from defaug_utils.core.images import hash_pixels, is_grey, read_image, read_mask
+from defaug_utils.core.licences import RECIPE_FILE, tell_licence
 from defaug_utils.core.manifest import (
     ManifestError,
     fold_decisions,
@@ -221,7 +222,9 @@ class Studio:
         recipes = self.read_recipes()
         if image.row["recipe"] not in recipes:
             recipe = as_json(HandDrawn(self, image.request).describe())
-            write_json(self.folder / "recipe.json", recipes | {recipe_key(recipe): recipe})
+            recipes |= {recipe_key(recipe): recipe}
+            told = {key: tell_licence(entry, self.data_folder) for key, entry in recipes.items()}
+            write_json(self.folder / RECIPE_FILE, told)
         return row
 
     def read_kept(self) -> pd.DataFrame:
@@ -234,7 +237,7 @@ class Studio:
 
     def read_recipes(self) -> dict[str, dict]:
         """The recipes of all judged images, by key."""
-        path = self.folder / "recipe.json"
+        path = self.folder / RECIPE_FILE
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
     def load(self, row: dict) -> StudioImage:
@@ -248,7 +251,7 @@ class Studio:
     def _read_recipe(self, row: dict) -> dict:
         recipe = self.read_recipes().get(row["recipe"])
         if recipe is None:
-            raise ValueError(f"{row['image']}: {self.folder / 'recipe.json'} has no recipe {row['recipe']}")
+            raise ValueError(f"{row['image']}: {self.folder / RECIPE_FILE} has no recipe {row['recipe']}")
         return recipe
 
     def remake(self, row: dict) -> np.ndarray:

@@ -1,0 +1,62 @@
+"""The licence of real images: noted beside the prepared data set, carried by every pool and export.
+
+A pool's recipe tells it, too, though no image depends on it: a pool stays what it is when the note changes.
+"""
+
+from pathlib import Path
+
+from defaug_utils.core.files import write_atomically
+from defaug_utils.core.guards import check_demands, read_settings
+
+NOT_STATED = "not stated"
+DATA_LICENCE = "data_licence"  # of recipes and exports
+LICENCE_FILE = "licence.txt"  # beside the prepared data set's manifest, one line
+RECIPE_FILE = "recipe.json"
+MAX_LETTERS = 200
+
+
+def check_licence(licence: object, error: type[Exception] = ValueError) -> str:
+    """A licence, by name or in a sentence, without the blanks around; `error` where it is no line of text."""
+    is_text = isinstance(licence, str)
+    line = licence.strip() if is_text else ""
+    demands = {
+        f"{licence!r} is no text": is_text,
+        "it has more than one line, or signs that can't be printed": line.isprintable(),
+        f"it has {len(line)} letters, at most {MAX_LETTERS} are kept": len(line) <= MAX_LETTERS,
+    }
+    check_demands("licence (give a name such as 'CC BY 4.0', or a short sentence)", demands, error)
+    return line
+
+
+def write_licence(folder: Path | str, licence: str) -> None:
+    """Note the licence of a prepared data set's images, checked by `check_licence`; empty is "not stated"."""
+    with write_atomically(Path(folder) / LICENCE_FILE) as temporary:
+        temporary.write_text((check_licence(licence) or NOT_STATED) + "\n", encoding="utf-8")
+
+
+def read_licence(folder: Path | str) -> str:
+    """The licence of the real images in a prepared data set, or behind a pool; "not stated" where none is.
+
+    A ValueError tells that the note or the recipe can't be read.
+    """
+    note, recipe = Path(folder) / LICENCE_FILE, Path(folder) / RECIPE_FILE
+    if note.is_file():
+        try:
+            return check_licence(note.read_text(encoding="utf-8")) or NOT_STATED
+        except ValueError as problem:
+            raise ValueError(f"{note} is no licence: mend or delete it\n{problem}") from problem
+    if not recipe.is_file():
+        return NOT_STATED
+    recipes = read_settings(recipe, "delete the folder to make the pool again, or choose another one")
+    told = (entry.get(DATA_LICENCE) for entry in recipes.values() if isinstance(entry, dict))
+    return "; ".join(sorted({line for line in told if isinstance(line, str)})) or NOT_STATED
+
+
+def tell_licence(recipe: dict, data_folder: Path | str | None) -> dict:
+    """A recipe as it is stored: with the licence of the images that the method starts or learned from."""
+    return recipe if data_folder is None else recipe | {DATA_LICENCE: read_licence(data_folder)}
+
+
+def drop_licence(recipe: dict) -> dict:
+    """A stored recipe without the licence: what images depend on."""
+    return {name: value for name, value in recipe.items() if name != DATA_LICENCE}

@@ -1,0 +1,143 @@
+"""The format "imagefolder" of the library `datasets`: one `metadata.jsonl` a split, recipes and a card."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from huggingface_hub import DatasetCardData
+from PIL import Image
+
+from defaug_utils.core.cards import name_licence, write_card
+from defaug_utils.core.files import write_atomically, write_json, write_png
+from defaug_utils.core.licences import RECIPE_FILE
+from defaug_utils.core.origins import ORIGINS, REAL
+from defaug_utils.core.pools import find_failed, read_recipe
+from defaug_utils.core.texts import escape_markdown
+
+METADATA = "metadata.jsonl"
+RECIPES = "recipes.json"
+SIZES = {"n<1K": 10**3, "1K<n<10K": 10**4, "10K<n<100K": 10**5, "100K<n<1M": 10**6}  # the hub's words
+CARD_TEXT = """\
+# Surface defects
+
+Licence of the real images: **{licence}**. Respect it for what was painted on them or learned from them, too.
+Generators, and images that textures were taken from, may add conditions by licences of their own.
+
+## Images
+
+{count} images. Each split has a `metadata.jsonl`. A mask is 255 on the defect; that of a negative is empty.
+
+| split | label | origin | images |
+|---|---|---|---|
+{table}
+
+## How the generated images were made
+
+{generators}
+
+`{recipes}` has all settings by recipe. With the same data set, an image is made again from its recipe and
+its seed.
+
+## Limits
+
+- A generated image shows what its generator takes for a defect. It is no record of a real part: never test
+  on it.
+- Automatic checks and reviewers find most of a generator's failures, not all of them.
+- A mask says where a defect was asked for; not all of it need be visible.
+- What generated images are worth depends on the part and on the detector: compare with a training without
+  them.
+"""
+
+
+def name_folder(split: str) -> str:
+    """A split's folder, by the word that `datasets` knows."""
+    return "validation" if split == "val" else split
+
+
+def write_image_folder(rows: pd.DataFrame, folder: Path, staging: Path, licence: str) -> None:
+    """Write what stands beside images and masks: metadata, the negatives' masks, recipes and the card.
+
+    `rows` have their paths in the export, and in `exported_from` the former ones in `folder`.
+    """
+    rows = rows.assign(mask=list(_mask_all(rows, staging)))
+    has_masks = bool((rows["mask"] != "").any())
+    for split, part in rows.groupby("split"):
+        lines = [json.dumps(line, ensure_ascii=False) for line in _describe_rows(part, has_masks)]
+        with write_atomically(staging / name_folder(split) / METADATA) as temporary:
+            temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    recipes = dict(_find_recipes(rows, folder))
+    write_json(staging / RECIPES, recipes)
+    data = DatasetCardData(
+        **name_licence(licence),
+        pretty_name=folder.resolve().name,
+        size_categories=next((word for word, limit in SIZES.items() if len(rows) < limit), "n>1M"),
+        task_categories=["image-classification", "image-segmentation"],
+        tags=["surface-defect-detection", *(["synthetic"] if (rows["origin"] != REAL).any() else [])],
+    )
+    counts = rows.assign(split=rows["split"].map(name_folder)).groupby(["split", "label", "origin"]).size()
+    text = CARD_TEXT.format(
+        licence=escape_markdown(licence),
+        count=len(rows),
+        table="\n".join(f"| {' | '.join(key)} | {count} |" for key, count in counts.items()),
+        generators="\n".join(_describe_generators(rows, recipes)) or "There are none: all images are real.",
+        recipes=RECIPES,
+    )
+    write_card(staging, data, text)
+
+
+def _mask_all(rows: pd.DataFrame, staging: Path) -> Iterator[str]:
+    """The rows' masks; a negative gets one without any pixel, a positive of unknown mask none."""
+    for row in rows.itertuples():
+        mask = row.mask
+        if row.label == "negative":
+            mask = f"{name_folder(row.split)}/masks/{Path(row.image).stem}.png"
+            with Image.open(staging / row.image) as opened:
+                write_png(staging / mask, np.zeros(opened.size[::-1], bool))
+        yield mask
+
+
+def _describe_rows(rows: pd.DataFrame, has_masks: bool) -> Iterator[dict]:
+    """The lines of a split's metadata: paths, and all else as text, so that all splits have one type."""
+    told = rows.drop(columns=["image", "mask", "split"]).astype(object)
+    texts = told.where(told.notna(), "").map(_write_value)
+    for image, mask, own in zip(rows["image"], rows["mask"], texts.to_dict("records"), strict=True):
+        paths = {"file_name": _shorten(image)}
+        if has_masks:
+            paths["mask_file_name"] = _shorten(mask) if mask else None
+        yield paths | own
+
+
+def _write_value(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool | np.bool_) else str(value)
+
+
+def _shorten(path: str) -> str:
+    """A path below its split's folder."""
+    return path.partition("/")[2]
+
+
+def _find_recipes(rows: pd.DataFrame, folder: Path) -> Iterator[tuple[str, dict]]:
+    """The recipes of generated rows by their keys, from the pools that the images came from."""
+    generated = rows[rows["recipe"] != ""].drop_duplicates("recipe")
+    for key, image in generated[["recipe", "exported_from"]].itertuples(index=False):
+        pool = (folder / image).parent.parent
+        if (pool / RECIPE_FILE).is_file():
+            yield key, read_recipe(pool, key)
+
+
+def _describe_generators(rows: pd.DataFrame, recipes: dict) -> Iterator[str]:
+    """A line for each recipe."""
+    for (origin, key), part in rows[rows["origin"] != REAL].groupby(["origin", "recipe"]):
+        model = recipes.get(key, {}).get("model")
+        told = [f"{len(part)} by {ORIGINS[origin].label}", f"recipe {escape_markdown(key) or 'unknown'}"]
+        if isinstance(model, dict):
+            told += [f"{name} `{model[name]}`" for name in ("pipeline", "fingerprint") if name in model]
+        prompts = ", ".join(f"*{escape_markdown(prompt)}*" for prompt in part["prompt"].unique() if prompt)
+        told += [f"prompts {prompts}"] if prompts else []
+        accepted, rejected = (int((part["accepted"] == answer).sum()) for answer in (True, False))
+        told += [f"{accepted} accepted and {rejected} rejected by a person"]
+        told += [f"{int(find_failed(part).sum())} failed their checks"]
+        told += [f"{int((part['mask'] == '').sum())} without a mask"]
+        yield f"- {'; '.join(told)}."
