@@ -135,8 +135,8 @@ def crop_box(shape: tuple[int, ...], size: tuple[int, int], fit: str) -> tuple[i
 def window_boxes(shape: tuple[int, ...], size: tuple[int, int]) -> list[tuple[int, int, int, int]]:
     """The fewest parts with the aspect of `size`, as large as possible, that together cover an image.
 
-    They are evenly spaced along the longer axis. Each is (left, top, right, bottom); see `crop_box` for the
-    arguments.
+    They are evenly spaced along the axis with pixels to spare. Each is (left, top, right, bottom); see
+    `crop_box` for the arguments.
     """
     left, top, right, bottom = crop_box(shape, size, "centre_crop")
     kept_width, kept_height = right - left, bottom - top
