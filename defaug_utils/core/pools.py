@@ -162,7 +162,7 @@ def _hold_threads_of(recipe: dict) -> AbstractContextManager[None]:
 def _claim_pool(folder: Path, recipe: dict, data_folder: Path | None) -> dict:
     """The recipe with the number of threads that its pool was started with.
 
-    It is stored if new, and again if the licence of the data has changed, because images don't depend on that.
+    It is stored if new, and again if the licence of the data has changed: images don't depend on that.
     """
     stored = folder / RECIPE_FILE
     begun = read_recipe(folder) if stored.is_file() else {}

@@ -10,8 +10,8 @@
   manifest rows, the recipes, and a card for the Hugging Face hub.
 
 Each export has a `manifest.csv`, with the original paths in `exported_from`, and an `export.json` that
-describes it and names the licence of the real images. Files are named `<row>_<origin>_<original name>`, so that
-images and masks sort alike, as anomalib's pairing needs.
+describes it and names the licence of the real images. Files are named `<row>_<origin>_<original name>`, so
+that images and masks sort alike, as anomalib's pairing needs.
 """
 
 import json

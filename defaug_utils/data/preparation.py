@@ -48,8 +48,8 @@ def prepare_dataset(
 
     Shrinking loses no defect. An interrupted call can be resumed, even after a full disk, and files that have
     changed in the data set are prepared again. What was left out or read differently is listed in
-    `folder/changes.csv`, and the licence is in `folder/licence.txt`. The manifest is written last, when everything
-    else is complete.
+    `folder/changes.csv`, and the licence is in `folder/licence.txt`. The manifest is written last, when
+    everything else is complete.
 
     Args:
         dataset: from `load_dataset`, with or without a validation part; its paths are relative to `root`.
