@@ -308,7 +308,7 @@ def test_what_is_no_adapter_is_refused(adapter, data, tmp_path):
     with pytest.raises(LoraError, match="holds no adapter"):
         export_adapter(tmp_path / "model.safetensors", tmp_path / "hub", data)
     (tmp_path / "torn.safetensors").write_bytes(adapter.read_bytes()[:100])
-    with pytest.raises(LoraError, match="no whole safetensors file"):
+    with pytest.raises(LoraError, match="is not a complete safetensors file"):
         export_adapter(tmp_path / "torn.safetensors", tmp_path / "hub", data)
     shutil.copy(adapter, tmp_path / "lora.bin")
     with pytest.raises(LoraError, match="safetensors files are loaded"):

@@ -172,7 +172,7 @@ def test_other_settings_are_still_refused_and_the_licence_is_none_of_them(tmp_pa
     folder = tmp_path / "pool"
     make_pool(folder, Drawing(draw, "memseg", {"size": 3}, data=data), PoolPlan(3))
     write_licence(data, NC)
-    with pytest.raises(ValueError, match=r"size \(3, asked for 4\)") as error:
+    with pytest.raises(ValueError, match=r"size \(3, requested 4\)") as error:
         make_pool(folder, Drawing(draw, "memseg", {"size": 4}, data=data), PoolPlan(3))
     assert "licence" not in str(error.value)
     assert read_licence(folder) == NOT_STATED, "a refused call changes nothing"

@@ -35,9 +35,9 @@ def write_licence(folder: Path | str, licence: str) -> None:
 
 
 def read_licence(folder: Path | str) -> str:
-    """The licence of the real images in a prepared data set, or behind a pool; "not stated" where none is.
+    """The licence of the real images in a prepared data set, or behind a pool; "not stated" if none is known.
 
-    A ValueError tells that the note or the recipe can't be read.
+    Raises a ValueError if the note or the recipe can't be read.
     """
     note, recipe = Path(folder) / LICENCE_FILE, Path(folder) / RECIPE_FILE
     if note.is_file():

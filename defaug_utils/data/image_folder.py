@@ -57,9 +57,9 @@ def name_folder(split: str) -> str:
 
 
 def write_image_folder(rows: pd.DataFrame, folder: Path, staging: Path, licence: str) -> None:
-    """Write what stands beside images and masks: metadata, the negatives' masks, recipes and the card.
+    """Write everything but images and masks: metadata, the negatives' masks, recipes and the card.
 
-    `rows` have their paths in the export, and in `exported_from` the former ones in `folder`.
+    `rows` have their paths in the export, and the original ones, relative to `folder`, in `exported_from`.
     """
     rows = rows.assign(mask=list(_mask_all(rows, staging)))
     has_masks = bool((rows["mask"] != "").any())
