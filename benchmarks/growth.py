@@ -223,7 +223,8 @@ def main() -> None:
             found[count] = {}
             for name in given.stages:
                 found[count][name] = run_alone(run_stage, name, Path(place), count)
-                print(f"{count:,} {name}: {found[count][name][0]:.1f} s", file=sys.stderr, flush=True)
+                told = "{:.1f} s, {:.0f} MiB".format(*found[count][name])
+                print(f"{count:,} {name}: {told}", file=sys.stderr, flush=True)
             print_table(found, given.stages)
 
 
