@@ -3,6 +3,7 @@
 import os
 import shutil
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from PIL import Image
 
 from defaug_utils.core.images import read_mask
 from defaug_utils.core.manifest import make_manifest, validate_manifest
+from defaug_utils.data import datasets
 from defaug_utils.data.datasets import (
     DatasetWarning,
     choose_positives,
@@ -397,3 +399,31 @@ def test_a_linked_folder_elsewhere_is_read(tmp_path):
     (tmp_path / "set/negative").rename(tmp_path / "elsewhere")
     (tmp_path / "set/negative").symlink_to(tmp_path / "elsewhere")
     assert len(load_dataset(tmp_path / "set")) == 6
+
+
+def test_only_a_few_values_are_taken_ahead_of_their_results():
+    taken = []
+
+    def give() -> Iterator[int]:
+        for value in range(1000):
+            taken.append(value)
+            yield value
+
+    told, most = [], datasets.AHEAD * datasets.MAX_WORKERS
+    for value in datasets.map_in_threads(lambda value: 2 * value, give(), told.append):
+        assert value == 2 * len(told) and len(taken) <= len(told) + most + 1
+    assert len(told) == len(taken) == 1000
+
+
+def test_after_the_first_error_nothing_new_begins():
+    begun = []
+
+    def refuse(value: int) -> int:
+        begun.append(value)
+        if value == 5:
+            raise ValueError("not this one")
+        return value
+
+    with pytest.raises(ValueError, match="not this one"):
+        list(datasets.map_in_threads(refuse, range(1000)))
+    assert len(begun) <= 6 + datasets.AHEAD * datasets.MAX_WORKERS

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from defaug_utils.core import sources
 from defaug_utils.core.files import write_png
 from defaug_utils.core.images import read_image
 from defaug_utils.core.manifest import ManifestError, make_manifest, write_manifest
@@ -168,3 +169,23 @@ def test_a_mask_that_can_not_be_deleted_is_told(data: Path, tmp_path: Path, monk
     assert "can&#x27;t be written to" in drawer.message.value
     assert drawer.canvas.mask.any()
     assert len(read_drawn(folder)) == 1
+
+
+def test_saving_reads_no_manifest_of_the_data_set_again(data: Path, tmp_path: Path, monkeypatch):
+    read, real = [], sources.read_manifest
+    monkeypatch.setattr(sources, "read_manifest", lambda path: read.append(1) or real(path))
+    drawer = MaskDrawer(data, tmp_path / "drawn")
+    for row in (3, 5, 7):
+        drawer.canvas.value = make_mask(row)
+        assert drawer.save()
+    assert len(read) == 1
+
+
+def test_a_stroke_looks_for_no_file_of_each_image(data: Path, tmp_path: Path, monkeypatch):
+    save_drawn(tmp_path / "drawn", data, NAMES[1], make_mask())
+    (tmp_path / "drawn" / "of another data set.png").write_bytes(b"")
+    drawer, looked, is_file = MaskDrawer(data, tmp_path / "drawn"), [], Path.is_file
+    monkeypatch.setattr(Path, "is_file", lambda path: looked.append(path.name) or is_file(path))
+    drawer.canvas.value = make_mask()
+    assert set(looked) <= {"train-1.png"}
+    assert "1 with a stored mask" in drawer.message.value

@@ -167,6 +167,24 @@ def test_coco_files_make_one_collection_that_claims_nothing(training_set, tmp_pa
     assert all(entry["bbox"][2] >= 1 and entry["bbox"][3] >= 1 for entry in objects)
 
 
+@pytest.mark.parametrize("coco_masks", ["rle", "polygon"])
+def test_coco_holds_a_few_images_objects_at_a_time_and_writes_the_same(
+    training_set, tmp_path, coco_masks, monkeypatch
+):
+    export_training_set(training_set, tmp_path, tmp_path / "whole", "coco", coco_masks=coco_masks)
+    held, real = [], sv.DetectionDataset.as_coco
+    monkeypatch.setattr(export, "COCO_BATCH", 2)
+    monkeypatch.setattr(
+        sv.DetectionDataset, "as_coco", lambda self, **told: held.append(len(self)) or real(self, **told)
+    )
+    export_training_set(training_set, tmp_path, tmp_path / "parts", "coco", coco_masks=coco_masks)
+    assert max(held) == 2 and sum(held) == len(training_set)
+    for path in (tmp_path / "whole" / "annotations").iterdir():
+        assert (tmp_path / "parts" / "annotations" / path.name).read_bytes() == path.read_bytes()
+        content = json.loads(path.read_text(encoding="utf-8"))
+        assert path.read_text(encoding="utf-8") == json.dumps(content)
+
+
 def test_coco_boxes_and_areas_against_pixels_counted_by_hand(tmp_path):
     mask = np.zeros((HEIGHT, WIDTH), bool)
     mask[10:13, 4:9] = True

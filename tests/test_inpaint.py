@@ -358,3 +358,13 @@ def test_cells_that_a_thin_line_touches_are_covered():
     covered = cover_cells(mask, 4)
     assert covered[:4].all() and not covered[4:].any()
     assert not mask[::4, ::4].any(), "one pixel per cell would have missed it"
+
+
+def test_embeddings_of_texts_met_long_ago_are_given_up(inpainting_folder, monkeypatch: pytest.MonkeyPatch):
+    inpainter = load_inpainter(inpainting_folder)
+    monkeypatch.setattr(inpainting, "MAX_TEXTS", 2)
+    (first,) = inpaint_batch(inpainter, [make_job(0, "a")], SETTINGS)
+    together = inpaint_batch(inpainter, [make_job(0, letter) for letter in "abcd"], SETTINGS)
+    assert len(together) == 4 and len(inpainter.embeddings) == 2
+    (again,) = inpaint_batch(inpainter, [make_job(0, "a")], SETTINGS)
+    assert same(first, again) and ("a", "dark") in inpainter.embeddings

@@ -9,16 +9,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from defaug_utils.core.manifest import (
+    ADDED_FILE,
     COLUMNS,
     LABELS,
     SPLITS,
     ManifestError,
+    add_row,
     check_sources,
+    fold_decisions,
     image_seed,
     is_inside,
     make_manifest,
     read_manifest,
     rebase_manifest,
+    stamp_manifest,
     validate_manifest,
     write_manifest,
 )
@@ -329,3 +333,51 @@ def test_rows_that_are_longer_than_the_head_are_refused(tmp_path: Path):
     (tmp_path / "manifest.csv").write_text(f"{head}\nx,{line}\n")
     with pytest.raises(ManifestError, match="more cells"):
         read_manifest(tmp_path / "manifest.csv")
+
+
+def test_a_row_is_added_without_touching_the_others(tmp_path: Path):
+    path, stamps = tmp_path / "manifest.csv", set()
+    for name in "abc":
+        add_row(one_row(image=f"{name}.png", seed=7, note="ä", accepted=None), path)
+        stamps.add(stamp_manifest(path))
+        if name == "a":
+            first = path.read_bytes()
+    assert path.read_bytes() == first and len(stamps) == 3
+    assert len((tmp_path / ADDED_FILE).read_bytes().splitlines()) == 2
+    shown = read_manifest(path)
+    assert list(shown["image"]) == ["a.png", "b.png", "c.png"] and set(shown["note"]) == {"ä"}
+    write_manifest(shown, path)  # killed before the journal was removed
+    pd.testing.assert_frame_equal(read_manifest(path), shown)
+    pd.testing.assert_frame_equal(fold_decisions(path), shown)
+    assert not (tmp_path / ADDED_FILE).exists()
+    pd.testing.assert_frame_equal(read_manifest(path), shown)
+
+
+def test_a_damaged_line_of_added_rows_is_passed_over(tmp_path: Path):
+    path, journal = tmp_path / "manifest.csv", tmp_path / ADDED_FILE
+    for name in "ab":
+        add_row(one_row(image=f"{name}.png"), path)
+    journal.write_bytes(journal.read_bytes() + b'[1]\nnull\n{"image": "to')
+    add_row(one_row(image="c.png"), path)
+    assert list(read_manifest(path)["image"]) == ["a.png", "b.png", "c.png"]
+
+
+def test_a_broken_row_is_not_added_and_one_of_a_journal_is_named(tmp_path: Path):
+    path = tmp_path / "manifest.csv"
+    add_row(one_row(), path)
+    with pytest.raises(ManifestError, match="label 'good' is none of"):
+        add_row(one_row(image="b.png", label="good"), path)
+    assert not (tmp_path / ADDED_FILE).exists()
+    (tmp_path / ADDED_FILE).write_text('{"image": "b.png"}\n')
+    with pytest.raises(ManifestError, match="row 1: label '' is none of"):
+        read_manifest(path)
+
+
+def test_rows_added_to_a_manifest_that_is_gone_do_not_come_back(tmp_path: Path):
+    path = tmp_path / "manifest.csv"
+    for name in "ab":
+        add_row(one_row(image=f"{name}.png"), path)
+    path.unlink()
+    assert stamp_manifest(path) == ()
+    add_row(one_row(image="c.png"), path)
+    assert list(read_manifest(path)["image"]) == ["c.png"]

@@ -15,8 +15,9 @@ import torch
 from drawing import Drawing
 from PIL import Image
 
+from defaug_utils.core import pools
 from defaug_utils.core.guards import hold_threads
-from defaug_utils.core.manifest import ManifestError, image_seed, read_manifest, write_manifest
+from defaug_utils.core.manifest import ManifestError, image_seed, make_manifest, read_manifest, write_manifest
 from defaug_utils.core.pools import (
     GeneratedImage,
     PoolPlan,
@@ -431,3 +432,19 @@ def test_a_damaged_line_of_a_journal_is_made_again(tmp_path: Path, whole: dict, 
     (folder / "rows-0-of-1.jsonl").write_text(line + "\n")
     generate(folder, COUNT, make_batch, **SETTINGS)
     assert read_all(folder) == whole
+
+
+def test_the_data_set_is_looked_through_once_for_a_pool_and_not_for_each_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    rows = [{"image": f"images/{i}.png", "label": "negative", "split": "train"} for i in range(5)]
+    write_manifest(make_manifest(row | {"origin": "real"} for row in rows), tmp_path / "manifest.csv")
+    looked, real = [], pools.read_dataset
+    monkeypatch.setattr(pools, "read_dataset", lambda folder: looked.append("read") or real(folder))
+    check = pools.refuse_sources
+    monkeypatch.setattr(
+        pools, "refuse_sources", lambda rows, split_of: looked.append(split_of) or check(rows, split_of)
+    )
+    make_pool(tmp_path / "pool", Drawing(make_batch, data=tmp_path), PoolPlan(COUNT))
+    assert looked[0] == "read" and len(looked) == 1 + COUNT
+    assert all(split_of is looked[1] for split_of in looked[2:])

@@ -75,6 +75,8 @@ def test_a_decision_describes_the_page_alone(pool: Path, tmp_path: Path, monkeyp
     assert grid.counts == {"open": 2 * COUNT - 1, "accepted": 1, "rejected": 0}
     grid.page = 5
     assert described[4:] == [f"1:{name}" for name in NAMES[8:]]
+    grid.show(decision="accepted", page=0)
+    assert shown(grid) == [NAMES[1]]
 
 
 def test_filters_by_decision_check_and_prompt(pool: Path):

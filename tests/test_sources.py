@@ -8,7 +8,7 @@ import pytest
 
 from defaug_utils.core import prompts, sources
 from defaug_utils.core.files import write_png
-from defaug_utils.core.manifest import make_manifest
+from defaug_utils.core.manifest import make_manifest, write_manifest
 from defaug_utils.core.prompts import choose_prompt, make_prompts
 from defaug_utils.core.sources import survey_sources
 
@@ -50,3 +50,16 @@ def test_no_turn_is_counted_twice():
     counted = prompts._take_turns.cache_info().misses
     assert [choose_prompt(board, 5000 - index).text for index in range(900)].count("a") == 600
     assert prompts._take_turns.cache_info().misses == counted
+
+
+def test_the_data_set_is_read_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    rows, read, real = [], [], sources.read_manifest
+    monkeypatch.setattr(sources, "read_manifest", lambda path: read.append(1) or real(path))
+    for count in (1, 2):
+        rows.append({"image": f"{count}.png", "label": "negative", "split": "train", "origin": "real"})
+        write_manifest(make_manifest(rows), tmp_path / "manifest.csv")
+        for _ in range(3):
+            table = sources.read_dataset(tmp_path)
+            assert list(table["split"]) == ["train"] * count
+            table["split"] = "test"  # changes nobody else's
+        assert len(read) == count

@@ -5,7 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 from threading import Thread
 
+import ipywidgets
 import numpy as np
+import pandas as pd
 import pytest
 
 from defaug_utils.core.files import write_png
@@ -13,7 +15,9 @@ from defaug_utils.core.images import read_image, read_mask
 from defaug_utils.core.manifest import ManifestError, make_manifest, read_manifest, write_manifest
 from defaug_utils.core.origins import Run
 from defaug_utils.diffusion.inpainting import Inpainter, InpaintSettings, load_inpainter
+from defaug_utils.protocol.review_store import PoolReview
 from defaug_utils.protocol.run_folder import read_pools
+from defaug_utils.widgets import kept_pictures, studio_panel
 from defaug_utils.widgets import studio as studio_module
 from defaug_utils.widgets.studio import Studio, StudioRequest
 from defaug_utils.widgets.studio_panel import Stopped, StudioPanel
@@ -303,3 +307,54 @@ def test_on_a_grey_negative_a_picture_is_grey_and_its_recipe_says_so(run: Path, 
         kept = studio.decide(made, accepted=True)
         recipe = studio.read_recipes()[kept.row["recipe"]]
         assert recipe.get("stay_grey", False) == is_grey
+
+
+def test_a_decision_costs_one_row_however_many_are_kept(studio: Studio, open_studio, monkeypatch):
+    images = list(studio.paint(ask(), 5))
+    studio.decide(images[0], True)
+    before, read = (studio.folder / "manifest.csv").read_bytes(), []
+    monkeypatch.setattr(kept_pictures, "read_manifest", lambda path: read.append(path) or read_manifest(path))
+    for image in images[1:]:
+        studio.decide(image, True)
+    studio.decide(images[2], False, "two\nlines")
+    assert studio.kept.count() == (4, 1)
+    assert not read and (studio.folder / "manifest.csv").read_bytes() == before
+    kept = studio.read_kept()
+    assert list(kept["accepted"]) == [True, True, False, True, True]
+    assert list(kept["reviewer_note"]) == ["", "", "two lines", "", ""]
+    later = open_studio()
+    assert (later.folder / "manifest.csv").read_bytes() != before, "opening takes the journals in"
+    assert sorted(path.name for path in later.folder.iterdir() if path.suffix != ".lock") == [
+        *("images", "manifest.csv", "masks", "recipe.json")
+    ]
+    pd.testing.assert_frame_equal(later.read_kept(), kept)
+
+
+def test_the_studio_and_a_review_of_its_pictures_see_each_other(studio: Studio):
+    first, second = studio.paint(ask(), 2)
+    studio.decide(first, True)
+    review = PoolReview(studio.folder)
+    studio.decide(second, True)
+    review.reload()
+    review.decide("images/000001.png", False)
+    review.decide("images/000000.png", False)
+    assert studio.kept.count() == (0, 2)
+    studio.decide(first, True)
+    assert studio.kept.count() == (1, 1)
+    review.reload()
+    assert review.counts[True] == review.counts[False] == 1
+    review.fold()
+    assert studio.decide(second, True).row["image"] == "images/000001.png"
+    assert list(read_manifest(studio.folder / "manifest.csv")["accepted"]) == [True, True]
+
+
+def test_widgets_of_pictures_that_are_no_longer_shown_are_closed(panel: StudioPanel, monkeypatch):
+    monkeypatch.setattr(studio_panel, "MAX_CARDS", 2)
+    panel.drawer.canvas.value, numbers = make_mask(), []
+    for _ in range(3):
+        paint_in(panel)
+        panel.cards[0].accept_button.click()
+        panel.seed.value += 2
+        numbers.append(len(ipywidgets.widgets.widget._instances))
+    assert numbers[0] == numbers[1] == numbers[2]
+    assert len(panel.cards) == 2 and panel.cards[0].comm is not None

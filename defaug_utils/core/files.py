@@ -7,7 +7,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +126,14 @@ def append_line(path: Path | str, line: bytes) -> None:
         journal.write(line + b"\n")
 
 
+def read_journal(path: Path | str) -> Iterator[Any]:
+    """The JSON values of a journal that may be missing; a line torn by a kill, or damaged, is passed over."""
+    with suppress(FileNotFoundError), Path(path).open(encoding="utf-8", errors="replace") as journal:
+        for line in journal:
+            with suppress(ValueError, RecursionError):
+                yield json.loads(line)
+
+
 def write_png(path: Path | str, pixels: np.ndarray) -> None:
     """Write a uint8 or (grey) uint16 image, or a bool mask as 0 / 255, as PNG."""
     if pixels.dtype == bool:
@@ -171,6 +179,6 @@ def _change_texts(table: pd.DataFrame, change: Callable[[str], str]) -> pd.DataF
     changed = table.copy()
     for name, column in table.items():
         if pd.api.types.is_object_dtype(column) or pd.api.types.is_string_dtype(column):
-            cells = [change(cell) if isinstance(cell, str) else cell for cell in column]
+            cells = [change(cell) if isinstance(cell, str) else cell for cell in column.astype(object)]
             changed[name] = pd.Series(cells, table.index, column.dtype)
     return changed

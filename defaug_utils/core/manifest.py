@@ -1,13 +1,15 @@
 """The manifest: a table with one row per image that every stage reads and writes."""
 
-from collections.abc import Iterable
+import json
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PureWindowsPath
 
 import numpy as np
 import pandas as pd
 
 from defaug_utils.core.decisions import DECISIONS_FILE, DecisionLog, LogEntry, identify_images, match_entries
-from defaug_utils.core.files import read_csv, write_csv
+from defaug_utils.core.files import append_line, read_csv, read_journal, stamp_file, write_csv
 from defaug_utils.core.guards import check_demands, raise_problems
 from defaug_utils.core.origins import ORIGINS, REAL
 
@@ -19,6 +21,8 @@ COLUMNS = (
 LABELS = ("negative", "positive")
 SPLITS = ("train", "val", "test")
 SOURCE_COLUMNS = ("source_image", "defect_source")  # where a row names the real images it was made from
+ADDED_FILE = "added.jsonl"  # beside a manifest: rows that were added one by one, see `add_row`
+PLAIN_PATH = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*")  # needs no closer look, see `is_inside`
 
 
 class ManifestError(ValueError):
@@ -31,12 +35,14 @@ def image_seed(pool_seed: int, index: int) -> int:
     return int(state >> np.uint64(1))
 
 
-def make_manifest(rows: Iterable[dict]) -> pd.DataFrame:
-    """Build a manifest from row dictionaries; missing columns are empty, extra columns are kept.
+def make_manifest(rows: Iterable[dict] | pd.DataFrame) -> pd.DataFrame:
+    """Build a manifest from row dictionaries or a table; missing columns are empty, extra ones are kept.
 
     Raises a ManifestError that lists every invalid seed and `accepted`.
     """
-    manifest = pd.DataFrame(list(rows), dtype=object)
+    manifest = (
+        rows.astype(object) if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(rows), dtype=object)
+    )
     further = [column for column in manifest.columns if column not in COLUMNS]
     manifest = manifest.reindex(columns=[*COLUMNS, *further])
     problems: list[str] = []
@@ -76,7 +82,7 @@ def read_manifest(path: Path | str, check_files: bool = False) -> pd.DataFrame:
 
     Returns:
         One row per image, with `COLUMNS` and any further columns of the file; paths are relative to its
-        folder. Decisions that are still in the log next to it are included.
+        folder. Added rows and decisions that are still in the journals next to it are included.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -88,10 +94,13 @@ def read_manifest(path: Path | str, check_files: bool = False) -> pd.DataFrame:
         raise FileNotFoundError(f"no manifest at {path}: run the notebook that makes it first")
     log = DecisionLog(path.with_name(DECISIONS_FILE))  # read before the table, into which it may be folded
     entries = log.read_new() if path.name == "manifest.csv" else []
+    added = list(read_journal(path.with_name(ADDED_FILE))) if path.name == "manifest.csv" else []
     try:
         table = read_csv(path, dtype=dict.fromkeys(COLUMNS, str), keep_default_na=False, na_values=[""])
         check_demands("columns", {f"column {column} is missing": column in table for column in COLUMNS})
-        manifest = make_manifest(table.to_dict("records"))
+        known = set(table["image"]) if added else ()
+        new = [row for row in added if isinstance(row, dict) and row.get("image", "") not in known]
+        manifest = make_manifest([*table.to_dict("records"), *new] if new else table)
     except ValueError as error:  # all errors of the reader are ValueErrors
         raise ManifestError(f"manifest {path} is not a readable table: {error}") from error
     _show_decisions(manifest, entries)
@@ -112,20 +121,46 @@ def _show_decisions(manifest: pd.DataFrame, entries: list[LogEntry]) -> list[Log
 
 
 def fold_decisions(path: Path | str) -> pd.DataFrame:
-    """Read a pool's manifest and move the log's decisions into it; the caller must hold the lock.
+    """Read a pool's manifest and move what the journals hold into it; the caller must hold the lock.
 
     Call this before changing decisions in the manifest, or the log would override them. Decisions on unknown
     images stay in the log.
     """
+    added = Path(path).with_name(ADDED_FILE)
     log = DecisionLog(Path(path).with_name(DECISIONS_FILE))
     entries, manifest = log.read_new(), read_manifest(path)
-    if entries:
+    if entries or added.is_file():
         write_manifest(manifest, path)
+        added.unlink(missing_ok=True)
+    if entries:
         if left := _show_decisions(manifest, entries):
             log.rewrite(left)
         else:
             log.path.unlink()
     return manifest
+
+
+def add_row(row: dict, path: Path | str) -> None:
+    """Add a row, of JSON values, to a manifest of any length at the cost of one row, under the caller's lock.
+
+    It goes to a journal that `read_manifest` shows and `fold_decisions` takes in, or makes the manifest where
+    there is none. Its image must be new. A ManifestError tells what is wrong with it.
+    """
+    path, journal = Path(path), Path(path).with_name(ADDED_FILE)
+    added = make_manifest([row])
+    if path.is_file():
+        validate_manifest(added, path)
+        told = {column: value for column, value in row.items() if not pd.isna(value) and value != ""}
+        append_line(journal, json.dumps(told).encode())
+    else:
+        journal.unlink(missing_ok=True)  # of a pool that is gone
+        write_manifest(added, path)
+
+
+def stamp_manifest(path: Path | str) -> tuple[int, ...]:
+    """What changes with every change of a manifest's rows (not of decisions); empty while there is none."""
+    stamp = stamp_file(path)
+    return stamp and stamp + stamp_file(Path(path).with_name(ADDED_FILE))
 
 
 def write_manifest(manifest: pd.DataFrame, path: Path | str) -> None:
@@ -169,6 +204,8 @@ def _is_file(path: Path) -> bool:
 
 def is_inside(relative: str) -> bool:
     """Whether a stored path is relative and stays inside its folder."""
+    if PLAIN_PATH.fullmatch(relative):
+        return True
     path = PureWindowsPath(relative)  # handles both slashes and drives, but not "1:x" in every Python
     return not path.anchor and ".." not in path.parts and relative[1:2] != ":"
 
@@ -186,11 +223,17 @@ def rebase_manifest(manifest: pd.DataFrame, folder: Path | str, new_folder: Path
 
 def check_sources(pool: pd.DataFrame, dataset: pd.DataFrame) -> None:
     """Refuse images whose source (any of the `SOURCE_COLUMNS`) is not in the train split; lists them all."""
-    split_of = dict(zip(dataset["image"], dataset["split"], strict=True))
+    rows = pool.filter(["image", *SOURCE_COLUMNS]).to_dict("records")
+    refuse_sources(rows, dict(zip(dataset["image"], dataset["split"], strict=True)))
+
+
+def refuse_sources(rows: Iterable[Mapping], split_of: Mapping[str, str]) -> None:
+    """As `check_sources`, for rows of a pool; `split_of` gives the split of each image of the data set."""
     problems = []
-    for column in SOURCE_COLUMNS:
-        for image, source in zip(pool["image"], pool.get(column, [""] * len(pool)), strict=True):
+    for row in rows:
+        for source in (row.get(column, "") for column in SOURCE_COLUMNS):
             if not pd.isna(source) and source != "" and split_of.get(source) != "train":
                 found = split_of.get(source, "unknown to the data set")
-                problems.append(f"{image}: its source {source} is {found}, only train images may be sources")
+                told = f"its source {source} is {found}, only train images may be sources"
+                problems.append(f"{row['image']}: {told}")
     raise_problems("generated images", problems, ManifestError)

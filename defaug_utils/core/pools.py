@@ -14,9 +14,15 @@ import pandas as pd
 
 import defaug_utils
 from defaug_utils.core import guards
-from defaug_utils.core.files import append_line, lock_file, write_json, write_png
+from defaug_utils.core.files import append_line, lock_file, read_journal, write_json, write_png
 from defaug_utils.core.licences import RECIPE_FILE, drop_licence, tell_licence
-from defaug_utils.core.manifest import check_sources, image_seed, make_manifest, read_manifest, write_manifest
+from defaug_utils.core.manifest import (
+    image_seed,
+    make_manifest,
+    read_manifest,
+    refuse_sources,
+    write_manifest,
+)
 from defaug_utils.core.sources import read_dataset
 
 MAX_GROWTH = 2  # limit to the growth of a pool whose images fail their checks, as a multiple of its count
@@ -94,9 +100,11 @@ def make_pool(
         FileNotFoundError: there is no data set.
     """
     folder, recipe = Path(folder), describe_pool(method, plan.seed)
-    dataset = None if method.data is None else read_dataset(method.data)
+    split_of = (
+        None if method.data is None else read_dataset(method.data).set_index("image")["split"].to_dict()
+    )
     recipe = _claim_pool(folder, recipe, method.data)
-    writer = _PoolWriter(folder, method, dataset, recipe_key(recipe), on_images or (lambda finished: None))
+    writer = _PoolWriter(folder, method, split_of, recipe_key(recipe), on_images or (lambda finished: None))
     limit = MAX_GROWTH * plan.count
     with _hold_threads_of(recipe):
         pool = writer.make(plan)
@@ -218,7 +226,7 @@ class _PoolWriter:
 
     folder: Path
     method: Method
-    dataset: pd.DataFrame | None  #: whose training images may be sources
+    split_of: dict[str, str] | None  #: of the data set, whose training images may be sources
     key: str  #: of the recipe
     report: Callable[[int], None]
     told: set[int] = field(default_factory=set)  #: images that were reported
@@ -244,8 +252,8 @@ class _PoolWriter:
     def _make_group(self, indices: range, wanted: set[int], pool_seed: int, journal: Path) -> None:
         seeds = [image_seed(pool_seed, index) for index in indices]
         images = self.method.make(indices, seeds)
-        if self.dataset is not None:
-            check_sources(pd.DataFrame([{"image": "an image", **made.row} for made in images]), self.dataset)
+        if self.split_of is not None:
+            refuse_sources([{"image": "an image", **made.row} for made in images], self.split_of)
         for index, seed, made in zip(indices, seeds, images, strict=True):
             if index not in wanted:
                 continue
@@ -276,15 +284,11 @@ class _PoolWriter:
 def _read_rows(folder: Path) -> dict[int, dict]:
     """Rows by index: first from the manifest (with their review), then from the journals."""
     row_of = {}
-    for journal in sorted(folder.glob("rows-*.jsonl")):
-        with suppress(FileNotFoundError):  # another shard may have just merged it into the manifest
-            for line in journal.read_text(encoding="utf-8", errors="replace").splitlines():
-                with suppress(
-                    ValueError, TypeError, LookupError, RecursionError
-                ):  # torn by a kill, or damaged:
-                    entry = json.loads(line)
-                    if (folder / entry["row"]["image"]).is_file():  # otherwise the image is remade
-                        row_of[int(entry["index"])] = entry["row"]
+    for journal in sorted(folder.glob("rows-*.jsonl")):  # another shard may have just merged it
+        for entry in read_journal(journal):
+            with suppress(ValueError, TypeError, LookupError):  # damaged
+                if (folder / entry["row"]["image"]).is_file():  # otherwise the image is remade
+                    row_of[int(entry["index"])] = entry["row"]
     if (folder / "manifest.csv").is_file():
         for row in read_manifest(folder / "manifest.csv", check_files=True).to_dict("records"):
             row_of[int(Path(row["image"]).stem)] = row

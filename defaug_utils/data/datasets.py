@@ -4,10 +4,10 @@ import hashlib
 import os
 import warnings
 import zlib
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +31,7 @@ from defaug_utils.data.layouts import DatasetError, list_files
 from defaug_utils.data.public_sets import LICENCE, find_licence
 
 DATA_FOLDER = "data"
-MAX_WORKERS = 8
+MAX_WORKERS, AHEAD = 8, 4  # threads, and values taken ahead for each
 ADVICE = "fix these files, or name their images in leave_out"
 EMPTY_MASK_ADVICE = (
     "has no pixel above 0, but its image is listed as defective: draw the defect, set "
@@ -108,14 +108,22 @@ def load_dataset(
     return manifest
 
 
-def map_in_threads(function: Callable, values: list, on_image: Callable | None = None) -> Iterator:
-    """Results in order, with a call of `on_image(1)` after each; after an error nothing new is started."""
-    workers = min(MAX_WORKERS, os.cpu_count() or 1)
-    with ThreadPoolExecutor(workers) as executor, closing(executor.map(function, values)) as results:
-        for result in results:
-            yield result
-            if on_image:
-                on_image(1)
+def map_in_threads(function: Callable, values: Iterable, on_image: Callable | None = None) -> Iterator:
+    """Results in order, with a call of `on_image(1)` after each; after an error nothing new is started.
+
+    Only a few values are read ahead, so that a long list costs no memory.
+    """
+    workers, values, begun = min(MAX_WORKERS, os.cpu_count() or 1), iter(values), deque()
+    with ThreadPoolExecutor(workers) as executor:
+        try:
+            begun.extend(executor.submit(function, value) for value in islice(values, AHEAD * workers))
+            while begun:
+                yield begun.popleft().result()
+                if on_image:
+                    on_image(1)
+                begun.extend(executor.submit(function, value) for value in islice(values, 1))
+        finally:
+            executor.shutdown(wait=False, cancel_futures=True)
 
 
 def _check_row(root: Path, row: dict) -> tuple[dict, list[str]]:

@@ -17,6 +17,7 @@ that images and masks sort alike, as anomalib's pairing needs.
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -46,6 +47,7 @@ COCO_MASKS = ("rle", "polygon")
 ONE_CLASS = "defect"
 MARK = "export.json"
 YOLO_BATCH = 16  # images whose masks are in memory at a time
+COCO_BATCH = 256  # images whose objects are
 
 
 class ExportError(ValueError):
@@ -265,23 +267,35 @@ def _write_coco(rows: pd.DataFrame, staging: Path, classes: list[str], coco_mask
     image_id, object_id = 1, 1
     for split, part in rows.groupby("split"):
         path = staging / "annotations" / f"instances_{split}.json"
-        dataset = _make_dataset(part, staging, classes, coco_masks)
-        starts = {"starting_image_id": image_id, "starting_annotation_id": object_id}
-        image_id, object_id = dataset.as_coco(annotations_path=str(path), **starts)
-        # In place of what supervision adds: a CC BY licence that isn't ours to grant, and the time.
         stated = [{"id": 1, "name": licence, "url": ""}] if licence != NOT_STATED else []
-        content = json.loads(path.read_text(encoding="utf-8")) | {"licenses": stated}
-        for image in content["images"]:
-            del image["license"], image["date_captured"]
-            image |= {"license": 1} if stated else {}
-        path.write_text(json.dumps(content), encoding="utf-8")
+        lists: dict[str, list[str]] = {"images": [], "annotations": []}  # as text, a fraction of the objects
+        for batch in _cut(part, COCO_BATCH):
+            dataset = _make_dataset(batch, staging, classes, coco_masks)
+            starts = {"starting_image_id": image_id, "starting_annotation_id": object_id}
+            image_id, object_id = dataset.as_coco(annotations_path=str(path), **starts)
+            # In place of what supervision adds: a CC BY licence that isn't ours to grant, and the time.
+            content = json.loads(path.read_text(encoding="utf-8")) | {"licenses": stated}
+            for image in content["images"]:
+                del image["license"], image["date_captured"]
+                image |= {"license": 1} if stated else {}
+            for name, texts in lists.items():
+                texts += map(json.dumps, content[name])
+        told = {name: json.dumps(value) for name, value in content.items()}
+        told |= {name: f"[{', '.join(texts)}]" for name, texts in lists.items()}
+        parts = ", ".join(f'"{name}": {text}' for name, text in told.items())
+        path.write_text(f"{{{parts}}}", encoding="utf-8")
+
+
+def _cut(rows: pd.DataFrame, size: int) -> Iterator[pd.DataFrame]:
+    """The rows in batches."""
+    return (rows.iloc[start : start + size] for start in range(0, len(rows), size))
 
 
 def _write_yolo(rows: pd.DataFrame, staging: Path, classes: list[str]) -> None:
     """Write `labels/<split>/<name>.txt` and `data.yaml`."""
     for split, part in rows.groupby("split"):
-        for start in range(0, len(part), YOLO_BATCH):
-            dataset = _make_dataset(part.iloc[start : start + YOLO_BATCH], staging, classes, "yolo")
+        for batch in _cut(part, YOLO_BATCH):
+            dataset = _make_dataset(batch, staging, classes, "yolo")
             dataset.as_yolo(annotations_directory_path=str(staging / "labels" / split))
     folders = {split: f"images/{split}" for split in SPLITS if split in set(rows["split"])}
     content = yaml.safe_dump({**folders, "nc": len(classes), "names": classes}, sort_keys=False)

@@ -5,14 +5,14 @@ import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pandas as pd
 
-from defaug_utils.core.files import append_line, write_csv, write_png
+from defaug_utils.core.files import append_line, read_journal, write_csv, write_png
 from defaug_utils.core.guards import claim_folder, raise_problems
 from defaug_utils.core.images import FITS, crop_box, fit_image, fit_mask, read_image, read_mask, window_boxes
 from defaug_utils.core.licences import check_licence, write_licence
@@ -85,12 +85,13 @@ def prepare_dataset(
     if fit == "centre_crop":
         _refuse_lost_defects(dataset, root, size)
     claim_folder(folder, {"size": [int(side) for side in size], "fit": fit}, "images", error=DatasetError)
-    jobs = _list_jobs(dataset, size, fit, _read_journal(folder))
-    if not all(job["done"] for job in jobs):
+    named, finished = dataset.assign(name=name_files(dataset["image"])), _read_journal(folder)
+    if not all(job["done"] for job in _list_jobs(named, size, fit, finished)):
         (folder / "manifest.csv").unlink(missing_ok=True)
-    rows, made = [], map_in_threads(lambda job: _prepare_image(job, root, folder, size), jobs, on_image)
+    rows, jobs = [], _list_jobs(named, size, fit, finished)
+    made = map_in_threads(lambda job: (job, _prepare_image(job, root, folder, size)), jobs, on_image)
     with closing(made):
-        for job, row in zip(jobs, made, strict=True):
+        for job, row in made:
             if not job["done"]:
                 append_line(folder / JOURNAL, json.dumps([job["name"], job["content"], row]).encode())
             rows.append({column: job[column] for column in COLUMNS} | row)
@@ -105,11 +106,11 @@ def prepare_dataset(
 
 def _list_jobs(
     dataset: pd.DataFrame, size: tuple[int, int], fit: str, finished: dict[tuple[str, str], dict]
-) -> list[dict]:
+) -> Iterator[dict]:
     """A row for each image to make: its files' `name`, its `box`, and what is already `done`."""
-    jobs = []
-    for row, name in zip(dataset.to_dict("records"), name_files(dataset["image"]), strict=True):
-        content = row["image_checksum"] + row["mask_checksum"]
+    for values in dataset.itertuples(index=False, name=None):
+        row = dict(zip(dataset.columns, values, strict=True))
+        name, content = row["name"], row["image_checksum"] + row["mask_checksum"]
         for crop, box in enumerate(list_boxes(row["width"], row["height"], size, fit)):
             own = {"name": name, "box": box, "kept": {}}  # what the manifest records about the crop
             if fit != "resize":
@@ -118,8 +119,7 @@ def _list_jobs(
                 own |= {"name": f"{name}-{crop}", "kept": {"crop": crop, **own["kept"]}}
             done = finished.get((own["name"], content))
             done = done if done and own["kept"].items() <= done.items() else None
-            jobs.append({**row, **own, "content": content, "done": done})
-    return jobs
+            yield {**row, **own, "content": content, "done": done}
 
 
 def list_boxes(width: int, height: int, size: tuple[int, int], fit: str) -> list[Box]:
@@ -248,10 +248,10 @@ def _check_labels(dataset: pd.DataFrame, rows: list[dict]) -> None:
 
 def _read_journal(folder: Path) -> dict[tuple[str, str], dict]:
     """What earlier runs finished, by name and checksum; torn or damaged lines are skipped."""
-    finished, journal = {}, folder / JOURNAL
-    for line in journal.read_bytes().splitlines() if journal.is_file() else []:
-        with suppress(ValueError, TypeError, LookupError, RecursionError):
-            name, content, row = json.loads(line)
+    finished = {}
+    for line in read_journal(folder / JOURNAL):
+        with suppress(ValueError, TypeError, LookupError):
+            name, content, row = line
             if all((folder / row[column]).is_file() for column in ("image", "mask") if row[column]):
                 finished[name, content] = row
     return finished

@@ -18,6 +18,7 @@ from defaug_utils.training.memory import run_in_parts
 
 # A pipeline's arguments for prompts; the pooled ones only for two text encoders.
 EMBEDDINGS = [f"{kind}prompt_embeds" for kind in ("", "negative_", "pooled_", "negative_pooled_")]
+MAX_TEXTS = 128  # pairs whose embeddings are kept, of Stable Diffusion XL 160 MB
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Inpainter(loading.LoadedModel):
     """A loaded inpainting model."""
 
     family: families.Family = families.STABLE_DIFFUSION
-    #: of prompts, by (prompt, negative prompt)
+    #: of the most recent prompts, by (prompt, negative prompt)
     embeddings: dict[tuple[str, str], dict[str, torch.Tensor]] = field(default_factory=dict)
     #: what `speed_up` has enabled; it may change the last bits of an image
     speed: list[str] = field(default_factory=list)
@@ -292,5 +293,7 @@ def embed_texts(
         )
         inpainter.embeddings[prompt, negative_prompt] = dict(zip(EMBEDDINGS, tensors, strict=False))
     per_job = [inpainter.embeddings[pair] for pair in pairs]
+    for pair in list(inpainter.embeddings)[:-MAX_TEXTS]:
+        del inpainter.embeddings[pair]
     names = [name for name in per_job[0] if settings.guidance > 1 or not name.startswith("negative")]
     return {name: torch.cat([embedded[name] for embedded in per_job]) for name in names}

@@ -8,7 +8,7 @@ import pandas as pd
 from defaug_utils.core.files import explain_read_only, write_atomically, write_png
 from defaug_utils.core.images import read_image, read_mask
 from defaug_utils.core.manifest import ManifestError, make_manifest, read_manifest, write_manifest
-from defaug_utils.core.sources import list_sources, read_dataset
+from defaug_utils.core.sources import is_source, read_dataset
 
 
 def mask_file_name(source_image: str) -> str:
@@ -44,8 +44,9 @@ def save_drawn(folder: Path | str, data_folder: Path | str, source_image: str, m
         PermissionError: the folder can't be written to.
     """
     folder, image = Path(folder), Path(data_folder) / source_image
-    sources = list_sources(read_dataset(data_folder)).set_index("image")
-    if source_image not in sources.index:
+    dataset = read_dataset(data_folder)
+    source = dataset[dataset["image"] == source_image]
+    if not is_source(source).any():
         raise ManifestError(f"{source_image} is not a training negative: masks are drawn only on those")
     _check_mask(mask, read_image(image), source_image)
     name, listed = mask_file_name(source_image), read_drawn(folder)
@@ -54,7 +55,7 @@ def save_drawn(folder: Path | str, data_folder: Path | str, source_image: str, m
         raise ManifestError(f"{folder / name} is the mask of {others.pop()}: use another folder")
     row = {"image": f"images/{name.removesuffix('.png')}{image.suffix}", "mask": name}
     row |= {"label": "negative", "split": "train", "origin": "real", "mask_source": "drawn"}
-    row |= {"source_image": source_image, "category": sources.loc[source_image, "category"]}
+    row |= {"source_image": source_image, "category": source["category"].iloc[0]}
     with explain_read_only(folder, f"the mask of {source_image} was not saved"):
         write_png(folder / name, mask.astype(bool))
         with write_atomically(folder / row["image"]) as temporary:

@@ -105,17 +105,17 @@ def merge_reviews(
     path = Path(folder) / "manifest.csv"
     with explain_read_only(folder, *review_store.NOT_STORED), lock_file(path):
         reviews, pool = read_reviewers(folder, reviewers), fold_decisions(path)
-        merged = []
-        for row, (image, stored) in zip(
-            pool.index, review_store.manifest_decisions(pool).items(), strict=True
-        ):
+        merged, notes, decided = [], [], []
+        for image, stored in review_store.manifest_decisions(pool).items():
             said = {name: review.get(image, ImageReview()) for name, review in reviews.items()}
             outcome, accepted = _settle(said, stored, DISAGREEMENTS[disagreement], replace)
-            pool.loc[row, "reviewer_note"] = _join_notes(stored.note, said, outcome)
+            notes.append(_join_notes(stored.note, said, outcome))
+            decided.append(accepted)
             if outcome:
-                pool.loc[row, "accepted"] = pd.NA if accepted is None else accepted
                 words = {name: review.accepted for name, review in said.items()}
                 merged.append({"image": image, **words, "outcome": outcome, "accepted": accepted})
+        pool["accepted"] = pd.array(decided, dtype="boolean")
+        pool["reviewer_note"] = pd.array(notes, dtype="str")
         write_manifest(pool, path)
     table = pd.DataFrame(merged, columns=["image", *reviews, "outcome", "accepted"])
     return table.astype(dict.fromkeys([*reviews, "accepted"], "boolean"))

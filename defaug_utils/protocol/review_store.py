@@ -20,9 +20,9 @@ import pandas as pd
 
 from defaug_utils.core import decisions
 from defaug_utils.core.decisions import ImageReview, LogEntry, ReviewStoreError
-from defaug_utils.core.files import explain_read_only, lock_file, stamp_file
+from defaug_utils.core.files import explain_read_only, lock_file
 from defaug_utils.core.guards import raise_problems
-from defaug_utils.core.manifest import fold_decisions, read_manifest
+from defaug_utils.core.manifest import ADDED_FILE, fold_decisions, read_manifest, stamp_manifest
 
 REVIEWER_NAME = re.compile(r"[\w-]{1,40}")
 FOLD_SECONDS = 1.0  # to wait for the lock if nothing is lost without it
@@ -65,13 +65,14 @@ class PoolReview:
 
         If this fails, they stay in the log. A reviewer's own file doesn't change.
         """
-        if not self.reviewer and self._manifest.is_file() and self.path.is_file():
+        journals = (self.path, self._manifest.with_name(ADDED_FILE))
+        if not self.reviewer and self._manifest.is_file() and any(path.is_file() for path in journals):
             with suppress(OSError), lock_file(self._manifest, FOLD_SECONDS):
                 fold_decisions(self._manifest)
 
     def reload(self) -> None:
         """Read newly stored decisions; raises as when opening, or if the pool was remade."""
-        stamp = stamp_file(self._manifest)
+        stamp = stamp_manifest(self._manifest)
         if not stamp or stamp != self._stamp or self._log.is_replaced:
             self._read_pool()
             self._stamp = stamp

@@ -210,17 +210,19 @@ def record_review(folder: Path | str, review: Review) -> pd.DataFrame:
         keys = list(zip(pool["prompt"], pool["seed"], strict=True))
         lost = [
             f"{prompt!r}, seed {seed}: the pool in {folder} has no such image: review it again"
-            for prompt, seed in decision_of
-            if (prompt, seed) not in keys
+            for prompt, seed in sorted(decision_of.keys() - set(keys))
         ]
         raise_problems("review", lost, ReviewError)
-        for row, key in zip(pool.index, keys, strict=True):
-            notes = [note_of.get(key[0], "")]
+        accepted, notes = list(pool["accepted"]), list(pool["reviewer_note"])
+        for row, key in enumerate(keys):
+            told = [note_of.get(key[0], "")]
             if key in decision_of:
-                pool.loc[row, "accepted"] = decision_of[key].accepted
-                notes.insert(0, decision_of[key].note)
-            if any(notes):
-                pool.loc[row, "reviewer_note"] = "; ".join(filter(None, notes))
+                accepted[row] = decision_of[key].accepted
+                told.insert(0, decision_of[key].note)
+            if any(told):
+                notes[row] = "; ".join(filter(None, told))
+        pool["accepted"] = pd.array(accepted, dtype="boolean")
+        pool["reviewer_note"] = pd.array(notes, dtype="str")
         write_manifest(pool, path)
     return pool
 

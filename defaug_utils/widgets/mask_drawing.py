@@ -5,6 +5,7 @@ mask must be exact at the image's size. The browser rasterises by the integer ru
 `static/mask_canvas.js` and notifies the kernel when a stroke ends. anywidget needs no build step.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,7 @@ class MaskDrawer(ipywidgets.VBox):
         if foreign or not self.names:
             raise ManifestError(f"these are not training negatives: {', '.join(foreign) or 'no names given'}")
         self.data_folder, self.folder, self.index = Path(data_folder), Path(folder), 0
+        self._files = {mask_file_name(name) for name in self.names}
         self.canvas = MaskCanvas(*self._read(0))
         self._saved = self.canvas.mask
         self._make_controls()
@@ -253,6 +255,6 @@ class MaskDrawer(ipywidgets.VBox):
         self.next_button.disabled = self.index == len(self.names) - 1
         self.question.layout.display = "none"
         self.delete_button.disabled = not self.has_stored_mask
-        done = sum((self.folder / mask_file_name(name)).is_file() for name in self.names)
+        done = len(self._files.intersection(os.listdir(self.folder))) if self.folder.is_dir() else 0
         state = "not saved yet" if self.has_unsaved_strokes else "nothing to save"
         self.message.say(f"image {self.index + 1} of {len(self.names)} · {done} with a stored mask · {state}")

@@ -35,6 +35,15 @@ def make_button(text: str, hint: str, act: Callable[[], object], style: str = ""
     return made
 
 
+def close_whole(widget: ipywidgets.Widget) -> None:
+    """Take a widget away with all that is in it; what nobody closes, ipywidgets keeps for ever."""
+    for child in getattr(widget, "children", ()):
+        close_whole(child)
+    for part in (widget, getattr(widget, "layout", None), getattr(widget, "style", None)):
+        if isinstance(part, ipywidgets.Widget):
+            part.close()
+
+
 def colour_text(text: str, colour: str = "inherit") -> str:
     """Text as HTML, its special characters escaped."""
     return f'<div style="color: {colour}; line-height: 1.4">{html.escape(text)}</div>'

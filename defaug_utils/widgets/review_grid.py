@@ -48,18 +48,17 @@ def draw_thumbnail(folder: Path, image: str, mask: str, longest: int, line: int 
     return drawn
 
 
-def describe_images(review: PoolReview) -> pd.DataFrame:
-    """The grid's information by image: `mask`, `origin`, `prompt`, `check`, `reason`, `decision`.
+def describe_images(pool: pd.DataFrame) -> pd.DataFrame:
+    """The part of the grid's information that no reviewer changes, by image.
 
-    `check` is "passed", "failed" or, if the method has no checks, empty; `reason` says why it failed.
+    Columns: `mask`, `origin`, `prompt`, `check` ("passed", "failed" or, if the method has no checks, empty)
+    and `reason`, which says why it failed.
     """
-    pool = review.pool
     told = pool.set_index("image")[["mask", "origin", "prompt"]]
     is_failed = find_failed(pool).to_numpy()
     reasons = pool["check_reason"].fillna("").astype(str) if "check_reason" in pool else ""
     checks = np.where(is_failed, "failed", "passed") if "check_passed" in pool else ""
-    decisions = [WORD_OF[review.decisions[image].accepted] for image in told.index]
-    return told.assign(check=checks, reason=np.where(is_failed, reasons, ""), decision=decisions)
+    return told.assign(check=checks, reason=np.where(is_failed, reasons, ""))
 
 
 class ReviewGrid(anywidget.AnyWidget):
@@ -113,6 +112,7 @@ class ReviewGrid(anywidget.AnyWidget):
         self.methods = dict(methods or {})
         self._order: list[PoolReview] = []  # of the changes, for undo
         self._unstored: dict[str, str] = {}
+        self._described: list[pd.DataFrame] = []  # the manifests that the table tells of
         target = f"review-{reviewer}.csv" if reviewer else "the manifest"
         super().__init__(**{"title": f"Decisions go to {target}", **traits})
         self._filter_anew()
@@ -239,14 +239,22 @@ class ReviewGrid(anywidget.AnyWidget):
         return told | self._table.loc[key].to_dict() | {"decision": WORD_OF[accepted], "note": note}
 
     def _filter_anew(self) -> None:
-        """Describe all images, by key, and list those that match the filters."""
-        tables = [describe_images(r).add_prefix(f"{n}:", axis=0) for n, r in enumerate(self.reviews)]
-        self._table = table = pd.concat(tables)
-        wanted = {name: word for name in FILTERS if (word := getattr(self, name))}
-        is_wanted = (table[list(wanted)] == pd.Series(wanted, dtype=object)).all(axis=1)
-        self._keys = list(table.index[is_wanted])
+        """List the keys of the images that match the filters; pools are described only if they changed."""
+        pools = [review.pool for review in self.reviews]
+        if list(map(id, pools)) != list(map(id, self._described)):
+            tables = [describe_images(pool).add_prefix(f"{n}:", axis=0) for n, pool in enumerate(pools)]
+            self._described, self._table = pools, pd.concat(tables)
+            known = [name for name in FILTERS if name != "decision"]
+            self._choices = {name: sorted({*self._table[name].unique()} - {""}) for name in known}
+        decisions = [WORD_OF[said.accepted] for review in self.reviews for said in review.decisions.values()]
+        self._table["decision"] = decisions
+        is_wanted = np.ones(len(decisions), bool)
+        for name in FILTERS:
+            if word := getattr(self, name):
+                is_wanted &= (self._table[name] == word).to_numpy()
+        self._keys = list(self._table.index[is_wanted])
         with self.hold_sync():
-            self.choices = {name: sorted(set(table[name]) - {""}) for name in FILTERS if name != "decision"}
+            self.choices = self._choices
             self.can_remake = not self.methods.keys().isdisjoint(self.choices["origin"])
             self.found, self.pages = len(self._keys), max(1, -(-len(self._keys) // self.page_size))
             self._show_page()

@@ -10,17 +10,11 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 import pandas as pd
 
-from defaug_utils.core.files import explain_read_only, lock_file, write_json, write_png
+from defaug_utils.core.files import write_json, write_png
 from defaug_utils.core.guards import as_json
 from defaug_utils.core.images import hash_pixels, is_grey, read_image, read_mask
 from defaug_utils.core.licences import RECIPE_FILE, tell_licence
-from defaug_utils.core.manifest import (
-    ManifestError,
-    fold_decisions,
-    make_manifest,
-    read_manifest,
-    write_manifest,
-)
+from defaug_utils.core.manifest import ManifestError
 from defaug_utils.core.pools import GeneratedImage, list_versions, recipe_key, remake
 from defaug_utils.core.prompts import check_prompts
 from defaug_utils.core.sources import list_sources, read_dataset
@@ -33,9 +27,8 @@ from defaug_utils.diffusion.inpainting import (
 )
 from defaug_utils.masks.drawn import mask_file_name
 from defaug_utils.methods.painting import LIBRARIES, CheckLimits, check_image
+from defaug_utils.widgets.kept_pictures import KeptPictures
 
-# rows with the same values of these describe the same image
-IDENTITY = ("recipe", "source_image", "prompt", "negative_prompt", "seed", "mask_sha256")
 ASKED = ("guidance", "strength", "steps")  # the settings in a request
 
 
@@ -147,6 +140,7 @@ class Studio:
         inpainter.check_size(settings.size)
         self.folder, self.data_folder, self.inpainter = Path(folder), Path(data_folder), inpainter
         self.settings, self.limits = settings, limits or CheckLimits()
+        self.kept = KeptPictures(folder)
         sources = list_sources(read_dataset(data_folder))
         self.categories = dict(zip(sources["image"], sources["category"], strict=True))
 
@@ -188,52 +182,31 @@ class Studio:
         """Store an image from `paint` or `load` with a decision and a note; a new decision replaces the old.
 
         Image and mask are written before the row that names them, under the lock that reviews also use:
-        several windows or kernels on one folder keep all decisions. Returns the stored image.
+        several windows or kernels on one folder keep all decisions. The time does not depend on the number of
+        kept images. Returns the stored image.
 
         Raises:
             PermissionError: the folder can't be written to; its content is unchanged.
             ManifestError: its manifest is broken.
             TimeoutError: another process keeps it locked.
         """
-        path = self.folder / "manifest.csv"
-        with explain_read_only(self.folder, "the decision was not stored"):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with lock_file(path):
-                if path.is_file():
-                    fold_decisions(path)
-                kept, row = self.read_kept(), {**image.row, "accepted": accepted, "reviewer_note": note}
-                wanted = pd.Series({column: str(row[column]) for column in IDENTITY})
-                is_same = (kept.reindex(columns=IDENTITY).astype(str) == wanted).all(axis=1)
-                if is_same.any():
-                    row |= kept.loc[is_same, ["image", "mask"]].iloc[0].to_dict()
-                    kept.loc[is_same, ["accepted", "reviewer_note"]] = [accepted, note]
-                else:
-                    row |= self._write_files(image, kept)
-                    kept = make_manifest([*kept.to_dict("records"), row])
-                write_manifest(kept, path)
-        return image._replace(row=row)
+        row = {**image.row, "accepted": accepted, "reviewer_note": note}
+        return image._replace(row=self.kept.store(row, lambda name: self._write_files(image, name)))
 
-    def _write_files(self, image: StudioImage, kept: pd.DataFrame) -> dict:
-        """Write an image, its mask and its recipe; returns the row's two paths."""
-        index = max((int(Path(name).stem) + 1 for name in kept["image"]), default=0)
-        row = {"image": f"images/{index:06d}.png", "mask": f"masks/{index:06d}.png"}
-        write_png(self.folder / row["image"], image.after_u8)
-        write_png(self.folder / row["mask"], image.request.mask)
+    def _write_files(self, image: StudioImage, name: str) -> None:
+        """Write an image, its mask and its recipe."""
+        write_png(self.folder / "images" / name, image.after_u8)
+        write_png(self.folder / "masks" / name, image.request.mask)
         recipes = self.read_recipes()
         if image.row["recipe"] not in recipes:
             recipe = as_json(HandDrawn(self, image.request).describe())
             recipes |= {recipe_key(recipe): recipe}
             told = {key: tell_licence(entry, self.data_folder) for key, entry in recipes.items()}
             write_json(self.folder / RECIPE_FILE, told)
-        return row
 
     def read_kept(self) -> pd.DataFrame:
         """The manifest of all judged images, empty if there are none."""
-        path = self.folder / "manifest.csv"
-        kept = read_manifest(path) if path.is_file() else make_manifest([])
-        if "negative_prompt" in kept:
-            kept["negative_prompt"] = kept["negative_prompt"].astype(object).fillna("")
-        return kept
+        return self.kept.read()
 
     def read_recipes(self) -> dict[str, dict]:
         """The recipes of all judged images, by key."""

@@ -13,7 +13,7 @@ from defaug_utils.core.guards import collect_problems
 from defaug_utils.core.prompts import Prompt
 from defaug_utils.protocol import scenarios
 from defaug_utils.widgets.mask_drawing import MaskDrawer
-from defaug_utils.widgets.parts import BAD, GOOD, Message, colour_text, encode_image, make_button
+from defaug_utils.widgets.parts import BAD, GOOD, Message, close_whole, colour_text, encode_image, make_button
 from defaug_utils.widgets.studio import Studio, StudioImage, StudioRequest
 
 MAX_CARDS = 24  # images shown at once; judged images stay in the pool
@@ -48,9 +48,9 @@ class StudioCard(ipywidgets.VBox):
         buttons = [self.accept_button, self.reject_button, self.reuse_button]
         pictures = [show_pixels(before), show_pixels(image.after_u8)]
         pair = ipywidgets.HBox(pictures, layout=WRAPPED)  # wide images are stacked
-        super().__init__([pair, self.caption, self.note, ipywidgets.HBox(buttons)])
+        layout = {"width": "max-content", "max_width": "360px", "padding": "6px", "margin": "4px"}
+        super().__init__([pair, self.caption, self.note, ipywidgets.HBox(buttons)], layout=layout)
         self.add_class("studio-card")
-        self.layout = ipywidgets.Layout(width="max-content", max_width="360px", padding="6px", margin="4px")
         self.show_image(image)
 
     def show_image(self, image: StudioImage) -> None:
@@ -190,7 +190,10 @@ class StudioPanel(ipywidgets.VBox):
             raise Stopped
 
     def _add_card(self, image: StudioImage) -> None:
-        self.cards_box.children = (StudioCard(image, self), *self.cards)[:MAX_CARDS]
+        cards = (StudioCard(image, self), *self.cards)
+        self.cards_box.children = cards[:MAX_CARDS]
+        for card in cards[MAX_CARDS:]:
+            close_whole(card)
 
     @property
     def cards(self) -> tuple[StudioCard, ...]:
@@ -226,9 +229,8 @@ class StudioPanel(ipywidgets.VBox):
             self._show_counts()
 
     def _show_counts(self) -> None:
-        accepted = self.studio.read_kept()["accepted"]
-        count = int(accepted.fillna(False).sum())
-        self.summary.say(f"Kept in {self.studio.folder}: {count} accepted, {len(accepted) - count} rejected.")
+        accepted, others = self.studio.kept.count()
+        self.summary.say(f"Kept in {self.studio.folder}: {accepted} accepted, {others} rejected.")
 
 
 def show_pixels(image_u8: np.ndarray) -> ipywidgets.Image:
