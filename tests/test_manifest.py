@@ -365,7 +365,7 @@ def test_a_damaged_line_of_added_rows_is_passed_over(tmp_path: Path):
 def test_a_broken_row_is_not_added_and_one_of_a_journal_is_named(tmp_path: Path):
     path = tmp_path / "manifest.csv"
     add_row(one_row(), path)
-    with pytest.raises(ManifestError, match="label 'good' is none of"):
+    with pytest.raises(ManifestError, match="label 'good' is not one of"):
         add_row(one_row(image="b.png", label="good"), path)
     assert not (tmp_path / ADDED_FILE).exists()
     (tmp_path / ADDED_FILE).write_text('{"image": "b.png"}\n')

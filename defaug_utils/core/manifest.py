@@ -143,8 +143,8 @@ def fold_decisions(path: Path | str) -> pd.DataFrame:
 def add_row(row: dict, path: Path | str) -> None:
     """Add a row, of JSON values, to a manifest of any length at the cost of one row, under the caller's lock.
 
-    It goes to a journal that `read_manifest` shows and `fold_decisions` takes in, or makes the manifest where
-    there is none. Its image must be new. A ManifestError tells what is wrong with it.
+    It goes to a journal that `read_manifest` includes and `fold_decisions` merges; if there is no manifest, it
+    starts one. Its image must be new. Raises a ManifestError that says what is wrong with it.
     """
     path, journal = Path(path), Path(path).with_name(ADDED_FILE)
     added = make_manifest([row])
