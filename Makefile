@@ -1,12 +1,15 @@
 # make book | make pixels | make test | make lab | make faults      each sets itself up in .venv first
+# make plan          tells beforehand what jobs a profile has, and how long, how much disk and memory they take
 #   PROFILE=workshop   parameters, from profiles/
 #   DATA=              folder of your own data set; empty = procedural surfaces
 #   CORES=             processor cores to use
+#   GPUS=              of make plan: GPUs to use; empty = all
 #   SEED=0 MINUTES=15 of make faults, which looks for faults and goes on where it stopped
 #   PYTHON=python3     Python 3.11 or newer, to make .venv with
 #   PIP_OPTIONS=       further options for pip, such as --index-url for a CPU-only PyTorch
 PROFILE ?= workshop
 DATA ?=
+GPUS ?=
 CORES ?= $(shell getconf _NPROCESSORS_ONLN)
 SEED ?= 0
 MINUTES ?= 15
@@ -19,12 +22,15 @@ unexport PYTHONDONTWRITEBYTECODE
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: book pixels test lab faults clean
+.PHONY: book pixels plan test lab faults clean
 book: $(INSTALLED)
 	$(BIN)/python -m snakemake --cores $(CORES) --config profile="$(PROFILE)" data="$(DATA)"
 
 pixels: $(INSTALLED)
 	$(BIN)/python -m snakemake pixel_level --cores $(CORES) --config profile="$(PROFILE)" data="$(DATA)"
+
+plan: $(INSTALLED)
+	$(BIN)/python scripts/plan.py "$(PROFILE)" --data "$(DATA)" --cores $(CORES) --gpus "$(GPUS)"
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n $(CORES) --maxprocesses 8 --dist worksteal -m "not book and not campaign"

@@ -194,6 +194,7 @@ onstart:
         HELD.append(claim_run(RUN))
     except RuntimeError as error:
         sys.exit(f"\n{error}\n")
+    print(f"`make plan PROFILE={PROFILE}` tells how long such a run takes, and how much disk and memory.", flush=True)
 
 
 onsuccess:

@@ -1,22 +1,17 @@
 """Stand-ins: models of published architectures with random weights, which take the same time and memory."""
 
+from typing import TYPE_CHECKING
+
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DiffusionPipeline,
-    EulerDiscreteScheduler,
-    PNDMScheduler,
-    StableDiffusionInpaintPipeline,
-    StableDiffusionPipeline,
-    StableDiffusionXLInpaintPipeline,
-    UNet2DConditionModel,
-)
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from defaug_utils.diffusion.families import find_family
 from defaug_utils.diffusion.inpainting import Inpainter
 from defaug_utils.diffusion.loading import ModelError
 from defaug_utils.diffusion.text2image import TextToImage
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
 STAND_INS = {  # published model → its architecture in `MODELS`
     "stable-diffusion-v1-5/stable-diffusion-v1-5": "sd15",
@@ -107,11 +102,13 @@ def make_networks(name: str, channels: int = 9) -> dict[str, torch.nn.Module]:
 
     A ModelError tells that a network has another number of weights than the published one.
     """
+    import diffusers  # takes seconds
+
     values = MODELS[name]
     with torch.device("meta"):
         networks = {
-            "unet": UNet2DConditionModel(**values["unet"] | {"in_channels": channels}),
-            "vae": AutoencoderKL(**VAE, **values["vae"]),
+            "unet": diffusers.UNet2DConditionModel(**values["unet"] | {"in_channels": channels}),
+            "vae": diffusers.AutoencoderKL(**VAE, **values["vae"]),
         }
         for place, text in enumerate(values["texts"]):
             networks[f"text_encoder{'_2' * place}"] = make_text_encoder(place, text)
@@ -139,21 +136,25 @@ def fill(network: torch.nn.Module, device: str, dtype: torch.dtype) -> torch.nn.
     return network
 
 
-def build_pipeline(name: str, purpose: str, device: str, dtype: torch.dtype) -> DiffusionPipeline:
+def build_pipeline(name: str, purpose: str, device: str, dtype: torch.dtype) -> "DiffusionPipeline":
     """The pipeline of a model with random weights, for "inpainting" or "text to image" (not XL)."""
+    import diffusers
+
     torch.manual_seed(0)
     networks = make_networks(name, 9 if purpose == "inpainting" else 4)
     parts = {part: fill(network, device, dtype) for part, network in networks.items()}
     parts["tokenizer"] = make_tokenizer()
     if name == "sdxl":
-        scheduler = EulerDiscreteScheduler(**NOISE, timestep_spacing="leading")
+        scheduler = diffusers.EulerDiscreteScheduler(**NOISE, timestep_spacing="leading")
         tokenizer = make_tokenizer()
-        return StableDiffusionXLInpaintPipeline(
+        return diffusers.StableDiffusionXLInpaintPipeline(
             **parts, tokenizer_2=tokenizer, scheduler=scheduler, add_watermarker=False
         )
-    parts["scheduler"] = PNDMScheduler(**NOISE, skip_prk_steps=True, set_alpha_to_one=False)
+    parts["scheduler"] = diffusers.PNDMScheduler(**NOISE, skip_prk_steps=True, set_alpha_to_one=False)
     parts |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-    return (StableDiffusionInpaintPipeline if purpose == "inpainting" else StableDiffusionPipeline)(**parts)
+    if purpose == "inpainting":
+        return diffusers.StableDiffusionInpaintPipeline(**parts)
+    return diffusers.StableDiffusionPipeline(**parts)
 
 
 def open_stand_in(
