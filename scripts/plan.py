@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 
 from defaug_utils.book import forecast, measuring, workload
+from defaug_utils.book.bench import open_bench
+from defaug_utils.book.expected_data import list_data
 from defaug_utils.book.plan import plan_book
 from defaug_utils.book.profiles import read_profile
 
@@ -35,13 +37,13 @@ def main() -> None:
         profile = read_profile(f"profiles/{given.profile}.yaml")
         values = workload.fill_in(profile)
         values["01_data_prep"] |= {"data_root": given.data} if given.data else {}
-        data, told = workload.list_data(values["01_data_prep"], run)
+        data, told = list_data(values["01_data_prep"], run)
         load = workload.Workload(plan_book(profile), values, data)
     except (ValueError, OSError) as error:
         sys.exit(f"\n{error}\n")
     machine = forecast.look_at_machine(run, given.cores, asked)
     with tempfile.TemporaryDirectory() as folder:
-        bench = measuring.open_bench(folder)
+        bench = open_bench(folder)
         jobs, costs = forecast.price_jobs(load, partial(measuring.measure, bench))
     pixels, _ = forecast.price_jobs(load, costs.__getitem__, "pixel_level")
     where = torch.cuda.get_device_name() if bench.device != "cpu" else "the processor, one thread a job"

@@ -12,7 +12,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from defaug_utils.book import forecast, measuring
+from defaug_utils.book import bench, forecast, measuring
+from defaug_utils.book.bench import Bench
+from defaug_utils.book.expected_data import list_data
 from defaug_utils.book.forecast import (
     Machine,
     PricedJob,
@@ -23,10 +25,10 @@ from defaug_utils.book.forecast import (
     tabulate_costs,
     tabulate_stages,
 )
-from defaug_utils.book.measuring import MEASURES, Bench, Cost, measure
+from defaug_utils.book.measuring import MEASURES, Cost, measure
 from defaug_utils.book.plan import Job, plan_book
 from defaug_utils.book.profiles import read_profile
-from defaug_utils.book.workload import Task, Workload, count_steps, fill_in, list_data, make_labels
+from defaug_utils.book.workload import Task, Workload, count_steps, fill_in, make_labels
 from defaug_utils.diffusion.autoencoder import AdaptationSettings
 from defaug_utils.diffusion.controlnet import ControlNetSettings
 from defaug_utils.diffusion.dreambooth_plan import DreamBoothSettings
@@ -150,8 +152,7 @@ def test_data_is_counted_where_it_is_known(tmp_path: Path):
         ("test", "positive"): 110,
     }
     assert told == "as published of KSDD2: data/KolektorSDD2 is not there"
-    bench = Bench(tmp_path, "cpu")
-    bench.place_parts((16, 48)).rename(tmp_path / "data")
+    Bench(tmp_path, "cpu").place_parts((16, 48)).rename(tmp_path / "data")
     prepared, told = list_data(given, tmp_path)
     assert (len(prepared), told) == (4, f"as {tmp_path} has prepared them")
     with pytest.raises(FileNotFoundError, match="no data set at no/such/parts"):
@@ -247,10 +248,10 @@ def test_no_kind_of_work_is_left_unmeasured_by_these_tests():
 def test_three_steps_are_taken_of_each_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     asked = []
     ticks = iter([0.0, 5.0, 10.0, 21.0])  # a call of one step takes 5 s, one of four 11 s
-    monkeypatch.setattr(measuring, "read_clock", lambda: next(ticks))
-    assert measuring.time_steps(asked.append, images=2) == (1.0, 1.5)
+    monkeypatch.setattr(bench, "read_clock", lambda: next(ticks))
+    assert bench.time_steps(asked.append, images=2) == (1.0, 1.5)
     assert asked == [1, 1, 4]
-    stamps = measuring.Stamps([1.0, 3.0, 5.5, 7.0, 99.0])  # the last step writes the files
+    stamps = bench.Stamps([1.0, 3.0, 5.5, 7.0, 99.0])  # the last step writes the files
     assert stamps.step == 2.0
 
 

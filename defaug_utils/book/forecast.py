@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
+import torch
 
 from defaug_utils.book.batch import list_gpus
 from defaug_utils.book.measuring import Cost
@@ -42,21 +43,15 @@ class Machine:
 
 def look_at_machine(run: Path | str, cores: int = 0, gpus: int | None = None) -> Machine:
     """This machine; `cores` 0 takes all, `gpus` None those that are here."""
-    found = len(list_gpus())
+    found = len(list_gpus()) if torch.cuda.is_available() else 0
     folder = next(path for path in (Path(run).resolve(), *Path(run).resolve().parents) if path.is_dir())
     return Machine(
         cores or os.cpu_count() or 1,
         found,
         found if gpus is None else gpus,
-        _read_gpu_memory() if found else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        torch.cuda.mem_get_info()[1] if found else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
         shutil.disk_usage(folder).free,
     )
-
-
-def _read_gpu_memory() -> int:
-    import torch
-
-    return torch.cuda.mem_get_info()[1]
 
 
 class PricedJob(NamedTuple):
