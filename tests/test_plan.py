@@ -242,7 +242,13 @@ def test_every_kind_of_work_can_be_measured(
 
 
 def test_no_kind_of_work_is_left_unmeasured_by_these_tests():
-    assert {task.kind for task in TASKS} == set(MEASURES) - {"start of a job"}
+    assert {task.kind for task in TASKS} == set(MEASURES) - {"start of a job", "own method"}
+
+
+def test_a_method_of_a_users_own_is_told_and_not_forgotten(smoke: Workload, tmp_path: Path):
+    _, work = smoke.list_work(Job("pool", "10_squares/few-shot-seed0"))
+    cost = measure(Bench(tmp_path, "cpu"), work.task)
+    assert cost.problem == "the forecast does not know the method of 10_squares"
 
 
 def test_three_steps_are_taken_of_each_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -99,8 +99,9 @@ def _price(job: Job, work: list[Work], costs: Mapping[Task, Cost], loaded: int) 
 
 
 def _count_loaded(task: Task, images: int) -> int:
-    """Bytes of a whole data set in memory, as classifiers and detectors hold it."""
-    return 3 * task.size[0] * task.size[1] * images if task.kind in NETWORKS else 0
+    """Bytes of a whole data set, which classifiers and detectors hold in memory, though not in a GPU's."""
+    is_held = task.kind in NETWORKS and not torch.cuda.is_available()
+    return 3 * task.size[0] * task.size[1] * images if is_held else 0
 
 
 def tabulate_stages(jobs: Iterable[PricedJob]) -> pd.DataFrame:

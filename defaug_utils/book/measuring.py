@@ -21,7 +21,7 @@ from defaug_utils.book.bench import (
     time_call,
     time_steps,
 )
-from defaug_utils.book.workload import Task
+from defaug_utils.book.workload import OWN_METHOD, Task
 from defaug_utils.core.files import write_png
 from defaug_utils.core.images import fit_image, fit_mask, read_image
 from defaug_utils.core.manifest import make_manifest
@@ -214,17 +214,19 @@ def time_network(bench: Bench, task: Task) -> Cost:
     is_detector = task.kind == "detector step"
     train = train_detector if is_detector else train_classifier
     trained = train(samples, target, recipe, task.model, on_step=stamps)
-    left, count = count_files(target), (STEPS + 2) * few
+    left, model, scale = count_files(target), trained.model, recipe.normalisation
     if is_detector:
-        seconds = (
-            time_call(lambda: write_score_maps(trained.model, samples, target, recipe.normalisation)) / 2
-        )
+        seconds = time_call(lambda: write_score_maps(model, samples, target, scale)) / 2
     else:
-        scored = ("train",)
-        score = lambda: score_samples(trained.model, samples, recipe.normalisation, splits=scored)  # noqa: E731
-        seconds = time_call(score) / count
+        seconds = time_call(lambda: score_samples(model, samples, scale, splits=("train",)))
+        seconds /= (STEPS + 2) * few
     maps = (count_files(target) - left) // 2
     return Cost(stamps.step * task.batch / few, seconds, image_bytes=maps, training_bytes=left)
+
+
+def refuse(bench: Bench, task: Task) -> Cost:
+    """Of a method of a user's own nothing is known."""
+    return Cost(problem=f"the forecast does not know the method of {task.settings}")
 
 
 MEASURES: dict[str, Callable[[Bench, Task], Cost]] = {
@@ -240,4 +242,5 @@ MEASURES: dict[str, Callable[[Bench, Task], Cost]] = {
     "decoder adaptation step": time_adaptation,
     "classifier step": time_network,
     "detector step": time_network,
+    OWN_METHOD: refuse,
 }

@@ -25,6 +25,7 @@ from defaug_utils.evaluation.recipes import Recipe, plan_epochs, split_batches
 from defaug_utils.methods.blending import BlendSettings
 from defaug_utils.methods.memseg import MemSegSettings
 
+OWN_METHOD = "own method"
 SWEEP = 6  # chapter 4's pictures at other guidances and strengths
 TRIED, ABLATED = 2, 5  # chapter 5's trimaps painted during the training, and its pictures of the stages
 Values = Mapping[str, object]
@@ -75,7 +76,7 @@ class Workload:
         return known.get(scenario, self.count("train", "positive"))
 
     def list_work(self, job: Job) -> list[Work]:
-        """What a job does, beside its start; nothing is told of a notebook that this module doesn't know."""
+        """What a job does, beside its start."""
         chapter = job.name.partition("/")[0]
         counters: dict[str, Callable[[Job], list[Work]]] = {
             "classifiers": self._train_classifiers,
@@ -87,8 +88,12 @@ class Workload:
             "04_diag_inpainting": self._inpaint,
             "05_adabldm": self._blend,
         }
-        count = counters.get(job.rule) or counters.get(chapter, lambda job: [])
+        count = counters.get(job.rule) or counters.get(chapter) or self._name_unknown
         return [Work(Task("start of a job"), images=1), *count(job)]
+
+    def _name_unknown(self, job: Job) -> list[Work]:
+        """A method of a user's own, or a page that makes nothing."""
+        return [Work(Task(OWN_METHOD, job.name.partition("/")[0]))] if job.rule == "pool" else []
 
     def _prepare_data(self, job: Job) -> list[Work]:
         is_drawn = not self.given["01_data_prep"]["data_root"]
@@ -155,16 +160,14 @@ class Workload:
         return [Work(task, pictures, pictures * settings.effective_steps)]
 
     def _name_inpainting(self, settings: InpaintSettings, model: str, p: Values) -> Task:
-        settings = replace(settings, steps=1, strength=1.0)
+        settings = replace(settings, steps=1, strength=1.0)  # both are free
         return Task("inpainting step", settings, model, self.size, p["batch_size"], p["precision"])
 
     def _blend(self, job: Job) -> list[Work]:
         p = self.given["05_adabldm"]
         model = {"model": p["model"], "precision": p["precision"], "clip_skip": p["clip_skip"]}
-        working, editing = (
-            (p["working_width"], p["working_height"]),
-            (p["latent_editing"], p["image_editing"]),
-        )
+        working = (p["working_width"], p["working_height"])
+        editing = (p["latent_editing"], p["image_editing"])
         stages = (tuple(borders) or None for borders in editing)
         settings = BlendSettings(working, p["steps"], p["guidance"], *stages, p["dilation"])
         how = ControlNetSettings(p["training_batch"], p["learning_rate"]), p["training_precision"], working
@@ -174,19 +177,18 @@ class Workload:
         blended = max(made, fill_groups(p["plain_count"], p["batch_size"])) + p["batch_size"]
         blended += TRIED * samples + ABLATED + p["compared_count"]
         decoded = made + p["batch_size"] + 1 + p["compared_count"]
-        names = ("parameters", "steps", "rate")
-        chosen = (p[f"adapt{'ed' if name == 'parameters' else 'ation'}_{name}"] for name in names)
-        adaptation = AdaptationSettings(*chosen, p["background_weight"], precision=p["adaptation_precision"])
-        decoder = Task(
-            "decoder adaptation step", (replace(adaptation, steps=1), working), size=self.size, **model
+        adaptation = AdaptationSettings(
+            p["adapted_parameters"],
+            1,
+            p["adaptation_rate"],
+            p["background_weight"],
+            precision=p["adaptation_precision"],
         )
+        blending = Task("blending step", settings, batch=p["batch_size"], size=self.size, **model)
+        decoder = Task("decoder adaptation step", (adaptation, working), size=self.size, **model)
         return [
             Work(controlnet, steps=p["training_steps"], trainings=1),
-            Work(
-                Task("blending step", settings, batch=p["batch_size"], size=self.size, **model),
-                blended,
-                blended * p["steps"],
-            ),
+            Work(blending, blended, blended * p["steps"]),
             Work(decoder, decoded, decoded * p["adaptation_steps"]),
             Work(Task("pasted image", size=self.size), p["pool_count"]),
             *self._refine(p),
