@@ -262,12 +262,15 @@ def test_three_steps_are_taken_of_each_kind(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_processor_measures_few_images_of_a_large_batch_and_a_gpu_all(tmp_path: Path, monkeypatch):
-    assert (Bench(tmp_path, "cpu").limit(32), Bench(tmp_path, "cuda").limit(32)) == (8, 32)
+    large = Task("classifier step", model="resnet50", batch=32)
+    limits = [Bench(tmp_path, device).limit(large) for device in ("cpu", "cuda")]
+    assert limits == [2, 32]
     monkeypatch.setitem(MEASURES, "MemSeg image", lambda bench, task: Cost(1.0))
-    monkeypatch.setattr(measuring, "read_peak", lambda: 100)
+    peaks = iter([100, 150, 100, 150])  # before and after
+    monkeypatch.setattr(measuring, "read_peak", lambda: next(peaks))
     task = Task("MemSeg image", batch=32)
-    assert measure(Bench(tmp_path, "cpu"), task).memory == 400
-    assert measure(Bench(tmp_path, "cuda"), task).memory == 100
+    assert measure(Bench(tmp_path, "cpu"), task).memory == 100 + 4 * 50
+    assert measure(Bench(tmp_path, "cuda"), task).memory == 150
 
 
 def test_a_model_that_would_have_to_be_fetched_is_not_measured_on_a_processor(tmp_path: Path):

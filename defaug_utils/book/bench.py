@@ -32,6 +32,7 @@ from defaug_utils.training.memory import pick_device
 
 STEPS = 3  # of each kind, that count
 AT_ONCE = 8  # images at most on a processor, whose time grows with their number
+LARGE, LARGE_AT_ONCE = ("resnet18", "resnet50"), 2  # of these
 PARTS = 2  # good ones, and as many defective ones
 TEXT = "background"
 
@@ -80,11 +81,13 @@ class Bench:
         image_u8 = read_image(folder / f"{PARTS}.png")
         mask = np.zeros(image_u8.shape[:2], bool)
         mask[: max(1, len(mask) // 4), : max(1, mask.shape[1] // 4)] = True
-        return [InpaintJob(image_u8, mask, TEXT, "", seed) for seed in range(self.limit(task.batch))]
+        return [InpaintJob(image_u8, mask, TEXT, "", seed) for seed in range(self.limit(task))]
 
-    def limit(self, batch: int) -> int:
-        """Images at once: all on a GPU, few on a processor."""
-        return batch if self.device != "cpu" else min(batch, AT_ONCE)
+    def limit(self, task: Task) -> int:
+        """Images at once: all on a GPU, few on a processor, and very few of a large network."""
+        if self.device != "cpu":
+            return task.batch
+        return min(task.batch, AT_ONCE if task.model not in LARGE else LARGE_AT_ONCE)
 
     def open_text2image(self, task: Task) -> TextToImage:
         """The model that a task works with, or its stand-in."""

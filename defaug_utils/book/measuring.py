@@ -62,6 +62,7 @@ class Cost(NamedTuple):
 def measure(bench: Bench, task: Task) -> Cost:
     """Measure a task by three of its steps; where that can't be done the cost says why."""
     reset_peak()
+    before = read_peak()
     try:
         cost = MEASURES[task.kind](bench, task)
     except ModelError as error:
@@ -70,8 +71,8 @@ def measure(bench: Bench, task: Task) -> Cost:
         return Cost(problem=f"a batch of {task.batch} does not fit in memory")
     finally:
         gc.collect()
-    scale = task.batch / bench.limit(task.batch)
-    return cost._replace(memory=int(scale * read_peak()))
+    scale = task.batch / bench.limit(task)
+    return cost._replace(memory=int(before + scale * (read_peak() - before)))
 
 
 def time_start(bench: Bench, task: Task) -> Cost:
@@ -115,7 +116,7 @@ def time_pasting(bench: Bench, task: Task) -> Cost:
 def time_text2image(bench: Bench, task: Task) -> Cost:
     """Denoising steps of pictures from text."""
     model = bench.open_text2image(task)
-    jobs = [TextJob(TEXT, "", seed) for seed in range(bench.limit(task.batch))]
+    jobs = [TextJob(TEXT, "", seed) for seed in range(bench.limit(task))]
     seconds = time_steps(
         lambda steps: generate_images(model, jobs, replace(task.settings, steps=steps)), len(jobs)
     )
@@ -136,7 +137,7 @@ def time_inpainting(bench: Bench, task: Task) -> Cost:
 def time_dreambooth(bench: Bench, task: Task) -> Cost:
     """Training steps of an adapter, on one picture that is shown often."""
     settings, lora = task.settings
-    few, folder = bench.limit(task.batch), bench.place_parts(task.size)
+    few, folder = bench.limit(task), bench.place_parts(task.size)
     dataset = read_dataset(folder)
     images = read_training_images(list_sources(dataset).iloc[:1], dataset, folder, settings.buckets)
     settings = replace(
@@ -150,7 +151,7 @@ def time_dreambooth(bench: Bench, task: Task) -> Cost:
 def time_controlnet(bench: Bench, task: Task) -> Cost:
     """Training steps of a ControlNet on triples of drawn parts."""
     settings, precision, size = task.settings
-    triples, few = bench.make_triples(task.size, size), bench.limit(task.batch)
+    triples, few = bench.make_triples(task.size, size), bench.limit(task)
     target, stamps = bench.make_folder(), Stamps()
     plan, how = StepPlan(STEPS + 2, 10**6, precision), replace(settings, batch_size=few)
     train_controlnet(bench.open_text2image(task), triples, target, how, plan, stamps)
@@ -207,7 +208,7 @@ def draw_samples(count: int, size: tuple[int, int]) -> Samples:
 
 def time_network(bench: Bench, task: Task) -> Cost:
     """Training steps of a classifier or detector from random weights, and what scoring an image takes."""
-    few = bench.limit(task.batch)
+    few = bench.limit(task)
     samples = draw_samples((STEPS + 2) * few, task.size)
     target, stamps = bench.make_folder(), Stamps()
     recipe = replace(task.settings, batch_size=few)
