@@ -1,14 +1,17 @@
 # make book | make pixels | make test | make lab | make faults      each sets itself up in .venv first
+# make plan      forecasts a profile's jobs, hours, disk and memory before anything runs
 # make lock      makes requirements.lock from constraints.txt again; needs uv (pip install uv) and PyTorch's CPU wheels
 #   PROFILE=workshop   parameters, from profiles/
 #   DATA=              folder of your own data set; empty = procedural surfaces
 #   CORES=             CPU cores to use
+#   GPUS=              of make plan: GPUs to use; empty = all
 #   SEED=0 MINUTES=15 of make faults, which looks for faults and can be resumed
 #   PYTHON=python3     Python 3.11 or newer, to make .venv with
 #   PIP_OPTIONS=       further options for pip, such as --index-url for a CPU-only PyTorch
 #   LOCK_OPTIONS=--torch-backend cpu   where uv finds PyTorch
 PROFILE ?= workshop
 DATA ?=
+GPUS ?=
 CORES ?= $(shell getconf _NPROCESSORS_ONLN)
 SEED ?= 0
 MINUTES ?= 15
@@ -22,12 +25,15 @@ unexport PYTHONDONTWRITEBYTECODE
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: book pixels test lab faults lock clean
+.PHONY: book pixels plan test lab faults lock clean
 book: $(INSTALLED)
 	$(BIN)/python -m snakemake --cores $(CORES) --config profile="$(PROFILE)" data="$(DATA)"
 
 pixels: $(INSTALLED)
 	$(BIN)/python -m snakemake pixel_level --cores $(CORES) --config profile="$(PROFILE)" data="$(DATA)"
+
+plan: $(INSTALLED)
+	$(BIN)/python scripts/plan.py "$(PROFILE)" --data "$(DATA)" --cores $(CORES) --gpus "$(GPUS)"
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n $(CORES) --maxprocesses 8 --dist worksteal -m "not browser and not slow"

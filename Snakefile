@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 
 from defaug_utils.book.batch import ERRORS, claim_run, list_gpus
+from defaug_utils.book.plan import list_pools, plan_book, pool_notebook
 from defaug_utils.book.profiles import read_defaults, read_profile
-from defaug_utils.core.origins import (ORIGINS, Run, arm_shares, list_notebooks, planned_runs, pool_name, run_name)
+from defaug_utils.core.origins import ORIGINS, list_notebooks
 from defaug_utils.data.layouts import find_layout
 
 # glibc hands large blocks back to the system and fetches them again page by page: a third of a training's time.
@@ -36,51 +37,9 @@ if workflow.is_main_process and workflow.local_exec and "gpu" not in workflow.gl
 
 
 # An arm waits until all its origins have a notebook that makes their pools.
-def plan(notebook):
-    """The runs of a notebook's lists, each with the origins of its pools."""
-    given = {"baselines": [], "share": 0.5, "extra_arms": {}, "left_out": {}} | read_defaults(notebook) | PARAMETERS[notebook]
-    arms = [*given["baselines"], *given["arms"]]
-    runs = planned_runs(given["scenarios"], arms, *(given[name] for name in ("n_aug", "seeds", "extra_arms", "left_out")))
-    origins = {run: arm_shares(run.arm, given["share"], given["extra_arms"]) for run in runs}
-    return {run: used for run, used in origins.items() if all(ORIGINS[name].notebook in PARAMETERS for name in used)}
-
-
-MIXED, MARKED = plan("06_in_and_out"), plan("09_pixel_level")
-RUNS = {run_name(*run): run for run in MIXED}
-SHOWN_RUN = list(RUNS)[-1]  # the run whose notebook 07 is in the book
-
-
-def draws(runs):
-    """Runs by scenario and seed, which share their real positives: name of the draw → the runs."""
-    names = dict.fromkeys(f"{run.scenario}-seed{run.seed}" for run in runs)
-    return {name: [run for run in runs if f"{run.scenario}-seed{run.seed}" == name] for name in names}
-
-
-TRAINED = {"classifier": draws(MIXED), "segmenter": draws(MARKED)}
-
-
-def pool_notebook(origin, run):
-    """The executed notebook that makes the pool of a run: one for all, or one a scenario and seed."""
-    name = ORIGINS[origin].notebook
-    return f"{name}/{pool_name(run.scenario, run.seed)}" if ORIGINS[origin].learns else name
-
-
-def pools(*plans):
-    """Every pool that runs draw from: its notebook and one of these runs."""
-    return {pool_notebook(origin, run): run for runs in plans for run in runs for origin in runs[run]}
-
-
-# Of several pools from one notebook, one is in the book, and one is made even if no run needs any.
-POOLS = pools(MIXED, MARKED)
-for origin, row in ORIGINS.items():
-    if row.notebook in PARAMETERS and not any(pool.startswith(row.notebook) for pool in POOLS):
-        shown = Run("full-shot", origin, 0, 0)
-        POOLS[pool_notebook(origin, shown)] = shown
-SHOWN_POOLS = {Path(pool).parts[0]: pool for pool in sorted(POOLS, reverse=True)}  # few-shot before the others
-CHAPTERS = {
-    **{name: f"{EXECUTED}/{SHOWN_POOLS.get(name, name)}.ipynb" for name in PARAMETERS},
-    "07_classifier": f"{EXECUTED}/07_classifier/{SHOWN_RUN}.ipynb",
-}
+BOOK = plan_book(PARAMETERS)
+CHAPTERS = {name: f"{EXECUTED}/{executed}.ipynb" for name, executed in BOOK.chapters.items()}
+RUNS = {run.name: run for run in BOOK.mixed}
 
 
 def values(notebook, **further):
@@ -91,7 +50,7 @@ def values(notebook, **further):
 def pool_values(pool):
     """Likewise, where pools learn with the scenario that this one is for, and the seed whose positives it may know."""
     notebook, *name = pool.split("/")
-    run = POOLS[pool]
+    run = BOOK.pools[pool]
     return values(notebook, **(dict(scenario=run.scenario, pool_of_seed=run.seed) if name else {}))
 
 
@@ -141,7 +100,7 @@ rule pool:
 
 rule in_and_out:
     input:
-        [f"{EXECUTED}/{pool}.ipynb" for pool in pools(MIXED)],
+        [f"{EXECUTED}/{pool}.ipynb" for pool in list_pools(BOOK.mixed)],
         notebook="notebooks/06_in_and_out.ipynb",
     output:
         f"{EXECUTED}/06_in_and_out.ipynb",
@@ -159,7 +118,7 @@ rule classifiers:
         touch(f"{RUN}/classifier/{{draw}}.trained"),
     params:
         values=read_defaults("07_classifier") | values("07_classifier"),
-        names=lambda wildcards: [run.name for run in TRAINED["classifier"][wildcards.draw]],
+        names=lambda wildcards: [run.name for run in BOOK.trained["classifier"][wildcards.draw]],
     threads: THREADS
     resources:
         gpu=1,
@@ -188,7 +147,7 @@ rule classifier:
 
 rule results:
     input:
-        [f"{RUN}/classifier/{draw}.trained" for draw in TRAINED["classifier"]],
+        [f"{RUN}/classifier/{draw}.trained" for draw in BOOK.trained["classifier"]],
         notebook="notebooks/08_results.ipynb",
     output:
         f"{EXECUTED}/08_results.ipynb",
@@ -204,14 +163,14 @@ rule detectors:
         rules.data_prep.output,
         lambda wildcards: [
             f"{EXECUTED}/{pool_notebook(origin, run)}.ipynb"
-            for run in TRAINED["segmenter"][wildcards.draw]
-            for origin in MARKED[run]
+            for run in BOOK.trained["segmenter"][wildcards.draw]
+            for origin in BOOK.marked[run]
         ],
     output:
         touch(f"{RUN}/segmenter/{{draw}}.trained"),
     params:
         values=read_defaults("09_pixel_level") | values("09_pixel_level"),
-        names=lambda wildcards: [run.name for run in TRAINED["segmenter"][wildcards.draw]],
+        names=lambda wildcards: [run.name for run in BOOK.trained["segmenter"][wildcards.draw]],
     threads: THREADS
     resources:
         gpu=1,
@@ -221,7 +180,7 @@ rule detectors:
 
 rule pixel_level:
     input:
-        [f"{RUN}/segmenter/{draw}.trained" for draw in TRAINED["segmenter"]],
+        [f"{RUN}/segmenter/{draw}.trained" for draw in BOOK.trained["segmenter"]],
         notebook="notebooks/09_pixel_level.ipynb",
     output:
         f"{EXECUTED}/09_pixel_level.ipynb",
@@ -240,6 +199,7 @@ onstart:
         HELD.append(claim_run(RUN))
     except RuntimeError as error:
         sys.exit(f"\n{error}\n")
+    print(f"`make plan PROFILE={PROFILE}` tells how long such a run takes, and how much disk and memory.", flush=True)
 
 
 onsuccess:

@@ -25,7 +25,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from defaug_utils.data.surfaces import draw_surface
 from defaug_utils.diffusion.inpainting import (
@@ -35,67 +34,9 @@ from defaug_utils.diffusion.inpainting import (
     inpaint_batch,
     speed_up,
 )
+from defaug_utils.diffusion.stand_ins import MAX_TOKENS, MODELS, build_pipeline, make_networks
 from defaug_utils.masks.sources import open_masks
 from defaug_utils.methods.diag import NEGATIVE_PROMPT, OUTPUT_SIZE, PROMPTS
-
-VOCABULARY_SIZE, MAX_TOKENS = 49408, 77
-NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
-CLIP_L = {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "projection_dim": 768,
-}
-CLIP_BIG_G = {
-    "hidden_size": 1280,
-    "intermediate_size": 5120,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 20,
-    "projection_dim": 1280,
-    "hidden_act": "gelu",
-}
-VAE = {
-    "block_out_channels": (128, 256, 512, 512),
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "layers_per_block": 2,
-    "latent_channels": 4,
-}
-MODELS = {  # differences of the published config.json files from diffusers' defaults
-    "sd15": {
-        "size": (512, 512),
-        "unet": {"in_channels": 9, "sample_size": 64, "cross_attention_dim": 768},
-        "vae": {"sample_size": 512, "scaling_factor": 0.18215},
-        "texts": (CLIP_L,),
-        "weights": {"unet": 859_535_364, "vae": 83_653_863, "text_encoder": 123_060_480},
-    },
-    "sdxl": {
-        "size": (1024, 1024),
-        "unet": {
-            "in_channels": 9,
-            "sample_size": 128,
-            "block_out_channels": (320, 640, 1280),
-            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            "transformer_layers_per_block": (1, 2, 10),
-            "attention_head_dim": (5, 10, 20),
-            "cross_attention_dim": 2048,
-            "use_linear_projection": True,
-            "addition_embed_type": "text_time",
-            "addition_time_embed_dim": 256,
-            "projection_class_embeddings_input_dim": 2816,
-        },
-        "vae": {"sample_size": 1024, "scaling_factor": 0.13025, "force_upcast": True},
-        "texts": (CLIP_L, CLIP_BIG_G),
-        "weights": {
-            "unet": 2_567_478_084,
-            "vae": 83_653_863,
-            "text_encoder": 123_060_480,
-            "text_encoder_2": 694_659_840,
-        },
-    },
-}
 
 
 def read_options() -> argparse.Namespace:
@@ -117,45 +58,6 @@ def read_options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def make_tokenizer() -> CLIPTokenizer:
-    """One token per letter, padded with unused ones to the published size."""
-    letters = [chr(code) for code in range(33, 127)]
-    words = [*letters, *(f"{letter}</w>" for letter in letters)]
-    words += [f"unused{number}" for number in range(VOCABULARY_SIZE - 2 - len(words))]
-    words += ["<|startoftext|>", "<|endoftext|>"]
-    vocabulary = {word: number for number, word in enumerate(words)}
-    return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=MAX_TOKENS)
-
-
-def make_text_encoder(place: int, values: dict) -> torch.nn.Module:
-    """The first text encoder is CLIP's; the second has a projection."""
-    tokens = {"bos_token_id": VOCABULARY_SIZE - 2, "eos_token_id": VOCABULARY_SIZE - 1}
-    config = CLIPTextConfig(
-        vocab_size=VOCABULARY_SIZE, max_position_embeddings=MAX_TOKENS, **tokens, **values
-    )
-    return (CLIPTextModelWithProjection if place else CLIPTextModel)(config)
-
-
-def make_networks(name: str) -> dict[str, torch.nn.Module]:
-    """All networks of a model, without allocating their weights.
-
-    Raises:
-        SystemExit: a network has another number of weights than the published one.
-    """
-    values = MODELS[name]
-    with torch.device("meta"):
-        networks = {
-            "unet": diffusers.UNet2DConditionModel(**values["unet"]),
-            "vae": diffusers.AutoencoderKL(**VAE, **values["vae"]),
-        }
-        for place, text in enumerate(values["texts"]):
-            networks[f"text_encoder{'_2' * place}"] = make_text_encoder(place, text)
-    counts = {part: sum(weight.numel() for weight in net.parameters()) for part, net in networks.items()}
-    if counts != values["weights"]:
-        raise SystemExit(f"{name} does not have the published size: {counts}, expected {values['weights']}")
-    return networks
-
-
 def count_operations(name: str, size: tuple[int, int], steps: int) -> float:
     """Arithmetic of one image: two U-Net calls per step (guidance), two encodings and one decoding."""
     networks = make_networks(name)
@@ -174,43 +76,6 @@ def count_operations(name: str, size: tuple[int, int], steps: int) -> float:
         networks["vae"].decode(latents[:, :4])
     unet, encode, decode = (counter.get_total_flops() for counter in counters)
     return 2 * steps * unet + 2 * encode + decode
-
-
-@torch.no_grad()
-def fill(network: torch.nn.Module, device: str, dtype: torch.dtype) -> torch.nn.Module:
-    """Allocate a network with small random weights."""
-    network = network.to(dtype).to_empty(device=device).eval()
-    for key, weight in network.named_parameters():
-        if weight.ndim > 1:
-            weight.normal_(std=0.02)
-        else:
-            weight.fill_(float(key.endswith("weight")))  # norms start as in training
-    for key, buffer in network.named_buffers():
-        if not key.endswith("position_ids"):
-            raise SystemExit(f"unknown buffer {key}: it would be uninitialised")
-        buffer.copy_(torch.arange(buffer.shape[-1], device=device).expand(buffer.shape))
-    return network
-
-
-def build_pipeline(name: str, device: str, dtype: torch.dtype) -> diffusers.DiffusionPipeline:
-    """The inpainting pipeline of a model with random weights."""
-    torch.manual_seed(0)
-    parts = {part: fill(network, device, dtype) for part, network in make_networks(name).items()}
-    parts["tokenizer"] = make_tokenizer()
-    if name == "sdxl":
-        scheduler = diffusers.EulerDiscreteScheduler(**NOISE, timestep_spacing="leading")
-        tokenizer = make_tokenizer()
-        return diffusers.StableDiffusionXLInpaintPipeline(
-            **parts, tokenizer_2=tokenizer, scheduler=scheduler, add_watermarker=False
-        )
-    scheduler = diffusers.PNDMScheduler(**NOISE, skip_prk_steps=True, set_alpha_to_one=False)
-    return diffusers.StableDiffusionInpaintPipeline(
-        **parts,
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
 
 
 def make_jobs(count: int) -> list[InpaintJob]:
@@ -285,7 +150,7 @@ def main() -> None:
         f"{operations / 1e12:.1f} TFLOP per image",
         flush=True,
     )
-    pipeline = build_pipeline(given.model, given.device, getattr(torch, dtypes[0]))
+    pipeline = build_pipeline(given.model, "inpainting", given.device, getattr(torch, dtypes[0]))
     pipeline.set_progress_bar_config(disable=True)
     jobs = make_jobs(max(given.count, given.baseline_count))
     found = {}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from defaug_utils.book.batch import hold_gpu, tell_job
+from defaug_utils.book.batch import StepTeller, hold_gpu, tell_job
 from defaug_utils.core.manifest import read_manifest
 from defaug_utils.core.origins import parse_run_name
 from defaug_utils.data.samples import load_samples
@@ -22,4 +22,4 @@ with hold_gpu(run, job.resources.get("gpu", 0)):
         with tell_job(run, f"classifier/{name}"):
             known = list_needed(parse_run_name(name).arm)
             samples = load_samples(read_manifest(run / f"train-{name}.csv"), run, size, known)
-            finish_classifier(run, name, samples, plan)
+            finish_classifier(run, name, samples, plan, StepTeller(f"classifier/{name}"))

@@ -2,7 +2,7 @@
 
 import torch
 
-from defaug_utils.book.batch import hold_gpu, tell_job
+from defaug_utils.book.batch import StepTeller, hold_gpu, tell_job
 from defaug_utils.core.origins import parse_run_name
 from defaug_utils.evaluation.detector import DetectorPlan, compose_detector_set, finish_detector
 from defaug_utils.protocol.mixing import Mix
@@ -19,4 +19,5 @@ with hold_gpu(given["run_dir"], job.resources.get("gpu", 0)):
     for name in job.params.names:
         with tell_job(given["run_dir"], f"segmenter/{name}"):
             rows = compose_detector_set(given["run_dir"], parse_run_name(name), mix)
-            finish_detector(given["run_dir"], name, rows, plan)
+            teller = StepTeller(f"segmenter/{name}")
+            finish_detector(given["run_dir"], name, rows, plan, on_step=teller)

@@ -13,6 +13,7 @@ import pytest
 from defaug_utils.book.batch import (
     ERRORS,
     NotebookError,
+    StepTeller,
     claim_run,
     execute_notebook,
     hold_gpu,
@@ -20,6 +21,7 @@ from defaug_utils.book.batch import (
     stage_book,
     tell_job,
 )
+from defaug_utils.training.loop import StepDone
 
 PROJECT = Path(__file__).parent.parent
 
@@ -82,6 +84,19 @@ def test_what_stops_a_job_is_kept_and_told_without_a_traceback(tmp_path, capsys)
     lock = claim_run(tmp_path)
     assert not kept.parent.exists(), "what stopped an earlier run is told again"
     lock.release()
+
+
+def test_a_long_training_tells_how_far_it_is_now_and_then(monkeypatch, capsys):
+    moments = iter([100.0, 130.0, 160.0, 170.0, 230.0, 290.0])
+    monkeypatch.setattr("time.monotonic", lambda: next(moments))
+    teller = StepTeller("classifier/x")
+    for step in (41, 46, 51, 53, 63, 100):  # the first 40 are an earlier run's
+        teller(StepDone(step, 100, {"loss": 1.0}, is_saved=False))
+    lines = [line.partition("  ")[2] for line in capsys.readouterr().err.splitlines()]
+    assert lines == [
+        "classifier/x: step 51 of 100, about 5 minutes left",  # 10 steps in 60 s, 49 to go
+        "classifier/x: step 63 of 100, about 4 minutes left",  # 22 steps in 130 s, 37 to go
+    ]
 
 
 def test_a_run_is_held_by_one_engine_and_free_again_when_that_is_killed(tmp_path):

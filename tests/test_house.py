@@ -10,6 +10,7 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from packaging.requirements import Requirement
@@ -17,8 +18,9 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 from defaug_utils import __version__
-from defaug_utils.core.files import write_png
+from defaug_utils.core.files import read_csv, write_png
 from defaug_utils.core.manifest import SPLITS, check_sources, make_manifest, read_manifest, write_manifest
+from defaug_utils.report.papers import published_results
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "defaug_utils"
@@ -147,6 +149,24 @@ def test_profiles_and_files_named_in_the_text_exist():
     for path in prose_pages():
         for name in re.findall(r"PROFILE=(\w+)", path.read_text(encoding="utf-8")):
             assert name == "parts" or (ROOT / "profiles" / f"{name}.yaml").is_file(), (path.name, name)
+
+
+def test_every_printed_table_has_its_row_on_the_page_of_rebuilds():
+    page = read_csv(ROOT / "book" / "rebuilds.csv", dtype=str, keep_default_na=False)
+    printed = published_results()[["source", "table"]].drop_duplicates()
+    tables = {(row.source, "–" if pd.isna(row.table) else str(row.table)) for row in printed.itertuples()}
+    assert tables <= set(zip(page["paper"], page["table"], strict=True))
+    assert {"In&Out", "DIAG", "AdaBLDM"} <= set(page["paper"])
+    assert (page["what differs"] != "").all()
+    for row in page.itertuples():
+        command = re.fullmatch(r"`make (\w+) PROFILE=(\w+)( DATA=[\w/]+)?`|none", row.command)
+        assert command, row.command
+        if row.command == "none":
+            assert not row.profile and not row[6], "what no command makes takes no hours"
+            continue
+        assert re.search(rf"(?m)^{command[1]}:", read_text("Makefile")), row.command
+        assert row.profile == command[2] and (ROOT / "profiles" / f"{row.profile}.yaml").is_file()
+        assert row[6], "hours and memory, or that they were not measured"
 
 
 def test_the_example_method_makes_a_pool(tmp_path: Path):

@@ -36,6 +36,7 @@ from defaug_utils.protocol.mixing import (
     count_by_origin,
     count_reviews,
     count_rows,
+    take_part,
     usable_rows,
 )
 from defaug_utils.protocol.run_folder import RunPools, find_pool, read_data, read_pools
@@ -576,3 +577,90 @@ def test_a_memory_of_good_parts_needs_no_positive_where_a_line_does():
     assert not len(rows.query("split == 'train' and label == 'positive'"))
     with pytest.raises(MixingError, match="the train part has no positive"):
         compose(POOLS, "zero-shot", "linear", 0, 0)
+
+
+def test_seeds_draw_none_of_each_others_images_where_that_is_asked_for():
+    seeds = (0, 3, 7)
+    drawn = {}
+    for seed in seeds:
+        rows = compose(POOLS, "zero-shot", "in_and_out", 80, seed, fresh_seeds=seeds)
+        drawn[seed] = rows[rows["origin"] != "real"]
+        validate_manifest(rows, "run/train-x.csv")
+        assert count(rows, split="train", origin="ddpm") == count(rows, split="train", origin="memseg") == 40
+        assert set(drawn[seed]["pool_part"]) == {f"{seeds.index(seed) + 1} of 3"}
+        smaller = compose(POOLS, "zero-shot", "in_and_out", 30, seed, fresh_seeds=seeds)
+        assert set(smaller["image"]) <= set(rows["image"]), "smaller draws are parts of larger ones"
+    assert len(set(pd.concat(drawn.values())["image"])) == 3 * 80
+    shared = [compose(POOLS, "zero-shot", "memseg", 80, seed) for seed in seeds]
+    assert len(set(pd.concat(shared).query("origin == 'memseg'")["image"])) < 3 * 80
+    assert all("pool_part" not in rows for rows in shared)
+
+
+def test_parts_take_turns_by_chance_so_that_none_misses_a_prompt():
+    pool = make_pool("memseg", 120)
+    places = [int(image[-10:-4]) for image in take_part(pool, 1, (0, 1))["image"]]
+    assert len(places) == 60
+    assert {place // 2 for place in places} == set(range(60)), "one of every two"
+    assert 15 < sum(place % 2 for place in places) < 45, "prompts take turns, too: not always the same place"
+
+
+def test_a_rejected_image_is_replaced_from_its_own_seeds_part_and_moves_no_other():
+    seeds, checks = (0, 1, 2), ["true"] * 120
+    checks[4] = checks[50] = "false"
+    pool = make_pool("memseg", 120).assign(check_passed=checks)
+
+    def draw(accepted: dict) -> dict[int, set]:
+        judged = pool.assign(accepted=make_pool("memseg", 120, accepted)["accepted"])
+        sets = {
+            seed: compose({"memseg": judged}, "full-shot", "memseg", 30, seed, fresh_seeds=seeds)
+            for seed in seeds
+        }
+        return {seed: set(rows.query("origin == 'memseg'")["image"]) for seed, rows in sets.items()}
+
+    before = draw({})
+    rejected = sorted(before[1])[:5]
+    after = draw({int(image[-10:-4]): False for image in rejected})
+    assert after[0] == before[0] and after[2] == before[2]
+    assert before[1] - after[1] == set(rejected) and len(after[1]) == 30
+    assert not after[1] & (after[0] | after[2])
+    mended = draw({4: True})  # one that failed its checks, and that a person accepted
+    assert sum(len(mended[seed] - before[seed]) for seed in seeds) <= 1
+
+
+def test_a_pool_of_a_seeds_own_is_not_dealt_out():
+    run, pools = Run("few-shot", "ddpm", 100, 1), {"ddpm": make_pool("ddpm", 120)}
+    own = RunPools(pools, folders={"ddpm": "ddpm/few-shot-seed1"})
+    rows = compose_training_set(DATA, own, run, Mix(fresh_seeds=(0, 1)))
+    assert count(rows, origin="ddpm") == 100
+    for folder in ("ddpm/few-shot-seed11", "ddpm/few-shot", "ddpm"):
+        with pytest.raises(MixingError, match="100 images are asked for, 60 of 60 are usable"):
+            compose_training_set(
+                DATA, RunPools(pools, folders={"ddpm": folder}), run, Mix(fresh_seeds=(0, 1))
+            )
+
+
+def test_a_pool_too_small_for_fresh_images_says_how_many_are_needed_and_what_to_raise():
+    accepted = dict.fromkeys(range(40), False)
+    pools = {"memseg": make_pool("memseg", 120, accepted)}
+    with pytest.raises(MixingError) as caught:
+        compose(pools, "full-shot", "memseg", 100, seed=0, fresh_seeds=(0, 1))
+    rejected = 20  # one of every two
+    assert f"100 images are asked for, 40 of 60 are usable ({rejected} rejected" in str(caught.value)
+    assert f"of part 1 of 2, its seed's own: {2 * (100 + rejected)} images" in str(caught.value)
+    assert "raise pool_count to that; make more by notebook 02_memseg" in str(caught.value)
+    with pytest.raises(MixingError, match="raise plain_count to that"):
+        compose(
+            {"adabldm_plain": make_pool("adabldm_plain", 8)},
+            "full-shot",
+            "adabldm_plain",
+            8,
+            1,
+            fresh_seeds=(1, 2),
+        )
+
+
+def test_a_seed_without_a_part_is_refused():
+    with pytest.raises(
+        MixingError, match=r"seed 5 has no part of the pools, which are for the seeds \(0, 1\)"
+    ):
+        compose(POOLS, "zero-shot", "memseg", 10, seed=5, fresh_seeds=(0, 1))

@@ -171,6 +171,21 @@ def test_every_pool_is_large_enough_for_the_training_sets(path: Path):
 
 
 @pytest.mark.parametrize("name", ["paper", "paper_diag"])
+def test_the_papers_pools_have_images_of_its_own_for_every_seed(name: str):
+    parameters = read_profile(ROOT / "profiles" / f"{name}.yaml", ROOT / "notebooks")
+    mixed = parameters["06_in_and_out"]
+    assert mixed["fresh_per_seed"]
+    each = max(mixed["n_aug"])
+    counts = {key: values["pool_count"] for key, values in parameters.items() if "pool_count" in values}
+    counts |= {"refined": parameters["05_adabldm"].get("refined_count", len(mixed["seeds"]) * each)}
+    assert set(counts.values()) == {len(mixed["seeds"]) * each}
+    assert (
+        "fresh_per_seed"
+        not in read_profile(ROOT / "profiles" / "workshop.yaml", ROOT / "notebooks")["06_in_and_out"]
+    )
+
+
+@pytest.mark.parametrize("name", ["paper", "paper_diag"])
 def test_diags_numbers_are_the_papers(name: str):
     values = read_profile(ROOT / "profiles" / f"{name}.yaml", ROOT / "notebooks")["04_diag_inpainting"]
     settings = InpaintSettings(

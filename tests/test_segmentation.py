@@ -240,7 +240,9 @@ def test_a_finished_detector_is_taken_as_it_is(run_folder):
     name, plan = "few-shot-adabldm-2-seed0", DetectorPlan(BACKBONE, training_images=16, batch_size=4)
     rows = compose_detector_set(run_folder, parse_run_name(name), Mix(2))
     assert plan.fit_recipe(rows) == replace(DETECTOR_RECIPE, epochs=2, batch_size=4)
-    first, folder = finish_detector(run_folder, name, rows, plan), run_folder / DETECTORS / name
+    steps, folder = [], run_folder / DETECTORS / name
+    first = finish_detector(run_folder, name, rows, plan, on_step=steps.append)
+    assert [(done.step, done.steps) for done in steps] == [(1, 4), (2, 4), (3, 4), (4, 4)]
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.png")}
     again = finish_detector(run_folder, name, rows, plan)
     assert (first.resumed_epochs, again.resumed_epochs, first.numbers["epochs"]) == (0, 2, 2)

@@ -23,6 +23,7 @@ from defaug_utils.book.session import (
     watermark,
 )
 from defaug_utils.core.pools import PoolUnfinished
+from defaug_utils.training.loop import StepDone
 from defaug_utils.training.memory import pick_device
 
 ROOT = Path(__file__).parents[1]
@@ -129,6 +130,18 @@ def test_a_bar_counts_what_its_callback_is_told():
         bar.update(2)
         bar.update(3)
     assert (bar.n, bar.total) == (5, 5)
+
+
+def test_a_bar_that_follows_a_training_tells_the_time_left_by_the_steps_it_saw():
+    with progress() as bar:
+        bar.follow(StepDone(51, 100, {"loss": 0.5}, is_saved=False))  # 50 steps are an earlier run's
+        bar.start_t -= 10  # as if ten seconds had gone by
+        bar.follow(StepDone(56, 100, {"loss": 0.25}, is_saved=True))
+        state = bar.format_dict
+    assert (bar.n, bar.total, bar.initial) == (56, 100, 51)
+    told = bar.format_meter(**state | {"rate": None, "elapsed": 10.0})
+    assert "56/100 [00:10<01:28" in told, "44 steps at 2 s each"
+    assert "loss=0.250" in told
 
 
 def test_the_watermark_names_the_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -9,12 +9,17 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 from traitlets.config import Config
 
 from defaug_utils.core.files import write_json
+
+if TYPE_CHECKING:  # it imports PyTorch, which takes seconds
+    from defaug_utils.training.loop import StepDone
 
 START_ATTEMPTS = 3
 OPTIONS = {"kernel_name": "python3", "progress_bar": False, "cwd": ".", "start_timeout": 120}  # seconds
@@ -94,6 +99,30 @@ def tell_job(run: Path | str, name: str) -> Iterator[None]:
             raise
         sys.exit(f"\n{name}: {error}\n")
     sys.stderr.write(f"{time.strftime('%H:%M:%S')}  {name}: done in {time.monotonic() - started:.0f} s\n")
+
+
+@dataclass
+class StepTeller:
+    """Print now and then how far a training of a job is, and how long it still takes; for `on_step`."""
+
+    name: str  #: of the job
+    every: float = 60.0  #: seconds between two lines
+    first: tuple[float, int] | None = None  #: moment and step of the first call
+    told: float = 0.0  #: moment of the last line
+
+    def __call__(self, done: "StepDone") -> None:
+        """A step is finished."""
+        now = time.monotonic()
+        if self.first is None:
+            self.first, self.told = (now, done.step), now
+            return
+        if now - self.told < self.every or done.step == done.steps:
+            return
+        self.told, (start, step) = now, self.first
+        left = (now - start) / (done.step - step) * (done.steps - done.step) / 60
+        moment = time.strftime("%H:%M:%S")
+        told = f"step {done.step} of {done.steps}, about {left:.0f} minutes left"
+        sys.stderr.write(f"{moment}  {self.name}: {told}\n")
 
 
 def execute_notebook(source: Path | str, target: Path | str, parameters: dict, threads: int = 1) -> None:

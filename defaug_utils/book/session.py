@@ -67,8 +67,14 @@ class Bar(tqdm):
     """A progress bar that can follow a training."""
 
     def follow(self, done: StepDone) -> None:
-        """Move to the finished step and show its loss; for `on_step` of a training."""
-        self.total = done.steps
+        """Move to the finished step and show its loss; for `on_step` of a training.
+
+        The remaining time is computed from the steps of this call alone.
+        """
+        if self.total != done.steps:  # known from now on
+            self.reset(done.steps)
+            self.initial = self.n = self.last_print_n = done.step
+            self.refresh()
         self.set_postfix(loss=f"{done.loss:.3f}", refresh=False)
         self.update(done.step - self.n)
 

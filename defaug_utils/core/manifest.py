@@ -143,7 +143,7 @@ def fold_decisions(path: Path | str) -> pd.DataFrame:
 def add_row(row: dict, path: Path | str) -> None:
     """Add a row, of JSON values, to a manifest of any length at the cost of one row, under the caller's lock.
 
-    It goes to a journal that `read_manifest` includes and `fold_decisions` merges; if there is no manifest, it
+    It goes to a journal that `read_manifest` includes and `fold_decisions` merges; without a manifest, it
     starts one. Its image must be new. Raises a ManifestError that says what is wrong with it.
     """
     path, journal = Path(path), Path(path).with_name(ADDED_FILE)

@@ -48,6 +48,7 @@ class Origin:
     needs_positives: bool = False  #: needs real positives, which zero-shot doesn't have
     learns: bool = False  #: depends on scenario and seed, so that each has its own pool
     wants_gpu: bool = True
+    count_parameter: str = "pool_count"  #: of its notebook: images in the pool
     mixes: tuple[tuple[str, Arm], ...] = ()  #: further arms, by word, shown after its own
 
 
@@ -64,11 +65,17 @@ ORIGINS: dict[str, Origin] = {
     "diag": Origin("DIAG", "#CC79A7", "^", "04_diag_inpainting"),
     "adabldm": Origin("AdaBLDM", "#56B4E9", "v", "05_adabldm", needs_positives=True, learns=True),
     "adabldm_plain": Origin(
-        "AdaBLDM, decoder as it is", "#882255", "<", "05_adabldm", needs_positives=True, learns=True
+        *("AdaBLDM, decoder as it is", "#882255", "<", "05_adabldm"),
+        needs_positives=True,
+        learns=True,
+        count_parameter="plain_count",
     ),
     "cut_paste": Origin("cut and paste", "#E69F00", "8", "05_adabldm", needs_positives=True, learns=True),
     "paste_refined": Origin(
-        "cut and paste, refined", "#332288", ">", "05_adabldm", needs_positives=True, learns=True
+        *("cut and paste, refined", "#332288", ">", "05_adabldm"),
+        needs_positives=True,
+        learns=True,
+        count_parameter="refined_count",
     ),
 }
 

@@ -21,6 +21,7 @@ from defaug_utils.data.public_sets import SURFACES_NOTE
 from defaug_utils.data.surface_layers import HARMLESS_LAYERS, LOOKS, Canvas, DefectLook
 
 DEFECT_TYPES = tuple(LOOKS)
+POSITIVE_SHARE = 0.1  # of the images, as in KSDD2
 DEFAULT_SIZE = (128, 384)  # width and height in pixels, the design size of the layers
 SMALLEST_SIDE = 16  # pixels
 MASK_LEVEL = 0.25  # a defect is cut off below this share of its full strength
@@ -111,7 +112,7 @@ def write_surfaces(
     train_count: int,
     test_count: int,
     seed: int,
-    positive_share: float = 0.1,
+    positive_share: float = POSITIVE_SHARE,
     size: tuple[int, int] = DEFAULT_SIZE,
     on_image: Callable[[int], None] | None = None,
 ) -> None:
@@ -145,13 +146,13 @@ def write_surfaces(
         raise ValueError(f"{folder} contains other files, such as {foreign[0]}: choose an empty folder")
     note = finished if finished.is_file() else begun
     claim_folder(folder, settings | {"drawing_version": DRAWING_VERSION}, "surfaces", note.name)
-    rows = [row for split in counts for row in _plan_split(split, counts[split], positive_share, seed)]
+    rows = [row for split in counts for row in plan_surfaces(split, counts[split], positive_share, seed)]
     list(map_in_threads(lambda row: _write_surface(folder, row, size), rows, on_image))
     write_csv(pd.DataFrame(rows).drop(columns="seed"), folder / "surfaces.csv")
     os.replace(note, finished)
 
 
-def _plan_split(split: str, count: int, positive_share: float, seed: int) -> list[dict]:
+def plan_surfaces(split: str, count: int, positive_share: float, seed: int) -> list[dict]:
     """Number, seed, defect type and severity of every image of a split."""
     first, positives = FIRST_NUMBER[split], round(count * positive_share)
     kinds = [DEFECT_TYPES[k % len(DEFECT_TYPES)] if k < positives else "" for k in range(count)]

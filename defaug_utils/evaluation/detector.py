@@ -153,7 +153,12 @@ def compose_detector_set(run_dir: Path | str, run: Run, mix: Mix | None = None) 
 
 
 def finish_detector(
-    run_dir: Path | str, name: str, rows: pd.DataFrame, plan: DetectorPlan, folder: str = DETECTORS
+    run_dir: Path | str,
+    name: str,
+    rows: pd.DataFrame,
+    plan: DetectorPlan,
+    folder: str = DETECTORS,
+    on_step: OnStep | None = None,
 ) -> TrainedNetwork:
     """Train the detector of a run, write its score maps and measure them; existing results are reused.
 
@@ -161,6 +166,7 @@ def finish_detector(
         rows: the training set, its paths relative to `run_dir`.
         name: of the run, see `run_name`; its seed is the detector's.
         folder: of all such detectors in the run's folder; each has a subfolder with its name.
+        on_step: see `run_steps`.
 
     Raises:
         ManifestError: images or masks are missing, broken or empty (all are listed).
@@ -169,7 +175,7 @@ def finish_detector(
     target, recipe = Path(run_dir) / folder / name, plan.fit_recipe(rows)
     masked = load_masked_samples(rows, run_dir, plan.input_size)
     seed = parse_run_name(name).seed
-    trained = train_detector(masked, target, recipe, plan.backbone, seed, plan.weights)
+    trained = train_detector(masked, target, recipe, plan.backbone, seed, plan.weights, on_step)
     if trained.resumed_epochs < recipe.epochs or not (target / METRICS_FILE).is_file():
         write_score_maps(trained.model, masked, target, recipe.normalisation)
         measure_score_maps(target, run_dir)

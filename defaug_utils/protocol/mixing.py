@@ -5,11 +5,12 @@ the rows that the run was trained on: each generated row says where its mask cam
 says which scenarios must not know that source.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from defaug_utils.core.guards import raise_problems
@@ -43,6 +44,8 @@ class Mix:
     require_review: bool = False  #: draw only accepted images, instead of all that were not rejected
     use_failed: bool = False  #: also draw images that failed their method's checks
     extra_arms: Arms = field(default_factory=dict)  #: see `arm_shares`
+    #: seeds that draw none of each other's images, see `take_part`; empty: all draw from whole pools
+    fresh_seeds: tuple[int, ...] = ()
 
     def shares_of(self, run: Run) -> dict[str, float]:
         """Origin → share of the run's generated positives, see `arm_shares`."""
@@ -76,6 +79,22 @@ def usable_rows(pool: pd.DataFrame, mix: Mix | None = None) -> pd.DataFrame:
     return pool[is_accepted | (pool["accepted"].isna() & has_passed & (not mix.require_review))]
 
 
+def take_part(pool: pd.DataFrame, seed: int, seeds: Sequence[int]) -> pd.DataFrame:
+    """The rows of a pool that one of several seeds has for itself, marked by the column `pool_part`.
+
+    Of every so many images in the pool's order each seed has one, drawn by their place. Images that failed
+    their checks are dealt out apart. No review plays a part: what one seed loses by it, no other one gains.
+    """
+    places = pool.groupby(find_failed(pool)).cumcount()
+    blocks = [
+        np.random.default_rng(block).permutation(len(seeds))
+        for block in range(places.max() // len(seeds) + 1)
+    ]
+    part = seeds.index(seed)
+    is_own = [blocks[place // len(seeds)][place % len(seeds)] == part for place in places]
+    return pool[is_own].assign(pool_part=f"{part + 1} of {len(seeds)}")
+
+
 def compose_training_set(
     data_manifest: pd.DataFrame, pools: RunPools, run: Run, mix: Mix | None = None
 ) -> pd.DataFrame:
@@ -87,7 +106,7 @@ def compose_training_set(
     images.
 
     The data's manifest comes from `read_data`, the pools from `read_pools` for this run. In the returned
-    manifest, generated rows keep origin, seed and recipe.
+    manifest, generated rows keep origin, seed and recipe, and have their `pool_part` if seeds share pools.
 
     Raises:
         MixingError: a pool is missing or too small, a class has no samples, or a number is invalid; or a
@@ -102,10 +121,13 @@ def compose_training_set(
             f"n_aug {n_aug} with arm {arm} and seed {seed}: n_aug must be 0 for the arms none, linear and "
             "patch_memory and at least 1 for all others, and the seed must not be negative"
         )
+    if mix.fresh_seeds and seed not in mix.fresh_seeds:
+        raise MixingError(f"seed {seed} has no part of the pools, which are for the seeds {mix.fresh_seeds}")
     positives = choose_positives(data_manifest, scenario, seed, mix.few_shot_count)
     counts = {origin: count for origin, count in count_by_origin(n_aug, shares).items() if count}
-    usable = {origin: usable_rows(pools[origin], mix) for origin in counts if origin in pools}
-    raise_problems(run.name, _find_problems(pools, usable, counts, mix), MixingError)
+    parts = _take_parts(pools, run, mix, counts)
+    usable = {origin: usable_rows(parts[origin], mix) for origin in parts}
+    raise_problems(run.name, _find_problems(parts, usable, counts, mix), MixingError)
     for origin in counts:
         check_sources(pools[origin], data_manifest.assign(image=data_manifest["image"].map(data_key)))
         _check_known(pools, origin, data_manifest, positives)
@@ -117,6 +139,16 @@ def compose_training_set(
     training_set = pd.concat(parts, ignore_index=True)
     _check_classes(training_set, data_manifest, list_needed(arm))
     return training_set
+
+
+def _take_parts(pools: RunPools, run: Run, mix: Mix, origins: Iterable[str]) -> RunPools:
+    """Of pools that several seeds share, the part of this one; a pool of its own is its own as a whole."""
+    parts = {origin: pools[origin] for origin in origins if origin in pools}
+    for origin, pool in parts.items():
+        is_own = pools.folders.get(origin, "").endswith(f"/{run.scenario}-seed{run.seed}")
+        if mix.fresh_seeds and not is_own:
+            parts[origin] = take_part(pool, run.seed, mix.fresh_seeds)
+    return RunPools(parts)
 
 
 def _find_problems(pools: RunPools, usable: RunPools, counts: dict[str, int], mix: Mix) -> list[str]:
@@ -138,9 +170,17 @@ def _find_problems(pools: RunPools, usable: RunPools, counts: dict[str, int], mi
             reasons = f"{told['rejected']} rejected, {told['not reviewed']} not reviewed"
             if told["failed checks"]:
                 reasons += f", {told['failed checks']} failed their checks"
+            part = ""
+            if "pool_part" in pool:
+                lost = max(0, int((~find_failed(pool)).sum()) - len(usable[origin]))
+                needed = (count + lost) * len(mix.fresh_seeds)
+                part = (
+                    f" of part {pool['pool_part'].iloc[0]}, its seed's own: {needed} images of all parts are "
+                    f"needed, raise {ORIGINS[origin].count_parameter} to that"
+                )
             problems.append(
                 f"the {origin} pool is too small: {count} images are requested, {len(usable[origin])} of "
-                f"{len(pool)} are usable ({reasons}); make more with notebook "
+                f"{len(pool)} are usable ({reasons}){part}; make more with notebook "
                 f"{notebook}{', review more' * mix.require_review} or request fewer"
             )
     return problems

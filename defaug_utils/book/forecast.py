@@ -1,0 +1,192 @@
+"""What a run will take, before it begins: counts of the profile times what was measured of each kind."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+import torch
+
+from defaug_utils.book.batch import list_gpus
+from defaug_utils.book.measuring import Cost
+from defaug_utils.book.plan import Job
+from defaug_utils.book.workload import Task, Work, Workload
+from defaug_utils.core.origins import ORIGINS
+
+STAGES = {"classifiers": "07_classifier", "classifier": "07_classifier", "detectors": "09_pixel_level"}
+PHASES = (  # rules whose jobs may run at the same time; each waits for the one before
+    *(("data_prep",), ("pool",), ("in_and_out",), ("classifiers", "detectors")),
+    *(("classifier", "results", "pixel_level"), ("book",)),
+)
+PICTURES = (
+    *("prepared image", "MemSeg image", "pasted image"),
+    *("text-to-image step", "inpainting step", "blending step"),
+)
+NETWORKS = ("classifier step", "detector step")
+NOTHING, UNKNOWN = "–", "not measured"
+GB = 1e9
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a run has at its disposal."""
+
+    cores: int
+    gpus: int  #: that are here
+    asked_gpus: int  #: that the run is to use
+    memory: int  #: bytes, of a GPU where there is one
+    free_disk: int  #: bytes, on the disk of the run's folder
+
+
+def look_at_machine(run: Path | str, cores: int = 0, gpus: int | None = None) -> Machine:
+    """This machine; `cores` 0 takes all, `gpus` None those that are here."""
+    found = len(list_gpus()) if torch.cuda.is_available() else 0
+    folder = next(path for path in (Path(run).resolve(), *Path(run).resolve().parents) if path.is_dir())
+    return Machine(
+        cores or os.cpu_count() or 1,
+        found,
+        found if gpus is None else gpus,
+        torch.cuda.mem_get_info()[1] if found else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        shutil.disk_usage(folder).free,
+    )
+
+
+class PricedJob(NamedTuple):
+    """A job and what it takes."""
+
+    rule: str
+    stage: str  #: its chapter
+    images: int  #: made
+    steps: int  #: of trainings
+    seconds: float
+    disk: float  #: bytes
+    memory: int  #: bytes at most at a time
+    problems: tuple[str, ...]  #: why parts of it were not measured; hours and disk are then too small
+
+    @property
+    def wants_gpu(self) -> bool:
+        """Whether the Snakefile keeps a GPU for it."""
+        rows = (row.wants_gpu for row in ORIGINS.values() if row.notebook == self.stage)
+        return any(rows) if self.rule == "pool" else self.rule in ("classifiers", "detectors")
+
+
+def price_jobs(
+    workload: Workload, measure: Callable[[Task], Cost], target: str = "book"
+) -> tuple[list[PricedJob], dict[Task, Cost]]:
+    """Price every job of a target, see `BookPlan.list_jobs`; each task is measured once."""
+    work_of = {job: workload.list_work(job) for job in workload.book.list_jobs(target)}
+    costs = {
+        task: measure(task) for task in dict.fromkeys(one.task for work in work_of.values() for one in work)
+    }
+    return [_price(job, work, costs, len(workload.data)) for job, work in work_of.items()], costs
+
+
+def _price(job: Job, work: list[Work], costs: Mapping[Task, Cost], loaded: int) -> PricedJob:
+    priced = [(one, costs[one.task]) for one in work]
+    return PricedJob(
+        job.rule,
+        STAGES.get(job.rule, job.name.partition("/")[0]),
+        images=sum(one.images for one in work if one.task.kind in PICTURES),
+        steps=sum(one.steps for one in work if one.trainings),
+        seconds=sum(one.images * cost.image + one.steps * cost.step for one, cost in priced),
+        disk=sum(one.images * cost.image_bytes + one.trainings * cost.training_bytes for one, cost in priced),
+        memory=max(cost.memory + _count_loaded(one.task, loaded) for one, cost in priced),
+        problems=tuple(dict.fromkeys(cost.problem for _, cost in priced if cost.problem)),
+    )
+
+
+def _count_loaded(task: Task, images: int) -> int:
+    """Bytes of a whole data set, which classifiers and detectors hold in memory, though not in a GPU's."""
+    is_held = task.kind in NETWORKS and not torch.cuda.is_available()
+    return 3 * task.size[0] * task.size[1] * images if is_held else 0
+
+
+def tabulate_stages(jobs: Iterable[PricedJob]) -> pd.DataFrame:
+    """One row a stage and one for all, as text: jobs, images, steps, hours, disk and memory."""
+    table = pd.DataFrame(jobs)
+    stages = dict(list(table.groupby("stage"))) | {"all": table}
+    return pd.DataFrame([_describe(stage, rows) for stage, rows in stages.items()])
+
+
+def _describe(stage: str, rows: pd.DataFrame) -> dict[str, str]:
+    is_known = not any(rows["problems"])
+    more = "" if is_known else "more than "
+    hours, disk, memory = rows["seconds"].sum() / 3600, rows["disk"].sum() / GB, rows["memory"].max() / GB
+    told = {
+        "hours": f"{more}{hours:.2f}",
+        "disk, GB": f"{more}{disk:.2f}",
+        "memory, GB": f"{more}{memory:.1f}",
+    }
+    if not is_known and stage != "all":
+        told = dict.fromkeys(told, UNKNOWN)
+    counts = {"jobs": len(rows), "images": rows["images"].sum(), "training steps": rows["steps"].sum()}
+    return {"stage": stage} | {name: str(count or NOTHING) for name, count in counts.items()} | told
+
+
+def tabulate_costs(costs: Mapping[Task, Cost]) -> pd.DataFrame:
+    """One row a task: what was measured of it."""
+    rows = [
+        {
+            "measured": task.kind,
+            "model": task.model or NOTHING,
+            "at once": task.batch,
+            "seconds a step": f"{cost.step:.3f}" if cost.step else NOTHING,
+            "seconds an image": f"{cost.image:.3f}" if cost.image else NOTHING,
+            "problem": cost.problem or NOTHING,
+        }
+        for task, cost in costs.items()
+    ]
+    return pd.DataFrame(rows)
+
+
+def expect_hours(jobs: Iterable[PricedJob], machine: Machine) -> float:
+    """Hours from the first job to the last, when as many run at the same time as there are cores and GPUs."""
+    jobs, gpus = list(jobs), min(machine.gpus, machine.asked_gpus)
+    seconds = 0.0
+    for rules in PHASES:
+        phase = [job for job in jobs if job.rule in rules]
+        on_gpu = sum(job.seconds for job in phase if job.wants_gpu) / gpus if gpus else 0.0
+        shared = sum(job.seconds for job in phase) / machine.cores
+        seconds += max([on_gpu, shared, *(job.seconds for job in phase)])
+    return seconds / 3600
+
+
+def list_warnings(jobs: Iterable[PricedJob], machine: Machine, run: Path | str) -> list[str]:
+    """What this machine lacks for a run: disk, memory, GPUs, and measurements that could not be made."""
+    jobs, warnings = list(jobs), []
+    disk = sum(job.disk for job in jobs)
+    if disk > machine.free_disk:
+        free = machine.free_disk / GB
+        warnings.append(
+            f"{disk / GB:.1f} GB of disk are needed for {run}, {free:.1f} GB are free: make room, "
+            "or run from another disk"
+        )
+    if machine.asked_gpus > machine.gpus:
+        warnings.append(f"{machine.asked_gpus} GPUs are asked for, {machine.gpus} are here")
+    warnings += _check_memory(jobs, machine)
+    missing: dict[str, list[str]] = {}
+    for job in jobs:
+        for problem in job.problems:
+            missing.setdefault(problem, []).append(job.stage)
+    warnings += [
+        f"{UNKNOWN}: {problem} (in {', '.join(dict.fromkeys(stages))})" for problem, stages in missing.items()
+    ]
+    return warnings
+
+
+def _check_memory(jobs: list[PricedJob], machine: Machine) -> list[str]:
+    """On a GPU one job has all memory; on a processor the jobs that run at the same time share it."""
+    largest = 0
+    for rules in PHASES:
+        needs = sorted((job.memory for job in jobs if job.rule in rules), reverse=True)
+        largest = max(largest, sum(needs[: 1 if machine.gpus else machine.cores]))
+    if largest <= machine.memory:
+        return []
+    where = "a GPU" if machine.gpus else f"{machine.cores} jobs at the same time"
+    return [
+        f"{largest / GB:.1f} GB of memory are needed for {where}, there are {machine.memory / GB:.1f} GB: "
+        "ask for smaller batches" + ("" if machine.gpus else ", or fewer CORES")
+    ]

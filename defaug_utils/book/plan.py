@@ -1,0 +1,119 @@
+"""What a profile makes: runs, pools, trainings and jobs, for the Snakefile's rules and for the forecast."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+from defaug_utils.book.profiles import read_defaults
+from defaug_utils.core.origins import ORIGINS, Run, Shares, arm_shares, planned_runs, pool_name
+
+Runs = dict[Run, Shares]  # the runs of a notebook's lists, each with the origins of its pools
+
+
+class Job(NamedTuple):
+    """One job of the batch engine."""
+
+    rule: str  #: its rule in the Snakefile
+    name: str  #: of its notebook (`02_memseg`, `03_lora_finetune/zero-shot`), or of what it trains
+
+
+@dataclass(frozen=True)
+class BookPlan:
+    """What the runs of a profile need."""
+
+    parameters: Mapping[str, dict]  #: of `read_profile`
+    mixed: Runs  #: of chapter 6, whose classifiers chapters 7 and 8 show
+    marked: Runs  #: of chapter 9
+
+    @cached_property
+    def trained(self) -> dict[str, dict[str, list[Run]]]:
+        """The runs that one job trains: "classifier" or "segmenter" → name of the draw → runs."""
+        return {"classifier": list_draws(self.mixed), "segmenter": list_draws(self.marked)}
+
+    @cached_property
+    def pools(self) -> dict[str, Run]:
+        """Every pool by its notebook: what the runs draw from, and one of a notebook that no run asks for."""
+        pools = list_pools(self.mixed, self.marked)
+        for origin, row in ORIGINS.items():
+            if row.notebook in self.parameters and not any(pool.startswith(row.notebook) for pool in pools):
+                shown = Run("full-shot", origin, 0, 0)
+                pools[pool_notebook(origin, shown)] = shown
+        return pools
+
+    @property
+    def shown_run(self) -> Run:
+        """The run whose notebook 07 stands in the book."""
+        return list(self.mixed)[-1]
+
+    @property
+    def chapters(self) -> dict[str, str]:
+        """For each chapter the executed notebook that stands in the book; few-shot pools before others."""
+        shown = {Path(pool).parts[0]: pool for pool in sorted(self.pools, reverse=True)}
+        names = {name: shown.get(name, name) for name in self.parameters}
+        return names | {"07_classifier": f"07_classifier/{self.shown_run.name}"}
+
+    def list_jobs(self, target: str = "book") -> list[Job]:
+        """All jobs of the target "book" or "pixel_level", in an order that their inputs allow."""
+        is_book = target == "book"
+        pools = self.pools if is_book else list_pools(self.marked)
+        jobs = [Job("data_prep", "01_data_prep"), *(Job("pool", pool) for pool in pools)]
+        if is_book:
+            jobs.append(Job("in_and_out", "06_in_and_out"))
+            jobs += [Job("classifiers", draw) for draw in self.trained["classifier"]]
+        jobs += [Job("detectors", draw) for draw in self.trained["segmenter"]]
+        if is_book:
+            jobs += [Job("classifier", self.chapters["07_classifier"]), Job("results", "08_results")]
+        jobs.append(Job("pixel_level", "09_pixel_level"))
+        return [*jobs, Job("book", "book")] if is_book else jobs
+
+    def count_jobs(self, target: str = "book") -> dict[str, int]:
+        """How many jobs each rule has, see `list_jobs`."""
+        return dict(Counter(job.rule for job in self.list_jobs(target)))
+
+
+def plan_book(parameters: Mapping[str, dict], notebook_folder: Path | str = "notebooks") -> BookPlan:
+    """Plan what a profile's `parameters` (of `read_profile`) ask for; a MixingError tells of wrong lists."""
+    chapters = ("06_in_and_out", "09_pixel_level")
+    return BookPlan(parameters, *(plan_runs(name, parameters, notebook_folder) for name in chapters))
+
+
+def plan_runs(
+    notebook: str, parameters: Mapping[str, dict], notebook_folder: Path | str = "notebooks"
+) -> Runs:
+    """The runs of a notebook's lists.
+
+    An arm waits until every one of its origins has a notebook that makes its pool.
+    """
+    given = {"baselines": [], "share": 0.5, "extra_arms": {}, "left_out": {}}
+    given |= read_defaults(notebook, notebook_folder) | parameters[notebook]
+    arms = [*given["baselines"], *given["arms"]]
+    lists = (given[name] for name in ("n_aug", "seeds", "extra_arms", "left_out"))
+    runs = planned_runs(given["scenarios"], arms, *lists)
+    origins = {run: arm_shares(run.arm, given["share"], given["extra_arms"]) for run in runs}
+    return {
+        run: used
+        for run, used in origins.items()
+        if all(ORIGINS[name].notebook in parameters for name in used)
+    }
+
+
+def list_draws(runs: Iterable[Run]) -> dict[str, list[Run]]:
+    """Runs by scenario and seed, which share their real positives: name of the draw → the runs."""
+    draws: dict[str, list[Run]] = {}
+    for run in runs:
+        draws.setdefault(f"{run.scenario}-seed{run.seed}", []).append(run)
+    return draws
+
+
+def pool_notebook(origin: str, run: Run) -> str:
+    """The executed notebook that makes the pool of a run: one for all, or one a scenario and seed."""
+    name = ORIGINS[origin].notebook
+    return f"{name}/{pool_name(run.scenario, run.seed)}" if ORIGINS[origin].learns else name
+
+
+def list_pools(*plans: Runs) -> dict[str, Run]:
+    """Every pool that runs draw from: its notebook and one of these runs."""
+    return {pool_notebook(origin, run): run for runs in plans for run in runs for origin in runs[run]}

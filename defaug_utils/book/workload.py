@@ -1,0 +1,272 @@
+"""How much each job of a profile does: images, steps and trainings, counted as the notebooks make them."""
+
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from defaug_utils.book.plan import BookPlan, Job
+from defaug_utils.book.profiles import read_defaults
+from defaug_utils.core.origins import EQUAL, Run, find_judge
+from defaug_utils.diffusion.autoencoder import AdaptationSettings
+from defaug_utils.diffusion.controlnet import ControlNetSettings
+from defaug_utils.diffusion.dreambooth_plan import DreamBoothSettings, plan_steps
+from defaug_utils.diffusion.inpainting import InpaintSettings
+from defaug_utils.diffusion.lora import LoraPlan
+from defaug_utils.diffusion.text2image import TextSettings
+from defaug_utils.diffusion.training_images import BucketSettings, choose_bucket, list_buckets
+from defaug_utils.evaluation.classifier import ClassifierPlan
+from defaug_utils.evaluation.detector import DetectorPlan
+from defaug_utils.evaluation.recipes import Recipe, plan_epochs, split_batches
+from defaug_utils.methods.blending import BlendSettings
+from defaug_utils.methods.memseg import MemSegSettings
+
+OWN_METHOD = "own method"
+SWEEP = 6  # chapter 4's pictures at other guidances and strengths
+TRIED, ABLATED = 2, 5  # chapter 5's trimaps painted during the training, and its pictures of the stages
+Values = Mapping[str, object]
+
+
+class Task(NamedTuple):
+    """One kind of work, and all that its time depends on."""
+
+    kind: str
+    settings: Hashable = None  #: the package's own, in which the number of steps, images or epochs is free
+    model: str = ""  #: diffusion model, or a network's name in `BACKBONES`
+    size: tuple[int, int] = (0, 0)  #: (width, height) of the data's images, or of a network's input
+    batch: int = 1  #: images at once
+    precision: str = "float32"  #: of the model's weights
+    clip_skip: int = 1
+
+
+class Work(NamedTuple):
+    """How often a job does it."""
+
+    task: Task
+    images: int = 0  #: made, or scored by a network
+    steps: int = 0  #: of denoising, one an image; of a training, one a batch
+    trainings: int = 0  #: each leaves its files in the run's folder
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A profile with the data that it meets."""
+
+    book: BookPlan
+    given: Mapping[str, Values]  #: parameters by notebook, defaults included
+    data: pd.DataFrame  #: rows of the prepared data set, with their split and label
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of the prepared images."""
+        return (self.given["01_data_prep"]["image_width"], self.given["01_data_prep"]["image_height"])
+
+    def count(self, split: str, label: str = "") -> int:
+        """Images of a split, or of one of its labels."""
+        rows = self.data[self.data["split"] == split]
+        return int((rows["label"] == label).sum() if label else len(rows))
+
+    def count_known(self, scenario: str, few_shot_count: int) -> int:
+        """Real training positives that a scenario knows."""
+        known = {"zero-shot": 0, "few-shot": few_shot_count}
+        return known.get(scenario, self.count("train", "positive"))
+
+    def list_work(self, job: Job) -> list[Work]:
+        """What a job does, beside its start."""
+        chapter = job.name.partition("/")[0]
+        counters: dict[str, Callable[[Job], list[Work]]] = {
+            "classifiers": self._train_classifiers,
+            "classifier": self._show_classifier,
+            "detectors": self._train_detectors,
+            "data_prep": self._prepare_data,
+            "02_memseg": self._paint_memseg,
+            "03_lora_finetune": self._finetune,
+            "04_diag_inpainting": self._inpaint,
+            "05_adabldm": self._blend,
+        }
+        count = counters.get(job.rule) or counters.get(chapter) or self._name_unknown
+        return [Work(Task("start of a job"), images=1), *count(job)]
+
+    def _name_unknown(self, job: Job) -> list[Work]:
+        """A method of a user's own, or a page that makes nothing."""
+        return [Work(Task(OWN_METHOD, job.name.partition("/")[0]))] if job.rule == "pool" else []
+
+    def _prepare_data(self, job: Job) -> list[Work]:
+        is_drawn = not self.given["01_data_prep"]["data_root"]
+        return [Work(Task("prepared image", is_drawn, size=self.size), images=len(self.data))]
+
+    def _paint_memseg(self, job: Job) -> list[Work]:
+        p = self.given["02_memseg"]
+        foreground = "whole" if p["foreground"] == "object" else p["foreground"]
+        opacity, grid = (p["opacity_low"], p["opacity_high"]), (p["grid_rows"], p["grid_columns"])
+        settings = MemSegSettings(p["texture_share"], opacity, grid, foreground=foreground)
+        return [Work(Task("MemSeg image", settings, size=self.size), images=p["pool_count"])]
+
+    def _finetune(self, job: Job) -> list[Work]:
+        p, scenario = self.given["03_lora_finetune"], self.book.pools[job.name].scenario
+        settings, steps = self.plan_dreambooth(scenario)
+        lora = LoraPlan(p["linear_rank"], p["linear_alpha"], p["conv_rank"], p["conv_alpha"])
+        model = {"model": p["model"], "precision": p["precision"], "clip_skip": p["clip_skip"]}
+        working = (p["working_width"], p["working_height"])
+        text = Task(
+            "text-to-image step", TextSettings(working, 1, p["guidance"]), batch=p["group_size"], **model
+        )
+        shares = {0.0, p["shares"][scenario] / 2, p["shares"][scenario], 1.0}
+        prompts = p["prompts"].get(scenario, [p["identifier"]])
+        pictures = p["sample_count"] * (p["kept_times"] + 1 + len(shares)) + len(prompts) * p["look_count"]
+        pictures += p["kept_times"] * len(p["copy_shares"]) * p["copy_count"]
+        pictures += fill_groups(p["pool_count"], p["group_size"]) + p["group_size"]
+        if job.name == next(name for name in self.book.pools if name.startswith("03_lora")):
+            pictures += fill_groups(p["regularisation_count"], p["group_size"])  # all notebooks share them
+        trained = Task("DreamBooth step", (settings, lora), size=self.size, batch=p["batch_size"], **model)
+        return [Work(text, pictures, pictures * p["steps"]), Work(trained, steps=steps, trainings=1)]
+
+    def plan_dreambooth(self, scenario: str) -> tuple[DreamBoothSettings, int]:
+        """Settings of a scenario's fine-tuning, for one epoch, and its steps."""
+        p = self.given["03_lora_finetune"]
+        word = f"{p['identifier']} {p['class_prompt']}"
+        sides = (p[f"bucket_{side}"] for side in ("area", "smallest", "largest", "step"))
+        settings = DreamBoothSettings(
+            p["identifier"],
+            word,
+            p["class_prompt"],
+            epochs=p["epochs"][scenario],
+            repeats=p["repeats"],
+            batch_size=p["batch_size"],
+            prior_weight=p["prior_weight"],
+            precision=p["training_precision"],
+            gradient_checkpointing=p["gradient_checkpointing"],
+            buckets=BucketSettings(*sides),
+        )
+        buckets = list_buckets(settings.buckets)
+        instances = p["instances"][scenario] or self.count("train", "positive")
+        own = [choose_bucket(self.size, buckets)] * instances
+        working = (p["working_width"], p["working_height"])
+        of_class = [choose_bucket(working, buckets)] * (p["regularisation_count"] if p["prior_weight"] else 0)
+        return replace(settings, epochs=1), len(plan_steps(own, of_class, settings))
+
+    def _inpaint(self, job: Job) -> list[Work]:
+        p = self.given["04_diag_inpainting"]
+        crop = p["padding_mask_crop"] if p["padding_mask_crop"] >= 0 else None
+        working = (p["working_width"], p["working_height"])
+        settings = InpaintSettings(working, p["steps"], p["guidance"], p["strength"], crop, p["feather"])
+        pictures = 1 + SWEEP + len(p["prompts"]) * p["board_seeds"]
+        pictures += fill_groups(p["pool_count"], p["batch_size"]) + p["batch_size"]
+        task = self._name_inpainting(settings, p["model"], p)
+        return [Work(task, pictures, pictures * settings.effective_steps)]
+
+    def _name_inpainting(self, settings: InpaintSettings, model: str, p: Values) -> Task:
+        settings = replace(settings, steps=1, strength=1.0)  # both are free
+        return Task("inpainting step", settings, model, self.size, p["batch_size"], p["precision"])
+
+    def _blend(self, job: Job) -> list[Work]:
+        p = self.given["05_adabldm"]
+        model = {"model": p["model"], "precision": p["precision"], "clip_skip": p["clip_skip"]}
+        working = (p["working_width"], p["working_height"])
+        editing = (p["latent_editing"], p["image_editing"])
+        stages = (tuple(borders) or None for borders in editing)
+        settings = BlendSettings(working, p["steps"], p["guidance"], *stages, p["dilation"])
+        how = ControlNetSettings(p["training_batch"], p["learning_rate"]), p["training_precision"], working
+        controlnet = Task("ControlNet step", how, size=self.size, batch=p["training_batch"], **model)
+        samples = p["training_steps"] // p["sample_every"] + bool(p["training_steps"] % p["sample_every"])
+        made = fill_groups(p["pool_count"], p["batch_size"])
+        blended = max(made, fill_groups(p["plain_count"], p["batch_size"])) + p["batch_size"]
+        blended += TRIED * samples + ABLATED + p["compared_count"]
+        decoded = made + p["batch_size"] + 1 + p["compared_count"]
+        adaptation = AdaptationSettings(
+            p["adapted_parameters"],
+            1,
+            p["adaptation_rate"],
+            p["background_weight"],
+            precision=p["adaptation_precision"],
+        )
+        blending = Task("blending step", settings, batch=p["batch_size"], size=self.size, **model)
+        decoder = Task("decoder adaptation step", (adaptation, working), size=self.size, **model)
+        return [
+            Work(controlnet, steps=p["training_steps"], trainings=1),
+            Work(blending, blended, blended * p["steps"]),
+            Work(decoder, decoded, decoded * p["adaptation_steps"]),
+            Work(Task("pasted image", size=self.size), p["pool_count"]),
+            *self._refine(p),
+        ]
+
+    def _refine(self, p: Values) -> list[Work]:
+        if not p["refined_count"]:
+            return []
+        settings = InpaintSettings(
+            tuple(p["refined_size"]),
+            p["steps"],
+            p["refined_guidance"],
+            p["refined_strength"],
+            p["refined_size"][0] // 8,
+        )
+        pictures = fill_groups(p["refined_count"], p["batch_size"])
+        task = self._name_inpainting(settings, p["inpainting_model"], p)
+        return [Work(task, pictures, pictures * settings.effective_steps)]
+
+    def _train_classifiers(self, job: Job) -> list[Work]:
+        return [self._train_classifier(run) for run in self.book.trained["classifier"][job.name]]
+
+    def _train_classifier(self, run: Run) -> Work:
+        p, few = self.given["07_classifier"], self.given["06_in_and_out"]["few_shot_count"]
+        names = ("recipe", "backbone", "weights", "epochs", "batch_size", "learning_rate")
+        positives = self.count_known(run.scenario, few) + run.n_aug * (run.arm != EQUAL)
+        labels = make_labels(self.count("train", "negative"), positives)
+        recipe = ClassifierPlan(*(p[name] for name in names)).fit_recipe(labels, run)
+        size, scored = pick_size(p, self.size), len(self.data)
+        task = Task("classifier step", replace(recipe, epochs=1), p["backbone"], size, recipe.batch_size)
+        if find_judge(run.arm) != "network":
+            return Work(task, scored)
+        return Work(task, scored, count_steps(labels.tobytes(), recipe), trainings=1)
+
+    def _show_classifier(self, job: Job) -> list[Work]:
+        trained = self._train_classifier(self.book.shown_run)
+        return [trained._replace(steps=0, trainings=0)]
+
+    def _train_detectors(self, job: Job) -> list[Work]:
+        return [self._train_detector(run) for run in self.book.trained["segmenter"][job.name]]
+
+    def _train_detector(self, run: Run) -> Work:
+        p = self.given["09_pixel_level"]
+        size = pick_size(p, self.size)
+        names = ("backbone", "weights", "training_images", "batch_size", "learning_rate")
+        plan = DetectorPlan(*(p[name] for name in names), size)
+        positives = self.count_known(run.scenario, p["few_shot_count"]) + run.n_aug
+        labels = make_labels(self.count("train", "negative"), positives)
+        recipe = plan.fit_recipe(
+            pd.DataFrame({"split": "train", "label": np.where(labels, "positive", "negative")})
+        )
+        task = Task("detector step", replace(recipe, epochs=1), p["backbone"], size, recipe.batch_size)
+        return Work(task, self.count("test"), count_steps(labels.tobytes(), recipe), trainings=1)
+
+
+def fill_groups(count: int, group: int) -> int:
+    """Images that are made for so many, since groups are made whole."""
+    return -(-count // group) * group
+
+
+def pick_size(p: Values, size: tuple[int, int]) -> tuple[int, int]:
+    """(width, height) of a network's input, where (0, 0) stands for that of the images."""
+    asked = (p["input_width"], p["input_height"])
+    return asked if min(asked) > 0 else size
+
+
+def make_labels(negatives: int, positives: int) -> np.ndarray:
+    """Labels of a training part, 1 for positive."""
+    return np.repeat([0, 1], [negatives, positives])
+
+
+@cache
+def count_steps(labels: bytes, recipe: Recipe) -> int:
+    """Steps of a training on labels, int64 as bytes; all its epochs are of one length."""
+    (epoch,) = plan_epochs(np.frombuffer(labels, int), replace(recipe, epochs=1), seed=0)
+    return recipe.epochs * len(split_batches(epoch, recipe.batch_size))
+
+
+def fill_in(parameters: Mapping[str, Values], notebook_folder: Path | str = "notebooks") -> dict[str, Values]:
+    """The parameters of every notebook, with its defaults where the profile says nothing."""
+    return {name: read_defaults(name, notebook_folder) | values for name, values in parameters.items()}
