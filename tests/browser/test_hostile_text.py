@@ -86,7 +86,7 @@ def cells(tmp_path: Path) -> list[str]:
     review = PoolReview(tmp_path / NAME)
     review.write_note("images/000000.png", TEXT)
     review.fold()
-    book = [("01_data_prep", "cell-08"), ("01_data_prep", "cell-09"), ("03_lora_finetune", "lora-32")]
+    book = [("01_data_prep", "cell-08"), ("03_lora_finetune", "lora-32")]
     start = START.format(project=str(ROOT), folder=str(tmp_path), name=NAME, hostile=TEXT)
     return [start, *(read_cell(*place) for place in book), *SHOWN]
 
