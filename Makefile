@@ -1,4 +1,4 @@
-# make book | make pixels | make test | make lab | make faults      each sets itself up in .venv first
+# make book | make pixels | make test | make lab | make faults      each sets itself up in .venv first (make install)
 #   PROFILE=workshop   parameters, from profiles/
 #   DATA=              folder of your own data set; empty = procedural surfaces
 #   CORES=             processor cores to use
@@ -19,7 +19,7 @@ unexport PYTHONDONTWRITEBYTECODE
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: book pixels test lab faults clean
+.PHONY: book pixels test lab faults install clean
 book: $(INSTALLED)
 	$(BIN)/python -m snakemake --cores $(CORES) --config profile="$(PROFILE)" data="$(DATA)"
 
@@ -34,6 +34,8 @@ lab: $(INSTALLED)
 
 faults: $(INSTALLED)
 	PYTHONPATH=tests $(BIN)/python scripts/faults.py runs/faults --seed $(SEED) --minutes $(MINUTES)
+
+install: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11')"
