@@ -18,23 +18,23 @@ class FoldParameters(SphinxPostTransform):
         """Fold what is beyond the first ten lines."""
         for cell in list(self.document.findall(nodes.container)):
             if "tag_parameters" in cell["classes"]:
-                (source,) = cell[0].findall(nodes.literal_block)
-                fold_lines(source)
+                fold_lines(cell)
 
 
-def fold_lines(source: nodes.literal_block) -> None:
-    """Put all but the first lines of a block of code behind a bar that counts them."""
-    lines = source.astext().splitlines()
+def fold_lines(cell: nodes.container) -> None:
+    """Put all but the first lines of a cell's code behind a bar that counts them."""
+    lines = cell[0].astext().splitlines()
     if len(lines) <= SHOWN:
         return
-    parts = [source.deepcopy() for _ in range(2)]
+    parts = [cell[0].deepcopy() for _ in range(2)]
     for part, chosen in zip(parts, (lines[:SHOWN], lines[SHOWN:]), strict=True):
-        part.rawsource = "\n".join(chosen)
-        part.children = [nodes.Text(part.rawsource)]
+        (block,) = part.findall(nodes.literal_block)
+        block.rawsource = "\n".join(chosen)
+        block.children = [nodes.Text(block.rawsource)]
     words = f"the other {len(lines) - SHOWN} parameters"
     fold = HideCodeCellNode(prompt_show=f"Show {words}", prompt_hide=f"Hide {words}", classes=["above-input"])
     fold += parts[1]
-    source.parent.replace(source, [parts[0], fold])
+    cell[:1] = [parts[0], fold]
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

@@ -206,8 +206,8 @@ def style_table(table: pd.DataFrame, caption: str, max_height: str = "") -> Styl
     if any(shown.iloc[:, place].astype(str).str.contains(LEAK_MARK).any() for place in texts):
         caption = f"{caption} {LEAK_NOTE}"
     rules = {
-        "caption": "caption-side: top; text-align: left; padding: 0.4em 0; max-width: 85vw",
-        "th, td": "padding: 0.2em 0.4em; text-align: right",
+        "caption": "display: block; text-align: left; padding: 0.4em 0; max-width: 85vw",
+        "th, td": "padding: 0.2em 0.35em; text-align: right",
         "td": "white-space: nowrap",
         "thead tr:not(:last-child) th": "text-align: center",
     }

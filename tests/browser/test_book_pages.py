@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from html import unescape
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -10,6 +11,7 @@ import pytest
 from axe_playwright_python.base import AXE_SCRIPT
 from playwright.sync_api import Page
 
+ALIKE = [".highlight", "tr:nth-child(n + 4)", ".bd-sidebar-primary", ".bd-sidebar-secondary"]  # on every page
 DESK, PHONE = {"width": 1400, "height": 1000}, {"width": 390, "height": 844}
 THEMES_OWN = {"region": "logo__title"}  # what axe finds in the theme's frame: rule → a part of the element
 STILL = "* {transition: none !important}"  # colours that fade into one another are none of either theme
@@ -27,10 +29,10 @@ def list_pages(book: Path) -> list[Path]:
     return pages
 
 
-def list_violations(page: Page, without: str = "", **options: object) -> list[str]:
-    """What axe finds in a page as it is now, the theme's own frame and what a selector names left out."""
+def list_violations(page: Page, without: Sequence[str] = (), **options: object) -> list[str]:
+    """What axe finds in a page as it is now, the theme's own frame and what some selectors name left out."""
     run = "([exclude, options]) => axe.run({exclude}, {resultTypes: ['violations'], ...options})"
-    found = page.evaluate(run, [[without] if without else [], options])
+    found = page.evaluate(run, [list(without), options])
     return [
         f"{rule['id']}: {node['html'][:200]}"
         for rule in found["violations"]
@@ -39,15 +41,15 @@ def list_violations(page: Page, without: str = "", **options: object) -> list[st
     ]
 
 
-def list_coloured(pages: list[Path]) -> dict[Path, str]:
-    """The pages whose colours are looked at, and what is left out, since it has the same colours everywhere.
+def list_coloured(pages: list[Path]) -> dict[Path, list[str]]:
+    """The pages whose colours are looked at, each with what is left out.
 
-    Pages made of docstrings are alike, and so is code.
+    A chapter and a page of docstrings are looked at as a whole, since code, long tables and sidebars have the
+    same colours everywhere.
     """
     made = [path for path in pages if path.parent.name == "api" or path.stem in ("genindex", "py-modindex")]
     chapters = [path for path in pages if path.parent.name == "notebooks"]
-    coloured = dict.fromkeys(set(pages) - set(made[1:]), ".highlight")
-    return coloured | {min(chapters): "", made[0]: ""}
+    return dict.fromkeys(set(pages) - set(made), ALIKE) | {min(chapters): [], min(made): []}
 
 
 @pytest.mark.book
