@@ -272,6 +272,12 @@ def test_a_figures_cell_shows_nothing_else(notebook: NotebookNode):
             assert "display" not in list_calls(cell), cell.id
 
 
+def test_what_the_book_folds_is_folded_in_jupyterlab_too(notebook: NotebookNode):
+    for cell in code_cells(notebook):
+        is_folded = not {"hide-input", "remove-input"}.isdisjoint(tags(cell))
+        assert cell.metadata.get("jupyter", {}).get("source_hidden", False) == is_folded, cell.id
+
+
 def test_a_computed_sentence_leaves_no_bar(notebook: NotebookNode):
     for cell in code_cells(notebook)[2:]:
         last = ast.parse(cell.source).body[-1]
