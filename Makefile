@@ -1,4 +1,4 @@
-# make book | make pixels | make test | make lab | make faults      each sets itself up in .venv first
+# make book | make pixels | make test | make lab | make faults      each sets itself up in .venv first (make install)
 # make plan      forecasts a profile's jobs, hours, disk and memory before anything runs
 # make lock      makes requirements.lock from constraints.txt again; needs uv (pip install uv) and PyTorch's CPU wheels
 #   PROFILE=workshop   parameters, from profiles/
@@ -25,7 +25,7 @@ unexport PYTHONDONTWRITEBYTECODE
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: book pixels plan test lab faults lock clean
+.PHONY: book pixels plan test lab faults install lock clean
 book: $(INSTALLED)
 	$(BIN)/python -m snakemake --cores $(CORES) --config profile="$(PROFILE)" data="$(DATA)"
 
@@ -47,6 +47,8 @@ faults: $(INSTALLED)
 lock:
 	uv pip compile constraints.txt --no-deps --generate-hashes --no-annotate --custom-compile-command "make lock" \
 		--python-version 3.11.7 $(LOCK_OPTIONS) --output-file requirements.lock
+
+install: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11')"

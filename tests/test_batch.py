@@ -71,6 +71,18 @@ def test_staging_refuses_an_unexecuted_chapter(tmp_path):
         stage_book(PROJECT, {"02_memseg": tmp_path / "02_memseg.ipynb"}, tmp_path / "book")
 
 
+def test_staging_folds_the_values_that_papermill_put_in(notebook, tmp_path):
+    execute_notebook(notebook, tmp_path / "out.ipynb", {"divisor": 4})
+    stage_book(PROJECT, {"divide": tmp_path / "out.ipynb"}, tmp_path / "book")
+    staged = nbformat.read(tmp_path / "book" / "notebooks" / "divide.ipynb", as_version=4)
+    (injected,) = [cell for cell in staged.cells if "injected-parameters" in cell.metadata.get("tags", [])]
+    assert "divisor = 4" in injected.source
+    assert "hide-input" in injected.metadata.tags
+    assert injected.metadata.mystnb["code_prompt_show"] == "Show the values of this run"
+    others = [cell for cell in staged.cells if cell is not injected]
+    assert not any("hide-input" in cell.metadata.get("tags", []) for cell in others)
+
+
 def test_what_stops_a_job_is_kept_and_told_without_a_traceback(tmp_path, capsys):
     with pytest.raises(SystemExit, match="classifier/x: other settings"), tell_job(tmp_path, "classifier/x"):
         raise ValueError("other settings")

@@ -145,7 +145,8 @@ def test_masks_of_real_defects_are_marked(run, network):
     write_pool(run, "diag", [draw_defect(80 + seed) for seed in range(N_POOL)], "train_positives")
     quality = measure_pools(run, network, draws=2)
     assert pick(quality, "diag")["leaks_in"] == "zero-shot, few-shot"
-    table = layout_quality(quality)
+    first = quality[quality["layer"] == quality["layer"].iloc[0]]
+    table = layout_quality(first)
     assert table.index.get_level_values("set").tolist() == [REAL, UNTOUCHED, "diag †"]
     assert table.index.get_level_values("masks").tolist() == ["–", "–", "train_positives"]
     html = style_table(table, "Pools.").to_html()
@@ -161,8 +162,11 @@ def test_a_pool_of_one_scenario_leaks_in_no_other(run, network):
     assert pick(quality, "ddpm/zero-shot")["leaks_in"] == "zero-shot"
 
 
-def test_numbers_keep_three_digits():
+def test_numbers_have_the_digits_that_their_spread_supports():
     assert format_digits(0.012345, 0.00678) == "0.0123 ± 0.0068"
+    assert format_digits(1.2345, 4.5678) == "1.2 ± 4.6"
+    assert format_digits(123.45, 45.678) == "123 ± 46"
+    assert format_digits(0.012345) == format_digits(0.012345, 0.0) == "0.0123"
     assert format_digits(float("nan")) == "–"
 
 

@@ -35,6 +35,7 @@ from defaug_utils.report.tables import (
     layout_results,
     layout_spreads,
     list_runs,
+    name_head,
     name_setup,
     name_weights,
     style_table,
@@ -62,6 +63,10 @@ def runs() -> pd.DataFrame:
     ("values", "text"),
     [
         ((0.7123, 0.0341), "0.712 ± 0.034"),
+        ((0.7123, 0.0999), "0.712 ± 0.100"),
+        ((0.7123, 0.1341), "0.71 ± 0.13"),
+        ((0.7123, 0.0), "0.712 ± 0.000"),
+        ((71.23, 13.41), "71 ± 13"),
         ((0.5, math.nan), "0.500"),
         ((0.5,), "0.500"),
         ((math.nan, math.nan), NOTHING),
@@ -76,18 +81,23 @@ def test_layout_has_the_papers_rows_and_columns(runs):
     table = layout_results(summary[summary["scenario"] == "few-shot"], PAPER_PROTOCOL)
     assert list(table.columns) == ["AP", "precision", "recall", "n"]
     assert table.index.tolist() == [("no augmentation", 0), ("MemSeg", 80)]
-    assert table["AP"].tolist() == ["0.450 ± 0.071", "0.700 ± 0.141"]
+    assert table["AP"].tolist() == ["0.450 ± 0.071", "0.70 ± 0.14"]
     printed = published_results().query("source == 'In&Out' and table == 5")
     table = layout_results(printed, PUBLISHED)
     assert table.loc[("no augmentation", 0), "AP"] == "0.747 ± 0.055"
     assert table.loc[("MixSegDec, weakly supervised", 0)].tolist() == ["0.733", NOTHING, NOTHING]
 
 
+def test_what_papers_print_keeps_its_digits():
+    printed = published_results().query("source == 'In&Out' and table == 1")
+    assert layout_results(printed, PUBLISHED).loc[("MemSeg", 80), "precision"] == "0.733 ± 0.113"
+
+
 def test_protocols_stand_side_by_side(runs):
     summary = summarise_results(runs)
     table = compare_protocols(summary[summary["scenario"] == "few-shot"])
     paper, validation = table.columns.get_level_values(0).unique()
-    assert table.loc[("MemSeg", 80), (paper, "recall")] == "0.700 ± 0.141"
+    assert table.loc[("MemSeg", 80), (paper, "recall")] == "0.70 ± 0.14"
     assert table.loc[("MemSeg", 80), (validation, "recall")] == "0.250 ± 0.000"
 
 
@@ -98,7 +108,7 @@ def test_ours_and_the_papers_never_share_a_column(runs):
     whose = table.columns.get_level_values(0)
     assert list(whose.unique()) == ["ours: drawn surfaces, small net", PUBLISHED_ON]
     ours, printed = (table[name] for name in whose.unique())
-    assert ours.loc[("MemSeg", 80), "AP"] == "0.700 ± 0.141"
+    assert ours.loc[("MemSeg", 80), "AP"] == "0.70 ± 0.14"
     assert printed.loc[("MemSeg", 80), ["AP", "in"]].tolist() == ["0.582 ± 0.018", "In&Out, table 3"]
     assert (ours.loc[("DDPM", 80)] == NOTHING).all()
     methods = list(dict.fromkeys(table.index.get_level_values("method")))
@@ -216,6 +226,32 @@ def test_html_in_names_heads_and_captions_is_shown_and_never_obeyed():
         html = style_table(shown, f"Ours {hostile}").to_html()
         assert "<img" not in html
         assert "&lt;img src=x onerror=alert(1)&gt;" in html and "a &amp; b" in html
+
+
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [
+        ("defect_type", "defect type"),
+        ("train adabldm_plain", "train adabldm plain"),
+        ("ap_low", "AP from"),
+        ("n_aug", "N_aug"),
+        ("N_aug", "N_aug"),
+        ("FD-resnet10_quarter", "FD-resnet10_quarter"),
+        ("_private", "_private"),
+        (3, 3),
+    ],
+)
+def test_heads_are_words(name, head):
+    assert name_head(name) == head
+    html = style_table(pd.DataFrame({name: [1.0]}), "A table.").to_html()
+    assert re.findall(r"<th [^>]*>([^<]*)</th>", html) == [str(head)]
+
+
+def test_long_texts_take_several_lines_and_numbers_one():
+    table = pd.DataFrame({"path": ["images/train-10019.png"], "AP": ["0.450 ± 0.071"], "n": [2]})
+    html = style_table(table, "A table.").to_html()
+    wrapped = re.findall(r"td\.col(\d) \{\s*white-space: normal", html)
+    assert wrapped == ["0"]
 
 
 def test_a_table_is_no_place_for_formulas():

@@ -294,7 +294,7 @@ def test_tables_over_seeds(tmp_path):
     assert summary["pro"].tolist() == [0.5, 0.5]
     assert summary["pro_std"].iloc[1] == pytest.approx(np.std([0.25, 0.75], ddof=1))
     table = layout_results(summary, PIXEL_NUMBERS)
-    assert table["PRO"].tolist() == ["0.500", "0.500 ± 0.354"]
+    assert table["PRO"].tolist() == ["0.500", "0.50 ± 0.35"]
     (gain,) = paired_differences(runs, "none", "pro").to_dict("records")
     assert (gain["arm"], gain["n"], gain["difference"]) == ("memseg", 1, -0.25)  # seed 1 has no pair
 

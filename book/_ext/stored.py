@@ -15,7 +15,7 @@ from defaug_utils.book.stored_results import PIXELS, PROVENANCE, QUALITY, RUNS, 
 from defaug_utils.core.texts import escape_markdown
 from defaug_utils.protocol.mixing import LEAK_MARK, LEAK_NOTE
 from defaug_utils.report import papers, results, sentences
-from defaug_utils.report.tables import PAPER_PROTOCOL, layout_quality, layout_results
+from defaug_utils.report.tables import PAPER_PROTOCOL, layout_quality, layout_results, name_layer
 
 Tables = dict[str, pd.DataFrame]
 
@@ -37,7 +37,7 @@ def to_markdown(table: pd.DataFrame, caption: str) -> str:
     shown = table if isinstance(table.index, pd.RangeIndex) else table.reset_index()
     heads = [" · ".join(filter(None, name if isinstance(name, tuple) else (name,))) for name in shown]
     shown = shown.map(escape_markdown).set_axis(map(escape_markdown, heads), axis=1)
-    shown = shown.replace(" ± ", "\u00a0±\u00a0", regex=True)
+    shown = shown.replace(" ± ", " ±\u00a0", regex=True)  # a narrow cell is broken before the sign
     text = shown.to_markdown(index=False, disable_numparse=True)
     return f"**{caption}**{f' {LEAK_NOTE}' if LEAK_MARK in text else ''}\n\n{text}"
 
@@ -90,8 +90,12 @@ def _write_quality(tables: Tables, provenance: dict) -> str:
     if QUALITY not in tables:
         return "This run has no measured pools."
     quality = tables[QUALITY]
-    caption = "Pools against the real training positives (chapter 8 explains the columns)."
-    return f"{to_markdown(layout_quality(quality), caption)}\n\n{sentences.describe_quality(quality)}"
+    caption = "Pools against the real training positives (chapter 8 explains the columns)"
+    parts = [
+        to_markdown(layout_quality(rows), f"{caption}: {name_layer(rows)}.")
+        for _, rows in quality.groupby("layer", sort=False)
+    ]
+    return "\n\n".join([*parts, sentences.describe_quality(quality)])
 
 
 def _quote_code(text: str) -> str:

@@ -174,7 +174,19 @@ def stage_book(project: Path | str, executed: dict[str, Path | str], folder: Pat
     for name, path in executed.items():
         notebook = json.loads(Path(path).read_text(encoding="utf-8"))
         notebook["metadata"].pop("widgets", None)  # closed progress bars, for which a page would load scripts
+        _fold_injected(notebook)
         write_json(folder / "notebooks" / f"{name}.ipynb", notebook)
+
+
+def _fold_injected(notebook: dict) -> None:
+    """Fold the cell in which papermill put the values of this run."""
+    for cell in notebook["cells"]:
+        if "injected-parameters" in cell["metadata"].get("tags", []):
+            cell["metadata"]["tags"].append("hide-input")
+            prompts = {
+                f"code_prompt_{way}": f"{way.title()} the values of this run" for way in ("show", "hide")
+            }
+            cell["metadata"]["mystnb"] = prompts
 
 
 def build_book(folder: Path | str) -> Path:

@@ -51,6 +51,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "layout_results",
             "layout_spreads",
             "list_runs",
+            "name_layer",
             "name_setup",
             "name_weights",
             "style_table",
