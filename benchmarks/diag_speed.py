@@ -28,13 +28,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from defaug_utils.data.surfaces import draw_surface
-from defaug_utils.diffusion.inpainting import (
-    Inpainter,
-    InpaintJob,
-    InpaintSettings,
-    inpaint_batch,
-    speed_up,
-)
+from defaug_utils.diffusion.inpainting import Inpainter, InpaintSettings, inpaint_batch, speed_up
+from defaug_utils.diffusion.jobs import InpaintJob
 from defaug_utils.masks.sources import open_masks
 from defaug_utils.methods.diag import NEGATIVE_PROMPT, OUTPUT_SIZE, PROMPTS
 

@@ -67,6 +67,18 @@ def composite(image_u8: np.ndarray, painted_u8: np.ndarray, mask: np.ndarray, fe
     return np.where(mask[..., None], blended, image_u8)
 
 
+def add_detail(
+    image_u8: np.ndarray, painted_u8: np.ndarray, returned_u8: np.ndarray, share: float
+) -> np.ndarray:
+    """Give a painted picture a share of what the autoencoder loses of the image that was worked on.
+
+    The image as it `returned` from the autoencoder tells what is lost: grain and fine edges. All are
+    (height, width, 3), uint8. Where nothing was painted, with the whole share, the image itself is left.
+    """
+    lost = image_u8.astype(np.float32) - returned_u8
+    return np.rint(np.clip(painted_u8 + share * lost, 0, 255)).astype(np.uint8)
+
+
 def cover_cells(mask: np.ndarray, factor: int) -> np.ndarray:
     """Grow a mask, whose sides the factor divides, to whole cells of the latent grid: all that it touches.
 
