@@ -10,6 +10,7 @@
   inside the mask, and the asked-for one, beside the same for untouched negatives and for the world's own
   defects. Once with masks of the asked type's own shape, once with one oval for all types, so that the
   shape gives nothing away.
+- What a trip through the autoencoder costs a classifier, see round_trip.py; this part needs no training.
 - The largest difference outside the mask after pasting, which must be 0, and the time that 8 images
   take.
 """
@@ -25,6 +26,7 @@ import torch
 from diffusers import StableDiffusionInpaintPipeline, StableDiffusionPipeline
 from loop import load_average
 from PIL import Image
+from round_trip import measure_round_trip
 from train_segmenter import Segmenter
 from world_defects import DEFECTS
 
@@ -32,7 +34,8 @@ from defaug_utils.core.files import write_json, write_png
 
 FOUND_SHARE = 0.25  # of the mask's pixels must be called a defect
 BATCH = 8
-PARTS = ["inpainting", "reconstruction", "speed", "text2image", "colour_on_noise"]
+OF_POOL = ["inpainting", "reconstruction", "speed"]  # parts that look at the validation pool
+PARTS = [*OF_POOL, "text2image", "colour_on_noise", "round_trip"]
 BANDS = {"2_to_4_pixels": (2, 4), "4_to_8_pixels": (4, 8), "8_to_16_pixels": (8, 16)}  # periods
 COLOUR_PROMPTS = ["skt background cracked", "white marks on the skt background"]  # the chapter's
 COLOUR_COUNT, COLOUR_SETTINGS = 48, {"num_inference_steps": 8, "guidance_scale": 2.0}  # likewise
@@ -239,6 +242,17 @@ def draw_text2image(arguments: argparse.Namespace) -> None:
     write_png(arguments.folder / "text2image.png", np.hstack([np.asarray(image) for image in images]))
 
 
+def read_pool(arguments: argparse.Namespace) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Images of the validation pool, and the number of each one's defect."""
+    validation = arguments.root / "validation"
+    pool = {
+        n: np.load(validation / f"{n}.npy", mmap_mode="r")[: arguments.images]
+        for n in ("image", "clean", "mask")
+    }
+    words = json.loads((validation / "words.json").read_text())[: arguments.images]
+    return pool, np.array([list(DEFECTS).index(entry["defect"]) for entry in words])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--root", type=Path, default=Path("runs/embedded"))
@@ -249,13 +263,7 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, default=4.0)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure anew")
     arguments = parser.parse_args()
-    validation = arguments.root / "validation"
-    pool = {
-        n: np.load(validation / f"{n}.npy", mmap_mode="r")[: arguments.images]
-        for n in ("image", "clean", "mask")
-    }
-    words = json.loads((validation / "words.json").read_text())[: arguments.images]
-    asked = np.array([list(DEFECTS).index(entry["defect"]) for entry in words])
+    pool, asked = read_pool(arguments) if set(arguments.parts) & set(OF_POOL) else ({}, np.empty(0))
     path = arguments.folder / "measurements.json"
     report = json.loads(path.read_text()) if path.exists() else {}
     if "inpainting" in arguments.parts:
@@ -270,6 +278,8 @@ def main() -> None:
     if "colour_on_noise" in arguments.parts:
         report["colour_on_noise"], images = measure_colour_on_noise(arguments.model / "text2image")
         write_png(arguments.folder / "colour_on_noise.png", make_grid([images[:16], images[16:32]], 16))
+    if "round_trip" in arguments.parts:
+        report["round_trip"] = measure_round_trip(arguments.model, arguments.folder / "round_trip")
     write_json(path, report)
     print(json.dumps(report, indent=2))
 
