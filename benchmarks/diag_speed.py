@@ -27,13 +27,8 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from defaug_utils.data.surfaces import draw_surface
-from defaug_utils.diffusion.inpainting import (
-    Inpainter,
-    InpaintJob,
-    InpaintSettings,
-    inpaint_batch,
-    speed_up,
-)
+from defaug_utils.diffusion.inpainting import Inpainter, InpaintSettings, inpaint_batch, speed_up
+from defaug_utils.diffusion.jobs import InpaintJob
 from defaug_utils.diffusion.stand_ins import MAX_TOKENS, MODELS, build_pipeline, make_networks
 from defaug_utils.masks.sources import open_masks
 from defaug_utils.methods.diag import NEGATIVE_PROMPT, OUTPUT_SIZE, PROMPTS

@@ -16,7 +16,7 @@ from defaug_utils.core.prompts import Prompt, make_prompts
 from defaug_utils.diffusion import autoencoder
 from defaug_utils.diffusion.autoencoder import AdaptationSettings
 from defaug_utils.diffusion.controlnet import TrimapModel, make_controlnet
-from defaug_utils.diffusion.inpainting import InpaintJob
+from defaug_utils.diffusion.jobs import InpaintJob
 from defaug_utils.diffusion.text2image import load_text2image
 from defaug_utils.masks.patches import cut_defect
 from defaug_utils.masks.sources import open_masks

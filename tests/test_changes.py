@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from defaug_utils.diffusion.inpainting import InpaintedImage, InpaintJob
+from defaug_utils.diffusion.jobs import InpaintedImage, InpaintJob
 from defaug_utils.methods.painting import Check, CheckLimits, check_image, is_blank, measure_boundary_iou
 
 LIMITS = CheckLimits(changed_from=10, contrast=4, completeness=0.5)

@@ -15,13 +15,8 @@ from defaug_utils.core.manifest import image_seed, make_manifest, read_manifest,
 from defaug_utils.core.pools import PoolPlan, find_failed, list_failures, make_pool, remake
 from defaug_utils.core.prompts import Prompt, choose_prompt, make_prompts
 from defaug_utils.diffusion import inpainting
-from defaug_utils.diffusion.inpainting import (
-    InpaintedImage,
-    Inpainter,
-    InpaintJob,
-    InpaintSettings,
-    load_inpainter,
-)
+from defaug_utils.diffusion.inpainting import Inpainter, InpaintSettings, load_inpainter
+from defaug_utils.diffusion.jobs import InpaintedImage, InpaintJob
 from defaug_utils.masks.sources import open_masks
 from defaug_utils.methods import diag
 from defaug_utils.methods.diag import DIAG

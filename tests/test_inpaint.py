@@ -11,16 +11,11 @@ import pytest
 import torch
 from tiny_models import MAX_TOKENS, save_model
 
-from defaug_utils.diffusion import inpainting
+from defaug_utils.diffusion import inpainting as diffusion_inpainting
+from defaug_utils.diffusion import jobs as diffusion_jobs
 from defaug_utils.diffusion.compositing import Box, choose_box, composite, cover_cells, cut_out, paste_back
-from defaug_utils.diffusion.inpainting import (
-    InpaintedImage,
-    Inpainter,
-    InpaintJob,
-    InpaintSettings,
-    inpaint_batch,
-    load_inpainter,
-)
+from defaug_utils.diffusion.inpainting import Inpainter, InpaintSettings, inpaint_batch, load_inpainter
+from defaug_utils.diffusion.jobs import InpaintedImage, InpaintJob
 from defaug_utils.diffusion.loading import ModelError
 
 SETTINGS = InpaintSettings((16, 48), steps=2, padding_mask_crop=None)
@@ -290,7 +285,7 @@ def test_on_a_grey_image_what_is_painted_is_the_mean_of_its_channels(inpainter, 
     (grey,) = inpaint_batch(inpainter, [job], settings)
     for made_u8 in (grey.image_u8, grey.painted_u8):
         assert (made_u8 == made_u8[..., :1]).all()
-    monkeypatch.setattr(inpainting, "is_grey", lambda image_u8: False)
+    monkeypatch.setattr(diffusion_jobs, "is_grey", lambda image_u8: False)
     (coloured,) = inpaint_batch(inpainter, [job], settings)
     inside = coloured.image_u8[job.mask]
     assert (inside != inside[:, :1]).any(), "the model paints in colour"
@@ -362,7 +357,7 @@ def test_cells_that_a_thin_line_touches_are_covered():
 
 def test_embeddings_of_texts_met_long_ago_are_given_up(inpainting_folder, monkeypatch: pytest.MonkeyPatch):
     inpainter = load_inpainter(inpainting_folder)
-    monkeypatch.setattr(inpainting, "MAX_TEXTS", 2)
+    monkeypatch.setattr(diffusion_inpainting, "MAX_TEXTS", 2)
     (first,) = inpaint_batch(inpainter, [make_job(0, "a")], SETTINGS)
     together = inpaint_batch(inpainter, [make_job(0, letter) for letter in "abcd"], SETTINGS)
     assert len(together) == 4 and len(inpainter.embeddings) == 2

@@ -14,7 +14,8 @@ from defaug_utils.core.prompts import make_prompts
 from defaug_utils.core.sources import list_sources, read_dataset
 from defaug_utils.data.datasets import draw_few_shot, load_dataset
 from defaug_utils.data.preparation import prepare_dataset
-from defaug_utils.diffusion.inpainting import InpaintedImage, InpaintJob, InpaintSettings, load_inpainter
+from defaug_utils.diffusion.inpainting import InpaintSettings, load_inpainter
+from defaug_utils.diffusion.jobs import InpaintedImage, InpaintJob
 from defaug_utils.evaluation.pool_quality import check_pool
 from defaug_utils.masks.patches import read_defects, widen_mask
 from defaug_utils.masks.trimaps import TripleSet, TripleSettings, read_good_images

@@ -196,6 +196,7 @@ def test_diags_numbers_are_the_papers(name: str):
         values["padding_mask_crop"],
     )
     assert settings == diag.PAPER_SETTINGS
+    assert values.get("keep_detail", 0.0) == settings.keep_detail == 0, "DIAG has no such step"
     assert (values["model"], values["prompts"]) == (diag.MODEL, list(diag.PROMPTS))
     assert values["negative_prompt"] == diag.NEGATIVE_PROMPT
     assert values["pool_count"] >= len(diag.PROMPTS) * diag.IMAGES_PER_PROMPT

@@ -38,16 +38,33 @@ def decode_latents(vae: nn.Module, latents: Tensor) -> Tensor:
     return vae.decode((latents / vae.config.scaling_factor).to(vae.dtype)).sample.float()
 
 
+@torch.no_grad()
+def autoencode(vae: nn.Module, images: Tensor) -> Tensor:
+    """Images (batch, 3, height, width) in [-1, 1] as they come back, float32, in the same range.
+
+    Any family's autoencoder will do: scale and shift of its latents cancel out. Where half precision would
+    overflow (SDXL's), it computes in float32, as in diffusers' own pipelines, and is left as it was.
+    """
+    if overflows := vae.dtype == torch.float16 and vae.config.get("force_upcast"):
+        vae.to(torch.float32)
+    pixels = images.to(vae.device, vae.dtype)
+    if takes_frames := isinstance(vae.encoder.conv_in, nn.Conv3d):  # an image is a film of one frame
+        pixels = pixels[:, :, None]
+    returned = vae.decode(vae.encode(pixels).latent_dist.mode()).sample.float().clamp(-1, 1)
+    if overflows:
+        vae.to(torch.float16)
+    return returned[:, :, 0] if takes_frames else returned
+
+
 @torch.inference_mode()
 def autoencode_images(
     vae: nn.Module, images_u8: Sequence[np.ndarray], size: tuple[int, int], batch_size: int = 4
 ) -> list[np.ndarray]:
     """Images, uint8, encoded and decoded at a size (width, height): the best that a model can draw."""
-    device, returned = next(vae.parameters()).device, []
+    returned = []
     for start in range(0, len(images_u8), batch_size):
         fitted_u8 = [fit_image(image_u8, size) for image_u8 in images_u8[start : start + batch_size]]
-        floats = to_floats(fitted_u8).to(device)
-        returned += to_u8(decode_latents(vae, encode_images(vae, floats)))
+        returned += to_u8(autoencode(vae, to_floats(fitted_u8)))
     return returned
 
 

@@ -67,6 +67,18 @@ def composite(image_u8: np.ndarray, painted_u8: np.ndarray, mask: np.ndarray, fe
     return np.where(mask[..., None], blended, image_u8)
 
 
+def add_detail(
+    image_u8: np.ndarray, painted_u8: np.ndarray, returned_u8: np.ndarray, share: float
+) -> np.ndarray:
+    """Add to a painted image a share of what the autoencoder loses of the image that was worked on.
+
+    The loss (grain, fine edges) is the difference to `returned_u8`, the image after a round trip through the
+    autoencoder. All are (height, width, 3), uint8. If nothing was painted, a share of 1 restores the image.
+    """
+    lost = image_u8.astype(np.float32) - returned_u8
+    return np.rint(np.clip(painted_u8 + share * lost, 0, 255)).astype(np.uint8)
+
+
 def cover_cells(mask: np.ndarray, factor: int) -> np.ndarray:
     """Extend a mask to all latent cells that it touches; the factor must divide the mask's sides.
 

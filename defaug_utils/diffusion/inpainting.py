@@ -1,19 +1,19 @@
 """Inpainting with any suitable diffusers model: jobs in batches, with one seed per image."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from threading import RLock
-from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from defaug_utils.core.guards import check_demands, raise_problems
-from defaug_utils.core.images import is_grey
+from defaug_utils.core.guards import check_demands
 from defaug_utils.core.prompts import check_prompts
 from defaug_utils.diffusion import families, loading
-from defaug_utils.diffusion.compositing import Box, choose_box, composite, cover_cells, cut_out, paste_back
+from defaug_utils.diffusion.autoencoder import autoencode
+from defaug_utils.diffusion.compositing import choose_box, cover_cells, cut_out
+from defaug_utils.diffusion.jobs import InpaintedImage, InpaintJob, as_pixels, check_jobs, finish_image
 from defaug_utils.training.memory import run_in_parts
 
 # A pipeline's arguments for prompts; the pooled ones only for two text encoders.
@@ -34,6 +34,8 @@ class InpaintSettings:
     feather: int = 0  #: pixels inside the mask over which the original fades out
     #: show the model whole latent cells, or thin cracks are missed; only the mask itself is painted
     cover_cells: bool = True
+    #: share of what the autoencoder loses of the original's grain that is given back, in 0 … 1
+    keep_detail: float = 0.0
 
     @property
     def effective_steps(self) -> int:
@@ -41,6 +43,11 @@ class InpaintSettings:
         more if there is a remainder.
         """
         return int(self.steps * self.strength)
+
+    def describe(self) -> dict:
+        """For the recipe of a pool; `keep_detail` only if it is set, so that older pools stay valid."""
+        values = {name: value for name, value in asdict(self).items() if value or name != "keep_detail"}
+        return values | {"effective_steps": self.effective_steps}
 
     def __post_init__(self) -> None:
         steps, strength, crop = self.steps, self.strength, self.padding_mask_crop
@@ -52,6 +59,7 @@ class InpaintSettings:
             f"strength {strength} must be in 0 … 1, 0 excluded": 0 < strength <= 1,
             f"padding_mask_crop {crop} must be None or 0 or more": crop is None or crop >= 0,
             f"feather {self.feather} must be 0 or more": self.feather >= 0,
+            f"keep_detail {self.keep_detail} must be in 0 … 1": 0 <= self.keep_detail <= 1,
             f"{steps} steps × strength {strength} leaves no step: increase one of them": not 0 < run < 1,
         }
         check_demands("inpainting settings", demands)
@@ -151,27 +159,6 @@ def speed_up(
     inpainter.speed += [name for name, is_on in chosen.items() if is_on and name not in inpainter.speed]
 
 
-class InpaintJob(NamedTuple):
-    """One image to make: a negative (height, width, 3), uint8, a mask (bool), prompts and a noise seed."""
-
-    image_u8: np.ndarray
-    mask: np.ndarray
-    prompt: str
-    negative_prompt: str
-    seed: int
-
-
-@dataclass(frozen=True)
-class InpaintedImage:
-    """The result of a job; images are (height, width, 3), uint8."""
-
-    image_u8: np.ndarray  #: finished, with the original pixels outside the mask
-    painted_u8: np.ndarray  #: the model's output, before the original is restored
-    is_finite: bool  #: false if the model produced non-finite values
-    latent_cells: int  #: latent cells that the mask touched; below about ten, expect little
-    further: Mapping[str, object] = field(default_factory=dict)  #: columns for the image's row
-
-
 def inpaint_batch(
     inpainter: Inpainter,
     jobs: Sequence[InpaintJob],
@@ -195,22 +182,6 @@ def inpaint_batch(
     return run_in_parts(
         jobs, lambda part: _paint(inpainter, part, settings, on_step), inpainter, settings.size, on_images
     )
-
-
-def check_jobs(jobs: Sequence[InpaintJob]) -> None:
-    """Refuse masks that are not bool, not of their image's size, empty or full, all in one message."""
-    problems = []
-    for number, job in enumerate(jobs):
-        shape = job.image_u8.shape
-        if job.mask.dtype != bool:
-            problems.append(f"job {number}: mask of {job.mask.dtype}, expected bool (use read_mask)")
-        elif job.mask.shape != shape[:2]:
-            problems.append(f"job {number}: mask {job.mask.shape} on an image {shape[:2]}; use fit_mask")
-        elif not job.mask.any():
-            problems.append(f"job {number}: the mask is empty, so there is nothing to paint")
-        elif job.mask.all():
-            problems.append(f"job {number}: the mask covers everything, so nothing of the part would be left")
-    raise_problems("inpainting", problems)
 
 
 def _paint(
@@ -246,28 +217,14 @@ def _paint(
         ).images
         if family.adds_shift:
             painted = families.decode_shifted(inpainter.pipeline, painted)
-    painted = painted.float().permute(0, 2, 3, 1).cpu().numpy()
+        returned = [None] * len(jobs)
+        if settings.keep_detail:
+            returned = as_pixels(autoencode(inpainter.pipeline.vae, 2 * images - 1) / 2 + 0.5)
+    cells = [int(cover.sum()) // inpainter.cell**2 for cover in covers]
     return [
-        finish_image(job, box, pixels, int(cover.sum()) // inpainter.cell**2, settings.feather)
-        for job, box, pixels, cover in zip(jobs, boxes, painted, covers, strict=True)
+        finish_image(*one, settings.feather, keep_detail=settings.keep_detail)
+        for one in zip(jobs, boxes, as_pixels(painted), cells, returned, strict=True)
     ]
-
-
-def finish_image(
-    job: InpaintJob, box: Box, pixels: np.ndarray, cells: int, feather: int = 0, further: dict | None = None
-) -> InpaintedImage:
-    """Paste `pixels` (height, width, 3), in [0, 1], into the image of a job, under its mask.
-
-    If the image is grey (its three channels are exactly equal), each painted pixel becomes the mean of its
-    channels, so that no trace of colour gives a generated defect away.
-    """
-    is_finite = bool(np.isfinite(pixels).all())
-    if is_grey(job.image_u8):
-        pixels = pixels.mean(axis=2, keepdims=True).repeat(3, axis=2)
-    pixels_u8 = np.rint(255 * np.clip(np.nan_to_num(pixels), 0, 1)).astype(np.uint8)
-    painted_u8 = paste_back(job.image_u8, pixels_u8, box)
-    finished_u8 = composite(job.image_u8, painted_u8, job.mask, feather)
-    return InpaintedImage(finished_u8, painted_u8, is_finite, cells, further or {})
 
 
 def _name_arguments(inpainter: Inpainter, jobs: Sequence[InpaintJob], settings: InpaintSettings) -> dict:

@@ -12,10 +12,10 @@ from defaug_utils.core.images import hash_pixels
 from defaug_utils.core.manifest import ManifestError
 from defaug_utils.core.prompts import check_prompts
 from defaug_utils.core.sources import read_dataset
-from defaug_utils.diffusion.autoencoder import AdaptationSettings, to_floats
+from defaug_utils.diffusion.autoencoder import AdaptationSettings, autoencode, to_floats
 from defaug_utils.diffusion.compositing import choose_box, cover_cells, cut_out
 from defaug_utils.diffusion.controlnet import TrimapModel, make_denoiser
-from defaug_utils.diffusion.inpainting import InpaintedImage, InpaintJob, check_jobs, finish_image
+from defaug_utils.diffusion.jobs import InpaintedImage, InpaintJob, as_pixels, check_jobs, finish_image
 from defaug_utils.diffusion.text2image import make_ddim
 from defaug_utils.masks.objects import ObjectFinder
 from defaug_utils.masks.patches import move_inside
@@ -64,9 +64,15 @@ def blend_batch(
         blend = blend_jobs(trimap_model, part, settings, find_foreground, on_step, store)
         decoded = decode_adapted(model.pipeline.vae, blend, adaptation)
         covers = [cover_cells(mask[0].cpu().numpy(), model.cell) for mask in blend.masks]
+        cells_of = [int(cover.sum()) // model.cell**2 for cover in covers]
+        returned = [None] * len(part)
+        if settings.keep_detail:
+            returned = as_pixels(autoencode(model.pipeline.vae, blend.images) / 2 + 0.5)
         return [
-            finish_image(job, box, pixels, int(cover.sum()) // model.cell**2, 0, further)
-            for job, box, cover, (pixels, further) in zip(part, blend.boxes, covers, decoded, strict=True)
+            finish_image(job, box, pixels, cells, back, keep_detail=settings.keep_detail, further=further)
+            for job, box, cells, back, (pixels, further) in zip(
+                part, blend.boxes, cells_of, returned, decoded, strict=True
+            )
         ]
 
     return run_in_parts(jobs, finish, model, settings.size)
@@ -131,7 +137,7 @@ class AdaBLDM(MaskPainting):
         check_training(trained_on, read_dataset(self.data))
         return {
             "model": self.model.describe(),
-            "settings": asdict(self.settings),
+            "settings": self.settings.describe(),
             "adaptation": asdict(self.adaptation) if self.adaptation else None,
             "foreground": self.find_object.describe() if self.find_object else "whole",
             "learned_from": list(trained_on.get("defects", [])),

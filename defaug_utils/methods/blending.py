@@ -1,7 +1,7 @@
 """AdaBLDM's sampling in three stages, and decoding with adapted decoders (Li et al. 2024, section 3)."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,6 +36,7 @@ class BlendSettings:
     latent_editing: tuple[int, int] | None = LATENT_EDITING
     image_editing: tuple[int, int] | None = IMAGE_EDITING
     dilation: int = DILATION  #: odd; side of the box that grows the defect in latent editing
+    keep_detail: float = 0.0  #: see `InpaintSettings`; the paper adapts decoders instead
 
     def __post_init__(self) -> None:
         latent, image = self.latent_editing, self.image_editing
@@ -44,6 +45,7 @@ class BlendSettings:
             f"steps {self.steps} must be 1 or more": self.steps >= 1,
             f"guidance {self.guidance} must be in 1 … 100": 1 <= self.guidance <= 100,
             f"dilation {self.dilation} must be odd and 1 or more": self.dilation >= 1 and self.dilation % 2,
+            f"keep_detail {self.keep_detail} must be in 0 … 1": 0 <= self.keep_detail <= 1,
             f"image_editing {image} must not begin or end before latent_editing {latent}": (
                 not (latent and image) or (latent[0] <= image[0] and latent[1] <= image[1])
             ),
@@ -54,6 +56,10 @@ class BlendSettings:
                 f"0 … {self.steps}"
             ] = borders is None or (len(borders) == 2 and 0 <= borders[0] < borders[1] <= self.steps)
         check_demands("blend settings", demands)
+
+    def describe(self) -> dict:
+        """In the recipe of a pool; `keep_detail` only where it is set: pools from before it stay valid."""
+        return {name: value for name, value in asdict(self).items() if value or name != "keep_detail"}
 
     def edits_latents(self, index: int) -> bool:
         """Whether latents are edited before step `index`."""

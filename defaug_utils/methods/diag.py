@@ -1,11 +1,12 @@
 """DIAG: defects painted into good parts from a prompt, without training (Girella et al., CBMI 2024)."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import ClassVar
 
 from defaug_utils.core.prompts import check_prompts
 from defaug_utils.diffusion import inpainting
+from defaug_utils.diffusion.jobs import InpaintedImage, InpaintJob
 from defaug_utils.methods.painting import MaskPainting
 
 MODEL = "diffusers/stable-diffusion-xl-1.0-inpainting-0.1"  # DIAG, section 4
@@ -34,10 +35,10 @@ class DIAG(MaskPainting):
         """Model, settings, and the description of `MaskPainting`; DIAG learns from no image."""
         return {
             "model": self.inpainter.describe(),
-            "settings": {**asdict(self.settings), "effective_steps": self.settings.effective_steps},
+            "settings": self.settings.describe(),
             **super().describe(),
         }
 
-    def paint(self, jobs: Sequence[inpainting.InpaintJob]) -> list[inpainting.InpaintedImage]:
+    def paint(self, jobs: Sequence[InpaintJob]) -> list[InpaintedImage]:
         """One call of the inpainter."""
         return inpainting.inpaint_batch(self.inpainter, jobs, self.settings)

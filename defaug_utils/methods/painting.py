@@ -17,7 +17,7 @@ from defaug_utils.core.manifest import image_seed
 from defaug_utils.core.pools import GeneratedImage, list_versions
 from defaug_utils.core.prompts import Prompt, choose_prompt
 from defaug_utils.core.sources import count_grey, list_sources, read_dataset, survey_sources
-from defaug_utils.diffusion.inpainting import InpaintedImage, InpaintJob
+from defaug_utils.diffusion.jobs import InpaintedImage, InpaintJob
 from defaug_utils.masks.patches import widen_mask
 from defaug_utils.masks.sources import MaskDraw, MaskSource
 

@@ -4,7 +4,7 @@ The book's own method, based on cut-and-paste and DIAG (Girella et al., CBMI 202
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar, NamedTuple
 
@@ -12,13 +12,8 @@ import numpy as np
 
 from defaug_utils.core.guards import raise_problems
 from defaug_utils.core.prompts import check_prompts
-from defaug_utils.diffusion.inpainting import (
-    InpaintedImage,
-    Inpainter,
-    InpaintJob,
-    InpaintSettings,
-    inpaint_batch,
-)
+from defaug_utils.diffusion.inpainting import Inpainter, InpaintSettings, inpaint_batch
+from defaug_utils.diffusion.jobs import InpaintedImage, InpaintJob
 from defaug_utils.masks.patches import widen_mask
 from defaug_utils.masks.trimaps import TripleSet, write_prompt
 from defaug_utils.methods.painting import Painting
@@ -76,7 +71,7 @@ class PasteRefined(Painting):
         """Model, settings, pastes, and the description of `Painting`."""
         return {
             "model": self.inpainter.describe(),
-            "settings": {**asdict(self.settings), "effective_steps": self.settings.effective_steps},
+            "settings": self.settings.describe(),
             "margin": self.margin,
             **describe_pastes(self.triples),
             **super().describe(),

@@ -18,13 +18,8 @@ from defaug_utils.core.manifest import ManifestError
 from defaug_utils.core.pools import GeneratedImage, list_versions, recipe_key, remake
 from defaug_utils.core.prompts import check_prompts
 from defaug_utils.core.sources import list_sources, read_dataset
-from defaug_utils.diffusion.inpainting import (
-    Inpainter,
-    InpaintJob,
-    InpaintSettings,
-    check_jobs,
-    inpaint_batch,
-)
+from defaug_utils.diffusion.inpainting import Inpainter, InpaintSettings, inpaint_batch
+from defaug_utils.diffusion.jobs import InpaintJob, check_jobs
 from defaug_utils.masks.drawn import mask_file_name
 from defaug_utils.methods.painting import LIBRARIES, CheckLimits, check_image
 from defaug_utils.widgets.kept_pictures import KeptPictures
@@ -86,7 +81,7 @@ class HandDrawn:
         return {
             "origin": self.origin,
             "model": self.studio.inpainter.describe(),
-            "settings": {**asdict(self.settings), "effective_steps": self.settings.effective_steps},
+            "settings": self.settings.describe(),
             "checks": asdict(self.studio.limits),
             "batch_size": self.group,
             "mask_source": "drawn",

@@ -3,16 +3,14 @@
     python scripts/embedded/measure.py --model models/workshop --folder runs/embedded/measured
 
 - Reconstruction PSNR of the autoencoder inside and outside the defect masks, and the share of the true power
-that
-  it reproduces in each band of the spectrum: PSNR compares each grain, the bands only their amount.
+  that it reproduces in each band of the spectrum: PSNR compares each grain, the bands only their amount.
 - Text to image: how much of an image's colour is explained by the mean of its initial noise. By chance, a fit
-on
-  four channels would explain about 9 % of the variance among 48 images.
+  on four channels would explain about 9 % of the variance among 48 images.
 - Inpainted images: the share in which the segmenter (trained only on procedural parts) finds a defect inside
-the
-  mask, and the requested one, compared with untouched negatives and the world's own defects. This is measured
-  with masks of the requested type's shape, and with one oval for all types, so that the shape gives nothing
-  away.
+  the mask, and the requested one, compared with untouched negatives and the world's own defects. This is
+  measured with masks of the requested type's shape, and with one oval for all types, so that the shape gives
+  nothing away.
+- What a trip through the autoencoder costs a classifier, see round_trip.py; this part needs no training.
 - The largest difference outside the mask after pasting, which must be 0, and the time for 8 images.
 """
 
@@ -27,6 +25,7 @@ import torch
 from diffusers import StableDiffusionInpaintPipeline, StableDiffusionPipeline
 from loop import load_average
 from PIL import Image
+from round_trip import measure_round_trip
 from train_segmenter import Segmenter
 from world_defects import DEFECTS
 
@@ -34,7 +33,8 @@ from defaug_utils.core.files import write_json, write_png
 
 FOUND_SHARE = 0.25  # share of the mask's pixels that must be classified as defect
 BATCH = 8
-PARTS = ["inpainting", "reconstruction", "speed", "text2image", "colour_on_noise"]
+OF_POOL = ["inpainting", "reconstruction", "speed"]  # parts that look at the validation pool
+PARTS = [*OF_POOL, "text2image", "colour_on_noise", "round_trip"]
 BANDS = {"2_to_4_pixels": (2, 4), "4_to_8_pixels": (4, 8), "8_to_16_pixels": (8, 16)}  # periods
 COLOUR_PROMPTS = ["skt background cracked", "white marks on the skt background"]  # the chapter's
 COLOUR_COUNT, COLOUR_SETTINGS = 48, {"num_inference_steps": 8, "guidance_scale": 2.0}  # likewise
@@ -241,6 +241,17 @@ def draw_text2image(arguments: argparse.Namespace) -> None:
     write_png(arguments.folder / "text2image.png", np.hstack([np.asarray(image) for image in images]))
 
 
+def read_pool(arguments: argparse.Namespace) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Images of the validation pool, and the number of each one's defect."""
+    validation = arguments.root / "validation"
+    pool = {
+        n: np.load(validation / f"{n}.npy", mmap_mode="r")[: arguments.images]
+        for n in ("image", "clean", "mask")
+    }
+    words = json.loads((validation / "words.json").read_text())[: arguments.images]
+    return pool, np.array([list(DEFECTS).index(entry["defect"]) for entry in words])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--root", type=Path, default=Path("runs/embedded"))
@@ -251,13 +262,7 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, default=4.0)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure again")
     arguments = parser.parse_args()
-    validation = arguments.root / "validation"
-    pool = {
-        n: np.load(validation / f"{n}.npy", mmap_mode="r")[: arguments.images]
-        for n in ("image", "clean", "mask")
-    }
-    words = json.loads((validation / "words.json").read_text())[: arguments.images]
-    asked = np.array([list(DEFECTS).index(entry["defect"]) for entry in words])
+    pool, asked = read_pool(arguments) if set(arguments.parts) & set(OF_POOL) else ({}, np.empty(0))
     path = arguments.folder / "measurements.json"
     report = json.loads(path.read_text()) if path.exists() else {}
     if "inpainting" in arguments.parts:
@@ -272,6 +277,8 @@ def main() -> None:
     if "colour_on_noise" in arguments.parts:
         report["colour_on_noise"], images = measure_colour_on_noise(arguments.model / "text2image")
         write_png(arguments.folder / "colour_on_noise.png", make_grid([images[:16], images[16:32]], 16))
+    if "round_trip" in arguments.parts:
+        report["round_trip"] = measure_round_trip(arguments.model, arguments.folder / "round_trip")
     write_json(path, report)
     print(json.dumps(report, indent=2))
 
