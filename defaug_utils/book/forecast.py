@@ -133,9 +133,8 @@ def tabulate_costs(costs: Mapping[Task, Cost]) -> pd.DataFrame:
             "measured": task.kind,
             "model": task.model or NOTHING,
             "at once": task.batch,
-            "seconds a step": f"{cost.step:.3f}" if cost.step else NOTHING,
+            "seconds a step": f"{cost.step:.3f}" if cost.step else UNKNOWN if cost.problem else NOTHING,
             "seconds an image": f"{cost.image:.3f}" if cost.image else NOTHING,
-            "problem": cost.problem or NOTHING,
         }
         for task, cost in costs.items()
     ]
