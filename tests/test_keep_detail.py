@@ -143,7 +143,7 @@ def test_a_recipe_names_it_only_where_it_is_set(inpainter, tmp_path: Path):
     assert read_recipe(tmp_path / "pool")["settings"]["keep_detail"] == 1.0
     plain = replace(method, settings=replace(SETTINGS, keep_detail=0.0))
     assert "keep_detail" not in plain.describe()["settings"], "pools from before it stay valid"
-    with pytest.raises(ValueError, match=r"settings\.keep_detail \(1\.0, asked for None\)"):
+    with pytest.raises(ValueError, match=r"settings\.keep_detail \(1\.0, requested None\)"):
         make_pool(tmp_path / "pool", plain, PoolPlan(4))
 
 

@@ -369,7 +369,7 @@ def test_a_broken_row_is_not_added_and_one_of_a_journal_is_named(tmp_path: Path)
         add_row(one_row(image="b.png", label="good"), path)
     assert not (tmp_path / ADDED_FILE).exists()
     (tmp_path / ADDED_FILE).write_text('{"image": "b.png"}\n')
-    with pytest.raises(ManifestError, match="row 1: label '' is none of"):
+    with pytest.raises(ManifestError, match="row 1: label '' is not one of"):
         read_manifest(path)
 
 

@@ -136,5 +136,5 @@ def test_tables_without_settings_or_images_are_told(make):
 
 def test_more_merge_weights_than_colours_are_told():
     table = pd.concat([make_table().assign(share=share) for share in range(len(list_arms()) + 1)])
-    with pytest.raises(ValueError, match=f"at most {len(list_arms())} "):
+    with pytest.raises(ValueError, match=f"only {len(list_arms())} colours"):
         plot_memorisation(table)

@@ -633,7 +633,7 @@ def test_a_pool_of_a_seeds_own_is_not_dealt_out():
     rows = compose_training_set(DATA, own, run, Mix(fresh_seeds=(0, 1)))
     assert count(rows, origin="ddpm") == 100
     for folder in ("ddpm/few-shot-seed11", "ddpm/few-shot", "ddpm"):
-        with pytest.raises(MixingError, match="100 images are asked for, 60 of 60 are usable"):
+        with pytest.raises(MixingError, match="100 images are requested, 60 of 60 are usable"):
             compose_training_set(
                 DATA, RunPools(pools, folders={"ddpm": folder}), run, Mix(fresh_seeds=(0, 1))
             )
@@ -645,7 +645,7 @@ def test_a_pool_too_small_for_fresh_images_says_how_many_are_needed_and_what_to_
     with pytest.raises(MixingError) as caught:
         compose(pools, "full-shot", "memseg", 100, seed=0, fresh_seeds=(0, 1))
     rejected = 20  # one of every two
-    assert f"100 images are asked for, 40 of 60 are usable ({rejected} rejected" in str(caught.value)
+    assert f"100 images are requested, 40 of 60 are usable ({rejected} rejected" in str(caught.value)
     assert f"of part 1 of 2, its seed's own: {2 * (100 + rejected)} images" in str(caught.value)
     assert "raise pool_count to that; make more by notebook 02_memseg" in str(caught.value)
     with pytest.raises(MixingError, match="raise plain_count to that"):

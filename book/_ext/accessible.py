@@ -1,4 +1,4 @@
-"""Pages that keyboards and screen readers find their way in: mends what Sphinx and its extensions write."""
+"""Pages for keyboards and screen readers: repairs what Sphinx and its extensions write."""
 
 import re
 
@@ -20,12 +20,12 @@ def repair(html: str) -> str:
 
 
 def repair_page(app: Sphinx, pagename: str, templatename: str, context: dict, doctree: object) -> None:
-    """Mend a page's text before it is put into its template."""
+    """Repair a page's text before it is put into its template."""
     if "body" in context:
         context["body"] = repair(context["body"])
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Mend every page."""
+    """Repair every page."""
     app.connect("html-page-context", repair_page)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -97,14 +97,14 @@ class Bench:
         return load_text2image(task.model, self.device, dtype, task.clip_skip)
 
     def open_inpainter(self, task: Task) -> Inpainter:
-        """Likewise."""
+        """The same for a model that inpaints."""
         dtype = getattr(torch, task.precision)
         if self.needs_stand_in(task.model):
             return open_stand_in(task.model, "inpainting", self.device, dtype)
         return load_inpainter(task.model, self.device, dtype)
 
     def needs_stand_in(self, model: str) -> bool:
-        """Whether a model would have to be fetched; on a processor a ModelError refuses that."""
+        """Whether a model would have to be fetched; on a processor that raises a ModelError."""
         is_cached = HUB_ID.fullmatch(model) and isinstance(try_to_load_from_cache(model, INDEX), str)
         if Path(model).exists() or is_cached:
             return False
@@ -119,7 +119,7 @@ def open_bench(folder: Path | str) -> Bench:
 
 
 def reset_peak() -> None:
-    """Begin to watch memory anew, where the system lets us."""
+    """Reset the peak of memory use, if the system allows it."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     with suppress(OSError):

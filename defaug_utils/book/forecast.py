@@ -105,7 +105,7 @@ def _count_loaded(task: Task, images: int) -> int:
 
 
 def tabulate_stages(jobs: Iterable[PricedJob]) -> pd.DataFrame:
-    """One row a stage and one for all, as text: jobs, images, steps, hours, disk and memory."""
+    """One row per stage and one for all, as text: jobs, images, steps, hours, disk and memory."""
     table = pd.DataFrame(jobs)
     stages = dict(list(table.groupby("stage"))) | {"all": table}
     return pd.DataFrame([_describe(stage, rows) for stage, rows in stages.items()])
@@ -127,7 +127,7 @@ def _describe(stage: str, rows: pd.DataFrame) -> dict[str, str]:
 
 
 def tabulate_costs(costs: Mapping[Task, Cost]) -> pd.DataFrame:
-    """One row a task: what was measured of it."""
+    """One row per task: what was measured."""
     rows = [
         {
             "measured": task.kind,

@@ -75,7 +75,7 @@ class BookPlan:
 
 
 def plan_book(parameters: Mapping[str, dict], notebook_folder: Path | str = "notebooks") -> BookPlan:
-    """Plan what a profile's `parameters` (of `read_profile`) ask for; a MixingError tells of wrong lists."""
+    """Plan what a profile's `parameters` (of `read_profile`) ask for; a MixingError lists invalid values."""
     chapters = ("06_in_and_out", "09_pixel_level")
     return BookPlan(parameters, *(plan_runs(name, parameters, notebook_folder) for name in chapters))
 

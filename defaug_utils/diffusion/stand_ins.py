@@ -100,7 +100,7 @@ def make_text_encoder(place: int, values: dict) -> torch.nn.Module:
 def make_networks(name: str, channels: int = 9) -> dict[str, torch.nn.Module]:
     """All networks of a model without memory for their weights; 9 channels to inpaint, 4 to draw from text.
 
-    A ModelError tells that a network has another number of weights than the published one.
+    Raises a ModelError if a network has another number of weights than the published one.
     """
     import diffusers  # takes seconds
 
@@ -162,7 +162,7 @@ def open_stand_in(
 ) -> Inpainter | TextToImage:
     """A stand-in for a published model, loaded as `load_inpainter` or `load_text2image` would.
 
-    A ModelError tells that its architecture is not known here.
+    Raises a ModelError if its architecture is unknown.
     """
     name = STAND_INS.get(model)
     if name is None or (name == "sdxl" and purpose != "inpainting"):
