@@ -150,6 +150,7 @@ def test_a_mistyped_data_set_is_told_before_anything_runs(tmp_path):
     assert not (tmp_path / "run").exists(), "a job was begun"
 
 
+@pytest.mark.slow
 def test_the_last_words_of_a_failed_run_are_the_errors_own(tmp_path):
     (tmp_path / "parts" / "negative").mkdir(parents=True)
     (tmp_path / "parts" / "positive").mkdir()
@@ -172,6 +173,7 @@ def test_a_killed_run_goes_on_and_the_book_comes_out_whole(small_book):
         assert "Traceback (most recent call last)" not in page.read_text(encoding="utf-8"), page
 
 
+@pytest.mark.slow
 def test_a_second_engine_in_the_same_run_is_refused(tmp_path):
     run = tmp_path / "run"
     command = [sys.executable, "-m", "snakemake", "--cores", "1", "--config", "profile=smoke", f"run={run}"]
@@ -184,6 +186,7 @@ def test_a_second_engine_in_the_same_run_is_refused(tmp_path):
     assert "01_data_prep" not in second.stderr, "a job was begun"
 
 
+@pytest.mark.slow
 def test_the_pixel_level_alone_needs_pools_and_no_classifier(tmp_path):
     (tmp_path / "grid" / "train" / "good").mkdir(parents=True)
     options = ["--dry-run", "--quiet", "host", "--cores", "1"]
@@ -229,6 +232,7 @@ def test_jobs_at_the_same_time_hold_different_gpus(tmp_path, monkeypatch):
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("count", "options", "limit"), [(0, [], "none"), (2, [], "2"), (2, ["--resources", "gpu=5"], "5")]
 )

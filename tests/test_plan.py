@@ -59,6 +59,7 @@ def smoke() -> Workload:
     return load_profile("smoke")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("profile", "target"), [("smoke", "book"), ("workshop", "book"), ("workshop", "pixel_level")]
 )
