@@ -24,9 +24,6 @@ if TYPE_CHECKING:  # it imports PyTorch, which takes seconds
 START_ATTEMPTS = 3
 OPTIONS = {"kernel_name": "python3", "progress_bar": False, "cwd": ".", "start_timeout": 120}  # seconds
 ENCRYPTED = Config(KernelManager={"transport_encryption": "auto"})  # kernels listen on a local port
-# The C library (glibc) returns large arrays to the system, whose pages are zeroed again for the next step: an
-# eighth of a training's time. We keep arrays below 32 MiB, and 256 MiB of free memory.
-MEMORY_KEPT = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**28)}
 FREE_BYTES = 2**30  # on a run's disk; the workshop's run takes 0.9 GB
 ERRORS = "errors"  # folder of a run for its jobs' error messages
 
@@ -138,7 +135,7 @@ def execute_notebook(source: Path | str, target: Path | str, parameters: dict, t
     source, target = Path(source), Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_suffix(".failed.ipynb")
-    os.environ.update(MEMORY_KEPT | dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads)))
+    os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads)))
     for attempt in range(1, START_ATTEMPTS + 1):
         try:
             papermill.execute_notebook(source, unfinished, parameters, config=ENCRYPTED, **OPTIONS)
