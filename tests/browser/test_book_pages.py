@@ -63,7 +63,7 @@ def test_every_page_opens_without_network_and_without_an_error(small_book: Path,
         assert problems == [], path.relative_to(small_book)
 
 
-@pytest.mark.book
+@pytest.mark.slow
 def test_every_page_can_be_read_by_everybody_and_is_cut_nowhere(small_book: Path, page: Page):
     """In a light and a dark theme and on a phone; with the folds open, except for colours."""
     problems, pages = {}, list_pages(small_book)
@@ -87,7 +87,7 @@ def test_every_page_can_be_read_by_everybody_and_is_cut_nowhere(small_book: Path
     assert problems == {}
 
 
-@pytest.mark.book
+@pytest.mark.slow
 def test_every_link_within_the_book_holds_and_an_id_is_one_place(small_book: Path):
     texts = {path.resolve(): path.read_text(encoding="utf-8") for path in list_pages(small_book)}
     places = {path: re.findall(r'<[^>]*\sid="([^"]*)"', text) for path, text in texts.items()}

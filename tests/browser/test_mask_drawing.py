@@ -347,6 +347,6 @@ drawer
     expect(place.get_by_text("Delete the stored mask of train/10002.png?")).to_be_visible()
     notebook.take_screenshot("drawer-delete-asked")
     place.get_by_role("button", name="Delete it").click()
-    expect(place.get_by_text("the mask of train/10002.png is deleted")).to_be_visible(timeout=30_000)
+    expect(place.get_by_text("the mask of train/10002.png was deleted")).to_be_visible(timeout=30_000)
     assert list(read_drawn(lab.folder / "drawn")["source_image"]) == ["train/10000.png", "train/10001.png"]
     notebook.take_screenshot("drawer-deleted")
