@@ -1,5 +1,5 @@
-# docker build --tag defaug .                              for processors
-# docker build --tag defaug --build-arg DEVICE=cuda .      for NVIDIA GPUs (docker run --gpus all …)
+# docker build --tag defaug .                              with PyTorch's default wheels (docker run --gpus all … uses NVIDIA GPUs)
+# docker build --tag defaug --build-arg PIP_OPTIONS="--extra-index-url <address>" .      with PyTorch's CPU wheels, see README.md
 # docker run --rm --volume "$PWD/runs:/home/reader/book/runs" defaug make book
 # docker run --rm --publish 8888:8888 defaug               JupyterLab; open the address that it prints
 FROM python:3.11-slim-bookworm AS system
@@ -11,12 +11,8 @@ USER reader
 WORKDIR /home/reader/book
 
 FROM system
-ARG DEVICE=cpu
+ARG PIP_OPTIONS=""
 COPY --chown=reader . .
-RUN case "$DEVICE" in \
-      cpu) make install PIP_OPTIONS="--no-cache-dir --extra-index-url https://download.pytorch.org/whl/cpu" ;; \
-      cuda) make install PIP_OPTIONS="--no-cache-dir" ;; \
-      *) echo "DEVICE=$DEVICE is neither cpu nor cuda" >&2; exit 1 ;; \
-    esac
+RUN make install PIP_OPTIONS="--no-cache-dir $PIP_OPTIONS"
 EXPOSE 8888
 CMD [".venv/bin/python", "-m", "jupyter", "lab", "--ip=0.0.0.0", "--no-browser"]
