@@ -23,8 +23,9 @@ SIDEWAYS = "document.documentElement.scrollWidth - document.documentElement.clie
 
 
 def list_pages(book: Path) -> list[Path]:
-    """Every page that the book's own text stands on."""
+    """Every page of the book's text; `index.html` only leads on to the first of them."""
     pages = [path for path in book.rglob("*.html") if "_static" not in path.parts]
+    pages.remove(book / "index.html")
     assert len(pages) > 20
     return pages
 
