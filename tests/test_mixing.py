@@ -647,7 +647,7 @@ def test_a_pool_too_small_for_fresh_images_says_how_many_are_needed_and_what_to_
     rejected = 20  # one of every two
     assert f"100 images are requested, 40 of 60 are usable ({rejected} rejected" in str(caught.value)
     assert f"of part 1 of 2, its seed's own: {2 * (100 + rejected)} images" in str(caught.value)
-    assert "raise pool_count to that; make more by notebook 02_memseg" in str(caught.value)
+    assert "raise pool_count to that; make more with notebook 02_memseg" in str(caught.value)
     with pytest.raises(MixingError, match="raise plain_count to that"):
         compose(
             {"adabldm_plain": make_pool("adabldm_plain", 8)},
