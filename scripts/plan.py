@@ -1,4 +1,4 @@
-"""Forecast a run: `make plan PROFILE=workshop` tells its jobs, images, hours, disk and memory beforehand."""
+"""Forecast a run: `make plan PROFILE=workshop` prints its jobs, images, hours, disk and memory."""
 
 import argparse
 import sys
@@ -7,10 +7,10 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from plan_parts import forecast, measuring, workload
+from plan_parts.bench import open_bench
+from plan_parts.expected_data import list_data
 
-from defaug_utils.book import forecast, measuring, workload
-from defaug_utils.book.bench import open_bench
-from defaug_utils.book.expected_data import list_data
 from defaug_utils.book.plan import plan_book
 from defaug_utils.book.profiles import read_profile
 

@@ -8,8 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.append(str(Path(__file__).parents[1] / "scripts"))
 from fault_parts.judging import Trial, judge, try_case
 
 ROOT = Path(__file__).parents[1]

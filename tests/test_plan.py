@@ -5,17 +5,17 @@ import runpy
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-
-from defaug_utils.book import bench, forecast, measuring
-from defaug_utils.book.bench import Bench
-from defaug_utils.book.expected_data import list_data
-from defaug_utils.book.forecast import (
+from plan_parts import bench, forecast, measuring
+from plan_parts.bench import Bench
+from plan_parts.expected_data import list_data
+from plan_parts.forecast import (
     Machine,
     PricedJob,
     expect_hours,
@@ -25,10 +25,11 @@ from defaug_utils.book.forecast import (
     tabulate_costs,
     tabulate_stages,
 )
-from defaug_utils.book.measuring import MEASURES, Cost, measure
+from plan_parts.measuring import MEASURES, Cost, measure
+from plan_parts.workload import Task, Workload, count_steps, fill_in, make_labels
+
 from defaug_utils.book.plan import Job, plan_book
 from defaug_utils.book.profiles import read_profile
-from defaug_utils.book.workload import Task, Workload, count_steps, fill_in, make_labels
 from defaug_utils.diffusion.autoencoder import AdaptationSettings
 from defaug_utils.diffusion.controlnet import ControlNetSettings
 from defaug_utils.diffusion.dreambooth_plan import DreamBoothSettings
@@ -54,6 +55,10 @@ def load_profile(name: str, run: str = "no run") -> Workload:
     return Workload(plan_book(profile, ROOT / "notebooks"), given, list_data(given["01_data_prep"], run)[0])
 
 
+def count_rules(jobs: Iterable[Job | PricedJob]) -> Counter[str]:
+    return Counter(job.rule for job in jobs)
+
+
 @pytest.fixture(scope="module")
 def smoke() -> Workload:
     return load_profile("smoke")
@@ -69,9 +74,10 @@ def test_the_jobs_are_those_that_snakemake_would_run(profile: str, target: str, 
     command += ["--config", f"profile={profile}", f"run={tmp_path}"]
     finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     rules = re.findall(r"(?m)^(?:local)?rule (\w+):$", finished.stdout + finished.stderr)
-    assert plan_book(
+    jobs = plan_book(
         read_profile(ROOT / "profiles" / f"{profile}.yaml", ROOT / "notebooks"), ROOT / "notebooks"
-    ).count_jobs(target) == Counter(rules)
+    ).list_jobs(target)
+    assert count_rules(jobs) == Counter(rules)
 
 
 def test_a_stage_takes_its_counts_times_what_was_measured(smoke: Workload):
@@ -135,7 +141,7 @@ def test_equal_training_is_as_long_as_the_arms_beside_it_and_baselines_train_not
 def test_every_profile_has_a_forecast(profile: str):
     load = load_profile(profile)
     jobs, costs = price_jobs(load, lambda task: Cost(0.5, 0.1, 10**9, 10**5, 10**6))
-    assert Counter(job.rule for job in jobs) == load.book.count_jobs()
+    assert count_rules(jobs) == count_rules(load.book.list_jobs())
     assert {task.kind for task in costs} <= set(MEASURES)
     counted = {job.stage for job in jobs if job.seconds > 0.1}  # more than their start
     assert counted == set(load.given) - {"06_in_and_out", "08_results"}
@@ -187,7 +193,7 @@ def test_what_a_machine_lacks_is_told(tmp_path: Path, monkeypatch: pytest.Monkey
     told = list_warnings(jobs, replace(machine, memory=8 * 10**9), "runs/x")
     assert told == [
         "3.0 GB of disk are needed for runs/x, 2.0 GB are free: make room, or run from another disk",
-        "3 GPUs are asked for, 0 are here",
+        "3 GPUs are requested, 0 are available",
         "10.0 GB of memory are needed for 2 jobs at the same time, there are 8.0 GB: ask for smaller "
         "batches, or fewer CORES",
         "not measured: no model: a/b is not on this machine (in 04_diag_inpainting)",
@@ -326,14 +332,14 @@ def test_the_command_prints_stages_measurements_and_warnings(monkeypatch, capsys
     run_script(monkeypatch, "paper", "--cores", "4", "--gpus", "64")
     told = capsys.readouterr().out
     assert told.startswith("paper: 3335 images, as published of KSDD2")
-    jobs = plan_book(read_profile("profiles/paper.yaml")).count_jobs()
+    jobs = count_rules(plan_book(read_profile("profiles/paper.yaml")).list_jobs())
     assert f"make book: {sum(jobs.values())} jobs, " in told
     for stage in ("03_lora_finetune", "07_classifier", "all"):
         assert re.search(rf"(?m)^{stage} +\d", told), stage
     for kind in ("DreamBooth step", "decoder adaptation step", "detector step"):
         assert kind in told
     assert "GB of disk are needed for runs/paper" in told
-    assert "warning: 64 GPUs are asked for" in told
+    assert "warning: 64 GPUs are requested" in told
 
 
 @pytest.mark.parametrize(

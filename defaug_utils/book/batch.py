@@ -100,12 +100,12 @@ def tell_job(run: Path | str, name: str) -> Iterator[None]:
 
 @dataclass
 class StepTeller:
-    """Print now and then how far a training of a job is, and how long it still takes; for `on_step`."""
+    """Print a training's progress and remaining time once per minute; for `on_step` of a job."""
 
     name: str  #: of the job
     every: float = 60.0  #: seconds between two lines
-    first: tuple[float, int] | None = None  #: moment and step of the first call
-    told: float = 0.0  #: moment of the last line
+    first: tuple[float, int] | None = None  #: time and step of the first call
+    told: float = 0.0  #: time of the last line
 
     def __call__(self, done: "StepDone") -> None:
         """A step is finished."""
@@ -176,7 +176,7 @@ def stage_book(project: Path | str, executed: dict[str, Path | str], folder: Pat
 
 
 def _fold_injected(notebook: dict) -> None:
-    """Fold the cell in which papermill put the values of this run."""
+    """Fold the cell into which papermill wrote the values of this run."""
     for cell in notebook["cells"]:
         if "injected-parameters" in cell["metadata"].get("tags", []):
             cell["metadata"]["tags"].append("hide-input")

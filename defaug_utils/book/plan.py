@@ -1,6 +1,5 @@
-"""What a profile makes: runs, pools, trainings and jobs, for the Snakefile's rules and for the forecast."""
+"""The runs, pools, trainings and jobs of a profile, for the Snakefile's rules and for the forecast."""
 
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,7 +21,7 @@ class Job(NamedTuple):
 
 @dataclass(frozen=True)
 class BookPlan:
-    """What the runs of a profile need."""
+    """The runs of a profile, and what they need."""
 
     parameters: Mapping[str, dict]  #: of `read_profile`
     mixed: Runs  #: of chapter 6, whose classifiers chapters 7 and 8 show
@@ -35,7 +34,7 @@ class BookPlan:
 
     @cached_property
     def pools(self) -> dict[str, Run]:
-        """Every pool by its notebook: what the runs draw from, and one of a notebook that no run asks for."""
+        """Every pool by its notebook: those of the runs, and one of each notebook that no run needs."""
         pools = list_pools(self.mixed, self.marked)
         for origin, row in ORIGINS.items():
             if row.notebook in self.parameters and not any(pool.startswith(row.notebook) for pool in pools):
@@ -45,18 +44,18 @@ class BookPlan:
 
     @property
     def shown_run(self) -> Run:
-        """The run whose notebook 07 stands in the book."""
+        """The run whose notebook 07 is in the book."""
         return list(self.mixed)[-1]
 
     @property
     def chapters(self) -> dict[str, str]:
-        """For each chapter the executed notebook that stands in the book; few-shot pools before others."""
+        """For each chapter, the executed notebook that is in the book; few-shot pools before others."""
         shown = {Path(pool).parts[0]: pool for pool in sorted(self.pools, reverse=True)}
         names = {name: shown.get(name, name) for name in self.parameters}
         return names | {"07_classifier": f"07_classifier/{self.shown_run.name}"}
 
     def list_jobs(self, target: str = "book") -> list[Job]:
-        """All jobs of the target "book" or "pixel_level", in an order that their inputs allow."""
+        """All jobs of the target "book" or "pixel_level", in a possible order."""
         is_book = target == "book"
         pools = self.pools if is_book else list_pools(self.marked)
         jobs = [Job("data_prep", "01_data_prep"), *(Job("pool", pool) for pool in pools)]
@@ -68,10 +67,6 @@ class BookPlan:
             jobs += [Job("classifier", self.chapters["07_classifier"]), Job("results", "08_results")]
         jobs.append(Job("pixel_level", "09_pixel_level"))
         return [*jobs, Job("book", "book")] if is_book else jobs
-
-    def count_jobs(self, target: str = "book") -> dict[str, int]:
-        """How many jobs each rule has, see `list_jobs`."""
-        return dict(Counter(job.rule for job in self.list_jobs(target)))
 
 
 def plan_book(parameters: Mapping[str, dict], notebook_folder: Path | str = "notebooks") -> BookPlan:
@@ -85,7 +80,7 @@ def plan_runs(
 ) -> Runs:
     """The runs of a notebook's lists.
 
-    An arm waits until every one of its origins has a notebook that makes its pool.
+    An arm waits until all its origins have a notebook that makes their pools.
     """
     given = {"baselines": [], "share": 0.5, "extra_arms": {}, "left_out": {}}
     given |= read_defaults(notebook, notebook_folder) | parameters[notebook]
@@ -109,7 +104,7 @@ def list_draws(runs: Iterable[Run]) -> dict[str, list[Run]]:
 
 
 def pool_notebook(origin: str, run: Run) -> str:
-    """The executed notebook that makes the pool of a run: one for all, or one a scenario and seed."""
+    """The executed notebook that makes the pool of a run: one for all, or one per scenario and seed."""
     name = ORIGINS[origin].notebook
     return f"{name}/{pool_name(run.scenario, run.seed)}" if ORIGINS[origin].learns else name
 

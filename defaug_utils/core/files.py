@@ -70,7 +70,7 @@ def write_atomically(path: Path | str) -> Iterator[Path]:
 
 @contextmanager
 def stage_folder(target: Path | str) -> Iterator[Path]:
-    """Give a hidden folder beside the target, which takes its place when the block ends well."""
+    """Yield a hidden folder next to the target, which replaces it if the block succeeds."""
     target = Path(target)
     staging = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     former = staging.with_suffix(".old")
@@ -127,7 +127,7 @@ def append_line(path: Path | str, line: bytes) -> None:
 
 
 def read_journal(path: Path | str) -> Iterator[Any]:
-    """The JSON values of a journal that may be missing; a line torn by a kill, or damaged, is passed over."""
+    """The JSON values of a journal, which may be missing; torn or damaged lines are skipped."""
     with suppress(FileNotFoundError), Path(path).open(encoding="utf-8", errors="replace") as journal:
         for line in journal:
             with suppress(ValueError, RecursionError):

@@ -1,6 +1,6 @@
-"""The licence of real images: noted beside the prepared data set, carried by every pool and export.
+"""The licence of real images: stored next to the prepared data set, repeated by every pool and export.
 
-A pool's recipe tells it, too, though no image depends on it: a pool stays what it is when the note changes.
+It is part of a pool's stored recipe but not of its identity, because no image depends on it.
 """
 
 from pathlib import Path
@@ -9,14 +9,14 @@ from defaug_utils.core.files import write_atomically
 from defaug_utils.core.guards import check_demands, read_settings
 
 NOT_STATED = "not stated"
-DATA_LICENCE = "data_licence"  # of recipes and exports
-LICENCE_FILE = "licence.txt"  # beside the prepared data set's manifest, one line
+DATA_LICENCE = "data_licence"  # key in recipes and exports
+LICENCE_FILE = "licence.txt"  # one line, next to the prepared data set's manifest
 RECIPE_FILE = "recipe.json"
 MAX_LETTERS = 200
 
 
 def check_licence(licence: object, error: type[Exception] = ValueError) -> str:
-    """A licence, by name or in a sentence, without the blanks around; `error` where it is no line of text."""
+    """A licence (name or sentence), stripped; raises `error` unless it is one line of text."""
     is_text = isinstance(licence, str)
     line = licence.strip() if is_text else ""
     demands = {
@@ -29,7 +29,7 @@ def check_licence(licence: object, error: type[Exception] = ValueError) -> str:
 
 
 def write_licence(folder: Path | str, licence: str) -> None:
-    """Note the licence of a prepared data set's images, checked by `check_licence`; empty is "not stated"."""
+    """Store the licence of a prepared data set's images, see `check_licence`; empty means "not stated"."""
     with write_atomically(Path(folder) / LICENCE_FILE) as temporary:
         temporary.write_text((check_licence(licence) or NOT_STATED) + "\n", encoding="utf-8")
 
@@ -53,10 +53,10 @@ def read_licence(folder: Path | str) -> str:
 
 
 def tell_licence(recipe: dict, data_folder: Path | str | None) -> dict:
-    """A recipe as it is stored: with the licence of the images that the method starts or learned from."""
+    """A recipe in its stored form, with the licence of the images that the method uses."""
     return recipe if data_folder is None else recipe | {DATA_LICENCE: read_licence(data_folder)}
 
 
 def drop_licence(recipe: dict) -> dict:
-    """A stored recipe without the licence: what images depend on."""
+    """A stored recipe without the licence: everything that its images depend on."""
     return {name: value for name, value in recipe.items() if name != DATA_LICENCE}

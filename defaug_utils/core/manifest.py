@@ -21,7 +21,7 @@ COLUMNS = (
 LABELS = ("negative", "positive")
 SPLITS = ("train", "val", "test")
 SOURCE_COLUMNS = ("source_image", "defect_source")  # where a row names the real images it was made from
-ADDED_FILE = "added.jsonl"  # beside a manifest: rows that were added one by one, see `add_row`
+ADDED_FILE = "added.jsonl"  # next to a manifest: rows that were added one by one, see `add_row`
 PLAIN_PATH = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*")  # needs no closer look, see `is_inside`
 
 
@@ -141,7 +141,7 @@ def fold_decisions(path: Path | str) -> pd.DataFrame:
 
 
 def add_row(row: dict, path: Path | str) -> None:
-    """Add a row, of JSON values, to a manifest of any length at the cost of one row, under the caller's lock.
+    """Add a row of JSON values to a manifest without rewriting it; the caller must hold the lock.
 
     It goes to a journal that `read_manifest` includes and `fold_decisions` merges; without a manifest, it
     starts one. Its image must be new. Raises a ManifestError that says what is wrong with it.
@@ -158,7 +158,7 @@ def add_row(row: dict, path: Path | str) -> None:
 
 
 def stamp_manifest(path: Path | str) -> tuple[int, ...]:
-    """What changes with every change of a manifest's rows (not of decisions); empty while there is none."""
+    """Values that change with the rows of a manifest (not with decisions); empty if there is no manifest."""
     stamp = stamp_file(path)
     return stamp and stamp + stamp_file(Path(path).with_name(ADDED_FILE))
 

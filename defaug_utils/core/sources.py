@@ -29,7 +29,7 @@ def _read_dataset(path: Path, stamp: tuple[int, ...]) -> pd.DataFrame:
 
 
 def is_source(dataset: pd.DataFrame) -> pd.Series:
-    """Tell of each row whether anomalies may start from it: real, without defect, of the train split."""
+    """Whether each row may be a source of generated images: real, without a defect, in the train split."""
     is_known = (dataset["split"] == "train") & (dataset["label"] == "negative")
     return is_known & (dataset["origin"] == "real")
 

@@ -1,4 +1,4 @@
-"""The format "imagefolder" of the library `datasets`: one `metadata.jsonl` a split, recipes and a card."""
+"""The format "imagefolder" of the library `datasets`: one `metadata.jsonl` per split, recipes and a card."""
 
 import json
 from collections.abc import Iterator
@@ -22,12 +22,12 @@ SIZES = {"n<1K": 10**3, "1K<n<10K": 10**4, "10K<n<100K": 10**5, "100K<n<1M": 10*
 CARD_TEXT = """\
 # Surface defects
 
-Licence of the real images: **{licence}**. Respect it for what was painted on them or learned from them, too.
-Generators, and images that textures were taken from, may add conditions by licences of their own.
+Licence of the real images: **{licence}**. It also applies to everything painted on them or learned from them.
+The licences of generators and of texture images may add further conditions.
 
 ## Images
 
-{count} images. Each split has a `metadata.jsonl`. A mask is 255 on the defect; that of a negative is empty.
+{count} images. Each split has a `metadata.jsonl`. Masks are 255 on the defect; those of negatives are empty.
 
 | split | label | origin | images |
 |---|---|---|---|
@@ -37,22 +37,20 @@ Generators, and images that textures were taken from, may add conditions by lice
 
 {generators}
 
-`{recipes}` has all settings by recipe. With the same data set, an image is made again from its recipe and
-its seed.
+`{recipes}` has all settings by recipe. Together with the data set, recipe and seed reproduce an image.
 
 ## Limits
 
-- A generated image shows what its generator takes for a defect. It is no record of a real part: never test
-  on it.
-- Automatic checks and reviewers find most of a generator's failures, not all of them.
-- A mask says where a defect was asked for; not all of it need be visible.
-- What generated images are worth depends on the part and on the detector: compare with a training without
+- A generated image shows a generator's idea of a defect, not a real part. Never test on it.
+- Automatic checks and reviewers find most failures of a generator, but not all.
+- A mask shows where a defect was requested; parts of it may be invisible.
+- The benefit of generated images depends on the part and on the detector: compare with a training without
   them.
 """
 
 
 def name_folder(split: str) -> str:
-    """A split's folder, by the word that `datasets` knows."""
+    """The folder of a split, under the name that `datasets` expects."""
     return "validation" if split == "val" else split
 
 
@@ -81,14 +79,14 @@ def write_image_folder(rows: pd.DataFrame, folder: Path, staging: Path, licence:
         licence=escape_markdown(licence),
         count=len(rows),
         table="\n".join(f"| {' | '.join(key)} | {count} |" for key, count in counts.items()),
-        generators="\n".join(_describe_generators(rows, recipes)) or "There are none: all images are real.",
+        generators="\n".join(_describe_generators(rows, recipes)) or "None: all images are real.",
         recipes=RECIPES,
     )
     write_card(staging, data, text)
 
 
 def _mask_all(rows: pd.DataFrame, staging: Path) -> Iterator[str]:
-    """The rows' masks; a negative gets one without any pixel, a positive of unknown mask none."""
+    """The rows' masks; a negative gets an empty one, a positive without a known mask none."""
     for row in rows.itertuples():
         mask = row.mask
         if row.label == "negative":
@@ -99,7 +97,7 @@ def _mask_all(rows: pd.DataFrame, staging: Path) -> Iterator[str]:
 
 
 def _describe_rows(rows: pd.DataFrame, has_masks: bool) -> Iterator[dict]:
-    """The lines of a split's metadata: paths, and all else as text, so that all splits have one type."""
+    """The lines of a split's metadata: paths, and all else as text, so that splits have the same types."""
     told = rows.drop(columns=["image", "mask", "split"]).astype(object)
     texts = told.where(told.notna(), "").map(_write_value)
     for image, mask, own in zip(rows["image"], rows["mask"], texts.to_dict("records"), strict=True):
@@ -119,7 +117,7 @@ def _shorten(path: str) -> str:
 
 
 def _find_recipes(rows: pd.DataFrame, folder: Path) -> Iterator[tuple[str, dict]]:
-    """The recipes of generated rows by their keys, from the pools that the images came from."""
+    """The recipes of generated rows by key, from the pools of the images."""
     generated = rows[rows["recipe"] != ""].drop_duplicates("recipe")
     for key, image in generated[["recipe", "exported_from"]].itertuples(index=False):
         pool = (folder / image).parent.parent
@@ -128,7 +126,7 @@ def _find_recipes(rows: pd.DataFrame, folder: Path) -> Iterator[tuple[str, dict]
 
 
 def _describe_generators(rows: pd.DataFrame, recipes: dict) -> Iterator[str]:
-    """A line for each recipe."""
+    """One line per recipe."""
     for (origin, key), part in rows[rows["origin"] != REAL].groupby(["origin", "recipe"]):
         model = recipes.get(key, {}).get("model")
         told = [f"{len(part)} by {ORIGINS[origin].label}", f"recipe {escape_markdown(key) or 'unknown'}"]

@@ -1,7 +1,6 @@
 """An adapter as a folder for the Hugging Face hub: its weights and a card."""
 
 import json
-import re
 import shutil
 from pathlib import Path
 
@@ -12,31 +11,31 @@ from defaug_utils.core.cards import write_card
 from defaug_utils.core.files import stage_folder
 from defaug_utils.core.licences import read_licence
 from defaug_utils.core.texts import escape_markdown
+from defaug_utils.diffusion.loading import HUB_ID
 from defaug_utils.diffusion.lora import LoraError
 from defaug_utils.diffusion.lora_files import ENDINGS, read_lora
 
 WEIGHTS = "pytorch_lora_weights.safetensors"  # the name that diffusers looks for
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 CARD_TEXT = """\
 # LoRA adapter for surface defects
 
-A LoRA adapter for a text-to-image model, which then makes images of one kind of surface.
+A LoRA adapter with which a text-to-image model makes images of one kind of surface.
 
 ## Base model
 
-{base}. Its licence may set conditions for the adapter: see the model's own card.
+{base}. Its licence may set conditions for the adapter, see the model's card.
 
 ## Training
 
 {training}
 
-Licence of the real images that the adapter learned from: **{licence}**. It can repeat them, so respect
-their licence for the adapter and for what it makes, too.
+Licence of the real images that the adapter learned from: **{licence}**. The adapter can
+reproduce these images, so their licence also applies to the adapter and to what it makes.
 
 ## Intended use
 
-Further images for training a defect detector on the same kind of surface, each looked at by a person or
-judged by a check. Diffusers reads the adapter:
+Additional images for training a defect detector on the same kind of surface, each reviewed by a person or by
+automatic checks. Diffusers loads the adapter:
 
 ```python
 pipeline.load_lora_weights(folder, weight_name="{weights}")
@@ -44,27 +43,28 @@ pipeline.load_lora_weights(folder, weight_name="{weights}")
 
 ## Limits
 
-- It knows the surfaces that it was shown, and may repeat its training images: compare its images with them.
+- It only knows the surfaces that it was trained on, and may reproduce training images: compare its images
+  with them.
 - Its images have no masks.
-- Never test a detector on its images: they are no record of real parts.
+- Never test a detector on its images: they don't show real parts.
 """
 
 
 def export_adapter(
     adapter: Path | str, target: Path | str, data_folder: Path | str, base_model: str = ""
 ) -> Path:
-    """Copy an adapter into a new folder, with a model card, whole or not at all; returns the folder.
+    """Copy an adapter into a new folder with a model card, completely or not at all; returns the folder.
 
     Args:
         adapter: safetensors file, from `train_dreambooth` or elsewhere.
-        target: folder to make, or an empty one.
-        data_folder: prepared data set that it learned from, whose licence is told.
-        base_model: hub id or path of the model that it belongs to; of a path, its last part is told.
+        target: folder to create, or an empty one.
+        data_folder: prepared data set that it learned from, for the licence.
+        base_model: hub id or path of its model; of a path, only the last part is shown.
 
     Raises:
         FileNotFoundError: there is no such file.
-        LoraError: the file is no adapter, or what it says of its training can't be read; or the target holds
-            something.
+        LoraError: the file is not an adapter, or its training record can't be read; or the target is not
+            empty.
     """
     adapter, target = Path(adapter), Path(target)
     tensors, header = read_lora(adapter)
@@ -101,7 +101,7 @@ def _check_adapter(tensors: dict[str, Tensor], path: Path) -> None:
 
 
 def _describe_training(header: dict[str, str], path: Path) -> tuple[str, str]:
-    """The base model's fingerprint and how the adapter was trained, as `train_dreambooth` noted it."""
+    """The base model's fingerprint and a sentence on the training, as recorded by `train_dreambooth`."""
     try:
         training = json.loads(header.get("training", "{}"))
         if not training:

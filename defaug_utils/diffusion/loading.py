@@ -34,7 +34,7 @@ CONVERT = (
 )
 INDEX = "model_index.json"  # of a model in diffusers' layout; names its class and parts
 FINGERPRINT_VALUES = 1024  # values per weight tensor that the fingerprint uses
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
 
 class ModelError(ValueError):

@@ -1,4 +1,4 @@
-"""The pictures that the studio keeps: a pool to which each decision adds a row, at the cost of that row."""
+"""The images that the studio keeps: a pool to which each decision adds one line."""
 
 import hashlib
 import json
@@ -21,12 +21,12 @@ from defaug_utils.core.manifest import (
 )
 from defaug_utils.protocol.review_store import FOLD_SECONDS
 
-# rows with the same of these stand for the same picture
+# rows with the same values of these describe the same image
 IDENTITY = ("recipe", "source_image", "prompt", "negative_prompt", "seed", "mask_sha256")
 
 
 class KeptPicture(NamedTuple):
-    """Where a picture is kept, and what was decided."""
+    """The files of an image, and the decision on it."""
 
     image: str
     mask: str
@@ -34,10 +34,10 @@ class KeptPicture(NamedTuple):
 
 
 class KeptPictures:
-    """All decided pictures of a folder, those of other windows and kernels, too.
+    """All judged images of a folder, including those of other windows and kernels.
 
-    The manifest is read again only when somebody else has changed it. A new picture's row and a second
-    decision on one go to the journals beside the manifest; opening the folder takes them in.
+    The manifest is read again only if another process has changed it. A new image and a second decision on
+    one go to the journals next to the manifest; opening the folder merges them.
     """
 
     def __init__(self, folder: Path | str) -> None:
@@ -52,9 +52,9 @@ class KeptPictures:
                 fold_decisions(self.path)
 
     def read(self) -> pd.DataFrame:
-        """The manifest, empty while there is none; raises what `read_manifest` raises."""
+        """The manifest, empty if there is none; raises what `read_manifest` raises."""
         stamp, log = self._stamp_files(), DecisionLog(self._log.path)
-        log.read_new()  # for its columns, in which it is written on
+        log.read_new()  # for the columns in which it is continued
         kept = read_manifest(self.path) if self.path.is_file() else make_manifest([])
         if "negative_prompt" in kept:
             kept["negative_prompt"] = kept["negative_prompt"].astype(object).fillna("")
@@ -66,16 +66,16 @@ class KeptPictures:
         return kept
 
     def count(self) -> tuple[int, int]:
-        """How many pictures are accepted, and how many are not; raises what `read` raises."""
+        """Numbers of accepted and of other images; raises what `read` raises."""
         self._reload()
         accepted = sum(known.accepted is True for known in self._kept.values())
         return accepted, len(self._kept) - accepted
 
     def store(self, row: dict, write_files: Callable[[str], object]) -> dict:
-        """Keep a picture's row, or the newer decision on it; returns the row with the paths of its files.
+        """Store an image's row, or a newer decision on it; returns the row with the paths of its files.
 
-        Of a new picture, `write_files` writes image and mask under the name given, before the row is kept.
-        All is done under the lock that reviews take, too. Raises what `Studio.decide` does.
+        For a new image, `write_files` first writes image and mask under the given name. Everything is done
+        under the lock that reviews also use. Raises what `Studio.decide` does.
         """
         with explain_read_only(self.folder, "the decision was not stored"):
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -109,6 +109,6 @@ class KeptPictures:
 
 
 def identify_row(row: Mapping) -> bytes:
-    """A hash that rows of the same picture share, and no others."""
+    """A hash shared by rows of the same image only."""
     texts = [str(row.get(column)) for column in IDENTITY]
     return hashlib.blake2b(json.dumps(texts).encode(), digest_size=16).digest()

@@ -1,4 +1,4 @@
-"""What a run will take, before it begins: counts of the profile times what was measured of each kind."""
+"""The forecast of a run: the counts of a profile times the measured cost of each kind of work."""
 
 import os
 import shutil
@@ -11,13 +11,13 @@ import pandas as pd
 import torch
 
 from defaug_utils.book.batch import list_gpus
-from defaug_utils.book.measuring import Cost
 from defaug_utils.book.plan import Job
-from defaug_utils.book.workload import Task, Work, Workload
 from defaug_utils.core.origins import ORIGINS
+from plan_parts.measuring import Cost
+from plan_parts.workload import Task, Work, Workload
 
 STAGES = {"classifiers": "07_classifier", "classifier": "07_classifier", "detectors": "09_pixel_level"}
-PHASES = (  # rules whose jobs may run at the same time; each waits for the one before
+PHASES = (  # rules whose jobs can run at the same time; each phase waits for the one before
     *(("data_prep",), ("pool",), ("in_and_out",), ("classifiers", "detectors")),
     *(("classifier", "results", "pixel_level"), ("book",)),
 )
@@ -32,17 +32,17 @@ GB = 1e9
 
 @dataclass(frozen=True)
 class Machine:
-    """What a run has at its disposal."""
+    """The resources of a run."""
 
     cores: int
-    gpus: int  #: that are here
-    asked_gpus: int  #: that the run is to use
-    memory: int  #: bytes, of a GPU where there is one
+    gpus: int  #: available ones
+    asked_gpus: int  #: that the run should use
+    memory: int  #: bytes, of a GPU if there is one
     free_disk: int  #: bytes, on the disk of the run's folder
 
 
 def look_at_machine(run: Path | str, cores: int = 0, gpus: int | None = None) -> Machine:
-    """This machine; `cores` 0 takes all, `gpus` None those that are here."""
+    """This machine; `cores` 0 means all, `gpus` None all that are available."""
     found = len(list_gpus()) if torch.cuda.is_available() else 0
     folder = next(path for path in (Path(run).resolve(), *Path(run).resolve().parents) if path.is_dir())
     return Machine(
@@ -55,7 +55,7 @@ def look_at_machine(run: Path | str, cores: int = 0, gpus: int | None = None) ->
 
 
 class PricedJob(NamedTuple):
-    """A job and what it takes."""
+    """A job and its cost."""
 
     rule: str
     stage: str  #: its chapter
@@ -63,12 +63,12 @@ class PricedJob(NamedTuple):
     steps: int  #: of trainings
     seconds: float
     disk: float  #: bytes
-    memory: int  #: bytes at most at a time
-    problems: tuple[str, ...]  #: why parts of it were not measured; hours and disk are then too small
+    memory: int  #: peak bytes
+    problems: tuple[str, ...]  #: why parts were not measured; seconds and disk are then too small
 
     @property
     def wants_gpu(self) -> bool:
-        """Whether the Snakefile keeps a GPU for it."""
+        """Whether the Snakefile reserves a GPU for it."""
         rows = (row.wants_gpu for row in ORIGINS.values() if row.notebook == self.stage)
         return any(rows) if self.rule == "pool" else self.rule in ("classifiers", "detectors")
 
@@ -99,7 +99,7 @@ def _price(job: Job, work: list[Work], costs: Mapping[Task, Cost], loaded: int) 
 
 
 def _count_loaded(task: Task, images: int) -> int:
-    """Bytes of a whole data set, which classifiers and detectors hold in memory, though not in a GPU's."""
+    """Bytes of the data set that classifiers and detectors hold in memory (not in that of a GPU)."""
     is_held = task.kind in NETWORKS and not torch.cuda.is_available()
     return 3 * task.size[0] * task.size[1] * images if is_held else 0
 
@@ -142,7 +142,7 @@ def tabulate_costs(costs: Mapping[Task, Cost]) -> pd.DataFrame:
 
 
 def expect_hours(jobs: Iterable[PricedJob], machine: Machine) -> float:
-    """Hours from the first job to the last, when as many run at the same time as there are cores and GPUs."""
+    """Hours from the first job to the last, if all cores and GPUs are used."""
     jobs, gpus = list(jobs), min(machine.gpus, machine.asked_gpus)
     seconds = 0.0
     for rules in PHASES:
@@ -154,7 +154,7 @@ def expect_hours(jobs: Iterable[PricedJob], machine: Machine) -> float:
 
 
 def list_warnings(jobs: Iterable[PricedJob], machine: Machine, run: Path | str) -> list[str]:
-    """What this machine lacks for a run: disk, memory, GPUs, and measurements that could not be made."""
+    """What this machine lacks for a run (disk, memory, GPUs), and what could not be measured."""
     jobs, warnings = list(jobs), []
     disk = sum(job.disk for job in jobs)
     if disk > machine.free_disk:
@@ -164,7 +164,7 @@ def list_warnings(jobs: Iterable[PricedJob], machine: Machine, run: Path | str) 
             "or run from another disk"
         )
     if machine.asked_gpus > machine.gpus:
-        warnings.append(f"{machine.asked_gpus} GPUs are asked for, {machine.gpus} are here")
+        warnings.append(f"{machine.asked_gpus} GPUs are requested, {machine.gpus} are available")
     warnings += _check_memory(jobs, machine)
     missing: dict[str, list[str]] = {}
     for job in jobs:
@@ -177,7 +177,7 @@ def list_warnings(jobs: Iterable[PricedJob], machine: Machine, run: Path | str) 
 
 
 def _check_memory(jobs: list[PricedJob], machine: Machine) -> list[str]:
-    """On a GPU one job has all memory; on a processor the jobs that run at the same time share it."""
+    """A job has a GPU's memory to itself; on a CPU, jobs that run at the same time share memory."""
     largest = 0
     for rules in PHASES:
         needs = sorted((job.memory for job in jobs if job.rule in rules), reverse=True)

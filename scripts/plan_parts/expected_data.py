@@ -1,4 +1,4 @@
-"""The data that a run will meet, before it is prepared: how many images, of which split and label."""
+"""The images that a run will use, by split and label, before they are prepared."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +11,7 @@ from defaug_utils.data.datasets import draw_few_shot, draw_validation, load_data
 from defaug_utils.data.preparation import list_boxes
 from defaug_utils.data.surfaces import DEFAULT_SIZE, POSITIVE_SHARE, plan_surfaces
 
-# Size (width, height; about), and images by split, label and defect type, of data that is not there yet
+# Approximate size (width, height), and images by split, label and defect type, of data that is missing
 KSDD2 = (  # Božič et al. 2021
     (230, 630),
     {("train", "negative", ""): 2085, ("train", "positive", ""): 246}
@@ -26,10 +26,10 @@ GRID = (  # of MVTec AD (Bergmann et al. 2019)
 
 
 def list_data(p: Mapping[str, object], run: Path | str) -> tuple[pd.DataFrame, str]:
-    """Rows of the data set that a run meets, and in words where their numbers come from.
+    """The rows of a run's data set, and a phrase that says where their numbers come from.
 
-    `p` are the parameters of 01_data_prep. Taken are, in this order: what the run has prepared already, the
-    folder `data_root`, the published numbers of a data set that is not there, and drawn surfaces.
+    `p` are the parameters of 01_data_prep. The sources, in this order, are the run's prepared data, the
+    published numbers of a missing data set, the folder `data_root`, and drawn surfaces.
     """
     prepared, root = Path(run) / "data" / "manifest.csv", Path(p["data_root"])
     if prepared.is_file():
@@ -53,7 +53,7 @@ def list_data(p: Mapping[str, object], run: Path | str) -> tuple[pd.DataFrame, s
 
 
 def make_published(size: tuple[int, int], counts: Mapping[tuple[str, str, str], int]) -> pd.DataFrame:
-    """Rows of a data set of which only the numbers are known."""
+    """Rows of a data set of which only the counts are known."""
     columns = ["split", "label", "defect_type", "image"]
     rows = [(*key, f"{' '.join(key)} {number}") for key, count in counts.items() for number in range(count)]
     return pd.DataFrame(rows, columns=columns).assign(category="", width=size[0], height=size[1])

@@ -1,4 +1,4 @@
-"""What a few steps of each kind of work take on this machine."""
+"""Measures a few steps of each kind of work on this machine."""
 
 import gc
 import subprocess
@@ -10,18 +10,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from defaug_utils.book.bench import (
-    STEPS,
-    TEXT,
-    Bench,
-    Stamps,
-    count_files,
-    read_peak,
-    reset_peak,
-    time_call,
-    time_steps,
-)
-from defaug_utils.book.workload import OWN_METHOD, Task
 from defaug_utils.core.files import write_png
 from defaug_utils.core.images import fit_image, fit_mask, read_image
 from defaug_utils.core.manifest import make_manifest
@@ -42,6 +30,18 @@ from defaug_utils.methods.cut_paste import CutPaste
 from defaug_utils.methods.memseg import MemSeg
 from defaug_utils.methods.textures import open_textures
 from defaug_utils.training.loop import StepPlan
+from plan_parts.bench import (
+    STEPS,
+    TEXT,
+    Bench,
+    Stamps,
+    count_files,
+    read_peak,
+    reset_peak,
+    time_call,
+    time_steps,
+)
+from plan_parts.workload import OWN_METHOD, Task
 
 IMPORTS = (
     "import diffusers, defaug_utils.book.session, defaug_utils.evaluation.classifier as _, peft, seaborn"
@@ -49,18 +49,18 @@ IMPORTS = (
 
 
 class Cost(NamedTuple):
-    """What was measured of a task: seconds and bytes."""
+    """The measured cost of a task, in seconds and bytes."""
 
-    step: float = 0.0  #: seconds of a step: of denoising, of one image; of a training, of one batch
-    image: float = 0.0  #: seconds of an image beside its steps
-    memory: int = 0  #: bytes at most, of a GPU or else of this process
-    image_bytes: int = 0  #: that an image takes on the disk
-    training_bytes: int = 0  #: that a training leaves on the disk
-    problem: str = ""  #: why nothing was measured
+    step: float = 0.0  #: seconds of a denoising step of one image, or of a training step of one batch
+    image: float = 0.0  #: seconds of an image besides its steps
+    memory: int = 0  #: peak bytes, of the GPU or of this process
+    image_bytes: int = 0  #: on disk, per image
+    training_bytes: int = 0  #: on disk, per training
+    problem: str = ""  #: why nothing was measured; empty if it was
 
 
 def measure(bench: Bench, task: Task) -> Cost:
-    """Measure a task by three of its steps; where that can't be done the cost says why."""
+    """Measure three steps of a task; if that is impossible, the cost says why."""
     reset_peak()
     before = read_peak()
     try:
@@ -76,13 +76,13 @@ def measure(bench: Bench, task: Task) -> Cost:
 
 
 def time_start(bench: Bench, task: Task) -> Cost:
-    """A process that imports what a notebook imports."""
+    """Start a process that imports what a notebook imports."""
     command = [sys.executable, "-c", IMPORTS]
     return Cost(image=time_call(lambda: subprocess.run(command, check=True)))  # noqa: S603
 
 
 def time_preparation(bench: Bench, task: Task) -> Cost:
-    """Draw (where surfaces are drawn), read, fit and write."""
+    """Draw (if surfaces are drawn), read, fit and write images."""
     drawn, folder = draw_surface(0, None).image_u8, bench.make_folder()
     source, target = folder / "source.png", folder / "target.png"
     write_png(source, drawn)
@@ -101,7 +101,7 @@ def time_memseg(bench: Bench, task: Task) -> Cost:
     """Images of MemSeg."""
     folder = bench.place_parts(task.size)
     method = MemSeg(folder, open_textures(""), task.settings, None)
-    method.make([0], [0])  # reads the textures
+    method.make([0], [0])  # warm-up: reads the textures
     seconds = time_call(lambda: [method.make([seed], [seed]) for seed in range(1, 1 + STEPS)])
     return Cost(image=seconds / STEPS, image_bytes=bench.count_bytes(task.size))
 
@@ -114,7 +114,7 @@ def time_pasting(bench: Bench, task: Task) -> Cost:
 
 
 def time_text2image(bench: Bench, task: Task) -> Cost:
-    """Denoising steps of pictures from text."""
+    """Denoising steps of a text-to-image model."""
     model = bench.open_text2image(task)
     jobs = [TextJob(TEXT, "", seed) for seed in range(bench.limit(task))]
     seconds = time_steps(
@@ -128,14 +128,14 @@ def time_inpainting(bench: Bench, task: Task) -> Cost:
     model = bench.open_inpainter(task)
     jobs = bench.make_jobs(task)
 
-    def paint(steps: int) -> None:  # so many of one more: SDXL can't run all of them
+    def paint(steps: int) -> None:  # runs one step fewer than given: SDXL fails at strength 1
         inpaint_batch(model, jobs, replace(task.settings, steps=steps + 1, strength=0.99))
 
     return Cost(*time_steps(paint, len(jobs)), image_bytes=bench.count_bytes(task.size))
 
 
 def time_dreambooth(bench: Bench, task: Task) -> Cost:
-    """Training steps of an adapter, on one picture that is shown often."""
+    """Training steps of an adapter, on one repeated image."""
     settings, lora = task.settings
     few, folder = bench.limit(task), bench.place_parts(task.size)
     dataset = read_dataset(folder)
@@ -207,7 +207,7 @@ def draw_samples(count: int, size: tuple[int, int]) -> Samples:
 
 
 def time_network(bench: Bench, task: Task) -> Cost:
-    """Training steps of a classifier or detector from random weights, and what scoring an image takes."""
+    """Training steps of a classifier or detector from random weights, and the scoring of an image."""
     few = bench.limit(task)
     samples = draw_samples((STEPS + 2) * few, task.size)
     target, stamps = bench.make_folder(), Stamps()
@@ -226,7 +226,7 @@ def time_network(bench: Bench, task: Task) -> Cost:
 
 
 def refuse(bench: Bench, task: Task) -> Cost:
-    """Of a method of a user's own nothing is known."""
+    """A user's own method, about which nothing is known."""
     return Cost(problem=f"the forecast does not know the method of {task.settings}")
 
 

@@ -1,4 +1,4 @@
-"""The bench of the forecast: drawn parts, models or their stand-ins, a clock, and the peak of memory."""
+"""The test bench of the forecast: drawn parts, models or their stand-ins, a clock, and peak memory."""
 
 import os
 import resource
@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from huggingface_hub import try_to_load_from_cache
 
-from defaug_utils.book.workload import Task
 from defaug_utils.core.files import write_png
 from defaug_utils.core.images import fit_image, fit_mask, read_image
 from defaug_utils.core.manifest import make_manifest, write_manifest
@@ -29,9 +28,10 @@ from defaug_utils.diffusion.text2image import TextToImage, load_text2image
 from defaug_utils.masks.patches import read_defects
 from defaug_utils.masks.trimaps import TripleSet, TripleSettings, read_good_images
 from defaug_utils.training.memory import pick_device
+from plan_parts.workload import Task
 
-STEPS = 3  # of each kind, that count
-AT_ONCE = 8  # images at most on a processor, whose time grows with their number
+STEPS = 3  # measured steps of each kind
+AT_ONCE = 8  # largest batch on a CPU, where time is proportional to it
 LARGE, LARGE_AT_ONCE = ("resnet18", "resnet50"), 2  # of these
 PARTS = 2  # good ones, and as many defective ones
 TEXT = "background"
@@ -39,13 +39,13 @@ TEXT = "background"
 
 @dataclass(frozen=True)
 class Bench:
-    """Where is measured: a folder that may be filled, and a device."""
+    """Where measurements run: a folder for their files, and a device."""
 
     folder: Path
     device: str
 
     def place_parts(self, size: tuple[int, int]) -> Path:
-        """A small prepared data set of a size (width, height)."""
+        """A small prepared data set with images of a size (width, height)."""
         folder, rows = self.folder / f"data-{size[0]}-{size[1]}", []
         if folder.is_dir():
             return folder
@@ -61,11 +61,11 @@ class Bench:
         return folder
 
     def make_folder(self) -> Path:
-        """An empty one."""
+        """A new, empty folder."""
         return Path(tempfile.mkdtemp(dir=self.folder))
 
     def count_bytes(self, size: tuple[int, int]) -> int:
-        """Bytes of an image of a size (width, height) on the disk."""
+        """Bytes on disk of an image of a size (width, height)."""
         return (self.place_parts(size) / f"{PARTS}.png").stat().st_size
 
     def make_triples(self, size: tuple[int, int], working: tuple[int, int]) -> TripleSet:
@@ -76,7 +76,7 @@ class Bench:
         return TripleSet(read_defects(dataset, folder, working), goods, TripleSettings(template=TEXT))
 
     def make_jobs(self, task: Task) -> list[InpaintJob]:
-        """Good parts and masks, as many as are painted at once."""
+        """Good parts with masks, as many as are painted at once."""
         folder = self.place_parts(task.size)
         image_u8 = read_image(folder / f"{PARTS}.png")
         mask = np.zeros(image_u8.shape[:2], bool)
@@ -84,27 +84,27 @@ class Bench:
         return [InpaintJob(image_u8, mask, TEXT, "", seed) for seed in range(self.limit(task))]
 
     def limit(self, task: Task) -> int:
-        """Images at once: all on a GPU, few on a processor, and very few of a large network."""
+        """Images at once: the whole batch on a GPU, fewer on a CPU, and very few for a large network."""
         if self.device != "cpu":
             return task.batch
         return min(task.batch, AT_ONCE if task.model not in LARGE else LARGE_AT_ONCE)
 
     def open_text2image(self, task: Task) -> TextToImage:
-        """The model that a task works with, or its stand-in."""
+        """The text-to-image model of a task, or its stand-in."""
         dtype = getattr(torch, task.precision)
         if self.needs_stand_in(task.model):
             return open_stand_in(task.model, "text to image", self.device, dtype, task.clip_skip)
         return load_text2image(task.model, self.device, dtype, task.clip_skip)
 
     def open_inpainter(self, task: Task) -> Inpainter:
-        """The same for a model that inpaints."""
+        """The inpainting model of a task, or its stand-in."""
         dtype = getattr(torch, task.precision)
         if self.needs_stand_in(task.model):
             return open_stand_in(task.model, "inpainting", self.device, dtype)
         return load_inpainter(task.model, self.device, dtype)
 
     def needs_stand_in(self, model: str) -> bool:
-        """Whether a model would have to be fetched; on a processor that raises a ModelError."""
+        """Whether a model would have to be downloaded; on a CPU, that raises a ModelError."""
         is_cached = HUB_ID.fullmatch(model) and isinstance(try_to_load_from_cache(model, INDEX), str)
         if Path(model).exists() or is_cached:
             return False
@@ -114,7 +114,7 @@ class Bench:
 
 
 def open_bench(folder: Path | str) -> Bench:
-    """Measure in a folder, on the GPU when there is one."""
+    """Measure in a folder, on the GPU if there is one."""
     return Bench(Path(folder), str(pick_device()))
 
 
@@ -127,7 +127,7 @@ def reset_peak() -> None:
 
 
 def read_peak() -> int:
-    """Bytes of the GPU at most since then; without one of this process, else since it began."""
+    """Peak memory of the GPU or, without one, of this process, in bytes, since the reset if there was one."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     with suppress(OSError, StopIteration):
@@ -137,7 +137,7 @@ def read_peak() -> int:
 
 
 def read_clock() -> float:
-    """Seconds: of the wall once a GPU is done, else of the processor, so that other work doesn't count."""
+    """Wall time in seconds once the GPU has finished; without one, CPU time, unaffected by other work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
         return time.perf_counter()
@@ -152,8 +152,8 @@ def time_call(call: Callable[[], object]) -> float:
 
 
 def time_steps(run: Callable[[int], object], images: int) -> tuple[float, float]:
-    """Seconds of a step and of the rest, an image, of a call that takes a number of steps."""
-    run(1)  # what only a first call does
+    """Seconds per image of a step and of everything else, for a call with a given number of steps."""
+    run(1)  # warm-up
     short, long = (time_call(lambda count=count: run(count)) for count in (1, 1 + STEPS))
     step = max(0.0, long - short) / STEPS
     return step / images, max(0.0, short - step) / images
@@ -161,17 +161,17 @@ def time_steps(run: Callable[[int], object], images: int) -> tuple[float, float]
 
 @dataclass
 class Stamps:
-    """The time after every step of a training, for `on_step`."""
+    """Records the time after every training step, for `on_step`."""
 
     moments: list[float] = field(default_factory=list)
 
     def __call__(self, *_: object) -> None:
-        """A step is finished."""
+        """Record a finished step."""
         self.moments.append(read_clock())
 
     @property
     def step(self) -> float:
-        """Seconds of a step, without the first one and the last, which writes the files."""
+        """Median seconds of a step, without the first and the last one, which writes the files."""
         return statistics.median(late - early for early, late in pairwise(self.moments[:-1]))
 
 

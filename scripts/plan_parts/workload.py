@@ -1,4 +1,4 @@
-"""How much each job of a profile does: images, steps and trainings, counted as the notebooks make them."""
+"""The work of each job of a profile: images, steps and trainings, counted as in the notebooks."""
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
@@ -26,16 +26,16 @@ from defaug_utils.methods.blending import BlendSettings
 from defaug_utils.methods.memseg import MemSegSettings
 
 OWN_METHOD = "own method"
-SWEEP = 6  # chapter 4's pictures at other guidances and strengths
-TRIED, ABLATED = 2, 5  # chapter 5's trimaps painted during the training, and its pictures of the stages
+SWEEP = 6  # images of chapter 4 at other guidances and strengths
+TRIED, ABLATED = 2, 5  # images per sampling in chapter 5's training, and of its stages
 Values = Mapping[str, object]
 
 
 class Task(NamedTuple):
-    """One kind of work, and all that its time depends on."""
+    """One kind of work, and everything that its time depends on."""
 
     kind: str
-    settings: Hashable = None  #: the package's own, in which the number of steps, images or epochs is free
+    settings: Hashable = None  #: of the package, with an arbitrary number of steps, images or epochs
     model: str = ""  #: diffusion model, or a network's name in `BACKBONES`
     size: tuple[int, int] = (0, 0)  #: (width, height) of the data's images, or of a network's input
     batch: int = 1  #: images at once
@@ -44,17 +44,17 @@ class Task(NamedTuple):
 
 
 class Work(NamedTuple):
-    """How often a job does it."""
+    """A task, and how often a job does it."""
 
     task: Task
     images: int = 0  #: made, or scored by a network
-    steps: int = 0  #: of denoising, one an image; of a training, one a batch
-    trainings: int = 0  #: each leaves its files in the run's folder
+    steps: int = 0  #: denoising steps of one image, or training steps of one batch
+    trainings: int = 0  #: each stores its files in the run's folder
 
 
 @dataclass(frozen=True)
 class Workload:
-    """A profile with the data that it meets."""
+    """A profile and its data."""
 
     book: BookPlan
     given: Mapping[str, Values]  #: parameters by notebook, defaults included
@@ -76,7 +76,7 @@ class Workload:
         return known.get(scenario, self.count("train", "positive"))
 
     def list_work(self, job: Job) -> list[Work]:
-        """What a job does, beside its start."""
+        """The work of a job, including its start."""
         chapter = job.name.partition("/")[0]
         counters: dict[str, Callable[[Job], list[Work]]] = {
             "classifiers": self._train_classifiers,
@@ -92,7 +92,7 @@ class Workload:
         return [Work(Task("start of a job"), images=1), *count(job)]
 
     def _name_unknown(self, job: Job) -> list[Work]:
-        """A method of a user's own, or a page that makes nothing."""
+        """The work of a user's own method; none for a page that makes nothing."""
         return [Work(Task(OWN_METHOD, job.name.partition("/")[0]))] if job.rule == "pool" else []
 
     def _prepare_data(self, job: Job) -> list[Work]:
@@ -121,7 +121,7 @@ class Workload:
         pictures += p["kept_times"] * len(p["copy_shares"]) * p["copy_count"]
         pictures += fill_groups(p["pool_count"], p["group_size"]) + p["group_size"]
         if job.name == next(name for name in self.book.pools if name.startswith("03_lora")):
-            pictures += fill_groups(p["regularisation_count"], p["group_size"])  # all notebooks share them
+            pictures += fill_groups(p["regularisation_count"], p["group_size"])  # shared by all notebooks
         trained = Task("DreamBooth step", (settings, lora), size=self.size, batch=p["batch_size"], **model)
         return [Work(text, pictures, pictures * p["steps"]), Work(trained, steps=steps, trainings=1)]
 
@@ -160,7 +160,7 @@ class Workload:
         return [Work(task, pictures, pictures * settings.effective_steps)]
 
     def _name_inpainting(self, settings: InpaintSettings, model: str, p: Values) -> Task:
-        settings = replace(settings, steps=1, strength=1.0)  # both are free
+        settings = replace(settings, steps=1, strength=1.0)  # both are arbitrary
         return Task("inpainting step", settings, model, self.size, p["batch_size"], p["precision"])
 
     def _blend(self, job: Job) -> list[Work]:
@@ -245,12 +245,12 @@ class Workload:
 
 
 def fill_groups(count: int, group: int) -> int:
-    """Images that are made for so many, since groups are made whole."""
+    """Number of images that are made for `count`, because groups are made as a whole."""
     return -(-count // group) * group
 
 
 def pick_size(p: Values, size: tuple[int, int]) -> tuple[int, int]:
-    """(width, height) of a network's input, where (0, 0) stands for that of the images."""
+    """(width, height) of a network's input; (0, 0) means that of the images."""
     asked = (p["input_width"], p["input_height"])
     return asked if min(asked) > 0 else size
 
@@ -262,11 +262,11 @@ def make_labels(negatives: int, positives: int) -> np.ndarray:
 
 @cache
 def count_steps(labels: bytes, recipe: Recipe) -> int:
-    """Steps of a training on labels, int64 as bytes; all its epochs are of one length."""
+    """Training steps for labels (int64, as bytes); all epochs have the same length."""
     (epoch,) = plan_epochs(np.frombuffer(labels, int), replace(recipe, epochs=1), seed=0)
     return recipe.epochs * len(split_batches(epoch, recipe.batch_size))
 
 
 def fill_in(parameters: Mapping[str, Values], notebook_folder: Path | str = "notebooks") -> dict[str, Values]:
-    """The parameters of every notebook, with its defaults where the profile says nothing."""
+    """The parameters of every notebook: those of the profile, and defaults for the rest."""
     return {name: read_defaults(name, notebook_folder) | values for name, values in parameters.items()}
