@@ -209,7 +209,7 @@ def test_an_export_whose_licence_or_recipe_is_damaged_is_not_begun_or_not_left(r
     with pytest.raises(ValueError, match=r"diag.recipe\.json can't be read"):
         export_training_set(training_set, run, tmp_path / "out", "imagefolder")
     (run / "data" / "licence.txt").write_bytes(b"\xff")
-    with pytest.raises(ValueError, match=r"licence\.txt is no licence"):
+    with pytest.raises(ValueError, match=r"licence\.txt is not a licence"):
         export_training_set(training_set, run, tmp_path / "out", "coco")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "set"]
 
@@ -305,7 +305,7 @@ def test_what_is_no_adapter_is_refused(adapter, data, tmp_path):
     with pytest.raises(FileNotFoundError, match="no adapter at"):
         export_adapter(tmp_path / "missing.safetensors", tmp_path / "hub", data)
     save_file({"weight": torch.zeros(2)}, tmp_path / "model.safetensors")
-    with pytest.raises(LoraError, match="holds no adapter"):
+    with pytest.raises(LoraError, match="contains no adapter"):
         export_adapter(tmp_path / "model.safetensors", tmp_path / "hub", data)
     (tmp_path / "torn.safetensors").write_bytes(adapter.read_bytes()[:100])
     with pytest.raises(LoraError, match="is not a complete safetensors file"):

@@ -114,7 +114,7 @@ def test_a_licence_that_is_no_line_of_text_is_refused_before_anything_is_written
 @pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"one\ntwo", b"x" * 300])
 def test_a_damaged_note_is_named(tmp_path, content):
     (tmp_path / "licence.txt").write_bytes(content)
-    with pytest.raises(ValueError, match=r"licence\.txt is no licence: mend or delete it"):
+    with pytest.raises(ValueError, match=r"licence\.txt is not a licence: fix or delete it"):
         read_licence(tmp_path)
 
 

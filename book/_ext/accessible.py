@@ -14,8 +14,8 @@ REPAIRS = {
 
 def repair(html: str) -> str:
     """The HTML of a page's text with every repair."""
-    for found, mended in REPAIRS.items():
-        html = re.sub(found, mended, html)
+    for found, repaired in REPAIRS.items():
+        html = re.sub(found, repaired, html)
     return html
 
 

@@ -12,6 +12,7 @@ NOT_STATED = "not stated"
 DATA_LICENCE = "data_licence"  # key in recipes and exports
 LICENCE_FILE = "licence.txt"  # one line, next to the prepared data set's manifest
 RECIPE_FILE = "recipe.json"
+REMAKE = "delete the folder to remake the pool, or choose another one"  # if a recipe can't be read
 MAX_LETTERS = 200
 
 
@@ -20,7 +21,7 @@ def check_licence(licence: object, error: type[Exception] = ValueError) -> str:
     is_text = isinstance(licence, str)
     line = licence.strip() if is_text else ""
     demands = {
-        f"{licence!r} is no text": is_text,
+        f"{licence!r} is not text": is_text,
         "it has more than one line, or signs that can't be printed": line.isprintable(),
         f"it has {len(line)} letters, at most {MAX_LETTERS} are kept": len(line) <= MAX_LETTERS,
     }
@@ -44,10 +45,10 @@ def read_licence(folder: Path | str) -> str:
         try:
             return check_licence(note.read_text(encoding="utf-8")) or NOT_STATED
         except ValueError as problem:
-            raise ValueError(f"{note} is no licence: mend or delete it\n{problem}") from problem
+            raise ValueError(f"{note} is not a licence: fix or delete it\n{problem}") from problem
     if not recipe.is_file():
         return NOT_STATED
-    recipes = read_settings(recipe, "delete the folder to make the pool again, or choose another one")
+    recipes = read_settings(recipe, REMAKE)
     told = (entry.get(DATA_LICENCE) for entry in recipes.values() if isinstance(entry, dict))
     return "; ".join(sorted({line for line in told if isinstance(line, str)})) or NOT_STATED
 

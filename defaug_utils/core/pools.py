@@ -15,7 +15,7 @@ import pandas as pd
 import defaug_utils
 from defaug_utils.core import guards
 from defaug_utils.core.files import append_line, lock_file, read_journal, write_json, write_png
-from defaug_utils.core.licences import RECIPE_FILE, drop_licence, tell_licence
+from defaug_utils.core.licences import RECIPE_FILE, REMAKE, drop_licence, tell_licence
 from defaug_utils.core.manifest import (
     image_seed,
     make_manifest,
@@ -192,7 +192,7 @@ def read_recipe(folder: Path | str, key: str = "") -> dict:
     Raises a ValueError if it can't be read or does not exist.
     """
     path = Path(folder) / RECIPE_FILE
-    recipes = guards.read_settings(path, "delete the folder to remake the pool, or choose another one")
+    recipes = guards.read_settings(path, REMAKE)
     found = [recipes[key]] if key in recipes else list(recipes.values())
     if len(found) != 1 or not isinstance(found[0], dict):
         raise ValueError(f"{path} can't be read (expected one recipe, found {len(found)} entries)")

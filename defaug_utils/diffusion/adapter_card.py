@@ -97,7 +97,7 @@ def export_adapter(
 def _check_adapter(tensors: dict[str, Tensor], path: Path) -> None:
     endings = tuple(ending for parts in ENDINGS.values() for ending in parts["down"])
     if not any(key.endswith(endings) for key in tensors):
-        raise LoraError(f"{path} holds no adapter: give a file that train_dreambooth or save_lora wrote")
+        raise LoraError(f"{path} contains no adapter: choose a file that train_dreambooth or save_lora wrote")
 
 
 def _describe_training(header: dict[str, str], path: Path) -> tuple[str, str]:
