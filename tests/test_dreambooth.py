@@ -266,7 +266,7 @@ def test_a_loss_that_is_no_number_names_its_step(tmp_path: Path, text_model_fold
 def test_one_image_and_a_split_identifier_are_told(tmp_path: Path, text_model_folder, data):
     run = train(tmp_path, text_model_folder, read_images(data, None, 1), epochs=1)
     told = "\n".join(run.notices)
-    assert "one instance image" in told and "prior preservation is off" in told
+    assert "one instance image" in told and "Prior preservation is off" in told
     assert "splits the identifier 'skt' into 3 pieces (s, k, t</w>)" in told
     assert run.history["loss_class"].isna().all()
 

@@ -74,7 +74,7 @@ def settle_settings(settings: DreamBoothSettings, device: str) -> tuple[DreamBoo
         notices.append("CPUs train in float32, not in half precision")
     if settings.optimiser == "adamw8bit" and not (device.startswith("cuda") and find_spec("bitsandbytes")):
         settings = replace(settings, optimiser="adamw")
-        notices.append("plain AdamW is used instead of the 8-bit one, which needs bitsandbytes and a GPU")
+        notices.append("Plain AdamW is used instead of the 8-bit one, which needs bitsandbytes and a GPU")
     return settings, notices
 
 
@@ -82,10 +82,10 @@ def tell_images(images: TrainingImages, settings: DreamBoothSettings) -> list[st
     """Notices about the number of images."""
     notices = []
     if len(images.sizes(is_class=False)) == 1:
-        notices.append("there is only one instance image: the adapter will memorise it")
+        notices.append("There is only one instance image: the adapter will memorise it")
     if not images.sizes(is_class=True):
         notices.append(
-            f"prior preservation is off (prior_weight {settings.prior_weight}, no regularisation image): the "
+            f"Prior preservation is off (prior_weight {settings.prior_weight}, no regularisation image): the "
             "class word drifts towards the instance images"
         )
     return notices
@@ -98,7 +98,7 @@ def tell_identifier(tokenizer: Any, identifier: str) -> list[str]:
     if len(ids) == 1 and ids[0] != tokenizer.unk_token_id:
         return []
     return [
-        f"the tokenizer splits the identifier {identifier!r} into {len(pieces)} pieces ({', '.join(pieces)}"
+        f"The tokenizer splits the identifier {identifier!r} into {len(pieces)} pieces ({', '.join(pieces)}"
         "), which it shares with other words; a rare word of one piece has fewer side effects"
     ]
 

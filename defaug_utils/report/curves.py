@@ -23,10 +23,10 @@ METRIC_LABELS = {number: title for title, number in PIXEL_NUMBERS.items()} | {
     "ap": "AP",
     "ap_trapezoid": "AP (trapezoid)",
     "auroc": "AUROC",
-    "paper_precision": "precision\n(paper protocol)",
-    "paper_recall": "recall\n(paper protocol)",
-    "validation_precision": "precision\n(validation threshold)",
-    "validation_recall": "recall\n(validation threshold)",
+    "paper_precision": "precision\n(papers)",
+    "paper_recall": "recall\n(papers)",
+    "validation_precision": "precision\n(validation)",
+    "validation_recall": "recall\n(validation)",
 }
 
 

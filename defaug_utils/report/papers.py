@@ -13,7 +13,6 @@ from defaug_utils.protocol.mixing import is_marked
 from defaug_utils.report.results import GROUP, OTHER_DETECTORS, label_arm, sort_results
 from defaug_utils.report.tables import NOTHING, PAPER_PROTOCOL, PUBLISHED, layout_results
 
-PUBLISHED_ON = "published: KSDD2"
 FURTHER_ARMS = ("diag", "adabldm")  # shown next to In&Out in its own tables
 STANDARD_ERRORS = 2  # a mean difference larger than this many standard errors counts as different from 0
 LEAST_SEEDS = 3  # two values say little about their spread
@@ -71,9 +70,9 @@ def rebuild_table(
     if "in_and_out" in arms:
         arms.update(FURTHER_ARMS)
     own = summary[summary["arm"].isin(arms) & (summary["scenario"] == printed["scenario"].iloc[0])]
-    theirs = layout_results(printed, PUBLISHED, mark_cells=True).assign(**{"in": f"{source}, table {table}"})
+    theirs = layout_results(printed, PUBLISHED, mark_cells=True)
     measured = layout_results(own, PAPER_PROTOCOL, mark_cells=True).astype(object)
-    parts = {f"ours: {ours}": measured, PUBLISHED_ON: theirs}
+    parts = {f"ours: {ours}": measured, f"published: {source}, table {table}, KSDD2": theirs}
     ordered = sort_results(pd.concat([own, printed])[GROUP]).drop_duplicates()
     rows = [(label_arm(row.arm), row.n_aug) for row in ordered.itertuples()]
     return pd.concat(parts, axis=1).reindex(rows).fillna(NOTHING)

@@ -101,7 +101,7 @@ def _describe_baseline(differences: pd.DataFrame, name: str) -> str:
         f"In {above} of {comparisons} the mean {name} is higher than that of "
         f"**{_name_arm(differences['baseline'].iloc[0])}**. All seeds agree in direction in {agreeing} of "
         f"{comparisons}; with {_count(n, 'seed')}, two equally good arms would do so by chance "
-        f"alone in {min(1.0, 2 / 2**n):.1%} of comparisons."
+        f"alone in {100 * min(1.0, 2 / 2**n):.2g} % of comparisons."
     )
 
 

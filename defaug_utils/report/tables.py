@@ -88,7 +88,7 @@ def name_weights(weights: str) -> str:
 
 def list_runs(runs: pd.DataFrame) -> pd.DataFrame:
     """The columns of `gather_results` to show; a missing validation part is stated instead of its values."""
-    shown = runs[RUN_COLUMNS].copy()
+    shown = runs[RUN_COLUMNS].assign(arm=runs["arm"].map(label_arm))
     if _lacks_validation(runs):
         shown[[name for name in VALIDATION_METRICS if name in shown]] = NO_VALIDATION
     return shown
