@@ -19,6 +19,13 @@ PYTHON ?= python3
 PIP_OPTIONS ?=
 LOCK_OPTIONS ?= --torch-backend cpu
 
+# make ignores a mistyped variable, such as PROFIL=smoke, and would start another run than the one meant.
+KNOWN := PROFILE DATA GPUS CORES SEED MINUTES PYTHON PIP_OPTIONS LOCK_OPTIONS
+GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
+ifneq ($(filter-out $(KNOWN) MAKEFLAGS SHELL,$(GIVEN)),)
+$(error unknown: $(filter-out $(KNOWN),$(GIVEN)); known are $(KNOWN))
+endif
+
 # Python compiles a module when it first imports it, and keeps that; pip would compile all 20,000 beforehand.
 unexport PYTHONDONTWRITEBYTECODE
 
