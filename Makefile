@@ -5,7 +5,7 @@
 #   DATA=              folder of your own data set; empty = procedural surfaces
 #   CORES=             CPU cores to use
 #   GPUS=              of make plan: GPUs to use; empty = all
-#   SEED=0 MINUTES=15 of make faults, which looks for faults and can be resumed
+#   SEED=0 MINUTES=25 of make faults, which looks for faults and can be resumed
 #   PYTHON=python3     Python 3.11 or newer, to make .venv with
 #   PIP_OPTIONS=       further options for pip, such as --index-url for a CPU-only PyTorch
 #   LOCK_OPTIONS=--torch-backend cpu   where uv finds PyTorch
@@ -14,7 +14,7 @@ DATA ?=
 GPUS ?=
 CORES ?= $(shell getconf _NPROCESSORS_ONLN)
 SEED ?= 0
-MINUTES ?= 15
+MINUTES ?= 25
 PYTHON ?= python3
 PIP_OPTIONS ?=
 LOCK_OPTIONS ?= --torch-backend cpu

@@ -92,6 +92,10 @@ def test_what_stops_a_job_is_kept_and_told_without_a_traceback(tmp_path, capsys)
         raise ValueError("other settings")
     kept = tmp_path / ERRORS / "classifier-x.txt"
     assert kept.read_text() == "classifier/x: other settings\n"
+    with pytest.raises(SystemExit, match="new thread: memory ran out, close"), tell_job(tmp_path, "pool"):
+        raise RuntimeError("can't start new thread")
+    with pytest.raises(SystemExit, match="pool: MemoryError: memory ran out"), tell_job(tmp_path, "pool"):
+        raise MemoryError
     with pytest.raises(AttributeError), tell_job(tmp_path, "book"):  # a mistake of ours keeps its traceback
         raise AttributeError("no such thing")
     with tell_job(tmp_path, "pool"):

@@ -28,6 +28,10 @@ OPTIONS = {"kernel_name": "python3", "progress_bar": False, "cwd": ".", "start_t
 ENCRYPTED = Config(KernelManager={"transport_encryption": "auto"})  # kernels listen on a local port
 FREE_BYTES = 2**30  # on a run's disk; the workshop's run takes 0.9 GB
 JOB_BYTES = 2**30  # of memory; libraries alone take half of it
+NO_MEMORY = (  # the words of Python, NumPy, PyTorch, its threads and kernels, and C++
+    *("MemoryError", "Unable to allocate", "allocate memory", "out of memory"),
+    *("can't start new thread", "could not create a primitive", "bad_alloc"),
+)
 OPTIONS = ("profile", "data", "threads", "run")  # of `snakemake --config`
 CONTAINER_MEMORY = Path("/sys/fs/cgroup/memory.max")  # bytes, or "max"
 ERRORS = "errors"  # folder of a run for its jobs' error messages
@@ -137,6 +141,13 @@ def hold_gpu(run: Path | str, wanted: int) -> Iterator[None]:
     yield
 
 
+def explain_memory(message: str) -> str:
+    """An error's message; if memory ran out, which libraries tell in many ways, with what to do."""
+    if not any(words in message for words in NO_MEMORY):
+        return message
+    return f"{message}: memory ran out, close other programs or run again with fewer CORES"
+
+
 @contextmanager
 def tell_job(run: Path | str, name: str) -> Iterator[None]:
     """Print when a job starts and ends; its error message, if any, goes to the run's folder of errors."""
@@ -145,11 +156,14 @@ def tell_job(run: Path | str, name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        message = str(error) or type(error).__name__
+        told = f"{name}: {explain_memory(message)}"
         note.parent.mkdir(parents=True, exist_ok=True)
-        note.write_text(f"{name}: {error}\n", encoding="utf-8")
-        if not isinstance(error, NotebookError | ValueError | OSError | MemoryError | ArithmeticError):
+        note.write_text(f"{told}\n", encoding="utf-8")
+        is_expected = isinstance(error, NotebookError | ValueError | OSError | MemoryError | ArithmeticError)
+        if not is_expected and explain_memory(message) == message:
             raise
-        sys.exit(f"\n{name}: {error}\n")
+        sys.exit(f"\n{told}\n")
     sys.stderr.write(f"{time.strftime('%H:%M:%S')}  {name}: done in {time.monotonic() - started:.0f} s\n")
 
 

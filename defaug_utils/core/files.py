@@ -4,6 +4,7 @@ import csv
 import errno
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ if TYPE_CHECKING:  # these are imported late: the engine starts in a second less
     import numpy as np
     import pandas as pd
 
+RUST_ERROR = re.compile(r"\(os error (\d+)\)")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space left, quota exceeded, file too large
 LOCK_SECONDS = 30.0  # reading and writing a manifest takes far less
 
@@ -28,11 +30,13 @@ def explain_full_disk(path: Path | str) -> Iterator[None]:
     """Turn the system's "no space left" into a message that names the file and what to do."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in FULL:
+    except Exception as error:
+        told = RUST_ERROR.search(str(error))  # safetensors has an error of its own
+        number = int(told[1]) if told else getattr(error, "errno", None)
+        if number not in FULL:
             raise
         raise OSError(
-            error.errno,
+            number,
             f"the disk is full: {path} was not written (a previous version is kept); "
             "free some space and run again, finished work is kept",
         ) from error
@@ -77,7 +81,8 @@ def stage_folder(target: Path | str) -> Iterator[Path]:
     former = staging.with_suffix(".old")
     try:
         staging.mkdir(parents=True)
-        yield staging
+        with explain_full_disk(target):
+            yield staging
         if target.exists():
             target.rename(former)
         staging.rename(target)

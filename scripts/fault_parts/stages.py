@@ -77,6 +77,8 @@ def write_inputs(folder: Path) -> None:
     for seed in range(3):
         finish_classifier(folder, run_name("few-shot", "none", 0, seed), make_samples(), plan)
     write_pages(folder / "pages")
+    for path in folder.rglob("*"):  # readable without the rights of root, too
+        path.chmod(path.stat().st_mode | 0o044)
 
 
 def write_pages(folder: Path) -> None:

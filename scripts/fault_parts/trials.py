@@ -19,6 +19,7 @@ import pandas as pd
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from defaug_utils.book.batch import explain_memory
 from defaug_utils.core.manifest import read_manifest
 from defaug_utils.protocol.review_store import PoolReview
 from defaug_utils.training.loop import CHECKPOINT
@@ -26,7 +27,7 @@ from fault_parts.stages import STAGES, TOLD, Stage, decide_all, memseg, refill
 
 STAGE_SECONDS = 180  # a stage takes a few
 YEAR = 365 * 24 * 3600
-MEMORY = 64 << 20  # bytes that a stage may use beyond the process's own, if memory is scarce
+MEMORY = 24 << 20  # bytes that a stage may use beyond the process's own, if memory is scarce
 
 
 class Attempt(NamedTuple):
@@ -74,7 +75,8 @@ def start_stage(
         os.seteuid(os.getuid())
         os.closerange(3, 4)
         is_told = isinstance(error, ValueError | OSError | RuntimeError | MemoryError)
-        told = f"{'told' if is_told else 'traceback'}: {type(error).__name__}: {error}"
+        message = explain_memory(f"{type(error).__name__}: {error}")
+        told = f"{'told' if is_told else 'traceback'}: {message}"
         note.write_text(f"{told}\n{traceback.format_exc()[-800:]}")
         os._exit(1)
 
@@ -203,7 +205,7 @@ def try_twice(stage: str, shared: Path, folder: Path, whole: tuple, rng: random.
     """Start a stage, and again before it has finished; each ends well or tells of the other."""
     results, seconds = whole
     first = start_stage(STAGES[stage], shared, folder)
-    time.sleep(rng.uniform(0, seconds / 2))
+    time.sleep(rng.uniform(0, seconds / 4))
     second = start_stage(STAGES[stage], shared, folder, name="second")
     ended = [await_stage(one) for one in (first, second)]
     refused = [one.message for one in ended if one.message.startswith("told") and "another" in one.message]
@@ -340,8 +342,9 @@ def try_resource(stage: str, kind: str, shared: Path, folder: Path, whole: tuple
     folder.chmod(0o755)
     ended = run_stage(STAGES[stage], shared, folder) if first.status else first
     is_equal = ended.status == 0 and not list_differing(read_results(folder), whole[0])
-    words = ("memory", "allocate") if kind == "little-memory" else (str(folder.parents[1]),)
-    is_clear = kind in FAILING and told.startswith("told") and any(word in told for word in words)
+    words = {"little-memory": ("memory ran out",), "read-only": (str(folder),)}
+    named = any(word.lower() in told.lower() for word in words.get(kind, (str(folder), str(shared))))
+    is_clear = kind in FAILING and told.startswith("told") and named
     is_told = first.status == 0 or is_clear
     detail = "" if is_equal and is_told else f"{told or first.message} / {ended.message}"
     if kind == "other-disk":
