@@ -32,7 +32,7 @@ NO_MEMORY = (  # the words of Python, NumPy, PyTorch, its threads and kernels, a
     *("MemoryError", "Unable to allocate", "allocate memory", "out of memory"),
     *("can't start new thread", "could not create a primitive", "bad_alloc"),
 )
-OPTIONS = ("profile", "data", "threads", "run")  # of `snakemake --config`
+CONFIG = ("profile", "data", "threads", "run")  # of `snakemake --config`
 CONTAINER_MEMORY = Path("/sys/fs/cgroup/memory.max")  # bytes, or "max"
 ERRORS = "errors"  # folder of a run for its jobs' error messages
 
@@ -43,8 +43,8 @@ class NotebookError(RuntimeError):
 
 def check_options(given: Mapping[str, object]) -> None:
     """Refuse unknown options of `snakemake --config`, and threads that are no number; lists them all."""
-    unknown = [name for name in given if name not in OPTIONS]
-    problems = [f"unknown option {name!r}{name_nearest(name, OPTIONS)}" for name in unknown]
+    unknown = [name for name in given if name not in CONFIG]
+    problems = [f"unknown option {name!r}{name_nearest(name, CONFIG)}" for name in unknown]
     threads = str(given.get("threads") or 1)
     if not threads.isdecimal():
         problems.append(f"threads is {threads!r}, expected a whole number")
