@@ -153,7 +153,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=15)
     parser.add_argument("--sample", type=int, default=0, help="number of random inputs; 0 for all")
     parser.add_argument("--only", default="", help="only inputs whose name contains this")
-    parser.add_argument("--kills", type=int, default=120)
+    parser.add_argument("--kills", type=int, default=140)
     parser.add_argument("--resources", type=int, default=1000, help="largest number of such trials")
     parser.add_argument("--twice", type=int, default=1000, help="largest number of trials of two at once")
     options = parser.parse_args()
