@@ -5,7 +5,7 @@
 #   DATA=              folder of your own data set; empty = procedural surfaces
 #   CORES=             CPU cores to use
 #   GPUS=              of make plan: GPUs to use; empty = all
-#   SEED=0 MINUTES=15 of make faults, which looks for faults and can be resumed
+#   SEED=0 MINUTES=25 of make faults, which looks for faults and can be resumed
 #   PYTHON=python3     Python 3.11 or newer, to make .venv with
 #   PIP_OPTIONS=       further options for pip, such as --index-url for a CPU-only PyTorch
 #   LOCK_OPTIONS=--torch-backend cpu   where uv finds PyTorch
@@ -14,10 +14,17 @@ DATA ?=
 GPUS ?=
 CORES ?= $(shell getconf _NPROCESSORS_ONLN)
 SEED ?= 0
-MINUTES ?= 15
+MINUTES ?= 25
 PYTHON ?= python3
 PIP_OPTIONS ?=
 LOCK_OPTIONS ?= --torch-backend cpu
+
+# make ignores a mistyped variable, such as PROFIL=smoke, and would start another run than the one meant.
+KNOWN := PROFILE DATA GPUS CORES SEED MINUTES PYTHON PIP_OPTIONS LOCK_OPTIONS
+GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
+ifneq ($(filter-out $(KNOWN) MAKEFLAGS SHELL,$(GIVEN)),)
+$(error unknown: $(filter-out $(KNOWN),$(GIVEN)); known are $(KNOWN))
+endif
 
 # Python compiles a module when it first imports it, and keeps that; pip would compile all 20,000 beforehand.
 unexport PYTHONDONTWRITEBYTECODE

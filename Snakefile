@@ -9,16 +9,19 @@ import os
 import sys
 from pathlib import Path
 
-from defaug_utils.book.batch import ERRORS, claim_run, list_gpus
+from defaug_utils.book.batch import ERRORS, advise, check_options, check_run, claim_run, list_gpus
 from defaug_utils.book.plan import list_pools, plan_book, pool_notebook
 from defaug_utils.book.profiles import read_defaults, read_profile
 from defaug_utils.core.origins import ORIGINS, list_notebooks
-from defaug_utils.data.layouts import find_layout
 
 # The C library (glibc) returns large arrays to the system, whose pages are zeroed again for the next step: up to
 # a third of a training's time. Jobs keep arrays below 32 MiB, and 256 MiB of free memory.
 os.environ |= {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**28)}
 
+try:
+    check_options(config)
+except ValueError as error:
+    sys.exit(f"\n{error}\n")
 PROFILE = config.get("profile") or "workshop"
 DATA = str(config.get("data") or "")
 THREADS = int(config.get("threads") or 1)
@@ -27,9 +30,15 @@ EXECUTED = f"{RUN}/notebooks"
 try:  # reported before anything runs, without Snakemake's own output
     PARAMETERS = read_profile(f"profiles/{PROFILE}.yaml")
     if DATA and not Path(f"{EXECUTED}/01_data_prep.ipynb").is_file():
+        from defaug_utils.data.layouts import find_layout
+
         find_layout(DATA)
-except (ValueError, OSError) as error:
+    check_run(RUN)
+except (ValueError, OSError, RuntimeError) as error:
     sys.exit(f"\n{error}\n")
+if workflow.is_main_process and workflow.local_exec:
+    for sentence in advise(workflow.cores):
+        print(f"note: {sentence}", file=sys.stderr)
 
 # Each GPU runs one job that needs one; without GPUs, these jobs share the cores. A cluster allocates its own.
 if workflow.is_main_process and workflow.local_exec and "gpu" not in workflow.global_resources and (gpus := list_gpus()):

@@ -10,14 +10,18 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from defaug_utils.book import batch
 from defaug_utils.book.batch import (
     ERRORS,
     NotebookError,
     StepTeller,
+    advise,
+    check_options,
     claim_run,
     execute_notebook,
     hold_gpu,
     list_gpus,
+    measure_memory,
     stage_book,
     tell_job,
 )
@@ -88,6 +92,10 @@ def test_what_stops_a_job_is_kept_and_told_without_a_traceback(tmp_path, capsys)
         raise ValueError("other settings")
     kept = tmp_path / ERRORS / "classifier-x.txt"
     assert kept.read_text() == "classifier/x: other settings\n"
+    with pytest.raises(SystemExit, match="new thread: memory ran out, close"), tell_job(tmp_path, "pool"):
+        raise RuntimeError("can't start new thread")
+    with pytest.raises(SystemExit, match="pool: MemoryError: memory ran out"), tell_job(tmp_path, "pool"):
+        raise MemoryError
     with pytest.raises(AttributeError), tell_job(tmp_path, "book"):  # a mistake of ours keeps its traceback
         raise AttributeError("no such thing")
     with tell_job(tmp_path, "pool"):
@@ -142,12 +150,71 @@ def run_engine(*config: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False, timeout=120)
 
 
-def test_a_mistyped_data_set_is_told_before_anything_runs(tmp_path):
-    finished = run_engine("profile=smoke", "data=no/such/parts", f"run={tmp_path / 'run'}")
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("data=no/such/parts", "no data set at no/such/parts: check the path"),
+        ("profile=smoek", "there is no profile profiles/smoek.yaml: profiles has long, "),
+        ("dat=parts", "  - unknown option 'dat' (did you mean 'data'?)"),
+    ],
+)
+def test_a_mistyped_option_is_told_before_anything_runs(tmp_path, given: str, told: str):
+    finished = run_engine(given, f"run={tmp_path / 'run'}")
     assert finished.returncode
     lines = [line for line in (finished.stdout + finished.stderr).splitlines() if line]
-    assert lines[-1].startswith("no data set at no/such/parts: check the path"), lines
+    assert lines[-1].startswith(told), lines
     assert not (tmp_path / "run").exists(), "a job was begun"
+
+
+def test_all_wrong_options_are_listed():
+    check_options({"profile": "smoke", "data": 2024, "threads": 2, "run": ""})
+    with pytest.raises(ValueError, match=r"unknown option 'thread'.*\n.*threads is '-1', expected a whole"):
+        check_options({"thread": 1, "threads": -1})
+
+
+def test_make_refuses_a_variable_that_it_does_not_know():
+    told = subprocess.run(
+        ["make", "--dry-run", "book", "PROFIL=smoke", "DATA=my parts=1"],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert told.returncode and "unknown: PROFIL; known are PROFILE DATA" in told.stderr
+
+
+def test_the_engine_starts_without_heavy_libraries():
+    """Snakemake reads the Snakefile for every job, and a mistyped option is to be told at once."""
+    lines = (PROJECT / "Snakefile").read_text().splitlines()
+    imports = [line for line in lines if line.startswith("from defaug_utils")]
+    assert len(imports) > 2
+    heavy = "{'numpy', 'pandas', 'papermill', 'torch', 'diffusers'}"
+    code = "\n".join(["import sys", *imports, f"sys.exit(str({heavy} & sys.modules.keys() or '') or None)"])
+    command = [sys.executable, "-c", code]
+    finished = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+
+
+def test_a_machine_with_too_little_memory_or_an_unused_gpu_is_told(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(batch, "measure_memory", lambda: 3 * 2**30)
+    assert advise(3) == []
+    (told,) = advise(4)
+    assert told.startswith("4 jobs at the same time need about 4 GB of memory, this machine has 3.0 GB")
+    assert "CORES=3" in told
+    monkeypatch.setattr(batch, "version", lambda name: {"torch": "2.9.1+cpu"}[name])
+    assert advise(1) == []
+    put_nvidia_smi(tmp_path, monkeypatch, 1)
+    (told,) = advise(1)
+    assert told.startswith("PyTorch was installed without CUDA")
+
+
+def test_memory_is_the_containers_if_that_is_less(tmp_path, monkeypatch):
+    monkeypatch.setattr(batch, "CONTAINER_MEMORY", tmp_path / "memory.max")
+    whole = measure_memory()
+    for text, expected in (("max\n", whole), ("1048576\n", 2**20), (f"{2 * whole}\n", whole)):
+        (tmp_path / "memory.max").write_text(text)
+        assert measure_memory() == expected
 
 
 @pytest.mark.slow

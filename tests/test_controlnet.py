@@ -256,6 +256,20 @@ def test_a_controlnet_is_loaded_in_the_type_asked_for_without_a_deprecated_argum
         assert load_controlnet(tmp_path, model, torch.bfloat16).dtype == torch.bfloat16
 
 
+def test_half_of_a_controlnet_is_never_left_under_its_name(model, tmp_path: Path, monkeypatch):
+    def fail(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    save_controlnet(make_controlnet(model), tmp_path / "old", {"base": "abc", "steps": 1})
+    before = {path.name: path.read_bytes() for path in (tmp_path / "old").iterdir()}
+    monkeypatch.setattr(controlnets, "write_json", fail)  # killed before it says how it was trained
+    for name in ("old", "new"):
+        with pytest.raises(KeyboardInterrupt):
+            save_controlnet(make_controlnet(model, seed=1), tmp_path / name, {"base": "abc", "steps": 2})
+    assert {path.name: path.read_bytes() for path in (tmp_path / "old").iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
+
+
 def test_wrong_controlnets_are_told(model, tmp_path: Path):
     with pytest.raises(ModelError, match="found none: train one first"):
         load_controlnet(tmp_path / "nowhere", model)

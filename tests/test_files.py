@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors import SafetensorError
 
-from defaug_utils.core.files import read_csv, write_atomically, write_json, write_png
+from defaug_utils.core.files import read_csv, stage_folder, write_atomically, write_json, write_png
 
 
 def fill_the_disk(*args, **kwargs):
@@ -55,6 +56,16 @@ def test_full_disk_at_the_rename_is_told_too(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(os, "replace", fill_the_disk)
     with pytest.raises(OSError, match="disk is full"):
         write_json(tmp_path / "recipe.json", {})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("write", [write_atomically, stage_folder])
+def test_a_full_disk_that_safetensors_meets_is_told_too(tmp_path: Path, write):
+    message = "Error while serializing: I/O error: {} (os error {})"
+    with pytest.raises(OSError, match=r"disk is full.*weights.*free some space"), write(tmp_path / "weights"):
+        raise SafetensorError(message.format("No space left on device", 28))
+    with pytest.raises(SafetensorError, match="Permission denied"), write(tmp_path / "weights"):
+        raise SafetensorError(message.format("Permission denied", 13))
     assert list(tmp_path.iterdir()) == []
 
 

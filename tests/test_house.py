@@ -110,6 +110,17 @@ def test_hooks_run_tools_that_the_project_installs():
         assert tool in installed
 
 
+def test_the_marks_by_which_tests_are_chosen_exist():
+    """Pytest takes an unknown mark behind -m for one that no test has."""
+    options = tomllib.loads(read_text("pyproject.toml"))["tool"]["pytest"]["ini_options"]
+    known = {mark.partition(":")[0] for mark in options["markers"]}
+    texts = [read_text(name) for name in ("Makefile", ".ci/run", ".github/workflows/tests.yml")]
+    chosen = [re.findall(r"pytest .*-m (\w+|\"[\w ]+\")", text) for text in texts]
+    assert all(chosen)
+    words = set(" ".join(chain(*chosen)).replace('"', "").split())
+    assert words - {"and", "or", "not"} <= known
+
+
 def test_the_api_pages_are_made_for_every_room():
     listed = re.findall(r"(?m)^   defaug_utils\.(\w+)$", read_text("book/api.md"))
     assert sorted(listed) == sorted({name.partition(".")[0] for name in MODULES})

@@ -303,6 +303,14 @@ def test_rebased_paths_reach_the_same_files(tmp_path: Path):
     pd.testing.assert_frame_equal(rebase_manifest(manifest, folder, folder), manifest)
 
 
+def test_a_folder_that_is_a_link_to_another_disk_stays_inside_its_run(tmp_path: Path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "data").symlink_to(tmp_path / "elsewhere")
+    rebased = rebase_manifest(generated("images/train.png"), tmp_path / "run" / "data", tmp_path / "run")
+    assert rebased["image"].tolist() == ["data/images/0.png"]
+
+
 def test_a_manifest_cannot_move_below_its_files(tmp_path: Path):
     with pytest.raises(ValueError, match="subpath"):
         rebase_manifest(generated("images/train.png"), tmp_path, tmp_path / "run")

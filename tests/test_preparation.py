@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from layouts import draw_part, save, write_btad, write_folder, write_ksdd2, write_mvtec
 from PIL import Image
 
+from defaug_utils.core.files import lock_file
 from defaug_utils.core.images import crop_box, fit_image, fit_mask, read_image, read_mask, window_boxes
 from defaug_utils.core.manifest import read_manifest
 from defaug_utils.data.datasets import draw_validation, load_dataset
@@ -52,6 +53,14 @@ def test_files_and_manifest(tmp_path, surfaces):
             mask = read_mask(tmp_path / "data" / new.mask)
             np.testing.assert_array_equal(mask, fit_mask(read_mask(tmp_path / "set" / old.mask), SIZE))
             assert new.defect_pixels == mask.sum() > 0
+
+
+def test_a_folder_that_another_process_prepares_is_refused(tmp_path, surfaces):
+    with lock_file(tmp_path / "data" / "finished.jsonl"):
+        with pytest.raises(TimeoutError, match=r"finished\.jsonl is in use by another process"):
+            prepare_dataset(surfaces, tmp_path / "set", tmp_path / "data", SIZE)
+        assert not (tmp_path / "data" / "images").exists()
+    assert len(prepare_dataset(surfaces, tmp_path / "set", tmp_path / "data", SIZE)) == len(surfaces)
 
 
 def test_masks_are_binary_and_one_pixel_defects_survive(tmp_path):

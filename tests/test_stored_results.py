@@ -16,6 +16,7 @@ from markdown_it import MarkdownIt
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 from stored import PARTS, to_markdown, write_part
 
+from defaug_utils.book import stored_results
 from defaug_utils.book.session import Watermark
 from defaug_utils.book.stored_results import (
     PIXELS,
@@ -116,6 +117,21 @@ def test_what_was_stored_before_is_replaced(run_folder, tmp_path):
     store_results(run_folder, target.parent, target.name, COMMAND)
     assert sorted(path.name for path in target.iterdir()) == [RUNS, PROVENANCE]
     assert "no pixel-level detector" in write_part(target, "pixels")
+
+
+def test_what_was_stored_before_stays_until_everything_is_written(run_folder, tmp_path, monkeypatch):
+    store_results(run_folder, tmp_path / "stored", "long", COMMAND)
+    before = read_stored(tmp_path / "stored" / "long")[1]
+
+    def fail(*_: object) -> None:
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(stored_results, "write_json", fail)
+    with pytest.raises(OSError, match="the disk is full"):
+        store_results(run_folder, tmp_path / "stored", "long", "another command")
+    tables, provenance = read_stored(tmp_path / "stored" / "long")
+    assert provenance == before and set(tables) == {RUNS, PIXELS}
+    assert [path.name for path in (tmp_path / "stored").iterdir()] == ["long"]
 
 
 def test_an_unfinished_run_is_refused_and_nothing_written(run_folder, tmp_path):

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from defaug_utils.core.files import write_png
+from defaug_utils.core.files import lock_file, write_png
 from defaug_utils.core.manifest import ManifestError, make_manifest
 from defaug_utils.data.samples import Samples, count_samples, hash_samples, load_samples
 from defaug_utils.evaluation.classifier import (
@@ -356,6 +356,14 @@ def test_a_finished_run_returns_at_once(samples, tmp_path):
     pd.testing.assert_frame_equal(first.history, again.history, check_exact=True)
     for key, value in first.model.state_dict().items():
         assert torch.equal(value, again.model.state_dict()[key])
+
+
+def test_a_folder_in_which_another_process_trains_is_refused(samples, tmp_path):
+    with lock_file(tmp_path / "checkpoint.safetensors"):
+        with pytest.raises(TimeoutError, match=r"checkpoint\.safetensors is in use by another process"):
+            train_classifier(samples, tmp_path, QUICK, BACKBONE)
+        assert not (tmp_path / "history.csv").exists()
+    assert train_classifier(samples, tmp_path, QUICK, BACKBONE).resumed_epochs == 0
 
 
 def test_a_folder_of_other_settings_is_refused_and_survives(samples, tmp_path):

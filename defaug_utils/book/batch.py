@@ -7,9 +7,10 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from filelock import FileLock, Timeout
 from traitlets.config import Config
 
 from defaug_utils.core.files import write_json
+from defaug_utils.core.guards import name_nearest, raise_problems
 
 if TYPE_CHECKING:  # it imports PyTorch, which takes seconds
     from defaug_utils.training.loop import StepDone
@@ -25,11 +27,70 @@ START_ATTEMPTS = 3
 OPTIONS = {"kernel_name": "python3", "progress_bar": False, "cwd": ".", "start_timeout": 120}  # seconds
 ENCRYPTED = Config(KernelManager={"transport_encryption": "auto"})  # kernels listen on a local port
 FREE_BYTES = 2**30  # on a run's disk; the workshop's run takes 0.9 GB
+JOB_BYTES = 2**30  # of memory; libraries alone take half of it
+NO_MEMORY = (  # the words of Python, NumPy, PyTorch, its threads and kernels, and C++
+    *("MemoryError", "Unable to allocate", "allocate memory", "out of memory"),
+    *("can't start new thread", "could not create a primitive", "bad_alloc"),
+)
+CONFIG = ("profile", "data", "threads", "run")  # of `snakemake --config`
+CONTAINER_MEMORY = Path("/sys/fs/cgroup/memory.max")  # bytes, or "max"
 ERRORS = "errors"  # folder of a run for its jobs' error messages
 
 
 class NotebookError(RuntimeError):
     """A notebook's cell failed, or its kernel did not start."""
+
+
+def check_options(given: Mapping[str, object]) -> None:
+    """Refuse unknown options of `snakemake --config`, and threads that are no number; lists them all."""
+    unknown = [name for name in given if name not in CONFIG]
+    problems = [f"unknown option {name!r}{name_nearest(name, CONFIG)}" for name in unknown]
+    threads = str(given.get("threads") or 1)
+    if not threads.isdecimal():
+        problems.append(f"threads is {threads!r}, expected a whole number")
+    raise_problems("--config", problems)
+
+
+def check_run(folder: Path | str) -> None:
+    """Refuse a run's folder, which need not exist, if it can't be written to or its disk is full.
+
+    Raises:
+        RuntimeError: says what to do.
+    """
+    folder = Path(folder).absolute()
+    nearest = next(path for path in (folder, *folder.parents) if path.exists())
+    if not (nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)):
+        raise RuntimeError(f"{folder} can't be written: check the access rights of {nearest}")
+    free = shutil.disk_usage(nearest).free
+    if free < FREE_BYTES:
+        raise RuntimeError(
+            f"the disk of {folder} is full: {free / 2**20:.0f} MB free, 1 GB needed: free some space, or "
+            "run from another disk"
+        )
+
+
+def advise(cores: int) -> list[str]:
+    """What this machine lacks for so many jobs at the same time, one sentence each; empty if nothing."""
+    memory, advice = measure_memory(), []
+    if memory < cores * JOB_BYTES:
+        most = max(1, memory // JOB_BYTES)
+        advice.append(
+            f"{cores} jobs at the same time need about {cores} GB of memory, this machine has "
+            f"{memory / 2**30:.1f} GB: run with CORES={most}, or close other programs"
+        )
+    if list_gpus() and version("torch").endswith("+cpu"):
+        advice.append(
+            "PyTorch was installed without CUDA and can't use this machine's GPU: install a build with CUDA "
+            "(see pytorch.org, Get started), or set CUDA_VISIBLE_DEVICES to nothing"
+        )
+    return advice
+
+
+def measure_memory() -> int:
+    """Bytes of memory that this process and its jobs may use: the machine's, or its container's."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit = CONTAINER_MEMORY.read_text().strip() if CONTAINER_MEMORY.is_file() else ""
+    return min(memory, int(limit)) if limit.isdecimal() else memory
 
 
 def claim_run(folder: Path | str) -> FileLock:
@@ -38,6 +99,7 @@ def claim_run(folder: Path | str) -> FileLock:
     Raises:
         RuntimeError: another process holds it, it can't be written to, or its disk is full.
     """
+    check_run(folder)
     folder = Path(folder)
     lock = FileLock(folder / ".lock", timeout=0)
     try:
@@ -48,9 +110,6 @@ def claim_run(folder: Path | str) -> FileLock:
         raise RuntimeError(f"another `make` is running in {folder}: wait until it has finished") from None
     except OSError as error:
         raise RuntimeError(f"{folder} can't be written ({error.strerror}): check its access rights") from None
-    free = shutil.disk_usage(folder).free
-    if free < FREE_BYTES:
-        raise RuntimeError(f"the disk of {folder} is full: {free / 2**20:.0f} MB free, 1 GB needed")
     return lock
 
 
@@ -82,6 +141,13 @@ def hold_gpu(run: Path | str, wanted: int) -> Iterator[None]:
     yield
 
 
+def explain_memory(message: str) -> str:
+    """An error's message; if memory ran out, which libraries tell in many ways, with what to do."""
+    if not any(words in message for words in NO_MEMORY):
+        return message
+    return f"{message}: memory ran out, close other programs or run again with fewer CORES"
+
+
 @contextmanager
 def tell_job(run: Path | str, name: str) -> Iterator[None]:
     """Print when a job starts and ends; its error message, if any, goes to the run's folder of errors."""
@@ -90,11 +156,14 @@ def tell_job(run: Path | str, name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        message = str(error) or type(error).__name__
+        told = f"{name}: {explain_memory(message)}"
         note.parent.mkdir(parents=True, exist_ok=True)
-        note.write_text(f"{name}: {error}\n", encoding="utf-8")
-        if not isinstance(error, NotebookError | ValueError | OSError | MemoryError | ArithmeticError):
+        note.write_text(f"{told}\n", encoding="utf-8")
+        is_expected = isinstance(error, NotebookError | ValueError | OSError | MemoryError | ArithmeticError)
+        if not is_expected and explain_memory(message) == message:
             raise
-        sys.exit(f"\n{name}: {error}\n")
+        sys.exit(f"\n{told}\n")
     sys.stderr.write(f"{time.strftime('%H:%M:%S')}  {name}: done in {time.monotonic() - started:.0f} s\n")
 
 

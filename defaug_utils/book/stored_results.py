@@ -2,14 +2,13 @@
 
 import json
 import re
-import shutil
 from pathlib import Path
 
 import nbformat
 import pandas as pd
 
 from defaug_utils.book.session import WATERMARK_TYPE
-from defaug_utils.core.files import read_csv, write_csv, write_json
+from defaug_utils.core.files import read_csv, stage_folder, write_csv, write_json
 from defaug_utils.core.guards import raise_problems
 from defaug_utils.report.results import METRICS, SETUP, gather_results, list_unfinished
 from defaug_utils.report.tables import RUN_COLUMNS
@@ -48,10 +47,10 @@ def store_results(run_folder: Path | str, shelf: Path | str, name: str, command:
     made = [name for name in (PIXELS, QUALITY) if (run_folder / name).is_file()]  # of the last two notebooks
     tables = {RUNS: runs[[name for name in columns if name in runs]].round(DIGITS)}
     tables |= {name: read_csv(run_folder / name) for name in made}
-    shutil.rmtree(target, ignore_errors=True)
-    for file_name, table in tables.items():
-        write_csv(table, target / file_name)
-    write_json(target / PROVENANCE, provenance)
+    with stage_folder(target) as staging:
+        for file_name, table in tables.items():
+            write_csv(table, staging / file_name)
+        write_json(staging / PROVENANCE, provenance)
     return provenance
 
 

@@ -4,20 +4,23 @@ import csv
 import errno
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pandas as pd
 from filelock import FileLock, Timeout
-from PIL import Image
 
 from defaug_utils.core.texts import guard_cell, unguard_cell
 
+if TYPE_CHECKING:  # these are imported late: the engine starts in a second less without them
+    import numpy as np
+    import pandas as pd
+
+RUST_ERROR = re.compile(r"\(os error (\d+)\)")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space left, quota exceeded, file too large
 LOCK_SECONDS = 30.0  # reading and writing a manifest takes far less
 
@@ -27,11 +30,13 @@ def explain_full_disk(path: Path | str) -> Iterator[None]:
     """Turn the system's "no space left" into a message that names the file and what to do."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in FULL:
+    except Exception as error:
+        told = RUST_ERROR.search(str(error))  # safetensors has an error of its own
+        number = int(told[1]) if told else getattr(error, "errno", None)
+        if number not in FULL:
             raise
         raise OSError(
-            error.errno,
+            number,
             f"the disk is full: {path} was not written (a previous version is kept); "
             "free some space and run again, finished work is kept",
         ) from error
@@ -76,7 +81,8 @@ def stage_folder(target: Path | str) -> Iterator[Path]:
     former = staging.with_suffix(".old")
     try:
         staging.mkdir(parents=True)
-        yield staging
+        with explain_full_disk(target):
+            yield staging
         if target.exists():
             target.rename(former)
         staging.rename(target)
@@ -94,7 +100,8 @@ def lock_file(path: Path | str, seconds: float = LOCK_SECONDS) -> Iterator[None]
     """Let one process at a time read, change and write a file, which need not exist yet; others wait.
 
     It is a system lock on a hidden file next to `path`, released when its process ends. A TimeoutError is
-    raised after `seconds` of waiting. Readers need no lock, because files are renamed into place.
+    raised after `seconds` of waiting: 0 for long work, which must not be begun twice. Readers need no lock,
+    because files are renamed into place.
     """
     path = Path(path)
     try:
@@ -102,8 +109,8 @@ def lock_file(path: Path | str, seconds: float = LOCK_SECONDS) -> Iterator[None]
             yield
     except Timeout as error:
         raise TimeoutError(
-            f"{path} has been in use by another process for {seconds:g} seconds and was not changed: "
-            "wait until it has finished, then try again"
+            f"{path} is in use by another process and was not changed: wait until it has finished, then try "
+            "again"
         ) from error
 
 
@@ -134,11 +141,13 @@ def read_journal(path: Path | str) -> Iterator[Any]:
                 yield json.loads(line)
 
 
-def write_png(path: Path | str, pixels: np.ndarray) -> None:
+def write_png(path: Path | str, pixels: "np.ndarray") -> None:
     """Write a uint8 or (grey) uint16 image, or a bool mask as 0 / 255, as PNG."""
+    from PIL import Image
+
     if pixels.dtype == bool:
-        pixels = pixels.astype(np.uint8) * 255
-    if pixels.dtype not in (np.uint8, np.uint16):
+        pixels = pixels.astype("uint8") * 255
+    if pixels.dtype not in ("uint8", "uint16"):
         raise ValueError(f"{path}: expected uint8, uint16 or bool pixels, got {pixels.dtype}")
     with write_atomically(path) as temporary:
         Image.fromarray(pixels).save(temporary, compress_level=1)
@@ -151,7 +160,7 @@ def write_json(path: Path | str, content: object) -> None:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
-def write_csv(table: pd.DataFrame, path: Path | str) -> None:
+def write_csv(table: "pd.DataFrame", path: Path | str) -> None:
     """Write a table as CSV at full precision, atomically; `read_csv` reads it back.
 
     Text that a spreadsheet would interpret as a formula gets a leading apostrophe.
@@ -163,19 +172,23 @@ def write_csv(table: pd.DataFrame, path: Path | str) -> None:
         guarded.to_csv(temporary, index=False, quoting=quoting)
 
 
-def read_csv(path: Path | str, **options: Any) -> pd.DataFrame:
+def read_csv(path: Path | str, **options: Any) -> "pd.DataFrame":
     """Read a table written by `write_csv`; `options` are those of pandas' reader.
 
     Raises a ValueError if the file is not text, or if a row has more cells than the header.
     """
+    import pandas as pd
+
     table = pd.read_csv(path, **options)
     if len(table) and "index_col" not in options and not isinstance(table.index, pd.RangeIndex):
         raise ValueError(f"{path}: some rows have more cells than the header")  # pandas shifts them
     return _change_texts(table, unguard_cell)
 
 
-def _change_texts(table: pd.DataFrame, change: Callable[[str], str]) -> pd.DataFrame:
+def _change_texts(table: "pd.DataFrame", change: Callable[[str], str]) -> "pd.DataFrame":
     """The table with every text in it changed; each column keeps its type."""
+    import pandas as pd
+
     changed = table.copy()
     for name, column in table.items():
         if pd.api.types.is_object_dtype(column) or pd.api.types.is_string_dtype(column):

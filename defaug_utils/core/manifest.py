@@ -1,6 +1,7 @@
 """The manifest: a table with one row per image that every stage reads and writes."""
 
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PureWindowsPath
@@ -215,7 +216,8 @@ def rebase_manifest(manifest: pd.DataFrame, folder: Path | str, new_folder: Path
 
     `source_image` still names the data set's row. Raises a ValueError if `folder` is not inside `new_folder`.
     """
-    prefix = Path(folder).resolve().relative_to(Path(new_folder).resolve())
+    inner, outer = (Path(os.path.abspath(path)) for path in (folder, new_folder))  # `folder` may be a link
+    prefix = inner.relative_to(outer)
     rebased, columns = manifest.copy(), ["image", "mask"]
     rebased[columns] = manifest[columns].map(lambda path: path and (prefix / path).as_posix())
     return rebased

@@ -95,6 +95,7 @@ def make_pool(
 
     Raises:
         PoolUnfinished: this shard is finished, but others are not.
+        TimeoutError: another process is making this shard.
         ValueError: the folder contains a pool with another recipe or seed (all differences are listed).
         ManifestError: an image's source is not a training image of the data set.
         FileNotFoundError: there is no data set.
@@ -238,16 +239,20 @@ class _PoolWriter:
 
     def make(self, plan: PoolPlan) -> pd.DataFrame:
         """Make the missing images of a plan, group by group, and collect the pool."""
+        journal = self.folder / f"rows-{plan.shard}-of-{plan.shards}.jsonl"
+        with lock_file(journal, 0):
+            self._make_shard(plan, journal)
+            return self._gather(plan)
+
+    def _make_shard(self, plan: PoolPlan, journal: Path) -> None:
         group = self.method.group
         mine = {index for index in range(plan.count) if index // group % plan.shards == plan.shard}
         wanted = mine - _read_rows(self.folder).keys()
         self._tell(mine - wanted)
-        journal = self.folder / f"rows-{plan.shard}-of-{plan.shards}.jsonl"
         for number in sorted({index // group for index in wanted}):
             indices = range(number * group, (number + 1) * group)
             self._make_group(indices, wanted, plan.seed, journal)
             self._tell(wanted.intersection(indices))
-        return self._gather(plan)
 
     def _make_group(self, indices: range, wanted: set[int], pool_seed: int, journal: Path) -> None:
         seeds = [image_seed(pool_seed, index) for index in indices]
@@ -278,6 +283,9 @@ class _PoolWriter:
             write_manifest(manifest, self.folder / "manifest.csv")
         for journal in self.folder.glob("rows-*.jsonl"):
             journal.unlink(missing_ok=True)
+        for lock in self.folder.glob(".rows-*.lock"):
+            with suppress(OSError):  # Windows doesn't remove an open file
+                lock.unlink()
         return manifest
 
 

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
 
-from defaug_utils.core.files import append_line, read_journal, write_csv, write_png
+from defaug_utils.core.files import append_line, lock_file, read_journal, write_csv, write_png
 from defaug_utils.core.guards import claim_folder, raise_problems
 from defaug_utils.core.images import FITS, crop_box, fit_image, fit_mask, read_image, read_mask, window_boxes
 from defaug_utils.core.licences import check_licence, write_licence
@@ -73,6 +73,7 @@ def prepare_dataset(
         DatasetError: lists the images whose whole defect a crop removes, or that can't be cut into three
             squares; the folder contains images of another size or fit; files changed since loading; or the
             licence is not one line of text.
+        TimeoutError: another process is preparing images in the folder.
         ValueError: unknown fit, or invalid size.
     """
     root, folder = Path(root), Path(folder)
@@ -84,6 +85,19 @@ def prepare_dataset(
         _refuse_uncuttable(dataset, size)
     if fit == "centre_crop":
         _refuse_lost_defects(dataset, root, size)
+    with lock_file(folder / JOURNAL, 0):
+        return _prepare_all(dataset, root, folder, size, fit, on_image, licence)
+
+
+def _prepare_all(
+    dataset: pd.DataFrame,
+    root: Path,
+    folder: Path,
+    size: tuple[int, int],
+    fit: str,
+    on_image: Callable[[int], None] | None,
+    licence: str,
+) -> pd.DataFrame:
     claim_folder(folder, {"size": [int(side) for side in size], "fit": fit}, "images", error=DatasetError)
     named, finished = dataset.assign(name=name_files(dataset["image"])), _read_journal(folder)
     if not all(job["done"] for job in _list_jobs(named, size, fit, finished)):

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from defaug_utils.core.files import write_json
+from defaug_utils.core.files import stage_folder, write_json
 from defaug_utils.core.guards import check_demands, list_differences, raise_problems
 from defaug_utils.core.manifest import image_seed
 from defaug_utils.diffusion.autoencoder import Denoise, draw_noise, encode_images, to_floats
@@ -72,10 +72,14 @@ def make_controlnet(model: TextToImage, seed: int = 0) -> "ControlNetModel":
 
 
 def save_controlnet(controlnet: "ControlNetModel", folder: Path | str, training: dict | None = None) -> None:
-    """Write a ControlNet in diffusers' layout as safetensors, and `training.json`: how it was trained."""
-    with quiet_libraries():
-        controlnet.save_pretrained(folder, safe_serialization=True)
-    write_json(Path(folder) / TRAINING, training or {})
+    """Write a ControlNet in diffusers' layout as safetensors, and `training.json`: how it was trained.
+
+    The folder replaces an earlier one only when it is complete.
+    """
+    with stage_folder(folder) as staging:
+        with quiet_libraries():
+            controlnet.save_pretrained(staging, safe_serialization=True)
+        write_json(staging / TRAINING, training or {})
 
 
 def load_trimap_model(

@@ -4,6 +4,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -15,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from defaug_utils.core.files import write_atomically, write_csv
+from defaug_utils.core.files import lock_file, write_atomically, write_csv
 from defaug_utils.core.guards import as_json, check_demands, hold_threads, refuse_other_settings
 
 if TYPE_CHECKING:
@@ -142,7 +143,16 @@ def run_steps(
     Raises:
         ValueError: the folder contains a training with other settings, or with more steps.
         FloatingPointError: a loss or gradient is not finite; the last checkpoint is kept.
+        TimeoutError: another process is training in the folder.
     """
+    is_main = training.accelerator.is_main_process
+    with lock_file(Path(folder) / CHECKPOINT, 0) if is_main else nullcontext():
+        return _run_steps(training, plan, folder, settings, on_step)
+
+
+def _run_steps(
+    training: Training, plan: StepPlan, folder: Path | str, settings: Mapping, on_step: OnStep | None
+) -> StepRun:
     loop = _Loop(training, plan, Path(folder), as_json(settings))
     resumed, since = loop.resume(), time.perf_counter()
     module, optimiser = training.accelerator.prepare(training.module, training.optimiser)
