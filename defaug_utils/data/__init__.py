@@ -5,6 +5,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
+        "contact_sheet": ["write_contact_sheet"],
         "datasets": [
             "choose_positives",
             "draw_few_shot",
