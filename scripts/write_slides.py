@@ -32,7 +32,8 @@ PAGE = """\
 <title>{title}</title>
 <style>
 html {{ scroll-snap-type: y mandatory; font: min(2.4vw, 4.2vh)/1.35 sans-serif }}
-body {{ margin: 0; color: #222; background: #fff }} h1 {{ font-size: 1.7em; margin: 0 0 0.4em }} p, ul, ol {{ margin: 0.4em 0 }}
+body {{ margin: 0; color: #222; background: #fff }}
+h1 {{ font-size: 1.7em; margin: 0 0 0.4em }} p, ul, ol {{ margin: 0.4em 0 }}
 section {{ box-sizing: border-box; height: 100vh; padding: 3vh 5vw; scroll-snap-align: start;
   overflow: hidden; display: flex; flex-direction: column; justify-content: center }}
 p:has(img) {{ flex: 1 1 0; min-height: 0; text-align: center }}
