@@ -6,6 +6,7 @@ The wheels are those of this system and this Python.
 
 import argparse
 import hashlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,7 @@ from defaug_utils.core.files import write_atomically
 
 ROOT = Path(__file__).parents[1]
 TOP = "defaug"  # the folder that the archive unpacks to
+BUILT_FROM = ("pyproject.toml", "MANIFEST.in", "README.md", "LICENSE")
 EARLIEST = (1980, 1, 1, 0, 0, 0)  # every member's date, so that equal content gives equal bytes
 INSTALL_LINE = (
     ".venv/bin/python -m pip install --no-index --find-links ../wheels --no-deps "
@@ -46,18 +48,29 @@ def main() -> None:
     parser.add_argument("--pins", default="requirements.lock", help="file of exact versions")
     parser.add_argument("pip_options", nargs="*", help="further options for pip, after --")
     given = parser.parse_args()
+    tracked = list_tracked()
     with tempfile.TemporaryDirectory() as folder:
-        gather_wheels(Path(folder), given.pins, given.pip_options)
-        members = list_members(list_tracked(), sorted(Path(folder).glob("*.whl")))
+        wheels, package = Path(folder, "wheels"), Path(folder, "package")
+        copy_package(tracked, package)
+        gather_wheels(wheels, package, given.pins, given.pip_options)
+        members = list_members(tracked, sorted(wheels.glob("*.whl")))
         write_archive(members, given.target)
     print(f"{given.target}: {len(members)} files, {given.target.stat().st_size / 1e6:.0f} MB")
 
 
-def gather_wheels(folder: Path, pins: str, pip_options: Iterable[str]) -> None:
-    """Download the wheel of every pin, checked by its hash if there is one, and build this package's own."""
+def copy_package(tracked: Iterable[str], folder: Path) -> None:
+    """Copy what the package's wheel is built from, so that nothing of an earlier build gets into it."""
+    for name in tracked:
+        if name in BUILT_FROM or name.startswith("defaug_utils/"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+
+
+def gather_wheels(folder: Path, package: Path, pins: str, pip_options: Iterable[str]) -> None:
+    """Download the wheel of every pin, checked by its hash if there is one, and build the package's own."""
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", str(folder)]
     asked = [*command, *pip_options, "--requirement", pins]
-    for one in (asked, [*command, "--no-build-isolation", "."]):
+    for one in (asked, [*command, "--no-build-isolation", str(package)]):
         subprocess.run(one, cwd=ROOT, check=True)  # noqa: S603
 
 

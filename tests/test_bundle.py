@@ -96,8 +96,15 @@ def test_a_stopped_archive_leaves_the_former_one(tmp_path: Path):
 def test_the_wheels_are_those_of_the_lock_and_pip_is_asked_with_the_options(monkeypatch, tmp_path: Path):
     asked = []
     monkeypatch.setattr(write_bundle.subprocess, "run", lambda command, **_: asked.append(command[1:]))
-    write_bundle.gather_wheels(tmp_path, "requirements.lock", ["--extra-index-url", "address"])
+    write_bundle.gather_wheels(tmp_path, tmp_path, "requirements.lock", ["--extra-index-url", "address"])
     locked, own = asked
     assert locked[-4:] == ["--extra-index-url", "address", "--requirement", "requirements.lock"]
-    assert own[-1] == "." and "--no-build-isolation" in own
+    assert own[-1] == str(tmp_path) and "--no-build-isolation" in own
     assert "bundle:" in read_text("Makefile")
+
+
+def test_the_package_is_built_from_tracked_files_alone(tmp_path: Path):
+    tracked = ["pyproject.toml", "README.md", "defaug_utils/__init__.py", "models/README.md", "tests/x.py"]
+    write_bundle.copy_package(tracked, tmp_path)
+    copied = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    assert copied == {"pyproject.toml", "README.md", "defaug_utils/__init__.py"}
