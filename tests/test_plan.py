@@ -95,9 +95,9 @@ def test_a_stage_takes_its_counts_times_what_was_measured(smoke: Workload):
     assert priced["05_adabldm"].seconds == pytest.approx(
         10 + 2 * 2 + blended * (10 + 3 * 2) + (4 + 2 + 1 + 2) * (10 + 2 * 2) + 4 * 10 + 2 * (10 + 1 * 2)
     )
-    # six stored drawings, and two trainings of 2 epochs: 2 + 4 positives and as many negatives, 8 a step
+    # four stored drawings, and two trainings of 2 epochs: 2 + 4 positives and as many negatives, 8 a step
     own = next(job for job in jobs if job.rule == "own_defect")
-    assert (own.images, own.steps, own.wants_gpu) == (6, 2 * 2 * 2, True)
+    assert (own.images, own.steps, own.wants_gpu) == (4, 2 * 2 * 2, True)
     trained = [job for job in jobs if job.rule == "detectors"]
     assert [job.disk for job in trained] == [100 + 3 * 40 * 100 + 3 * 7000]  # 3 detectors, 40 test images
     assert set(costs) == {one.task for job in smoke.book.list_jobs() for one in smoke.list_work(job)}

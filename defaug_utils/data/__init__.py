@@ -17,7 +17,9 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "export": ["FORMATS", "export_training_set", "list_tree"],
         "flaws": ["read_changes"],
         "preparation": ["prepare_dataset", "summarise_crops"],
-        "samples": ["count_samples", "hash_samples", "load_masked_samples", "load_samples"],
+        "samples": [
+            *("count_samples", "hash_samples", "load_masked_samples", "load_samples", "select_samples"),
+        ],
         "surfaces": ["write_surfaces"],
     },
 )

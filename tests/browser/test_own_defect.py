@@ -62,9 +62,6 @@ class Chapter:
         self.page.get_by_role("menuitem", name="Run", exact=True).click()
         self.page.locator(".lm-Menu-itemLabel").get_by_text(entry, exact=True).click()
 
-    def wait_for(self, cell: Locator) -> None:
-        expect(cell.locator(".jp-InputPrompt").first).to_have_text(EXECUTED, timeout=RUN_MS)
-
     def take_screenshot(self, name: str) -> None:
         SCREENSHOTS.mkdir(exist_ok=True)
         self.page.screenshot(path=SCREENSHOTS / f"own-{name}.png")
@@ -109,7 +106,7 @@ def test_draw_add_train_and_see_whether_it_helped(lab: Lab, page: Page, project:
     run_below()
     answer = page.locator(".jp-Notebook").get_by_text(re.compile("Your pictures in training"))
     expect(answer).to_contain_text("Your pictures in training: 2.", timeout=RUN_MS)
-    chapter.wait_for(chapter.find("watermark()"))
+    expect(chapter.find("watermark()")).to_contain_text("run_dir", timeout=RUN_MS)  # its table, the last one
     answered = time.monotonic() - started
     chapter.take_screenshot("3-answer")
     own = project / "runs" / "workshop" / "own_defect"
