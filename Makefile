@@ -1,5 +1,7 @@
 # make book | make pixels | make test | make lab | make faults      each sets itself up in .venv first (make install)
 # make plan      forecasts a profile's jobs, hours, disk and memory before anything runs
+# make slides    writes the workshop's slides, with the figures of a finished run, as one HTML file
+# make bundle    writes wheels, project and models into one file, for a room without network
 # make lock      makes requirements.lock from constraints.txt again; needs uv (pip install uv) and PyTorch's CPU wheels
 #   PROFILE=workshop   parameters, from profiles/
 #   DATA=              folder of your own data set; empty = procedural surfaces
@@ -8,6 +10,7 @@
 #   SEED=0 MINUTES=25 of make faults, which looks for faults and can be resumed
 #   PYTHON=python3     Python 3.11 or newer, to make .venv with
 #   PIP_OPTIONS=       further options for pip, such as --index-url for a CPU-only PyTorch
+#   PINS=requirements.lock   of make bundle: exact versions; constraints.txt on other systems than the lock's
 #   LOCK_OPTIONS=--torch-backend cpu   where uv finds PyTorch
 PROFILE ?= workshop
 DATA ?=
@@ -17,6 +20,7 @@ SEED ?= 0
 MINUTES ?= 25
 PYTHON ?= python3
 PIP_OPTIONS ?=
+PINS ?= requirements.lock
 LOCK_OPTIONS ?= --torch-backend cpu
 
 # make ignores a mistyped variable, such as PROFIL=smoke, and would start another run than the one meant.
@@ -32,7 +36,7 @@ unexport PYTHONDONTWRITEBYTECODE
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: book pixels plan test lab faults install lock clean
+.PHONY: book pixels plan test lab faults install lock slides bundle clean
 book: $(INSTALLED)
 	$(BIN)/python -m snakemake --cores $(CORES) --config profile="$(PROFILE)" data="$(DATA)"
 
@@ -50,6 +54,12 @@ lab: $(INSTALLED)
 
 faults: $(INSTALLED)
 	PYTHONPATH=tests $(BIN)/python scripts/faults.py runs/faults --seed $(SEED) --minutes $(MINUTES)
+
+slides: $(INSTALLED)
+	$(BIN)/python scripts/write_slides.py "$(PROFILE)" --data "$(DATA)"
+
+bundle: $(INSTALLED)
+	$(BIN)/python scripts/write_bundle.py build/defaug.zip --pins "$(PINS)" -- $(PIP_OPTIONS)
 
 lock:
 	uv pip compile constraints.txt --no-deps --generate-hashes --no-annotate --custom-compile-command "make lock" \

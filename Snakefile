@@ -200,6 +200,22 @@ rule pixel_level:
         "scripts/run_notebook.py"
 
 
+rule own_defect:
+    input:
+        rules.data_prep.output,
+        [f"{EXECUTED}/{pool}.ipynb" for pool in list_pools(BOOK.own)],
+        notebook="notebooks/10_own_defect.ipynb",
+    output:
+        f"{EXECUTED}/10_own_defect.ipynb",
+    params:
+        values=values("10_own_defect"),
+    threads: THREADS
+    resources:
+        gpu=1,
+    script:
+        "scripts/run_notebook.py"
+
+
 HELD = []  # the run's lock: a local name of the block below would be dropped at its end, releasing the lock
 
 

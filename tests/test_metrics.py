@@ -16,6 +16,7 @@ from sklearn.metrics import (
 from defaug_utils.evaluation.metrics import (
     best_f1_threshold,
     choose_threshold,
+    measure_gain,
     measure_scores,
     measure_sets,
     tabulate_scores,
@@ -216,3 +217,57 @@ def test_test_set_that_cannot_be_judged():
         measure_scores(scores_table([("negative", 0.1)], [("negative", 0.1), ("negative", 0.3)]))
     with pytest.raises(ValueError, match="1 of 2 scores are not finite"):
         measure_scores(scores_table([("negative", 0.1)], [("negative", 0.1), ("positive", np.inf)]))
+
+
+def score_images(*scores: float, positives: int = 2) -> pd.DataFrame:
+    """Scores of test images, positives first, and of a validation image that must not count."""
+    labels = ["positive"] * positives + ["negative"] * (len(scores) - positives)
+    rows = [(f"{number}.png", "test", *pair) for number, pair in enumerate(zip(labels, scores, strict=True))]
+    columns = ["image", "split", "label", "score"]
+    return pd.DataFrame([("val.png", "val", "negative", 0.5), *rows], columns=columns)
+
+
+def test_a_gain_solved_by_hand():
+    # AP 1/2 · 1/2 + 1/2 · 2/3 = 7/12 before, when the first negative has the highest score, and 1 after
+    before, after = score_images(0.8, 0.7, 0.9, 0.1), score_images(0.8, 0.7, 0.2, 0.1)
+    found = measure_gain(before, after, resamples=500)
+    assert found["gain"] == pytest.approx(5 / 12)
+    # the negatives drawn are the first twice, either once, or the second twice: AP 5/12, 7/12 or 1 before
+    assert (found["gain_low"], found["gain_high"]) == pytest.approx((0, 7 / 12))
+    back = measure_gain(after, before, resamples=500)
+    assert list(back.values()) == pytest.approx([-5 / 12, -7 / 12, 0])
+    assert measure_gain(before, after, "auroc", resamples=50)["gain"] == pytest.approx(1 / 2)
+
+
+def test_a_gain_pairs_the_images_so_what_is_hard_for_both_does_not_count():
+    generator = np.random.default_rng(1)
+    before = score_images(*generator.normal(0.3, 1, 20), *generator.normal(0, 1, 60), positives=20)
+    squeezed = before.assign(score=before["score"] / 10)  # the same order: no resample can tell them apart
+    assert list(measure_gain(before, squeezed, resamples=100).values()) == [0, 0, 0]
+    mixed = before.sample(frac=1, random_state=0)  # rows in another order are the same scores
+    assert list(measure_gain(before, mixed, resamples=100).values()) == [0, 0, 0]
+    assert measure_gain(before, before.assign(score=-before["score"]), resamples=100)["gain_low"] < 0
+
+
+def test_the_gain_of_one_positive_has_an_interval_that_says_nothing():
+    found = measure_gain(score_images(0.1, 0.5, positives=1), score_images(0.9, 0.5, positives=1))
+    assert list(found.values()) == [0.5, -1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("after", "told"),
+    [
+        (score_images(0.8, 0.7, 0.2), "different test images or labels"),
+        (score_images(0.8, 0.7, 0.2, 0.1, positives=3), "different test images or labels"),
+        (score_images(0.8, np.nan, 0.2, 0.1), "1 of 4 scores are not finite"),
+    ],
+)
+def test_a_gain_that_can_not_be_measured(after: pd.DataFrame, told: str):
+    with pytest.raises(ValueError, match=told):
+        measure_gain(score_images(0.8, 0.7, 0.9, 0.1), after)
+
+
+def test_a_gain_needs_both_classes():
+    only = score_images(0.8, 0.7, positives=2)
+    with pytest.raises(ValueError, match="both classes are needed"):
+        measure_gain(only, only)

@@ -28,7 +28,7 @@ from plan_parts.forecast import (
 from plan_parts.measuring import MEASURES, Cost, measure
 from plan_parts.workload import Task, Workload, count_steps, fill_in, make_labels
 
-from defaug_utils.book.plan import Job, plan_book
+from defaug_utils.book.plan import Job, list_pools, plan_book
 from defaug_utils.book.profiles import read_profile
 from defaug_utils.diffusion.autoencoder import AdaptationSettings
 from defaug_utils.diffusion.controlnet import ControlNetSettings
@@ -95,11 +95,14 @@ def test_a_stage_takes_its_counts_times_what_was_measured(smoke: Workload):
     assert priced["05_adabldm"].seconds == pytest.approx(
         10 + 2 * 2 + blended * (10 + 3 * 2) + (4 + 2 + 1 + 2) * (10 + 2 * 2) + 4 * 10 + 2 * (10 + 1 * 2)
     )
+    # four stored drawings, and two trainings of 2 epochs: 2 + 4 positives and as many negatives, 8 a step
+    own = next(job for job in jobs if job.rule == "own_defect")
+    assert (own.images, own.steps, own.wants_gpu) == (4, 2 * 2 * 2, True)
     trained = [job for job in jobs if job.rule == "detectors"]
     assert [job.disk for job in trained] == [100 + 3 * 40 * 100 + 3 * 7000]  # 3 detectors, 40 test images
     assert set(costs) == {one.task for job in smoke.book.list_jobs() for one in smoke.list_work(job)}
     table = tabulate_stages(jobs).set_index("stage")
-    assert table.loc["all", "jobs"] == str(len(jobs)) == "15"
+    assert table.loc["all", "jobs"] == str(len(jobs)) == "16"
     assert table.loc["04_diag_inpainting", "hours"] == f"{priced['04_diag_inpainting'].seconds / 3600:.2f}"
 
 
@@ -114,6 +117,17 @@ def test_the_steps_of_a_fine_tuning_are_counted_by_its_own_plan(smoke: Workload)
     longer.given["03_lora_finetune"]["epochs"] = {"zero-shot": 1, "few-shot": 7, "full-shot": 1}
     job = Job("pool", "03_lora_finetune/few-shot-seed0")
     assert sum(one.steps for one in longer.list_work(job) if one.trainings) == 14
+
+
+def test_chapter_10_waits_for_the_pool_that_its_images_are_added_to():
+    profile = read_profile(ROOT / "profiles" / "smoke.yaml", ROOT / "notebooks")
+    assert list(list_pools(plan_book(profile, ROOT / "notebooks").own)) == ["02_memseg"]
+    profile["10_own_defect"] |= {"beside": "cut_paste", "training_seed": 3}
+    changed = plan_book(profile, ROOT / "notebooks")
+    assert list(list_pools(changed.own)) == ["05_adabldm/few-shot-seed3"]
+    assert "05_adabldm/few-shot-seed3" in {job.name for job in changed.list_jobs()}
+    profile["10_own_defect"] |= {"beside": "none", "n_aug": 0}
+    assert not list_pools(plan_book(profile, ROOT / "notebooks").own)
 
 
 @pytest.mark.parametrize("name", ["workshop", "in_and_out", "segdecnet", "diag"])

@@ -18,6 +18,7 @@ from defaug_utils.book.session import (
     WATERMARK_TYPE,
     Watermark,
     find_project_root,
+    pause,
     progress,
     start_notebook,
     watermark,
@@ -190,3 +191,12 @@ def test_a_pools_folder_is_text_in_what_a_shard_tells(monkeypatch: pytest.Monkey
     assert [text.data for text in shown] == [
         "images of &#60;b&#62;runs&#60;/b&#62; wait\nimages of &#96;x&#96; wait"
     ]
+
+
+def test_a_pause_stops_the_cells_below_and_shows_what_to_do(shell: InteractiveShell, capsys):
+    with pytest.raises(session.Pause, match="draw above"):
+        pause("draw above")
+    ran = shell.run_cell("from defaug_utils.book.session import pause; pause('draw above'); after = 1")
+    assert not ran.success, "a notebook goes on after a cell that succeeded"
+    assert "after" not in shell.user_ns
+    assert capsys.readouterr().out.strip() == "draw above", "no traceback"

@@ -16,7 +16,7 @@ from torch import nn
 
 from defaug_utils.core.files import lock_file, write_png
 from defaug_utils.core.manifest import ManifestError, make_manifest
-from defaug_utils.data.samples import Samples, count_samples, hash_samples, load_samples
+from defaug_utils.data.samples import Samples, count_samples, hash_samples, load_samples, select_samples
 from defaug_utils.evaluation.classifier import (
     count_training,
     score_samples,
@@ -130,6 +130,20 @@ def test_a_class_without_sample_is_refused(manifest_folder, split, label):
     kept = manifest[(manifest["split"] != split) | (manifest["label"] != label)]
     with pytest.raises(ManifestError, match=f"split {split} has no {label} image"):
         load_samples(kept, folder)
+
+
+def test_selected_samples_are_those_that_would_have_been_decoded(manifest_folder):
+    manifest, folder = manifest_folder
+    fewer = manifest[manifest["image"] != "train 9.png"]
+    selected = select_samples(load_samples(manifest, folder), fewer["image"])
+    decoded = load_samples(fewer, folder)
+    pd.testing.assert_frame_equal(selected.table, decoded.table)
+    assert torch.equal(selected.images_u8, decoded.images_u8) and torch.equal(selected.labels, decoded.labels)
+    assert hash_samples(selected, "train") == hash_samples(decoded, "train")
+    held = load_samples(manifest, folder)._replace(masks=torch.arange(21)[:, None, None] % 2 == 0)
+    assert select_samples(held, ["train 1.png", "test 1.png"]).masks.shape == (2, 1, 1)
+    with pytest.raises(ManifestError, match=r"(?s)2 problem.*a\.png is not among them.*b\.png"):
+        select_samples(held, ["train 1.png", "b.png", "a.png"])
 
 
 def test_a_training_set_without_a_validation_part(manifest_folder):

@@ -11,6 +11,6 @@ sys.modules.setdefault("rfc3987_syntax", None)
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "session": ["progress", "start_notebook", "watermark"],
+        "session": ["pause", "progress", "start_notebook", "watermark"],
     },
 )

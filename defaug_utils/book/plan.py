@@ -26,6 +26,7 @@ class BookPlan:
     parameters: Mapping[str, dict]  #: of `read_profile`
     mixed: Runs  #: of chapter 6, whose classifiers chapters 7 and 8 show
     marked: Runs  #: of chapter 9
+    own: Runs  #: of chapter 10, which trains it with and without a person's images
 
     @cached_property
     def trained(self) -> dict[str, dict[str, list[Run]]]:
@@ -35,7 +36,7 @@ class BookPlan:
     @cached_property
     def pools(self) -> dict[str, Run]:
         """Every pool by its notebook: those of the runs, and one of each notebook that no run needs."""
-        pools = list_pools(self.mixed, self.marked)
+        pools = list_pools(self.mixed, self.marked, self.own)
         for origin, row in ORIGINS.items():
             if row.notebook in self.parameters and not any(pool.startswith(row.notebook) for pool in pools):
                 shown = Run("full-shot", origin, 0, 0)
@@ -66,13 +67,16 @@ class BookPlan:
         if is_book:
             jobs += [Job("classifier", self.chapters["07_classifier"]), Job("results", "08_results")]
         jobs.append(Job("pixel_level", "09_pixel_level"))
-        return [*jobs, Job("book", "book")] if is_book else jobs
+        return [*jobs, Job("own_defect", "10_own_defect"), Job("book", "book")] if is_book else jobs
 
 
 def plan_book(parameters: Mapping[str, dict], notebook_folder: Path | str = "notebooks") -> BookPlan:
     """Plan what a profile's `parameters` (of `read_profile`) ask for; a MixingError lists invalid values."""
     chapters = ("06_in_and_out", "09_pixel_level")
-    return BookPlan(parameters, *(plan_runs(name, parameters, notebook_folder) for name in chapters))
+    runs = [plan_runs(name, parameters, notebook_folder) for name in chapters]
+    given = read_defaults("10_own_defect", notebook_folder) | parameters["10_own_defect"]
+    own = Run(given["scenario"], given["beside"], given["n_aug"], given["training_seed"])
+    return BookPlan(parameters, *runs, {own: arm_shares(own.arm)})
 
 
 def plan_runs(

@@ -11,6 +11,7 @@ from copy import deepcopy
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pandas as pd
@@ -94,6 +95,18 @@ def progress(total: int | None = None) -> Iterator[Bar]:
         display(Markdown("\n".join(map(escape_markdown, str(shard).splitlines()))))
         raise SystemExit(0) from None
     clear_output()
+
+
+class Pause(Exception):
+    """Raised by `pause`; a notebook shows its message and no traceback."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [str(self)]
+
+
+def pause(message: str) -> NoReturn:
+    """Stop "Run All" at this cell, with a message that says what to do now and how to continue."""
+    raise Pause(message)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "files": ["read_csv", "write_csv", "write_json", "write_png"],
         "images": ["crop_box", "find_foreground", "fit_image", "fit_mask", "read_image", "read_mask"],
         "licences": ["read_licence"],
-        "manifest": ["check_sources", "image_seed", "read_manifest", "write_manifest"],
+        "manifest": ["check_sources", "image_seed", "read_manifest", "rebase_manifest", "write_manifest"],
         "origins": [
             *("ORIGINS", "SCENARIOS", "Origin", "arm_shares", "find_judge", "list_arms", "parse_run_name"),
             *("planned_runs", "pool_name", "run_name"),

@@ -5,6 +5,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
+        "contact_sheet": ["write_contact_sheet"],
         "datasets": [
             "choose_positives",
             "draw_few_shot",
@@ -16,7 +17,9 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "export": ["FORMATS", "export_training_set", "list_tree"],
         "flaws": ["read_changes"],
         "preparation": ["prepare_dataset", "summarise_crops"],
-        "samples": ["count_samples", "load_masked_samples", "load_samples"],
+        "samples": [
+            *("count_samples", "hash_samples", "load_masked_samples", "load_samples", "select_samples"),
+        ],
         "surfaces": ["write_surfaces"],
     },
 )

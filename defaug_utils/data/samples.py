@@ -1,7 +1,7 @@
 """A training set in memory: every image and, if requested, every mask, decoded once."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
@@ -64,6 +64,20 @@ def load_samples(
     raise_problems(f"training set in {folder}", problems, ManifestError)
     labels = torch.tensor((manifest["label"] == "positive").to_numpy(np.float32))
     return Samples(torch.from_numpy(images_u8), labels, manifest.reset_index(drop=True))
+
+
+def select_samples(samples: Samples, images: Iterable[str]) -> Samples:
+    """The samples of some images, in the order that they have, without decoding them again.
+
+    Raises a ManifestError that lists all names that the samples lack.
+    """
+    wanted = list(images)
+    missing = sorted(set(wanted) - set(samples.table["image"]))
+    raise_problems("samples", [f"{name} is not among them" for name in missing], ManifestError)
+    places = np.flatnonzero(samples.table["image"].isin(wanted))
+    masks = None if samples.masks is None else samples.masks[places]
+    table = samples.table.iloc[places].reset_index(drop=True)
+    return Samples(samples.images_u8[places], samples.labels[places], table, masks)
 
 
 def check_classes(manifest: pd.DataFrame, known: Sequence[str] = LABELS) -> None:

@@ -15,13 +15,13 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "read_score_maps",
         ],
         "linear_classifier": ["classify_linearly"],
-        "metrics": ["measure_scores", "tabulate_scores"],
+        "metrics": ["measure_gain", "measure_scores", "tabulate_scores"],
         "patch_memory": [
             *("MemoryPlan", "compare_with_memory", "fit_memory", "read_memory", "score_by_memory"),
             *("spread_patches", "write_memory"),
         ],
         "pixel_metrics": ["measure_pixels"],
         "pool_quality": ["check_pool", "count_copies", "measure_pools", "open_copy_search"],
-        "recipes": ["RECIPES", "plan_epochs"],
+        "recipes": ["RECIPES", "fit_epochs", "plan_epochs"],
     },
 )

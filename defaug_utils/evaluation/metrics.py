@@ -5,7 +5,7 @@ The honest ones, with a threshold chosen on the validation part, are reported ne
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -186,6 +186,53 @@ def measure_sets(positive: np.ndarray, negative: np.ndarray, threshold: float) -
     }
 
 
+def measure_gain(
+    before: pd.DataFrame,
+    after: pd.DataFrame,
+    metric: str = "ap",
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> dict[str, float]:
+    """How much a metric of the test set differs between two classifiers, with a paired bootstrap interval.
+
+    Every resample takes the same images for both, so that what the choice of images does to both cancels.
+
+    Args:
+        before, after: scores of the same images, with the columns image, split, label and score.
+        metric: one of `measure_sets` that needs no threshold, such as "ap" or "auroc".
+        resamples, seed: of the bootstrap; each class is resampled separately.
+
+    Returns:
+        gain (after − before), and gain_low and gain_high, its 95 % percentile interval ([−1, 1] if a class
+        has fewer than two images).
+
+    Raises:
+        ValueError: the tables list different test images or labels, only one class, or scores that are not
+            finite.
+    """
+    tables = [table[table["split"] == "test"].set_index("image") for table in (before, after)]
+    labels = [table["label"].sort_index() for table in tables]
+    if not labels[0].equals(labels[1]):
+        raise ValueError("the two tables list different test images or labels: score the same test set")
+    first, second = tables
+    scores = np.stack([first["score"], second["score"].reindex(first.index)]).astype(float)
+    is_positive = (first["label"] == "positive").to_numpy()
+    positive, negative = scores[:, is_positive], scores[:, ~is_positive]
+    for classes in zip(positive, negative, strict=True):
+        _check_classes(*classes)
+
+    def compare(positives: np.ndarray, negatives: np.ndarray, axis: int = -1) -> np.ndarray:
+        found = measure_sets(positive[:, positives], negative[:, negatives], threshold=math.inf)[metric]
+        return found[1] - found[0]
+
+    places = np.arange(positive.shape[1]), np.arange(negative.shape[1])
+    gain, interval = float(compare(*places)), (-1.0, 1.0)
+    if min(map(len, places)) > 1:
+        found = _resample(places, compare, resamples, seed)
+        interval = float(found.low), float(found.high)
+    return {"gain": gain, "gain_low": interval[0], "gain_high": interval[1]}
+
+
 def _bootstrap(
     positive: np.ndarray, negative: np.ndarray, threshold: float, resamples: int, seed: int
 ) -> dict[str, tuple[float, float]]:
@@ -193,12 +240,24 @@ def _bootstrap(
     names = list(measure_sets(positive, negative, threshold))
     if min(len(positive), len(negative)) < 2:
         return dict.fromkeys(names, (0.0, 1.0))
-    found = bootstrap(
+    found = _resample(
         (positive, negative),
         lambda *sets, axis: np.stack(list(measure_sets(*sets, threshold).values())),
+        resamples,
+        seed,
+    )
+    return {name: (float(a), float(b)) for name, a, b in zip(names, found.low, found.high, strict=True)}
+
+
+def _resample(
+    classes: tuple[np.ndarray, np.ndarray], statistic: Callable[..., np.ndarray], resamples: int, seed: int
+) -> NamedTuple:
+    """The percentile interval of a statistic of two classes, each resampled separately."""
+    return bootstrap(
+        classes,
+        statistic,
         n_resamples=resamples,
         confidence_level=CONFIDENCE,
         method="percentile",
         rng=np.random.default_rng(seed),
     ).confidence_interval
-    return {name: (float(a), float(b)) for name, a, b in zip(names, found.low, found.high, strict=True)}

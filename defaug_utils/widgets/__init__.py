@@ -7,7 +7,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "mask_drawing": ["MaskCanvas", "MaskDrawer"],
         "review_grid": ["ReviewGrid"],
-        "studio": ["Studio"],
+        "studio": ["Studio", "StudioRequest"],
         "studio_panel": ["StudioPanel", "make_review_form"],
     },
 )

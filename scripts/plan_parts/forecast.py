@@ -18,7 +18,7 @@ from plan_parts.workload import Task, Work, Workload
 
 STAGES = {"classifiers": "07_classifier", "classifier": "07_classifier", "detectors": "09_pixel_level"}
 PHASES = (  # rules whose jobs can run at the same time; each phase waits for the one before
-    *(("data_prep",), ("pool",), ("in_and_out",), ("classifiers", "detectors")),
+    *(("data_prep",), ("pool",), ("in_and_out",), ("classifiers", "detectors", "own_defect")),
     *(("classifier", "results", "pixel_level"), ("book",)),
 )
 PICTURES = (
@@ -70,7 +70,7 @@ class PricedJob(NamedTuple):
     def wants_gpu(self) -> bool:
         """Whether the Snakefile reserves a GPU for it."""
         rows = (row.wants_gpu for row in ORIGINS.values() if row.notebook == self.stage)
-        return any(rows) if self.rule == "pool" else self.rule in ("classifiers", "detectors")
+        return any(rows) if self.rule == "pool" else self.rule in ("classifiers", "detectors", "own_defect")
 
 
 def price_jobs(

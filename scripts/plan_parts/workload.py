@@ -87,6 +87,7 @@ class Workload:
             "03_lora_finetune": self._finetune,
             "04_diag_inpainting": self._inpaint,
             "05_adabldm": self._blend,
+            "10_own_defect": self._try_own_defects,
         }
         count = counters.get(job.rule) or counters.get(chapter) or self._name_unknown
         return [Work(Task("start of a job"), images=1), *count(job)]
@@ -151,9 +152,7 @@ class Workload:
 
     def _inpaint(self, job: Job) -> list[Work]:
         p = self.given["04_diag_inpainting"]
-        crop = p["padding_mask_crop"] if p["padding_mask_crop"] >= 0 else None
-        working = (p["working_width"], p["working_height"])
-        settings = InpaintSettings(working, p["steps"], p["guidance"], p["strength"], crop, p["feather"])
+        settings = replace(read_inpainting(p), feather=p["feather"])
         pictures = 1 + SWEEP + len(p["prompts"]) * p["board_seeds"]
         pictures += fill_groups(p["pool_count"], p["batch_size"]) + p["batch_size"]
         task = self._name_inpainting(settings, p["model"], p)
@@ -213,15 +212,28 @@ class Workload:
 
     def _train_classifier(self, run: Run) -> Work:
         p, few = self.given["07_classifier"], self.given["06_in_and_out"]["few_shot_count"]
+        return self._count_training(run, p, few)
+
+    def _count_training(self, run: Run, p: Values, few: int) -> Work:
         names = ("recipe", "backbone", "weights", "epochs", "batch_size", "learning_rate")
         positives = self.count_known(run.scenario, few) + run.n_aug * (run.arm != EQUAL)
         labels = make_labels(self.count("train", "negative"), positives)
-        recipe = ClassifierPlan(*(p[name] for name in names)).fit_recipe(labels, run)
+        recipe = ClassifierPlan(*(p.get(name, 0) for name in names)).fit_recipe(labels, run)
         size, scored = pick_size(p, self.size), len(self.data)
         task = Task("classifier step", replace(recipe, epochs=1), p["backbone"], size, recipe.batch_size)
         if find_judge(run.arm) != "network":
             return Work(task, scored)
         return Work(task, scored, count_steps(labels.tobytes(), recipe), trainings=1)
+
+    def _try_own_defects(self, job: Job) -> list[Work]:
+        """Painting the stored drawings, and two trainings that show equally many images."""
+        p = self.given["10_own_defect"]
+        settings = read_inpainting(p)
+        task = self._name_inpainting(settings, p["model"], {**p, "batch_size": 1})
+        pictures = len(list(Path(p["drawings"]).glob("*.png")))
+        (run,) = self.book.own
+        trained = self._count_training(run, p, p["few_shot_count"])
+        return [Work(task, pictures, pictures * settings.effective_steps), trained, trained]
 
     def _show_classifier(self, job: Job) -> list[Work]:
         trained = self._train_classifier(self.book.shown_run)
@@ -242,6 +254,13 @@ class Workload:
         )
         task = Task("detector step", replace(recipe, epochs=1), p["backbone"], size, recipe.batch_size)
         return Work(task, self.count("test"), count_steps(labels.tobytes(), recipe), trainings=1)
+
+
+def read_inpainting(p: Values) -> InpaintSettings:
+    """The inpainting settings among a notebook's parameters; a negative crop takes the whole image."""
+    crop = p["padding_mask_crop"] if p["padding_mask_crop"] >= 0 else None
+    working = (p["working_width"], p["working_height"])
+    return InpaintSettings(working, p["steps"], p["guidance"], p["strength"], crop)
 
 
 def fill_groups(count: int, group: int) -> int:
