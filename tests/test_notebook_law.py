@@ -309,7 +309,7 @@ def count_code() -> tuple[int, int, int]:
 
 def test_the_notebooks_are_short_and_show_their_steps():
     lines, hidden, _ = count_code()
-    assert lines <= 1250
+    assert lines <= 1400
     assert hidden <= 0.4 * lines
 
 

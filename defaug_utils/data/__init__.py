@@ -17,6 +17,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "flaws": ["read_changes"],
         "preparation": ["prepare_dataset", "summarise_crops"],
         "samples": ["count_samples", "load_masked_samples", "load_samples"],
-        "surfaces": ["write_surfaces"],
+        "surfaces": ["draw_surface", "write_surfaces"],
     },
 )
