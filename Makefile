@@ -24,7 +24,7 @@ PINS ?= requirements.lock
 LOCK_OPTIONS ?= --torch-backend cpu
 
 # make ignores a mistyped variable, such as PROFIL=smoke, and would start another run than the one meant.
-KNOWN := PROFILE DATA GPUS CORES SEED MINUTES PYTHON PIP_OPTIONS LOCK_OPTIONS
+KNOWN := PROFILE DATA GPUS CORES SEED MINUTES PYTHON PIP_OPTIONS PINS LOCK_OPTIONS
 GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
 ifneq ($(filter-out $(KNOWN) MAKEFLAGS SHELL,$(GIVEN)),)
 $(error unknown: $(filter-out $(KNOWN),$(GIVEN)); known are $(KNOWN))

@@ -77,6 +77,18 @@ rule book:
         "scripts/build_book.py"
 
 
+rule diffusion:
+    input:
+        notebook="notebooks/00_diffusion.ipynb",
+    output:
+        f"{EXECUTED}/00_diffusion.ipynb",
+    params:
+        values=values("00_diffusion"),
+    threads: THREADS
+    script:
+        "scripts/run_notebook.py"
+
+
 rule data_prep:
     input:
         notebook="notebooks/01_data_prep.ipynb",
@@ -84,6 +96,7 @@ rule data_prep:
         f"{EXECUTED}/01_data_prep.ipynb",
     params:
         values=values("01_data_prep", **({"data_root": DATA} if DATA else {})),
+    priority: 1  # most jobs wait for it
     threads: THREADS
     script:
         "scripts/run_notebook.py"

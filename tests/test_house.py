@@ -8,6 +8,7 @@ import sys
 import tomllib
 from itertools import chain
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
@@ -203,6 +204,30 @@ def test_the_book_executes_nothing_and_finds_its_files():
     extensions = [f"{folder}/{name}.py" for name, folder in sphinx["local_extensions"].items()]
     for name in [*named, *extensions, *sphinx["config"]["templates_path"]]:
         assert (ROOT / name).exists(), name
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "book" / "_static").glob("*.svg")), ids=lambda path: path.name
+)
+def test_a_diagram_has_a_title_and_is_readable_on_a_dark_page(path: Path):
+    """It brings its own light ground, nearly as large as itself, and needs no other file."""
+    drawing = ElementTree.parse(path).getroot()  # noqa: S314 - our own file
+    parts = [part for part in drawing if not part.tag.endswith(("title", "defs"))]
+    assert drawing.findtext("{*}title")
+    assert 'href="http' not in path.read_text(encoding="utf-8")
+    if path.stem == "logo":
+        return
+    width, height = map(float, drawing.get("viewBox").split()[2:])
+    assert (parts[0].get("width"), parts[0].get("height")) == (f"{width - 2:g}", f"{height - 2:g}")
+    assert parts[0].get("fill") == "#ffffff"
+
+
+def test_every_method_has_its_diagram():
+    notebooks = "".join(
+        path.read_text(encoding="utf-8") for path in sorted((ROOT / "notebooks").glob("*.ipynb"))
+    )
+    shown = re.findall(r"\{figure\} \.\./book/_static/(\w+)\.svg", notebooks)
+    assert shown == ["memseg", "in_and_out", "diag", "adabldm"]
 
 
 @pytest.mark.parametrize("name", sorted(MODULES))

@@ -19,6 +19,7 @@ from defaug_utils.report.results import (
 from defaug_utils.report.sentences import (
     describe_chance,
     describe_differences,
+    describe_findings,
     describe_leaks,
     describe_optimism,
     describe_runs,
@@ -185,6 +186,35 @@ def test_styled_table_of_two_sides_has_two_rows_of_heads(runs):
     assert heads.count("<tr>") == 2
     assert ">published: In&amp;Out, table 3, KSDD2<" in heads
     assert body.count("<tr>") == len(both)
+
+
+def test_findings_follow_the_numbers(runs):
+    full = runs[runs["scenario"] == "few-shot"].assign(scenario="full-shot")
+    diag = runs[runs["arm"] == "memseg"].assign(arm="diag", ap=0.1)
+    fewer = runs[runs["arm"] == "memseg"].assign(n_aug=20, ap=0.05)
+    both = pd.concat([runs, full.assign(ap=full["ap"] / 2 + 0.5), diag, fewer]).assign(leak="")
+    pixels = runs[1:].assign(pixel_ap=runs["ap"])
+    told = describe_findings(both, pixels).replace("\N{NO-BREAK SPACE}", " ")
+    gains, leaders, marking = told.splitlines()
+    assert gains.startswith(
+        "- **The fewer real defects are known, the more generated ones help.** At best, AP "
+    )
+    assert "in few-shot from 0.450 ± 0.071 to 0.70 ± 0.14 (MemSeg, 80 images) and in full-shot" in gains
+    assert leaders.startswith("- **With 80 generated images, MemSeg, which has no neural network, has the ")
+    assert leaders.endswith("mean AP in 3 of 3 scenarios**; with 20, in 2 of 2 scenarios.")
+    assert "the best gain is larger than the spread" in marking
+    assert marking.endswith("0.450 ± 0.071 without augmentation and 0.70 ± 0.14 with 80 images (MemSeg).")
+
+
+def test_a_finding_that_the_runs_do_not_show_is_not_told(runs):
+    even = pd.concat([runs, runs[1:].assign(scenario="full-shot")]).assign(leak="")
+    assert describe_findings(even).startswith("- At best, AP changes in few-shot")
+    close = runs[1:].assign(pixel_ap=[0.2, 0.6, 0.3, 0.7])
+    assert "the best gain is no larger than the spread" in describe_findings(even, close)
+    beaten = even.assign(arm=even["arm"].replace("memseg", "diag"))
+    (only,) = describe_findings(beaten).splitlines()
+    assert "DIAG, 80 images" in only
+    assert describe_findings(runs[:1].assign(leak="train_positives")) == ""
 
 
 def test_sentences_say_what_the_numbers_say(runs):

@@ -236,7 +236,7 @@ def test_provenance_is_text(run_folder, tmp_path):
 
 
 def test_the_pages_folder_is_stored():
-    page = (ROOT / "book" / "long_run.md").read_text(encoding="utf-8")
-    assert all(f"```{{stored}} stored/long {part}\n" in page for part in PARTS)
+    texts = [(ROOT / "book" / f"{page}.md").read_text(encoding="utf-8") for page in ("intro", "long_run")]
+    assert all(f"```{{stored}} stored/long {part}\n" in "".join(texts) for part in PARTS)
     assert {path.name for path in STORED} >= {"long"}
     assert (ROOT / "book" / "stored" / "long" / QUALITY).is_file()

@@ -48,6 +48,10 @@ def _write_overview(tables: Tables, provenance: dict) -> str:
     return f"{sentences.describe_runs(runs)}\n\n{unfinished}"
 
 
+def _write_findings(tables: Tables, provenance: dict) -> str:
+    return sentences.describe_findings(tables[RUNS], tables.get(PIXELS))
+
+
 def _write_means(summary: pd.DataFrame, columns: Mapping[str, str]) -> str:
     """One table per scenario."""
     return "\n\n".join(
@@ -124,6 +128,7 @@ def _write_provenance(tables: Tables, provenance: dict) -> str:
 
 PARTS: dict[str, Callable[[Tables, dict], str]] = {
     "overview": _write_overview,
+    "findings": _write_findings,
     "scenarios": _write_scenarios,
     "claims": _write_claims,
     "papers": _write_papers,

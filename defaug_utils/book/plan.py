@@ -66,6 +66,7 @@ class BookPlan:
         jobs += [Job("detectors", draw) for draw in self.trained["segmenter"]]
         if is_book:
             jobs += [Job("classifier", self.chapters["07_classifier"]), Job("results", "08_results")]
+            jobs.append(Job("diffusion", "00_diffusion"))
         jobs.append(Job("pixel_level", "09_pixel_level"))
         return [*jobs, Job("own_defect", "10_own_defect"), Job("book", "book")] if is_book else jobs
 

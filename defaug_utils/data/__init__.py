@@ -20,6 +20,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "samples": [
             *("count_samples", "hash_samples", "load_masked_samples", "load_samples", "select_samples"),
         ],
-        "surfaces": ["write_surfaces"],
+        "surfaces": ["draw_surface", "write_surfaces"],
     },
 )

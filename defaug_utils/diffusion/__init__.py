@@ -6,18 +6,21 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "adapter_card": ["export_adapter"],
-        "autoencoder": ["AdaptationSettings"],
+        "autoencoder": ["AdaptationSettings", "decode_latents", "encode_images", "to_floats", "to_u8"],
         "controlnet": [
             *("ControlNetSettings", "TrimapModel"),
             *("load_trimap_model", "make_controlnet", "train_controlnet"),
         ],
         "dreambooth": ["keep_sample", "read_samples", "train_dreambooth"],
-        "dreambooth_plan": ["DreamBoothSettings"],
+        "dreambooth_plan": ["DreamBoothSettings", "weigh_noise_levels"],
         "inpainting": ["InpaintSettings", "inpaint_batch", "load_inpainter"],
         "jobs": ["InpaintJob"],
-        "lora": ["LoraPlan", "count_planned"],
+        "lora": ["LoraPlan", "attach_lora", "count_planned"],
         "lora_files": ["load_lora", "save_lora"],
-        "text2image": ["TextJob", "TextSettings", "generate_images", "load_text2image"],
+        "text2image": [
+            *("TextJob", "TextSettings"),
+            *("embed_prompts", "generate_images", "load_text2image", "make_ddim"),
+        ],
         "training_images": ["BucketSettings", "count_buckets", "read_training_images"],
     },
 )

@@ -36,6 +36,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "describe_claims",
             "describe_differences",
             "describe_chance",
+            "describe_findings",
             "describe_leaks",
             "describe_optimism",
             "describe_quality",

@@ -1,16 +1,23 @@
 """Sentences that conclusions depend on, computed so that they are true whatever the numbers are."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import pandas as pd
 
-from defaug_utils.core.origins import run_name
+from defaug_utils.core.origins import EQUAL, SCENARIOS, run_name, takes_images
 from defaug_utils.core.texts import escape_markdown
 from defaug_utils.evaluation.metrics import NO_VALIDATION
 from defaug_utils.evaluation.pool_quality import REAL, UNTOUCHED
 from defaug_utils.protocol.mixing import UNKNOWN, is_marked, mark_label
 from defaug_utils.report.papers import FAILS, HOLDS, LEAST_SEEDS, OPEN, STANDARD_ERRORS
-from defaug_utils.report.results import GROUP, compare_spreads, label_arm, measure_optimism
+from defaug_utils.report.results import (
+    GROUP,
+    compare_spreads,
+    label_arm,
+    measure_optimism,
+    summarise_results,
+)
 from defaug_utils.report.tables import format_difference, format_digits
 
 MAX_LISTED = 12  # names of runs in a sentence
@@ -55,6 +62,81 @@ def describe_unfinished(unfinished: Sequence[str], missing: pd.DataFrame) -> str
         for scenario, rows in missing.groupby("scenario", sort=False)
     ]
     return "\n".join([text, "", *(lines or ["- Every arm in the papers has a finished run."])])
+
+
+def describe_findings(runs: pd.DataFrame, pixels: pd.DataFrame | None = None) -> str:
+    """What generated images gain, which method leads, and what they are worth for marking pixels, as a list.
+
+    Runs with a leak are not counted. A finding that the runs can't show is left out.
+
+    Args:
+        runs: from `gather_results`.
+        pixels: from `read_pixel_runs`, or None.
+    """
+    counted = runs[~runs["leak"].map(is_marked)]
+    if counted.empty:
+        return ""
+    summary = summarise_results(counted, ["ap"])
+    generated = summary[summary["arm"].map(takes_images) & (summary["arm"] != EQUAL)]
+    findings = [_tell_gains(summary, generated), _tell_leaders(generated), _tell_pixels(pixels)]
+    return "\n".join(f"- {finding}" for finding in findings if finding)
+
+
+def _tell_gains(summary: pd.DataFrame, generated: pd.DataFrame) -> str:
+    """The best arm of each scenario that also has runs without augmentation."""
+    gains, parts = [], []
+    for scenario in SCENARIOS:
+        plain = summary[(summary["scenario"] == scenario) & (summary["arm"] == "none")]
+        arms = generated[generated["scenario"] == scenario]
+        if len(plain) and len(arms):
+            before, best = plain.iloc[0], arms.loc[arms["ap"].idxmax()]
+            gains.append(best["ap"] - before["ap"])
+            change = f"from {_write_mean(before, 'ap')} to {_write_mean(best, 'ap')}"
+            parts.append(f"in {scenario} {change} ({_name_arm(best['arm'])}, {best['n_aug']} images)")
+    is_falling = len(gains) > 1 and all(first > second for first, second in pairwise(gains))
+    headline = "The fewer real defects are known, the more generated ones help."
+    told = f"At best, AP changes {' and '.join(parts)}."
+    return f"**{headline}** {told}" if is_falling else told if parts else ""
+
+
+def _tell_leaders(generated: pd.DataFrame) -> str:
+    """In how many scenarios MemSeg leads, with the largest and the smallest number of images."""
+    if "memseg" not in set(generated["arm"]):
+        return ""
+    counts = {}
+    for number in sorted(generated["n_aug"].unique(), reverse=True):
+        arms = generated[generated["n_aug"] == number].set_index("arm")
+        leaders = arms.groupby("scenario")["ap"].idxmax()
+        counts[number] = f"{(leaders == 'memseg').sum()} of {_count(len(leaders), 'scenario')}"
+    (most, led), *further = counts.items()
+    told = (
+        f"With {most} generated images, MemSeg, which has no neural network, has the highest mean AP in {led}"
+    )
+    return f"**{told}**" + "".join(f"; with {number}, in {led}" for number, led in further[-1:]) + "."
+
+
+def _tell_pixels(pixels: pd.DataFrame | None) -> str:
+    """The best arm of the detectors of defect pixels, and whether its gain is larger than the spread."""
+    if pixels is None:
+        return ""
+    summary = summarise_results(pixels, ["pixel_ap"])
+    plain, arms = summary[summary["arm"] == "none"], summary[summary["arm"].map(takes_images)]
+    if plain.empty or arms.empty:
+        return ""
+    before, best = plain.iloc[0], arms.loc[arms["pixel_ap"].idxmax()]
+    gain, spread = best["pixel_ap"] - before["pixel_ap"], max(before["pixel_ap_std"], best["pixel_ap_std"])
+    size = "larger" if gain > spread else "no larger"
+    return (
+        f"**For marking defect pixels, the best gain is {size} than the spread over seeds.** Pixel AP is "
+        f"{_write_mean(before, 'pixel_ap')} without augmentation and {_write_mean(best, 'pixel_ap')} with "
+        f"{best['n_aug']} images ({_name_arm(best['arm'])})."
+    )
+
+
+def _write_mean(row: pd.Series, metric: str) -> str:
+    return format_digits(row[metric], row[f"{metric}_std"]).replace(
+        " ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}"
+    )
 
 
 def describe_leaks(runs: pd.DataFrame) -> str:

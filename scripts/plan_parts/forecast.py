@@ -18,7 +18,7 @@ from plan_parts.workload import Task, Work, Workload
 
 STAGES = {"classifiers": "07_classifier", "classifier": "07_classifier", "detectors": "09_pixel_level"}
 PHASES = (  # rules whose jobs can run at the same time; each phase waits for the one before
-    *(("data_prep",), ("pool",), ("in_and_out",), ("classifiers", "detectors", "own_defect")),
+    *(("data_prep",), ("pool", "diffusion"), ("in_and_out",), ("classifiers", "detectors", "own_defect")),
     *(("classifier", "results", "pixel_level"), ("book",)),
 )
 PICTURES = (

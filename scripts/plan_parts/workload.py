@@ -28,6 +28,7 @@ from defaug_utils.methods.memseg import MemSegSettings
 OWN_METHOD = "own method"
 SWEEP = 6  # images of chapter 4 at other guidances and strengths
 TRIED, ABLATED = 2, 5  # images per sampling in chapter 5's training, and of its stages
+EXPLAINED = 10  # images that the chapter on diffusion samples
 Values = Mapping[str, object]
 
 
@@ -79,6 +80,7 @@ class Workload:
         """The work of a job, including its start."""
         chapter = job.name.partition("/")[0]
         counters: dict[str, Callable[[Job], list[Work]]] = {
+            "diffusion": self._explain_diffusion,
             "classifiers": self._train_classifiers,
             "classifier": self._show_classifier,
             "detectors": self._train_detectors,
@@ -95,6 +97,11 @@ class Workload:
     def _name_unknown(self, job: Job) -> list[Work]:
         """The work of a user's own method; none for a page that makes nothing."""
         return [Work(Task(OWN_METHOD, job.name.partition("/")[0]))] if job.rule == "pool" else []
+
+    def _explain_diffusion(self, job: Job) -> list[Work]:
+        p = self.given["00_diffusion"]
+        settings = TextSettings((p["width"], p["height"]), 1, p["guidance"])
+        return [Work(Task("text-to-image step", settings, p["model"]), EXPLAINED, EXPLAINED * p["steps"])]
 
     def _prepare_data(self, job: Job) -> list[Work]:
         is_drawn = not self.given["01_data_prep"]["data_root"]
