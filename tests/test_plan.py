@@ -99,7 +99,7 @@ def test_a_stage_takes_its_counts_times_what_was_measured(smoke: Workload):
     own = next(job for job in jobs if job.rule == "own_defect")
     assert (own.images, own.steps, own.wants_gpu) == (4, 2 * 2 * 2, True)
     (explained,) = [job for job in jobs if job.rule == "diffusion"]
-    assert (explained.stage, explained.seconds) == ("00_diffusion", 10 + 10 * 10 + 10 * 10 * 2)
+    assert (explained.stage, explained.seconds) == ("00_diffusion", 10 + 10 * 10 + 10 * 2 * 2)
     trained = [job for job in jobs if job.rule == "detectors"]
     assert [job.disk for job in trained] == [100 + 3 * 40 * 100 + 3 * 7000]  # 3 detectors, 40 test images
     assert set(costs) == {one.task for job in smoke.book.list_jobs() for one in smoke.list_work(job)}
