@@ -229,6 +229,18 @@ def test_member_larger_than_declared_is_not_unpacked(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["set.zip"]
 
 
+def test_an_archive_that_lists_fewer_members_than_it_announces_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        for name in ("a.png", "b.png"):
+            archive.writestr(name, b"x")
+    content = bytearray((tmp_path / "set.zip").read_bytes())
+    content[content.rindex(b"PK\5\6") + 10] = 3
+    (tmp_path / "set.zip").write_bytes(content)
+    with pytest.raises(ValueError, match=r"announces 3 members and lists 2: download it again"):
+        unpack_archive(tmp_path / "set.zip", tmp_path / "set")
+    assert not (tmp_path / "set").exists()
+
+
 def test_damaged_archive_leaves_nothing_behind(tmp_path, content):
     for damaged in (
         b"no archive",

@@ -24,6 +24,8 @@ BLOCK = 1 << 16  # bytes; the most that a broken connection can lose
 ATTEMPTS = 3
 TIMEOUT = (10, 60)  # seconds to connect, and between two blocks
 MAX_UNPACKED = 8 << 30  # bytes
+MANY = 2**16 - 1  # members; stands for "more than can be counted here"
+END_BYTES = 22 + 2**16  # record at a zip archive's end and the longest comment
 MAX_MEMBERS = 100_000
 MAX_NAME, MAX_PATH = 255, 1000  # bytes of a folder or file name, and of a member's whole path
 # What zipfile and its decompressors raise on damaged archives, besides OSErrors without a file name.
@@ -195,6 +197,9 @@ def _check_members(archive: zipfile.ZipFile, max_bytes: int) -> None:
         or (not member.orig_filename.endswith(("/", "\\")) and PurePosixPath(name[:MAX_PATH]) in folders)
     ]
     problems += [] if members else ["it has no members"]
+    announced = _read_count(archive)
+    if announced not in (len(members) % (MANY + 1), MANY):
+        problems.append(f"it announces {announced} members and lists {len(members)}: download it again")
     total = sum(member.file_size for member in members)
     if total > max_bytes or len(members) > MAX_MEMBERS:
         problems.append(
@@ -202,6 +207,14 @@ def _check_members(archive: zipfile.ZipFile, max_bytes: int) -> None:
             f"and {max_bytes:,} bytes"
         )
     raise_problems(f"archive {archive.filename} is not safe to unpack", problems, ValueError)
+
+
+def _read_count(archive: zipfile.ZipFile) -> int:
+    """The number of members at the archive's end, which zipfile does not compare with its list."""
+    archive.fp.seek(0, os.SEEK_END)
+    archive.fp.seek(max(0, archive.fp.tell() - END_BYTES))
+    end = archive.fp.read()
+    return struct.unpack_from("<H", end, end.rfind(b"PK\5\6") + 10)[0]
 
 
 def _find_danger(member: zipfile.ZipInfo) -> str | None:

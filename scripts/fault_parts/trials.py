@@ -29,7 +29,7 @@ from fault_parts.stages import STAGES, TOLD, Stage, decide_all, memseg, refill
 STAGE_SECONDS = 180  # a stage takes a few
 CACHE_MARK = re.compile(rb"\?v=[0-9a-f]{8}\b")  # Sphinx adds it to files that were there before the build
 YEAR = 365 * 24 * 3600
-MEMORY = 24 << 20  # bytes that a stage may use beyond the process's own, if memory is scarce
+MEMORY = 64 << 20  # bytes that a stage may use beyond the process's own, if memory is scarce
 
 
 class Attempt(NamedTuple):
