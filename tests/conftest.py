@@ -13,9 +13,11 @@ from hypothesis import settings
 PROJECT = Path(__file__).parents[1]
 PATIENCE_SECONDS = 1800  # of a small book on a busy machine
 
-# Workers of pytest-xdist share the cores, so each gets one thread unless the user says otherwise. Libraries
-# read this when they are imported: it stands before any import of them.
+# Workers of pytest-xdist share the cores, so each gets one thread unless the user says otherwise, and threads
+# that wait don't keep a core busy. Libraries read this when they are imported: it stands before any import of
+# them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 settings.register_profile("tests", deadline=None)  # a busy machine answers late
 settings.load_profile("tests")
