@@ -44,10 +44,12 @@ def notebook(tmp_path):
 
 
 def test_parameters_reach_the_notebook(notebook, tmp_path):
+    environment = dict(os.environ)
     execute_notebook(notebook, tmp_path / "out" / "divide.ipynb", {"divisor": 4})
     executed = nbformat.read(tmp_path / "out" / "divide.ipynb", as_version=4)
     assert executed.cells[-1].outputs[0].text == "0.25\n"
     assert not list((tmp_path / "out").glob("*.failed.ipynb"))
+    assert dict(os.environ) == environment, "the kernel's number of threads is not this process's"
 
 
 def test_a_failing_cell_names_notebook_and_error_and_leaves_no_target(notebook, tmp_path):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unittest.mock import patch
 
 from filelock import FileLock, Timeout
 from traitlets.config import Config
@@ -204,10 +205,11 @@ def execute_notebook(source: Path | str, target: Path | str, parameters: dict, t
     source, target = Path(source), Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_suffix(".failed.ipynb")
-    os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads)))
+    limits = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
     for attempt in range(1, START_ATTEMPTS + 1):
         try:
-            papermill.execute_notebook(source, unfinished, parameters, config=ENCRYPTED, **OPTIONS)
+            with patch.dict(os.environ, limits):  # a kernel has its parent's environment
+                papermill.execute_notebook(source, unfinished, parameters, config=ENCRYPTED, **OPTIONS)
         except PapermillExecutionError as error:
             raise NotebookError(
                 f"{source} failed in cell [{error.exec_count}]: {error.ename}: {error.evalue}\n"
