@@ -33,7 +33,8 @@ try:  # reported before anything runs, without Snakemake's own output
         from defaug_utils.data.layouts import find_layout
 
         find_layout(DATA)
-    check_run(RUN)
+    if workflow.is_main_process:  # every job reads this file again, on a disk that the run fills
+        check_run(RUN)
 except (ValueError, OSError, RuntimeError) as error:
     sys.exit(f"\n{error}\n")
 if workflow.is_main_process and workflow.local_exec:
