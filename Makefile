@@ -59,7 +59,7 @@ slides: $(INSTALLED)
 	$(BIN)/python scripts/write_slides.py "$(PROFILE)" --data "$(DATA)"
 
 bundle: $(INSTALLED)
-	$(BIN)/python scripts/write_bundle.py build/defaug.zip --pins "$(PINS)" -- $(PIP_OPTIONS)
+	$(BIN)/python scripts/write_bundle.py --pins "$(PINS)" build/defaug.zip -- $(PIP_OPTIONS)
 
 lock:
 	uv pip compile constraints.txt --no-deps --generate-hashes --no-annotate --custom-compile-command "make lock" \

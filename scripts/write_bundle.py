@@ -41,13 +41,18 @@ On Windows, type .venv\\Scripts\\python instead of .venv/bin/python, and leave `
 """
 
 
-def main() -> None:
-    """Gather the wheels, and write the archive."""
+def read_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """What the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("target", type=Path, help="archive to write, ending in .zip")
     parser.add_argument("--pins", default="requirements.lock", help="file of exact versions")
+    parser.add_argument("target", type=Path, help="archive to write, ending in .zip")
     parser.add_argument("pip_options", nargs="*", help="further options for pip, after --")
-    given = parser.parse_args()
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Gather the wheels, and write the archive."""
+    given = read_arguments(arguments)
     tracked = list_tracked()
     with tempfile.TemporaryDirectory() as folder:
         wheels, package = Path(folder, "wheels"), Path(folder, "package")

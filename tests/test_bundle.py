@@ -2,14 +2,16 @@
 
 import hashlib
 import re
+import shlex
 import stat
+import subprocess
 from pathlib import Path, PurePosixPath
 from zipfile import ZipFile
 
 import pytest
 import write_bundle
 from test_house import ROOT, read_text
-from write_bundle import INSTALL_LINE, list_members, list_tracked, write_archive
+from write_bundle import INSTALL_LINE, list_members, list_tracked, read_arguments, write_archive
 
 WHEELS = ("zlib_ng-1.2.0-cp311-cp311-linux_x86_64.whl", "torch-2.13.0+cpu-cp311-cp311-linux_x86_64.whl")
 NEEDED = (
@@ -108,3 +110,18 @@ def test_the_package_is_built_from_tracked_files_alone(tmp_path: Path):
     write_bundle.copy_package(tracked, tmp_path)
     copied = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
     assert copied == {"pyproject.toml", "README.md", "defaug_utils/__init__.py"}
+
+
+@pytest.mark.parametrize("options", ["", "--only-binary :all:"])
+def test_the_script_understands_what_make_passes(options: str):
+    shown = subprocess.run(
+        ["make", "--dry-run", "bundle", f"PIP_OPTIONS={options}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    (line,) = [line for line in shown.splitlines() if "write_bundle.py" in line]
+    given = read_arguments(shlex.split(line)[2:])
+    assert (given.target, given.pins) == (Path("build/defaug.zip"), "requirements.lock")
+    assert given.pip_options == options.split()
