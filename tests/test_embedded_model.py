@@ -64,7 +64,7 @@ def test_words_matter(inpainting, samples):
     mask = np.zeros((384, 128), bool)
     mask[place] = True
     brightness = [
-        [paint(inpainting, s._replace(mask=mask), text, steps=8)[place].mean() for s in samples[:6]]
+        [paint(inpainting, s._replace(mask=mask), text, steps=8)[place].mean() for s in samples[:2]]
         for text in ("white mark", "a deep black hole")
     ]
     assert np.mean(brightness[0]) - np.mean(brightness[1]) > 15, "the model hardly hears its prompt"
