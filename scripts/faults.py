@@ -1,10 +1,10 @@
 """Look for faults: `make faults`, or `PYTHONPATH=tests python scripts/faults.py runs/faults --seed 1`.
 
 Broken inputs are passed to the readers that users call; small stages are killed at random moments, run with
-scarce resources, or run twice at once, and are then resumed; each in a separate process. Results go to
-`inputs.csv`, `kills.csv`, `resources.csv` and `twice.csv` in the folder, one row per finished trial, so that
-an interrupted campaign can be resumed; the summary is printed at the end and written to `summary.csv`.
-Another seed needs another folder.
+scarce resources, or run twice at once, and are then resumed; each in a separate process. Pages in which every
+name is hostile are opened in a browser. Results go to `inputs.csv`, `kills.csv`, `resources.csv`, `twice.csv`
+and `hostile.csv` in the folder, one row per finished trial, so that an interrupted campaign can be resumed;
+the summary is printed at the end and written to `summary.csv`. Another seed needs another folder.
 """
 
 import argparse
@@ -12,10 +12,13 @@ import csv
 import os
 import random
 import shutil
+import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+from xml.etree import ElementTree
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -28,8 +31,10 @@ from defaug_utils.core.guards import claim_folder
 
 COLUMNS = ("case", "outcome", "seconds", "detail")
 OF_BOOK = ("read-only", "strange-path", "other-disk")  # its build takes as long as several other stages
-TABLES = ("kills", "resources", "twice")
-FAULTS = ("lost", "half_made", "unequal", "unclear", "mixed")
+TRIALS = ("kills", "resources", "twice")
+TABLES = (*TRIALS, "hostile")
+FAULTS = ("lost", "half_made", "unequal", "unclear", "mixed", "scripts_run")
+PAGES = Path(__file__).parents[1] / "tests" / "browser" / "test_hostile_text.py"
 
 
 def list_cases() -> dict:
@@ -88,7 +93,7 @@ def try_stages(folder: Path, options: argparse.Namespace, deadline: float) -> No
     from fault_parts import stages, trials
 
     shared, wholes = folder / "inputs", {}
-    done = {(table, row["trial"]) for table in TABLES for row in read_rows(folder / f"{table}.csv")}
+    done = {(table, row["trial"]) for table in TRIALS for row in read_rows(folder / f"{table}.csv")}
 
     def run_whole(stage: stages.Stage, shared: Path, target: Path) -> trials.Attempt:
         shutil.rmtree(target.parent, ignore_errors=True)
@@ -127,9 +132,27 @@ def try_stages(folder: Path, options: argparse.Namespace, deadline: float) -> No
         add_row(folder / f"{table}.csv", {"trial": trial, **told, "detail": " ".join(told["detail"].split())})
 
 
+def open_pages(folder: Path) -> None:
+    """Open the pages with hostile names in a browser, by their tests; without a browser, nothing is tried."""
+    path = folder / "hostile.csv"
+    if read_rows(path):
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        report = Path(temporary, "pages.xml")
+        command = [sys.executable, "-m", "pytest", f"--junit-xml={report}", PAGES]
+        subprocess.run(command, check=False, stdout=subprocess.DEVNULL)  # noqa: S603
+        cases = ElementTree.parse(report).getroot().iter("testcase")  # noqa: S314 - pytest has just written it
+        for case in cases:
+            bad = [part for part in case if part.tag in ("failure", "error")]
+            if case.find("skipped") is None:
+                detail = " ".join(bad[0].get("message", "").split())[:300] if bad else ""
+                add_row(path, {"trial": case.get("name"), "scripts_run": len(bad), "detail": detail})
+
+
 def summarise(folder: Path) -> list[dict]:
     """What was tried and found."""
-    kills, scarce, twice, inputs = (read_rows(folder / f"{name}.csv") for name in (*TABLES, "inputs"))
+    names = (*TABLES, "inputs")
+    kills, scarce, twice, hostile, inputs = (read_rows(folder / f"{name}.csv") for name in names)
     outcomes = Counter(row["outcome"] for row in inputs)
     counts = {("kills", "tried"): sum(int(row["killed"]) for row in kills)}
     counts |= {("kills", name): count(kills, name) for name in FAULTS[:3]}
@@ -137,7 +160,12 @@ def summarise(folder: Path) -> list[dict]:
     counts |= {("inputs", "tried"): len(inputs)} | {("inputs", name): outcomes[name] for name in OUTCOMES}
     counts |= {("two at once", "tried"): len(twice)}
     counts |= {("two at once", name): count(twice, name) for name in ("refused", "unclear", "mixed", "lost")}
-    return [{"part": part, "what": what, "count": number} for (part, what), number in counts.items()]
+    counts |= {("hostile pages", "opened"): len(hostile)}
+    counts |= {("hostile pages", "scripts_run"): count(hostile, "scripts_run")}
+    return [
+        {"part": part, "what": what.replace("_", " "), "count": number}
+        for (part, what), number in counts.items()
+    ]
 
 
 def count(rows: list[dict], name: str) -> int:
@@ -156,6 +184,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=140)
     parser.add_argument("--resources", type=int, default=1000, help="largest number of such trials")
     parser.add_argument("--twice", type=int, default=1000, help="largest number of trials of two at once")
+    parser.add_argument("--no-pages", action="store_true", help="open no pages in a browser")
     options = parser.parse_args()
     started = time.monotonic()
     folder = options.folder.resolve()
@@ -164,6 +193,8 @@ def main() -> int:
     deadline = started + 60 * options.minutes
     try_inputs(folder, options.seed, options.sample, deadline, options.only)
     try_stages(folder, options, deadline)
+    if not options.no_pages:
+        open_pages(folder)
     rows = summarise(folder)
     write_csv(pd.DataFrame(rows), folder / "summary.csv")
     faults = [row for row in read_rows(folder / "inputs.csv") if row["outcome"] not in ("clear", "right")]

@@ -20,7 +20,7 @@ def test_a_sample_of_the_campaign_finds_no_fault(tmp_path: Path):
         sys.executable,
         "scripts/faults.py",
         tmp_path,
-        *("--sample", "40", "--kills", "5", "--resources", "8", "--twice", "2"),
+        *("--sample", "40", "--kills", "5", "--resources", "8", "--twice", "2", "--no-pages"),
     ]
     options = ["--seed", "1", "--minutes", "30"]  # far more than it takes: a busy machine fails nothing
     paths = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
