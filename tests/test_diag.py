@@ -134,6 +134,23 @@ def test_images_have_the_size_of_the_negatives_whatever_the_working_size(tmp_pat
     assert read_image(tmp_path / "pool/images/000000.png").shape == (height, width, 3)
 
 
+def test_a_prompt_with_a_shape_is_painted_into_such_masks_only(data: Path, inpainter):
+    board = make_prompts(["scratch", "stain"], shapes={"stain": "blob"})
+    method = DIAG(data=data, inpainter=inpainter, **WISH | {"prompts": board})
+    plain = DIAG(data=data, inpainter=inpainter, **WISH | {"prompts": make_prompts(["scratch", "stain"])})
+    rows = [method.plan_image(index, index)[1] for index in range(40)]
+    assert {row["mask_name"] for row in rows if row["prompt"] == "stain"} == {"blob"}
+    others = [row for row in rows if row["prompt"] == "scratch"]
+    assert others == [plain.plan_image(index, index)[1] for index in range(0, 40, 2)]
+    assert {row["mask_name"] for row in others} == {"scratch", "crack", "blob"}
+    drawn = DIAG(
+        data=data,
+        inpainter=inpainter,
+        **WISH | {"prompts": board, "masks": open_masks("train_positives", data_folder=data)},
+    )
+    assert drawn.plan_image(1, 1)[1]["prompt"] == "stain", "masks from files keep their own shapes"
+
+
 def test_a_pool_that_never_passes_stops_growing(tmp_path: Path, data: Path, inpainter):
     strict = WISH | {"limits": CheckLimits(contrast=255), "group": 1, "max_attempts": 1}
     pool = make_pool(tmp_path, DIAG(data=data, inpainter=inpainter, **strict), PoolPlan(2, passing=2))
@@ -144,6 +161,7 @@ def test_wrong_wishes_are_refused(data: Path, inpainter):
     for wrong, said in (
         ({"settings": InpaintSettings((15, 48), 2)}, "needs multiples of 2"),
         ({"prompts": [Prompt("a" * 70)]}, "tokens"),
+        ({"prompts": [Prompt("stain", shape="stain")]}, "must name some of scratch, crack, blob"),
         ({"max_attempts": 0}, "max_attempts"),
     ):
         with pytest.raises(ValueError, match=said):

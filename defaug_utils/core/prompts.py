@@ -8,25 +8,34 @@ from defaug_utils.core.guards import raise_problems
 
 
 class Prompt(NamedTuple):
-    """A line of the board: the defect's description, what to avoid, and its relative frequency."""
+    """A line of the board: a defect's description, what to avoid, how often, and the shape of its masks."""
 
     text: str
     negative: str = ""
     weight: float = 1.0
+    shape: str = ""  #: of procedural masks, a kind in `masks.shapes.SHAPES`; empty: any, by their weights
+
+    def describe(self) -> dict:
+        """For the recipe of a pool; `shape` only if it is set, so that older pools stay valid."""
+        return {name: value for name, value in self._asdict().items() if value or name != "shape"}
 
 
-def make_prompts(board: Sequence[str | Mapping], negative: str = "") -> list[Prompt]:
-    """Read a board; each line is a text or a mapping with `text` and optionally `negative` and `weight`.
+def make_prompts(
+    board: Sequence[str | Mapping], negative: str = "", shapes: Mapping[str, str] | None = None
+) -> list[Prompt]:
+    """Read a board; each line is a text, or a mapping with `text` and other fields of `Prompt`.
 
-    Lines without a negative prompt use `negative`. Raises a ValueError that lists every line that is empty or
-    repeated, or has unknown keys or an invalid weight.
+    Lines without a negative prompt use `negative`, lines without a shape the one in `shapes` for their text.
+    Raises a ValueError that lists every line that is empty or repeated, or has unknown keys or an invalid
+    weight.
     """
-    prompts, problems = [], []
+    prompts, problems, shapes = [], [], shapes or {}
     for number, line in enumerate(board):
         entry = {"text": line} if isinstance(line, str) else dict(line)
         unknown = sorted(set(entry) - set(Prompt._fields))
         known = {name: value for name, value in entry.items() if name not in unknown}
-        prompt = Prompt(**{"text": "", "negative": negative} | known)
+        usual = {"text": "", "negative": negative, "shape": shapes.get(entry.get("text"), "")}
+        prompt = Prompt(**usual | known)
         found = {
             f"unknown {', '.join(unknown)}, expected {', '.join(Prompt._fields)}": unknown,
             "the prompt is empty, describe the defect to paint": not prompt.text.strip(),

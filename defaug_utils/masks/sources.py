@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -88,6 +88,16 @@ class ProceduralMasks:
     def describe(self) -> dict:
         """The priors."""
         return {"mask_source": self.word, "priors": asdict(self.priors)}
+
+
+def choose_shape(source: MaskSource, shape: str) -> MaskSource:
+    """The source with one kind of `SHAPES` only; the same source if there is no shape, or masks from files.
+
+    Raises a ValueError if there is no such shape.
+    """
+    if not shape or not isinstance(source, ProceduralMasks):
+        return source
+    return replace(source, priors=replace(source.priors, weights={shape: 1.0}))
 
 
 class StoredMasks:

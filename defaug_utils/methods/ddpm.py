@@ -183,7 +183,7 @@ class DDPM:
         described = {
             "model": self.model.describe(),
             "settings": asdict(self.settings),
-            "prompts": [prompt._asdict() for prompt in self.prompts],
+            "prompts": [prompt.describe() for prompt in self.prompts],
             "batch_size": self.group,
             "label": self.label,
             "adapter": "none",

@@ -19,7 +19,7 @@ from defaug_utils.core.prompts import Prompt, choose_prompt
 from defaug_utils.core.sources import count_grey, list_sources, read_dataset, survey_sources
 from defaug_utils.diffusion.jobs import InpaintedImage, InpaintJob
 from defaug_utils.masks.patches import widen_mask
-from defaug_utils.masks.sources import MaskDraw, MaskSource
+from defaug_utils.masks.sources import MaskDraw, MaskSource, choose_shape
 
 BLANK_SPREAD = 1.0  # grey levels; an image with a smaller spread is blank
 MAX_DRAWS = 50  # masks to draw for one image until one fits into its object
@@ -160,7 +160,7 @@ class Painting(ABC):
         """Everything that does not depend on the model."""
         return {
             "checks": {**asdict(self.limits), "max_attempts": self.max_attempts},
-            "prompts": [prompt._asdict() for prompt in self.prompts],
+            "prompts": [prompt.describe() for prompt in self.prompts],
             "batch_size": self.group,
             "versions": list_versions(*LIBRARIES),
         }
@@ -179,6 +179,11 @@ class MaskPainting(Painting):
     """Negatives drawn with replacement, and masks from a source; rows also have the column `mask_name`."""
 
     masks: MaskSource  #: where defects go, see `open_masks`; a mask may come with a prompt of the board
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for prompt in self.prompts:
+            choose_shape(self.masks, prompt.shape)  # refuses an unknown shape
 
     def fit_mask(
         self, image_u8: np.ndarray, mask: np.ndarray, generator: np.random.Generator
@@ -201,13 +206,14 @@ class MaskPainting(Painting):
         }
 
     def plan_image(self, index: int, seed: int) -> tuple[InpaintJob, dict]:
-        """Choose negative and mask by the image's seed, and the prompt by its index; return job and row."""
+        """Choose the prompt by the image's index, negative and mask by its seed; return job and row."""
         generator = np.random.default_rng(seed)
         source = self.sources.iloc[int(generator.integers(len(self.sources)))]
         image_u8 = read_image(Path(self.data) / source["image"])
-        drawn = self._draw_mask(image_u8, source["image"], generator)
-        own = (prompt for prompt in self.prompts if prompt.text == drawn.text)
-        prompt = next(own, None) or choose_prompt(self.prompts, index)
+        turn = choose_prompt(self.prompts, index)
+        masks = choose_shape(self.masks, turn.shape)
+        drawn = self._draw_mask(masks, image_u8, source["image"], generator)
+        prompt = next((prompt for prompt in self.prompts if prompt.text == drawn.text), turn)
         row = {
             "source_image": source["image"],
             "category": source["category"],
@@ -218,10 +224,12 @@ class MaskPainting(Painting):
         }
         return InpaintJob(image_u8, drawn.mask, prompt.text, prompt.negative, seed), row
 
-    def _draw_mask(self, image_u8: np.ndarray, image: str, generator: np.random.Generator) -> MaskDraw:
+    def _draw_mask(
+        self, masks: MaskSource, image_u8: np.ndarray, image: str, generator: np.random.Generator
+    ) -> MaskDraw:
         """Draw a mask, again if it fits nowhere."""
         for _ in range(MAX_DRAWS):
-            drawn = self.masks.draw(int(generator.integers(2**63)), (image_u8.shape[1], image_u8.shape[0]))
+            drawn = masks.draw(int(generator.integers(2**63)), (image_u8.shape[1], image_u8.shape[0]))
             mask = self.fit_mask(image_u8, drawn.mask, generator)
             if mask is not None:
                 return drawn._replace(mask=mask)
