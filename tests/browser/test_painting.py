@@ -3,6 +3,7 @@
 import re
 import time
 
+import numpy as np
 import pytest
 from lab import ROOT, SCREENSHOTS, Lab, OpenNotebook
 from painter import Painter
@@ -58,7 +59,8 @@ def notebook(lab: Lab, page: Page, request: pytest.FixtureRequest) -> OpenNotebo
     rows = [{"image": name, "label": "negative", "split": "train", "origin": "real"} for name in NAMES]
     for number, row in enumerate(rows):
         surface_u8 = draw_surface(10000 + number, size=(128, 384)).image_u8
-        write_png(lab.folder / run / "data" / row["image"], surface_u8)
+        grey_u8 = surface_u8.mean(axis=2, keepdims=True).astype(np.uint8).repeat(3, axis=2)  # a line camera's
+        write_png(lab.folder / run / "data" / row["image"], grey_u8)
     write_manifest(make_manifest(rows), lab.folder / run / "data" / "manifest.csv")
     page.set_viewport_size({"width": 1400, "height": 1500})
     return lab.open_notebook(page, f"{request.node.name}.ipynb", [CELL.replace("RUN", run)])
