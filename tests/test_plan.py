@@ -88,8 +88,8 @@ def test_a_stage_takes_its_counts_times_what_was_measured(smoke: Workload):
     # one, six of the sweep, a board of 2 × 2, a pool of 6 in groups of 3, and one group made again
     assert priced["04_diag_inpainting"].images == 1 + 6 + 4 + 6 + 3
     assert priced["04_diag_inpainting"].seconds == 10 + 20 * 10 + 20 * int(2 * 0.99) * 2
-    # one training of two steps; blended: the pools' 4, 2 again, 2 × 1 samples, 5 of the stages, 2 compared
-    blended = 4 + 2 + 2 + 5 + 2
+    # one training of two steps; blended: the pools' 4, 2 again, 2 × 1 samples, 4 of the stages, 2 compared
+    blended = 4 + 2 + 2 + 4 + 2
     assert priced["05_adabldm"].steps == 2
     assert priced["05_adabldm"].images == blended + 4 + 2  # pasted, and refined
     assert priced["05_adabldm"].seconds == pytest.approx(
@@ -119,6 +119,17 @@ def test_the_steps_of_a_fine_tuning_are_counted_by_its_own_plan(smoke: Workload)
     longer.given["03_lora_finetune"]["epochs"] = {"zero-shot": 1, "few-shot": 7, "full-shot": 1}
     job = Job("pool", "03_lora_finetune/few-shot-seed0")
     assert sum(one.steps for one in longer.list_work(job) if one.trainings) == 14
+
+
+def test_a_fine_tuning_makes_no_image_twice(smoke: Workload):
+    images = {
+        job.name: sum(one.images for one in smoke.list_work(job)[1:] if not one.trainings)
+        for job in smoke.book.list_jobs()
+    }
+    # one before the training, one in it, one at half the weight, one of each prompt at the weight, one to
+    # search for copies; a pool of 4, one group of 2 again; the first job also makes 2 of the class word
+    assert images["03_lora_finetune/zero-shot"] == 1 + 1 + 1 + 2 + 1 + 4 + 2 + 2
+    assert images["03_lora_finetune/few-shot-seed0"] == 1 + 1 + 1 + 1 + 1 + 4 + 2
 
 
 def test_chapter_10_waits_for_the_pool_that_its_images_are_added_to():

@@ -12,7 +12,13 @@ from hypothesis.extra.numpy import arrays
 from matplotlib.figure import Figure
 
 from defaug_utils.core.origins import list_arms
-from defaug_utils.report.curves import plot_augmentation_curves, plot_precision_recall, style_arms
+from defaug_utils.report.curves import (
+    plot_adaptation,
+    plot_augmentation_curves,
+    plot_loss,
+    plot_precision_recall,
+    style_arms,
+)
 from defaug_utils.report.pictures import choose_window, outline_mask, show_images
 
 MASKS = arrays(bool, st.tuples(st.integers(1, 6), st.integers(1, 6)))
@@ -126,6 +132,25 @@ def test_figures_show_themselves_and_leave_nothing_open():
     assert isinstance(figure, Figure)
     assert figure._repr_png_().startswith(b"\x89PNG")
     assert plt.get_fignums() == []
+
+
+def test_a_loss_stands_at_its_step():
+    (axes,) = plot_loss(pd.DataFrame({"step": [10, 20, 50], "loss": [0.5, 0.25, 0.3]})).axes
+    assert axes.lines[0].get_xydata().tolist() == [[10, 0.5], [20, 0.25], [50, 0.3]]
+    with pytest.raises(ValueError, match="0 steps, columns missing: loss"):
+        plot_loss(pd.DataFrame({"step": []}))
+
+
+def test_every_image_has_its_adaptation_and_its_errors_before_and_after():
+    rows = [(0, "out", 4.0, 2.0), (0, "border", 6.0, 5.0), (1, "out", 3.0, 1.0), (1, "border", 9.0, 8.0)]
+    errors = pd.DataFrame(rows, columns=["image", "place", "before", "after"])
+    losses, drawn = plot_adaptation([[0.5, 0.25, 0.125], [0.75]], errors).axes  # the second stopped at once
+    curves = [line.get_ydata().astype(float) for line in losses.lines]
+    assert [values[np.isfinite(values)].tolist() for values in curves] == [[0.5, 0.25, 0.125], [0.75]]
+    pairs = sorted(line.get_ydata().tolist() for line in drawn.lines if len(line.get_ydata()))
+    assert pairs == [[3, 1], [4, 2], [6, 5], [9, 8]]
+    with pytest.raises(ValueError, match="0 errors, columns missing: none"):
+        plot_adaptation([], errors[:0])
 
 
 def test_precision_recall_by_hand():

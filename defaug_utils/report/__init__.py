@@ -6,8 +6,10 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "curves": [
+            "plot_adaptation",
             "plot_augmentation_curves",
             "plot_finetuning",
+            "plot_loss",
             "plot_memorisation",
             "plot_precision_recall",
         ],

@@ -1,4 +1,4 @@
-"""Curves: results over N_aug with all runs visible, precision over recall, losses and copies."""
+"""Curves: results over N_aug with all runs visible, precision over recall, losses, errors and copies."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
@@ -8,6 +8,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import average_precision_score, precision_recall_curve
 
 from defaug_utils.core.origins import list_arms, takes_images
@@ -132,6 +133,40 @@ def plot_finetuning(history: pd.DataFrame) -> Figure:
     losses.legend()
     rates.plot(history.set_index("step")["learning_rate"])
     rates.set(xlabel="step", ylabel="learning rate")
+    return figure
+
+
+def plot_loss(history: pd.DataFrame) -> Figure:
+    """The loss at the steps of a training's history; a ValueError for no steps or missing columns."""
+    _check_columns(history, ("step", "loss"), "steps")
+    figure = NotebookFigure(figsize=(7, 3), layout="constrained")
+    axes = sns.lineplot(history, x="step", y="loss", marker="o", ax=figure.subplots())
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set(xlabel="step", ylabel="mean squared error")
+    return figure
+
+
+def plot_adaptation(losses: Sequence[Sequence[float]], errors: pd.DataFrame) -> Figure:
+    """Losses of adapted decoders over steps, one line per image; each image's errors before and after.
+
+    Raises a ValueError for no images or missing columns.
+
+    Args:
+        losses: of each image's adaptation, before its first step and after each.
+        errors: from `tabulate_errors`, grey levels.
+    """
+    _check_columns(errors, ("image", "place", "before", "after"), "errors")
+    figure = NotebookFigure(figsize=(9, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    curves = pd.DataFrame({number: pd.Series(values) for number, values in enumerate(losses)})
+    sns.lineplot(curves, ax=left, legend=False, dashes=False)
+    left.set(xlabel="step", ylabel="loss")
+    left.xaxis.set_major_locator(MaxNLocator(integer=True))
+    long = errors.melt(["image", "place"], ["before", "after"], var_name="when", value_name="error")
+    each = {"units": "image", "estimator": None, "style": "place", "markers": True}
+    sns.lineplot(long, x="when", y="error", hue="place", ax=right, **each)
+    right.set(xlabel="", ylabel="mean error, grey levels", xlim=(-0.3, 1.3))
+    sns.move_legend(right, "lower center", bbox_to_anchor=(0.5, 1), ncols=2, title="", frameon=False)
     return figure
 
 

@@ -27,7 +27,7 @@ from defaug_utils.methods.memseg import MemSegSettings
 
 OWN_METHOD = "own method"
 SWEEP = 6  # images of chapter 4 at other guidances and strengths
-TRIED, ABLATED = 2, 5  # images per sampling in chapter 5's training, and of its stages
+TRIED, ABLATED = 2, 4  # images per sampling in chapter 5's training, and of its stages
 EXPLAINED = 10  # images that the chapter on diffusion samples
 Values = Mapping[str, object]
 
@@ -123,10 +123,10 @@ class Workload:
         text = Task(
             "text-to-image step", TextSettings(working, 1, p["guidance"]), batch=p["group_size"], **model
         )
-        shares = {0.0, p["shares"][scenario] / 2, p["shares"][scenario], 1.0}
         prompts = p["prompts"].get(scenario, [p["identifier"]])
-        pictures = p["sample_count"] * (p["kept_times"] + 1 + len(shares)) + len(prompts) * p["look_count"]
-        pictures += p["kept_times"] * len(p["copy_shares"]) * p["copy_count"]
+        searched = p["kept_times"] * sum(share != 1 for share in p["copy_shares"])
+        groups = 1 + p["kept_times"] + 1 + len(prompts) + searched  # before, during and after the training
+        pictures = p["sample_count"] * groups
         pictures += fill_groups(p["pool_count"], p["group_size"]) + p["group_size"]
         if job.name == next(name for name in self.book.pools if name.startswith("03_lora")):
             pictures += fill_groups(p["regularisation_count"], p["group_size"])  # shared by all notebooks
