@@ -1,6 +1,7 @@
 """What runs the project elsewhere: workflows and containers can be read, and what they call exists."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -60,7 +61,7 @@ def test_a_workflow_holds_its_jobs_in_and_grants_little(path: Path):
     for name, job in workflow["jobs"].items():
         assert {"runs-on", "steps"} <= set(job), name
         assert set(job.get("permissions", {})) <= {"pages", "id-token"}, name
-        assert set(job.get("env", {})) <= {"PIP_OPTIONS"}, "the Makefile takes no other"
+        assert set(job.get("env", {})) <= {"PIP_OPTIONS", "BOOK_URL"}, "nothing reads another"
         for step in job["steps"]:
             assert ("uses" in step) != ("run" in step), step
             assert re.fullmatch(r"[\w/-]+@v\d+", step.get("uses", "actions/checkout@v4")), step
@@ -77,9 +78,21 @@ def test_the_published_folder_is_the_one_that_the_engine_writes():
 def test_every_place_has_the_same_python():
     (conda,) = re.findall(r"python=([\d.]+)", (ROOT / "environment.yml").read_text(encoding="utf-8"))
     texts = [*(path.read_text(encoding="utf-8") for path in (*WORKFLOWS, DEVCONTAINER)), DOCKERFILE]
+    binder = yaml.safe_load((ROOT / "binder" / "environment.yml").read_text(encoding="utf-8"))
+    assert f"python={conda}" in binder["dependencies"]
     for text in texts:
         versions = re.findall(r'python(?:-version: "|s?:)(\d+\.\d+)', text)
         assert versions and set(versions) == {conda}
+
+
+def test_binder_installs_what_make_installs():
+    build = (ROOT / "binder" / "postBuild").read_text(encoding="utf-8")
+    installed = re.findall(r"pip install --no-cache-dir (.*)", build)
+    makefile = (
+        (ROOT / "Makefile").read_text(encoding="utf-8").replace("$(PIP_OPTIONS) ", "").replace(",dev]", "]")
+    )
+    assert len(installed) == 2 and all(words in makefile for words in installed)
+    assert os.access(ROOT / "binder" / "postBuild", os.X_OK)
 
 
 def test_a_container_takes_the_project_and_leaves_out_what_is_large_or_private():
