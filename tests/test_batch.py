@@ -158,6 +158,7 @@ def run_engine(*config: str) -> subprocess.CompletedProcess:
         ("data=no/such/parts", "no data set at no/such/parts: check the path"),
         ("profile=smoek", "there is no profile profiles/smoek.yaml: profiles has long, "),
         ("dat=parts", "  - unknown option 'dat' (did you mean 'data'?)"),
+        ("processes=3", "  - 05_adabldm's training_batch 4 can't be shared equally"),
     ],
 )
 def test_a_mistyped_option_is_told_before_anything_runs(tmp_path, given: str, told: str):
@@ -279,7 +280,8 @@ def put_nvidia_smi(folder: Path, monkeypatch: pytest.MonkeyPatch, count: int) ->
     program.write_text("#!/bin/sh\ncat <<END\n" + "\n".join([*lines, "  MIG 1g.5gb Device 0:"]) + "\nEND\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # so that it is restored to what it was before
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
 
 
 def test_gpus_are_those_made_visible_else_all(tmp_path, monkeypatch):
@@ -315,6 +317,10 @@ def test_a_training_in_several_processes_holds_as_many_gpus(tmp_path, monkeypatc
             monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
             with hold_gpu(tmp_path, 1):
                 assert os.environ["CUDA_VISIBLE_DEVICES"] == "3"
+            # on a cluster, another job's GPUs may have the same names
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,3")
+            with hold_gpu(tmp_path, 2):
+                assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,3"
 
 
 @pytest.mark.slow

@@ -135,9 +135,12 @@ def list_gpus() -> list[str]:
 
 @contextmanager
 def hold_gpu(run: Path | str, wanted: int) -> Iterator[None]:
-    """Give this process as many GPUs as it wants that no other job of the run holds, if there are several."""
+    """Give this process as many GPUs as it wants that no other job of the run holds, if there are more.
+
+    A cluster shows a job no more than it wants, and may number the GPUs of every job from 0.
+    """
     names, held = list_gpus() if wanted else [], {}
-    for name in names if len(names) > 1 else []:
+    for name in names if len(names) > wanted else []:
         lock = FileLock(Path(run) / f".gpu-{platform.node()}-{name}.lock", timeout=0)
         try:
             lock.acquire()
