@@ -7,6 +7,8 @@
 #   DATA=              folder of your own data set; empty = procedural surfaces
 #   CORES=             CPU cores to use
 #   GPUS=              of make plan: GPUs to use; empty = all
+#   SHARDS=1           of make book and pixels: jobs that each pool of a diffusion model is cut into
+#   PROCESSES=1        of make book and pixels: processes of each training of a diffusion model, each with a GPU
 #   SEED=0 MINUTES=25 of make faults, which looks for faults and can be resumed
 #   PYTHON=python3     Python 3.11 or newer, to make .venv with
 #   PIP_OPTIONS=       further options for pip, such as --index-url for a CPU-only PyTorch
@@ -15,6 +17,8 @@
 PROFILE ?= workshop
 DATA ?=
 GPUS ?=
+SHARDS ?= 1
+PROCESSES ?= 1
 CORES ?= $(shell getconf _NPROCESSORS_ONLN)
 SEED ?= 0
 MINUTES ?= 25
@@ -24,7 +28,7 @@ PINS ?= requirements.lock
 LOCK_OPTIONS ?= --torch-backend cpu
 
 # make ignores a mistyped variable, such as PROFIL=smoke, and would start another run than the one meant.
-KNOWN := PROFILE DATA GPUS CORES SEED MINUTES PYTHON PIP_OPTIONS PINS LOCK_OPTIONS
+KNOWN := PROFILE DATA GPUS SHARDS PROCESSES CORES SEED MINUTES PYTHON PIP_OPTIONS PINS LOCK_OPTIONS
 GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
 ifneq ($(filter-out $(KNOWN) MAKEFLAGS SHELL,$(GIVEN)),)
 $(error unknown: $(filter-out $(KNOWN),$(GIVEN)); known are $(KNOWN))
@@ -34,14 +38,15 @@ endif
 unexport PYTHONDONTWRITEBYTECODE
 
 BIN := .venv/bin
+CONFIG = profile="$(PROFILE)" data="$(DATA)" shards="$(SHARDS)" processes="$(PROCESSES)"
 INSTALLED := .venv/.installed
 
 .PHONY: book pixels plan test lab faults install lock slides bundle clean
 book: $(INSTALLED)
-	$(BIN)/python -m snakemake --cores $(CORES) --config profile="$(PROFILE)" data="$(DATA)"
+	$(BIN)/python -m snakemake --cores $(CORES) --config $(CONFIG)
 
 pixels: $(INSTALLED)
-	$(BIN)/python -m snakemake pixel_level --cores $(CORES) --config profile="$(PROFILE)" data="$(DATA)"
+	$(BIN)/python -m snakemake pixel_level --cores $(CORES) --config $(CONFIG)
 
 plan: $(INSTALLED)
 	$(BIN)/python scripts/plan.py "$(PROFILE)" --data "$(DATA)" --cores $(CORES) --gpus "$(GPUS)"

@@ -1,6 +1,6 @@
 # The batch engine: one rule per notebook; results appear because targets are missing.
 #
-#   snakemake --cores 2 --config profile=workshop data=path/to/data threads=1
+#   snakemake --cores 2 --config profile=workshop data=path/to/data threads=1 shards=1 processes=1
 #
 # An executed notebook proves that its stage is done: it exists only if every cell has run. One job per scenario and
 # seed trains classifiers and detectors, whose results notebooks 07 to 09 read. A killed run can be resumed, because
@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from defaug_utils.book.batch import ERRORS, advise, check_options, check_run, claim_run, list_gpus
-from defaug_utils.book.plan import list_pools, plan_book, pool_notebook
+from defaug_utils.book.plan import check_processes, list_pools, plan_book, pool_notebook
 from defaug_utils.book.profiles import read_defaults, read_profile
 from defaug_utils.core.origins import ORIGINS, list_notebooks
 
@@ -18,17 +18,21 @@ from defaug_utils.core.origins import ORIGINS, list_notebooks
 # a third of a training's time. Jobs keep arrays below 32 MiB, and 256 MiB of free memory.
 os.environ |= {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**28)}
 
+# The process that starts jobs on this machine: a cluster has no `--cores`, and allocates its own GPUs.
+IS_HERE = workflow.is_main_process and workflow.resource_settings.cores is not None
+GPUS = list_gpus() if IS_HERE else []
 try:
-    check_options(config)
+    check_options(config, len(GPUS))
 except ValueError as error:
     sys.exit(f"\n{error}\n")
 PROFILE = config.get("profile") or "workshop"
 DATA = str(config.get("data") or "")
-THREADS = int(config.get("threads") or 1)
+THREADS, SHARDS, PROCESSES = (int(config.get(name) or 1) for name in ("threads", "shards", "processes"))
 RUN = config.get("run") or f"runs/{PROFILE}" + (f"-{Path(DATA).resolve().name}" if DATA else "")
 EXECUTED = f"{RUN}/notebooks"
 try:  # reported before anything runs, without Snakemake's own output
     PARAMETERS = read_profile(f"profiles/{PROFILE}.yaml")
+    check_processes(PARAMETERS, PROCESSES)
     if DATA and not Path(f"{EXECUTED}/01_data_prep.ipynb").is_file():
         from defaug_utils.data.layouts import find_layout
 
@@ -37,13 +41,13 @@ try:  # reported before anything runs, without Snakemake's own output
         check_run(RUN)
 except (ValueError, OSError, RuntimeError) as error:
     sys.exit(f"\n{error}\n")
-if workflow.is_main_process and workflow.local_exec:
+if IS_HERE:
     for sentence in advise(workflow.cores):
         print(f"note: {sentence}", file=sys.stderr)
 
-# Each GPU runs one job that needs one; without GPUs, these jobs share the cores. A cluster allocates its own.
-if workflow.is_main_process and workflow.local_exec and "gpu" not in workflow.global_resources and (gpus := list_gpus()):
-    workflow.register_resource("gpu", len(gpus))
+# Each GPU runs one job that needs one; without GPUs, these jobs share the cores.
+if GPUS and "gpu" not in workflow.global_resources:
+    workflow.register_resource("gpu", len(GPUS))
 
 
 # An arm waits until all its origins have a notebook that makes their pools.
@@ -62,6 +66,13 @@ def pool_values(pool):
     notebook, *name = pool.split("/")
     run = BOOK.pools[pool]
     return values(notebook, **(dict(scenario=run.scenario, pool_of_seed=run.seed) if name else {}))
+
+
+wildcard_constraints:
+    notebook="|".join(list_notebooks()),
+    name=r"(/[\w-]+)?",
+    shard=r"\d+",
+    total=r"\d+",
 
 
 rule book:
@@ -103,20 +114,72 @@ rule data_prep:
         "scripts/run_notebook.py"
 
 
+# With shards or processes, what takes long in a pool's notebook is made by jobs of their own, and found by it.
+PART = f"{RUN}/parts/{{notebook}}{{name}}"
+
+
+def list_trained(wildcards):
+    """The training that a pool learns by, see `rule training`."""
+    return [PART.format(**wildcards) + ".trained"] if wildcards.name and max(SHARDS, PROCESSES) > 1 else []
+
+
+def list_shards(wildcards):
+    """The shards that a pool is made in, see `rule shard`."""
+    count = SHARDS if SHARDS > 1 and "shard" in read_defaults(wildcards.notebook) else 0
+    return [f"{PART.format(**wildcards)}.{shard}-of-{count}.ipynb" for shard in range(count)]
+
+
+def wants_gpu(wildcards):
+    return int(any(row.wants_gpu for row in ORIGINS.values() if row.notebook == wildcards.notebook))
+
+
+rule training:
+    input:
+        rules.data_prep.output,
+        notebook="notebooks/{notebook}.ipynb",
+    output:
+        touch(f"{PART}.trained"),
+    params:
+        values=lambda wildcards: pool_values(wildcards.notebook + wildcards.name),
+        processes=PROCESSES,
+    priority: 1  # shards wait for it
+    threads: THREADS * PROCESSES
+    resources:
+        gpu=PROCESSES,
+    script:
+        "scripts/launch_training.py"
+
+
+rule shard:
+    input:
+        rules.data_prep.output,
+        list_trained,
+        notebook="notebooks/{notebook}.ipynb",
+    output:
+        f"{PART}.{{shard}}-of-{{total}}.ipynb",
+    params:
+        values=lambda wildcards: pool_values(wildcards.notebook + wildcards.name)
+        | dict(shard=int(wildcards.shard), shard_count=int(wildcards.total)),
+    threads: THREADS
+    resources:
+        gpu=wants_gpu,
+    script:
+        "scripts/run_shard.py"
+
+
 rule pool:
     input:
         rules.data_prep.output,
-        notebook=lambda wildcards: f"notebooks/{wildcards.notebook}.ipynb",
+        list_trained,
+        list_shards,
+        notebook="notebooks/{notebook}.ipynb",
     output:
         f"{EXECUTED}/{{notebook}}{{name}}.ipynb",
-    wildcard_constraints:
-        notebook="|".join(list_notebooks()),
-        name=r"(/[\w-]+)?",
     params:
         values=lambda wildcards: pool_values(wildcards.notebook + wildcards.name),
     threads: THREADS
     resources:
-        gpu=lambda wildcards: int(any(row.wants_gpu for row in ORIGINS.values() if row.notebook == wildcards.notebook)),
+        gpu=wants_gpu,
     script:
         "scripts/run_notebook.py"
 

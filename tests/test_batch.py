@@ -158,6 +158,7 @@ def run_engine(*config: str) -> subprocess.CompletedProcess:
         ("data=no/such/parts", "no data set at no/such/parts: check the path"),
         ("profile=smoek", "there is no profile profiles/smoek.yaml: profiles has long, "),
         ("dat=parts", "  - unknown option 'dat' (did you mean 'data'?)"),
+        ("processes=3", "  - 05_adabldm's training_batch 4 can't be shared equally"),
     ],
 )
 def test_a_mistyped_option_is_told_before_anything_runs(tmp_path, given: str, told: str):
@@ -172,6 +173,11 @@ def test_all_wrong_options_are_listed():
     check_options({"profile": "smoke", "data": 2024, "threads": 2, "run": ""})
     with pytest.raises(ValueError, match=r"unknown option 'thread'.*\n.*threads is '-1', expected a whole"):
         check_options({"thread": 1, "threads": -1})
+    with pytest.raises(ValueError, match=r"shards is '0\.5', expected.*\n.*processes is 'all', expected"):
+        check_options({"shards": 0.5, "processes": "all"})
+    check_options({"shards": 8, "processes": 2}, gpus=2)
+    with pytest.raises(ValueError, match="processes is '3', but there are 2 GPUs"):
+        check_options({"processes": 3}, gpus=2)
 
 
 def test_make_refuses_a_variable_that_it_does_not_know():
@@ -274,7 +280,8 @@ def put_nvidia_smi(folder: Path, monkeypatch: pytest.MonkeyPatch, count: int) ->
     program.write_text("#!/bin/sh\ncat <<END\n" + "\n".join([*lines, "  MIG 1g.5gb Device 0:"]) + "\nEND\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # so that it is restored to what it was before
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
 
 
 def test_gpus_are_those_made_visible_else_all(tmp_path, monkeypatch):
@@ -299,6 +306,36 @@ def test_jobs_at_the_same_time_hold_different_gpus(tmp_path, monkeypatch):
             with hold_gpu(tmp_path, 1):
                 assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+
+
+def test_a_training_in_several_processes_holds_as_many_gpus(tmp_path, monkeypatch):
+    put_nvidia_smi(tmp_path, monkeypatch, 4)
+    with hold_gpu(tmp_path, 1):
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+        with hold_gpu(tmp_path, 2):
+            assert os.environ["CUDA_VISIBLE_DEVICES"] == "1,2"
+            monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+            with hold_gpu(tmp_path, 1):
+                assert os.environ["CUDA_VISIBLE_DEVICES"] == "3"
+            # on a cluster, another job's GPUs may have the same names
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,3")
+            with hold_gpu(tmp_path, 2):
+                assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,3"
+
+
+@pytest.mark.slow
+def test_shards_and_processes_are_jobs_before_the_pools(tmp_path):
+    options = ["--dry-run", "--quiet", "host", "--cores", "8", "--config", "profile=smoke", f"run={tmp_path}"]
+    command = [sys.executable, "-m", "snakemake", *options]
+
+    def count_jobs(*given: str) -> dict[str, int]:
+        finished = subprocess.run([*command, *given], cwd=PROJECT, capture_output=True, text=True, check=True)
+        rules = re.findall(r"(?m)^rule (\w+):$", finished.stdout + finished.stderr)
+        return {rule: rules.count(rule) for rule in ("pool", "shard", "training")}
+
+    assert count_jobs() == {"pool": 5, "shard": 0, "training": 0}
+    assert count_jobs("shards=3") == {"pool": 5, "shard": 12, "training": 3}  # MemSeg's pool is made at once
+    assert count_jobs("processes=2") == {"pool": 5, "shard": 0, "training": 3}
 
 
 @pytest.mark.slow

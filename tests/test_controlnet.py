@@ -1,7 +1,9 @@
 """The trimap ControlNet: fresh it changes nothing, training resumes exactly, wrong files are told."""
 
+import json
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from accelerate.state import AcceleratorState
 from diffusers import DDIMScheduler, StableDiffusionControlNetPipeline, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
+from defaug_utils.core.files import lock_file
 from defaug_utils.diffusion import controlnet as controlnets
 from defaug_utils.diffusion.controlnet import (
     PAPER_PLAN,
@@ -212,6 +215,27 @@ def test_velocity_is_learned_where_the_model_predicts_it(model, triples, monkeyp
     assert not torch.allclose(velocity, noise)
     generator = torch.Generator().manual_seed(7)
     assert torch.equal(noise, torch.randn(noise.shape, generator=generator))
+
+
+def test_more_processes_than_can_share_a_step_are_refused(model, triples, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(controlnets, "open_accelerator", lambda *_: SimpleNamespace(num_processes=4))
+    told = (
+        r"4 processes can't share the 6 triples of a step \(batch_size\) equally: use one of 1, 2, 3, 6 proc"
+    )
+    with pytest.raises(ValueError, match=told):
+        train_controlnet(model, triples, tmp_path, ControlNetSettings(batch_size=6))
+
+
+def test_a_finished_training_is_read_by_several_and_written_by_none(model, triples, tmp_path: Path):
+    train_controlnet(model, triples, tmp_path, SETTINGS, StepPlan(2))
+    stored = tmp_path / "controlnet"
+    before = {path.name: path.stat().st_ino for path in stored.iterdir()}
+    with lock_file(tmp_path / "checkpoint.safetensors"):
+        assert train_controlnet(model, triples, tmp_path, SETTINGS, StepPlan(2)).resumed_steps == 2
+    assert {path.name: path.stat().st_ino for path in stored.iterdir()} == before
+    (stored / "training.json").write_text('{"steps": 1}')  # killed before the network of the last step
+    train_controlnet(model, triples, tmp_path, SETTINGS, StepPlan(2))
+    assert json.loads((stored / "training.json").read_text())["steps"] == 2
 
 
 def test_other_settings_in_a_folder_are_refused_and_nothing_is_lost(model, triples, tmp_path: Path):

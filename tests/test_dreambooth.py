@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -104,6 +105,12 @@ def whole(tmp_path_factory: pytest.TempPathFactory, text_model_folder: Path, ima
     """An undisturbed run and its folder."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
     return folder, train(folder, text_model_folder, images)
+
+
+def test_more_processes_than_images_in_a_step_are_refused(text_model_folder, images, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "open_accelerator", lambda *_: SimpleNamespace(num_processes=5))
+    with pytest.raises(DreamBoothError, match=r"5 processes share the 4 images of a step .*: use at most 4"):
+        train(tmp_path, text_model_folder, images)
 
 
 def test_history_and_files(whole):

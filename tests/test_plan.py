@@ -28,7 +28,7 @@ from plan_parts.forecast import (
 from plan_parts.measuring import MEASURES, Cost, measure
 from plan_parts.workload import Task, Workload, count_steps, fill_in, make_labels
 
-from defaug_utils.book.plan import Job, list_pools, plan_book
+from defaug_utils.book.plan import Job, check_processes, list_pools, plan_book
 from defaug_utils.book.profiles import read_profile
 from defaug_utils.diffusion.autoencoder import AdaptationSettings
 from defaug_utils.diffusion.controlnet import ControlNetSettings
@@ -57,6 +57,20 @@ def load_profile(name: str, run: str = "no run") -> Workload:
 
 def count_rules(jobs: Iterable[Job | PricedJob]) -> Counter[str]:
     return Counter(job.rule for job in jobs)
+
+
+def test_processes_that_cannot_share_a_step_equally_are_refused():
+    paper = read_profile(ROOT / "profiles" / "paper.yaml", ROOT / "notebooks")
+    for processes in (1, 2, 4):
+        check_processes(paper, processes)
+    with pytest.raises(
+        ValueError, match=r"6 processes: .*1 problem.*\n.*05_adabldm's training_batch 4 can't"
+    ):
+        check_processes(paper, 6)
+    with pytest.raises(
+        ValueError, match=r"(?s)2 problem.*03_lora_finetune's batch_size 12 .*training_batch 4"
+    ):
+        check_processes(paper, 8)
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from drawing import Drawing
 from PIL import Image
 
 from defaug_utils.core import pools
+from defaug_utils.core.files import lock_file
 from defaug_utils.core.guards import hold_threads
 from defaug_utils.core.manifest import ManifestError, image_seed, make_manifest, read_manifest, write_manifest
 from defaug_utils.core.pools import (
@@ -237,6 +238,28 @@ def test_shards_that_end_together_do_not_stumble_over_each_other(tmp_path: Path,
         process.join()
     assert [process.exitcode for process in shards] == [0, 0, 0, 0]
     assert read_all(folder) == whole
+
+
+def test_a_shard_waits_where_another_makes_what_the_pool_still_lacks(tmp_path: Path, monkeypatch):
+    def make_failures(indices: Sequence[int], seeds: Sequence[int]) -> list[GeneratedImage]:
+        made = make_batch(indices, seeds)
+        return [image._replace(row=image.row | {"check_passed": False}) for image in made]
+
+    def refuse_further_images(path: Path, seconds: float = 1.0):
+        if path.name == "rows-0-of-1.jsonl":
+            raise TimeoutError
+        return lock_file(path, seconds)
+
+    plan = {**SETTINGS, "passing": COUNT}
+    with monkeypatch.context() as patched:
+        patched.setattr(pools, "lock_file", refuse_further_images)
+        with pytest.raises(PoolUnfinished, match=r"shard 1 of 2 is finished, .* are missing"):
+            generate(tmp_path, COUNT, make_failures, **plan, shard=1, shards=2)
+        with pytest.raises(PoolUnfinished, match=r"shard 0 of 2 is finished, another makes what .* lacks"):
+            generate(tmp_path, COUNT, make_failures, **plan, shard=0, shards=2)
+        with pytest.raises(TimeoutError):
+            generate(tmp_path, COUNT, make_failures, **plan)
+    assert len(generate(tmp_path, COUNT, make_failures, **plan)) == 2 * COUNT
 
 
 def test_a_part_that_another_process_is_making_is_not_begun_twice(tmp_path: Path, whole: dict):

@@ -3,6 +3,7 @@
 import errno
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,7 @@ from torch import nn
 from defaug_utils.core.files import lock_file, write_png
 from defaug_utils.core.manifest import ManifestError, make_manifest
 from defaug_utils.data.samples import Samples, count_samples, hash_samples, load_samples, select_samples
+from defaug_utils.evaluation import recipes
 from defaug_utils.evaluation.classifier import (
     count_training,
     score_samples,
@@ -378,6 +380,16 @@ def test_a_folder_in_which_another_process_trains_is_refused(samples, tmp_path):
             train_classifier(samples, tmp_path, QUICK, BACKBONE)
         assert not (tmp_path / "history.csv").exists()
     assert train_classifier(samples, tmp_path, QUICK, BACKBONE).resumed_epochs == 0
+    with lock_file(tmp_path / "checkpoint.safetensors"):  # a finished training is only read
+        assert train_classifier(samples, tmp_path, QUICK, BACKBONE).resumed_epochs == QUICK.epochs
+
+
+def test_a_classifier_is_trained_by_one_process(samples, tmp_path, monkeypatch):
+    monkeypatch.setattr(recipes, "open_accelerator", lambda *_: SimpleNamespace(num_processes=2))
+    with pytest.raises(
+        ValueError, match="2 processes can't train one classifier or detector, whose BatchNorm"
+    ):
+        train_classifier(samples, tmp_path, QUICK, BACKBONE)
 
 
 def test_a_folder_of_other_settings_is_refused_and_survives(samples, tmp_path):

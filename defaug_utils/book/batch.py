@@ -33,7 +33,8 @@ NO_MEMORY = (  # the words of Python, NumPy, PyTorch, its threads and kernels, a
     *("MemoryError", "Unable to allocate", "allocate memory", "out of memory"),
     *("can't start new thread", "could not create a primitive", "bad_alloc"),
 )
-CONFIG = ("profile", "data", "threads", "run")  # of `snakemake --config`
+NUMBERS = ("threads", "shards", "processes")  # of `snakemake --config`, whole ones from 1
+CONFIG = ("profile", "data", "run", *NUMBERS)
 CONTAINER_MEMORY = Path("/sys/fs/cgroup/memory.max")  # bytes, or "max"
 ERRORS = "errors"  # folder of a run for its jobs' error messages
 
@@ -42,13 +43,18 @@ class NotebookError(RuntimeError):
     """A notebook's cell failed, or its kernel did not start."""
 
 
-def check_options(given: Mapping[str, object]) -> None:
-    """Refuse unknown options of `snakemake --config`, and threads that are no number; lists them all."""
+def check_options(given: Mapping[str, object], gpus: int = 0) -> None:
+    """Refuse unknown options of `snakemake --config`, and numbers that are none; lists them all.
+
+    Where this machine's `gpus` run the jobs, a training can't have more processes than these.
+    """
     unknown = [name for name in given if name not in CONFIG]
     problems = [f"unknown option {name!r}{name_nearest(name, CONFIG)}" for name in unknown]
-    threads = str(given.get("threads") or 1)
-    if not threads.isdecimal():
-        problems.append(f"threads is {threads!r}, expected a whole number")
+    numbers = {name: str(given.get(name) or 1) for name in NUMBERS}
+    wrong = [name for name, text in numbers.items() if not text.isdecimal() or int(text) < 1]
+    problems += [f"{name} is {numbers[name]!r}, expected a whole number from 1" for name in wrong]
+    if gpus and "processes" not in wrong and int(numbers["processes"]) > gpus:
+        problems.append(f"processes is {numbers['processes']!r}, but there are {gpus} GPUs")
     raise_problems("--config", problems)
 
 
@@ -129,16 +135,21 @@ def list_gpus() -> list[str]:
 
 @contextmanager
 def hold_gpu(run: Path | str, wanted: int) -> Iterator[None]:
-    """Give this process a GPU that no other job of the run holds, if it wants one and there are several."""
-    names = list_gpus() if wanted else []
-    for name in names if len(names) > 1 else []:
+    """Give this process as many GPUs as it wants that no other job of the run holds, if there are more.
+
+    A cluster shows a job no more than it wants, and may number the GPUs of every job from 0.
+    """
+    names, held = list_gpus() if wanted else [], {}
+    for name in names if len(names) > wanted else []:
         lock = FileLock(Path(run) / f".gpu-{platform.node()}-{name}.lock", timeout=0)
         try:
             lock.acquire()
         except Timeout:
             continue
-        os.environ["CUDA_VISIBLE_DEVICES"] = name  # read at CUDA's first use, here or in a notebook's kernel
-        break
+        held[name] = lock
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(held)  # read at CUDA's first use, here or in a kernel
+        if len(held) == wanted:
+            break
     yield
 
 

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from defaug_utils.book.profiles import read_defaults
+from defaug_utils.core.guards import raise_problems
 from defaug_utils.core.origins import ORIGINS, Run, Shares, arm_shares, planned_runs, pool_name
 
+BATCHES = {"03_lora_finetune": "batch_size", "05_adabldm": "training_batch"}  # images of a training's step
 Runs = dict[Run, Shares]  # the runs of a notebook's lists, each with the origins of its pools
 
 
@@ -78,6 +80,18 @@ def plan_book(parameters: Mapping[str, dict], notebook_folder: Path | str = "not
     given = read_defaults("10_own_defect", notebook_folder) | parameters["10_own_defect"]
     own = Run(given["scenario"], given["beside"], given["n_aug"], given["training_seed"])
     return BookPlan(parameters, *runs, {own: arm_shares(own.arm)})
+
+
+def check_processes(parameters: Mapping[str, dict], processes: int) -> None:
+    """Refuse a number of processes that can't share the images of every training's step; lists these."""
+    batches = {
+        f"{notebook}'s {name}": (read_defaults(notebook) | parameters[notebook])[name]
+        for notebook, name in BATCHES.items()
+    }
+    wrong = [
+        f"{name} {batch} can't be shared equally" for name, batch in batches.items() if batch % processes
+    ]
+    raise_problems(f"{processes} processes: choose a number that divides every batch", wrong)
 
 
 def plan_runs(

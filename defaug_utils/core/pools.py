@@ -110,7 +110,13 @@ def make_pool(
     with _hold_threads_of(recipe):
         pool = writer.make(plan)
         while len(pool) < limit and (missing := plan.passing - int((~find_failed(pool)).sum())) > 0:
-            pool = writer.make(replace(plan, count=min(limit, len(pool) + missing), shard=0, shards=1))
+            try:
+                pool = writer.make(replace(plan, count=min(limit, len(pool) + missing), shard=0, shards=1))
+            except TimeoutError as error:
+                if plan.shards == 1:
+                    raise
+                told = f"shard {plan.shard} of {plan.shards} is finished, another makes what {folder}"
+                raise PoolUnfinished(f"{told} still lacks: run again when it is finished") from error
     return pool
 
 

@@ -254,7 +254,11 @@ def train_controlnet(
     accelerator = open_accelerator(plan.precision, model.device)
     processes = accelerator.num_processes
     if settings.batch_size % processes:
-        raise ValueError(f"batch_size {settings.batch_size} is not divisible by {processes} processes")
+        divisors = [str(n) for n in range(1, settings.batch_size + 1) if settings.batch_size % n == 0]
+        raise ValueError(
+            f"{processes} processes can't share the {settings.batch_size} triples of a step (batch_size) "
+            f"equally: use one of {', '.join(divisors)} processes"
+        )
     controlnet = make_controlnet(model, settings.seed)
     for part in (model.pipeline.unet, model.pipeline.vae, model.pipeline.text_encoder):
         part.requires_grad_(False).eval()
@@ -275,13 +279,22 @@ def train_controlnet(
 
     optimiser = torch.optim.AdamW(controlnet.parameters(), settings.learning_rate)
     described = asdict(settings) | {"model": model.describe(), "triples": triples.describe()}
-    demanded = described | {"precision": plan.precision, "processes": processes}
+    demanded = described | {"precision": plan.precision, "processes": 1}  # any number trains the same
     training = Training(controlnet, optimiser, compute_loss, accelerator)
     run = run_steps(training, plan, folder, demanded, tell)
-    if accelerator.is_main_process:
+    if accelerator.is_main_process and _read_steps(folder / "controlnet") != plan.steps:
         metadata = {"base": model.describe()["fingerprint"], "steps": plan.steps} | described
         save_controlnet(controlnet, folder / "controlnet", metadata | {"trained_on": triples.list_names()})
+    accelerator.wait_for_everyone()
     return ControlNetRun(controlnet.eval(), run.history, run.resumed_steps)
+
+
+def _read_steps(folder: Path) -> int | None:
+    """Steps of a stored ControlNet; None if there is none."""
+    try:
+        return json.loads((folder / TRAINING).read_text(encoding="utf-8"))["steps"]
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def measure_loss(

@@ -160,7 +160,13 @@ def _prepare(
     steps = dreambooth_plan.plan_steps(images.sizes(is_class=False), images.sizes(is_class=True), settings)
     schedule = text2image.make_ddim(model)
     weights = dreambooth_plan.weigh_noise_levels(schedule.alphas_cumprod, settings.gamma, model.prediction)
-    accelerator = loop.open_accelerator(settings.precision, model.device)
+    skips_layers = model.clip_skip > 1  # of the text encoder, whose adapters then stay as they are
+    accelerator = loop.open_accelerator(settings.precision, model.device, skips_layers)
+    if accelerator.num_processes > settings.batch_size:
+        raise training_images.DreamBoothError(
+            f"{accelerator.num_processes} processes share the {settings.batch_size} images of a step "
+            f"(batch_size): use at most {settings.batch_size} processes"
+        )
     is_class = torch.tensor(images.items["is_class"].to_numpy())
     trainer = _Trainer(accelerator, settings, steps, latents, is_class, tokens, weights, schedule)
     training = loop.Training(

@@ -216,11 +216,17 @@ def train_network(
             loss = measure_loss(module, batch._replace(images=train[batch.images]))
             return StepLoss(loss, {"epoch": batch.epoch + 1}, len(batch.images))
 
+        accelerator = open_accelerator(plan.precision, device.type)
+        if accelerator.num_processes > 1:
+            raise ValueError(
+                f"{accelerator.num_processes} processes can't train one classifier or detector, whose "
+                "BatchNorm needs the whole batch: train several at the same time, each in one process"
+            )
         training = Training(
             network,
             make_optimiser(network, recipe),
             compute_loss,
-            open_accelerator(plan.precision, device.type),
+            accelerator,
             rate_of=lambda step: (
                 learning_rate_of(recipe, batches[step].epoch) * warmup_share(recipe, step, len(batches))
             ),

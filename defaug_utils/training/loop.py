@@ -95,11 +95,15 @@ class StepRun(NamedTuple):
     resumed_steps: int
 
 
-def open_accelerator(precision: str, device: str) -> "Accelerator":
-    """Accelerate's accelerator, for all GPUs that this process was started with, or for the CPU."""
-    from accelerate import Accelerator
+def open_accelerator(precision: str, device: str, skips_weights: bool = False) -> "Accelerator":
+    """Accelerate's accelerator, for all processes that `accelerate launch` started, or for this one.
 
-    return Accelerator(mixed_precision=precision, cpu=device == "cpu")
+    `skips_weights`: some trained weights have no part in the loss, which several processes have to know.
+    """
+    from accelerate import Accelerator, DistributedDataParallelKwargs
+
+    options = DistributedDataParallelKwargs(find_unused_parameters=skips_weights)
+    return Accelerator(mixed_precision=precision, cpu=device == "cpu", kwargs_handlers=[options])
 
 
 class Checkpoint(NamedTuple):
@@ -143,18 +147,21 @@ def run_steps(
     Raises:
         ValueError: the folder contains a training with other settings, or with more steps.
         FloatingPointError: a loss or gradient is not finite; the last checkpoint is kept.
-        TimeoutError: another process is training in the folder.
+        TimeoutError: another process is training in the folder. A finished training can be read by several.
     """
+    loop = _Loop(training, plan, Path(folder), as_json(settings))
+    if loop.resume() == plan.steps:
+        loop.write_history()
+        return StepRun(pd.DataFrame(loop.history), plan.steps)
     is_main = training.accelerator.is_main_process
     with lock_file(Path(folder) / CHECKPOINT, 0) if is_main else nullcontext():
-        return _run_steps(training, plan, folder, settings, on_step)
+        return _run_steps(loop, on_step)
 
 
-def _run_steps(
-    training: Training, plan: StepPlan, folder: Path | str, settings: Mapping, on_step: OnStep | None
-) -> StepRun:
-    loop = _Loop(training, plan, Path(folder), as_json(settings))
+def _run_steps(loop: "_Loop", on_step: OnStep | None) -> StepRun:
+    training, plan = loop.training, loop.plan
     resumed, since = loop.resume(), time.perf_counter()
+    loop.write_history()
     module, optimiser = training.accelerator.prepare(training.module, training.optimiser)
     for step in range(resumed, plan.steps):
         numbers = loop.take_step(module, optimiser, step)
@@ -200,9 +207,12 @@ class _Loop:
         _restore(checkpoint, self.kept, self.training.optimiser)
         if accelerator.scaler and checkpoint.scaler:
             accelerator.scaler.load_state_dict(checkpoint.scaler)
-        if accelerator.is_main_process:
-            write_csv(pd.DataFrame(self.history), self.folder / HISTORY)
         return done
+
+    def write_history(self) -> None:
+        """Write the history for readers; a checkpoint contains it, too."""
+        if self.history and self.training.accelerator.is_main_process:
+            write_csv(pd.DataFrame(self.history), self.folder / HISTORY)
 
     def _count_steps(self) -> int:
         last = self.history[-1] if self.history else {"epoch": 0, "step": 0}
@@ -265,7 +275,7 @@ class _Loop:
             metadata = {"settings": self.settings, "history": self.history, "scaler": scaler}
             with write_atomically(self.folder / CHECKPOINT) as temporary:
                 save_file(tensors, temporary, {key: json.dumps(value) for key, value in metadata.items()})
-            write_csv(pd.DataFrame(self.history), self.folder / HISTORY)
+        self.write_history()
         accelerator.wait_for_everyone()
 
     def _make_rows(self, done: int, seconds: float) -> list[dict]:
