@@ -3,14 +3,16 @@
 import errno
 import json
 import os
+import warnings
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 from safetensors import SafetensorError
 
-from defaug_utils.core.files import read_csv, stage_folder, write_atomically, write_json, write_png
+from defaug_utils.core.files import read_csv, stage_folder, write_atomically, write_csv, write_json, write_png
 
 
 def fill_the_disk(*args, **kwargs):
@@ -117,6 +119,16 @@ def test_rows_with_more_cells_than_names_are_no_table(tmp_path: Path, text: str)
     (tmp_path / "table.csv").write_text(text)
     with pytest.raises(ValueError):
         read_csv(tmp_path / "table.csv")
+
+
+def test_a_column_of_a_long_table_has_one_type(tmp_path: Path):
+    count = 60_000
+    late = pd.DataFrame({"name": "n" * 40, "passed": [None] * (count - 1) + ["yes"], "number": range(count)})
+    late["mixed"] = [7] * (count - 1) + ["seven"]
+    write_csv(late, tmp_path / "long.csv")
+    with warnings.catch_warnings(action="error"):
+        read = read_csv(tmp_path / "long.csv")
+    assert set(map(type, read["mixed"])) == {str} and read["passed"].iloc[-1] == "yes"
 
 
 def test_a_table_without_rows_is_read(tmp_path: Path):

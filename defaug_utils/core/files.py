@@ -179,7 +179,7 @@ def read_csv(path: Path | str, **options: Any) -> "pd.DataFrame":
     """
     import pandas as pd
 
-    table = pd.read_csv(path, **options)
+    table = pd.read_csv(path, **{"low_memory": False} | options)  # in pieces, a column could have two types
     if len(table) and "index_col" not in options and not isinstance(table.index, pd.RangeIndex):
         raise ValueError(f"{path}: some rows have more cells than the header")  # pandas shifts them
     return _change_texts(table, unguard_cell)
