@@ -122,13 +122,13 @@ def test_rows_with_more_cells_than_names_are_no_table(tmp_path: Path, text: str)
 
 
 def test_a_column_of_a_long_table_has_one_type(tmp_path: Path):
-    count = 60_000
-    late = pd.DataFrame({"name": "n" * 40, "passed": [None] * (count - 1) + ["yes"], "number": range(count)})
+    count = 40_000
+    late = pd.DataFrame({f"number {place}": range(count) for place in range(40)})
     late["mixed"] = [7] * (count - 1) + ["seven"]
     write_csv(late, tmp_path / "long.csv")
     with warnings.catch_warnings(action="error"):
         read = read_csv(tmp_path / "long.csv")
-    assert set(map(type, read["mixed"])) == {str} and read["passed"].iloc[-1] == "yes"
+    assert set(map(type, read["mixed"])) == {str}
 
 
 def test_a_table_without_rows_is_read(tmp_path: Path):
