@@ -9,6 +9,7 @@ from test_mixing import DATA
 
 from defaug_utils.book.profiles import read_profile
 from defaug_utils.core.origins import SCENARIOS
+from defaug_utils.core.prompts import Prompt
 from defaug_utils.data.datasets import choose_positives
 from defaug_utils.diffusion.dreambooth_plan import DreamBoothSettings
 from defaug_utils.diffusion.lora import LoraPlan
@@ -70,8 +71,8 @@ def test_generator_and_training_sets_know_as_many_positives(name: str):
 
 def test_prompts_take_the_negative_one_and_their_weight():
     plans = read_scenarios(**TABLE, instance_prompt=PROMPT, negative="blurred")
-    assert plans["zero-shot"].prompts[1] == ("skt stain", "blurred", 2)
-    assert plans["few-shot"].prompts == ((PROMPT, "blurred", 1.0),)
+    assert plans["zero-shot"].prompts[1] == Prompt("skt stain", "blurred", 2)
+    assert plans["few-shot"].prompts == (Prompt(PROMPT, "blurred", 1.0),)
     assert plans["few-shot"].share == 1.0 and isinstance(plans["few-shot"].share, float)
 
 
