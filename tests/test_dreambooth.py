@@ -176,24 +176,20 @@ def test_stopped_while_writing_a_checkpoint(tmp_path, text_model_folder, images,
     pd.testing.assert_frame_equal(run.history, whole[1].history, check_exact=True)
 
 
-def test_offset_noise_is_the_same_noise_shifted_by_channel(
-    tmp_path, text_model_folder, images, whole, monkeypatch
-):
-    def record(offset: float) -> list[tuple]:
-        seen, choose_target = [], text2image.choose_target
+def test_offset_noise_is_the_same_noise_shifted_by_channel(tmp_path, text_model_folder, images, monkeypatch):
+    seen: dict[float, list[tuple]] = {0.0: [], 0.5: []}
+    choose_target = text2image.choose_target
+    for offset, drawn in seen.items():
 
-        def choose(schedule, clean, noise, times):
-            seen.append((clean, noise, times))
+        def choose(schedule, clean, noise, times, drawn=drawn):
+            drawn.append((clean, noise, times))
             return choose_target(schedule, clean, noise, times)
 
         with monkeypatch.context() as patched:
             patched.setattr(text2image, "choose_target", choose)
-            run = train(tmp_path / str(offset), text_model_folder, images, noise_offset=offset)
-        assert run.history["loss"].equals(whole[1].history["loss"]) == (offset == 0)
-        return seen
-
+            train(tmp_path / str(offset), text_model_folder, images, noise_offset=offset, epochs=1)
     shifts = []
-    for (clean, plain, times), (same, shifted, again) in zip(record(0.0), record(0.5), strict=True):
+    for (clean, plain, times), (same, shifted, again) in zip(*seen.values(), strict=True):
         assert torch.equal(clean, same) and torch.equal(times, again)
         shift = shifted - plain
         torch.testing.assert_close(shift, shift[..., :1, :1].expand(shift.shape))

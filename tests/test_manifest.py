@@ -28,7 +28,7 @@ from defaug_utils.core.manifest import (
 )
 from defaug_utils.core.origins import ORIGINS, REAL
 
-IN_ONE_FOLDER = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+IN_ONE_FOLDER = settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 PRINTABLE = st.characters(exclude_categories=("C",))
 WORDS = st.text(PRINTABLE, max_size=12) | st.sampled_from(
     ["NA", "nan", "None", "null", "1", "1e5", "true", 'a "quoted", word', "two\nlines", "ä ö ü", " padded "]
