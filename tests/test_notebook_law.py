@@ -101,6 +101,11 @@ def test_format_and_ids(path: Path, notebook: NotebookNode):
     assert len(ids) == len(set(ids))
 
 
+def test_a_chapter_has_its_number_and_says_what_it_means_in_practice(path: Path, notebook: NotebookNode):
+    assert headings(notebook)[0].startswith(f"# {int(path.stem[:2])}. ")
+    assert "\n**In practice:** " in section(notebook, "Take-away")
+
+
 def test_no_outputs(path: Path, notebook: NotebookNode):
     for cell in code_cells(notebook):
         assert cell.outputs == []
