@@ -50,9 +50,9 @@ def read_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main() -> None:
     """Gather the wheels, and write the archive."""
-    given = read_arguments(arguments)
+    given = read_arguments()
     tracked = list_tracked()
     with tempfile.TemporaryDirectory() as folder:
         wheels, package = Path(folder, "wheels"), Path(folder, "package")
