@@ -25,7 +25,8 @@ if TYPE_CHECKING:  # it imports PyTorch, which takes seconds
     from defaug_utils.training.loop import StepDone
 
 START_ATTEMPTS = 3
-OPTIONS = {"kernel_name": "python3", "progress_bar": False, "cwd": ".", "start_timeout": 120}  # seconds
+OPTIONS = {"kernel_name": "python3", "progress_bar": False, "cwd": "."}
+OPTIONS |= {"start_timeout": 120, "iopub_timeout": 120}  # seconds; a busy machine is slow to print
 ENCRYPTED = Config(KernelManager={"transport_encryption": "auto"})  # kernels listen on a local port
 FREE_BYTES = 2**30  # on a run's disk; the workshop's run takes 0.9 GB
 JOB_BYTES = 2**30  # of memory; libraries alone take half of it
