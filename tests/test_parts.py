@@ -43,8 +43,8 @@ def test_the_cells_of_a_part_need_no_other_cell_and_end_where_it_is_made(name: s
 
 
 def test_whatever_learns_or_paints_can_be_made_in_parts():
-    assert SHARDED == ["03_lora_finetune", "04_diag_inpainting", "05_adabldm"]
-    assert LEARNING == ["03_lora_finetune", "05_adabldm"]
+    assert SHARDED == ["03_lora_finetune", "04_diag_inpainting", "05_adabldm", "11_diag_tuned"]
+    assert LEARNING == ["03_lora_finetune", "05_adabldm", "11_diag_tuned"]
 
 
 def test_a_name_that_cells_of_a_part_change_is_changed_by_no_other_cell():

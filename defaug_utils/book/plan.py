@@ -10,7 +10,11 @@ from defaug_utils.book.profiles import read_defaults
 from defaug_utils.core.guards import raise_problems
 from defaug_utils.core.origins import ORIGINS, Run, Shares, arm_shares, planned_runs, pool_name
 
-BATCHES = {"03_lora_finetune": "batch_size", "05_adabldm": "training_batch"}  # images of a training's step
+BATCHES = {  # images of a training's step
+    "03_lora_finetune": "batch_size",
+    "05_adabldm": "training_batch",
+    "11_diag_tuned": "training_batch",
+}
 Runs = dict[Run, Shares]  # the runs of a notebook's lists, each with the origins of its pools
 
 

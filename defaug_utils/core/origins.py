@@ -77,6 +77,7 @@ ORIGINS: dict[str, Origin] = {
         learns=True,
         count_parameter="refined_count",
     ),
+    "diag_tuned": Origin("DIAG, tuned", "#117733", "P", "11_diag_tuned", needs_positives=True, learns=True),
 }
 
 

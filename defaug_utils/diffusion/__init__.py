@@ -14,6 +14,12 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "dreambooth": ["keep_sample", "read_samples", "train_dreambooth"],
         "dreambooth_plan": ["DreamBoothSettings", "weigh_noise_levels"],
         "inpainting": ["InpaintSettings", "inpaint_batch", "load_inpainter"],
+        "inpainting_lora": [
+            "InpaintingLoraSettings",
+            "merge_inpainting_lora",
+            "read_masked_defects",
+            "train_inpainting_lora",
+        ],
         "jobs": ["InpaintJob"],
         "lora": ["LoraPlan", "attach_lora", "count_planned"],
         "lora_files": ["load_lora", "save_lora"],

@@ -9,7 +9,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "blending": ["BlendSettings", "compare_decoders", "tabulate_errors", "watch_images"],
         "cut_paste": ["CutPaste"],
         "ddpm": ["DDPM", "merge_adapter"],
-        "diag": ["DIAG"],
+        "diag": ["DIAG", "TunedDIAG"],
         "memseg": ["MemSeg", "MemSegSettings", "blend_anomaly", "draw_structure", "draw_texture"],
         "paste_refined": ["PasteRefined"],
         "painting": ["CheckLimits", "find_change"],

@@ -4,7 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from defaug_utils.core.guards import raise_problems
+from defaug_utils.core.manifest import ManifestError
 from defaug_utils.core.prompts import check_prompts
+from defaug_utils.core.sources import read_dataset
 from defaug_utils.diffusion import inpainting
 from defaug_utils.diffusion.jobs import InpaintedImage, InpaintJob
 from defaug_utils.methods.painting import MaskPainting
@@ -42,3 +45,23 @@ class DIAG(MaskPainting):
     def paint(self, jobs: Sequence[InpaintJob]) -> list[InpaintedImage]:
         """One call of the inpainter."""
         return inpainting.inpaint_batch(self.inpainter, jobs, self.settings)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class TunedDIAG(DIAG):
+    """DIAG with a model that was tuned on known defects, see `train_inpainting_lora`.
+
+    Refuses a model that learned from images outside the training split (a `ManifestError` lists them).
+    """
+
+    origin: ClassVar[str] = "diag_tuned"
+    learned_from: Sequence[str]  #: names of the images that the model was tuned on
+
+    def describe(self) -> dict:
+        """What `DIAG` describes, and the images that the model was tuned on."""
+        dataset = read_dataset(self.data)
+        split_of = dict(zip(dataset["image"], dataset["split"], strict=True))
+        splits = {name: split_of.get(name, "unknown to the data set") for name in self.learned_from}
+        problems = [f"{name} is {split}" for name, split in splits.items() if split != "train"]
+        raise_problems("a model may only be tuned on training images", problems, ManifestError)
+        return super().describe() | {"learned_from": list(self.learned_from)}
