@@ -38,7 +38,7 @@ ROOT = Path(__file__).parents[1]
 LOW = {
     "linear": [0.40, 0.42, 0.41, 0.43],
     "none_equal": [0.30, 0.33, 0.31, 0.34],
-    "cut_paste": [0.5, 0.52, 0.51, 0.5],
+    "cut_paste": [0.5, 0.52, 0.51, 0.51],
 }
 TIMES = pd.DataFrame(
     [
@@ -109,10 +109,7 @@ def test_the_numbers_of_the_sentence_are_those_of_the_runs():
     text = describe_decision(runs).replace("\u00a0", " ")
     assert f"{shown} against cut and paste (worse)" in text
     assert "against linear classifier (better): means over 4 seeds ± two standard errors" in text
-    assert "cut and paste, 40 images**: 0.5075" not in describe_best(runs), (
-        "no digit that the spread can't show"
-    )
-    assert "that of cut and paste, 40 images**: 0.508" in describe_best(runs).replace("0.507", "0.508")
+    assert "that of cut and paste, 40 images**: 0.510 ± 0.008" in describe_best(runs).replace("\u00a0", " ")
 
 
 def test_the_best_of_several_arms_is_compared_and_a_mixture_counts_as_diffusion_by_its_parts():
@@ -158,14 +155,12 @@ def test_without_diffusion_without_the_scenario_and_with_leaks_only_nothing_is_c
 
 
 def test_limits_name_gains_within_the_noise_many_real_defects_and_failed_images():
-    few = LOW | {"diag": [0.31, 0.32, 0.31, 0.33], "memseg": [0.6, 0.63, 0.61, 0.64]}
+    few = LOW | {"diag": [0.31, 0.32, 0.31, 0.33], "memseg": [0.6, 0.65, 0.61, 0.64]}
     full = {"none_equal": [0.8, 0.8, 0.8], "memseg": [0.81, 0.82, 0.8]}
     runs = pd.concat([make_runs(few), make_runs(full, "full-shot")])
     noise, many, checks = describe_limits(runs, TIMES).replace("\u00a0", " ").splitlines()
     assert "for 1 of 3 pairs of arm and N_aug: DIAG (40 images)." in noise
-    assert "+0.300 in few-shot (MemSeg, 40 images) and +0.010 ± 0.012 in full-shot" in many.replace(
-        "± 0.000 ", ""
-    )
+    assert "+0.305 ± 0.010 in few-shot (MemSeg, 40 images) and +0.010 ± 0.012 in full-shot" in many
     assert "4 of 50 by DIAG" in checks and "MemSeg" not in checks
     two = describe_limits(make_runs({arm: values[:2] for arm, values in few.items()}), TIMES.iloc[:1])
     assert "fewer than 3 seeds" in two and "every image passed" in two
@@ -317,7 +312,8 @@ def test_the_cells_that_make_pools_and_fine_tune_are_recognised(notebook: str):
 
 
 def test_what_is_not_stored_yet_is_replaced_by_the_directives_content(tmp_path: Path):
-    page = "# Page\n\n```{stored} nowhere verdict\nNothing *yet*.\n```\n\n```{stored-figure} nowhere/gains.png\nCaption.\n```\n"
+    page = "# Page\n\n```{stored} nowhere verdict\nNothing *yet*.\n```\n\n"
+    page += "```{stored-figure} nowhere/gains.png\nCaption.\n```\n"
     (tmp_path / "page.md").write_text(page, encoding="utf-8")
     path = f"import sys\nsys.path.insert(0, {str(ROOT / 'book' / '_ext')!r})\n"
     settings = {"extensions": ["myst_nb", "stored"], "root_doc": "page", "html_theme": "basic"}
@@ -330,9 +326,7 @@ def test_what_is_not_stored_yet_is_replaced_by_the_directives_content(tmp_path: 
 
 def test_the_page_can_be_written_from_every_stored_run():
     page = (ROOT / "book" / "decide.md").read_text(encoding="utf-8")
-    parts = re.findall(r"(?m)^```\{stored\} stored/(\w+) (\w+)$", page)
-    assert {part for _, part in parts} == {"decision", "gains", "limits"}
-    for name, part in itertools.product(
-        {path.name for path in (ROOT / "book" / "stored").iterdir()}, ("gains",)
-    ):
-        assert write_part(ROOT / "book" / "stored" / name, part)
+    parts = {part for _, part in re.findall(r"(?m)^```\{stored\} stored/(\w+) (\w+)$", page)}
+    assert parts == {"decision", "gains", "limits"}
+    folders = [path for path in (ROOT / "book" / "stored").iterdir() if path.is_dir()]
+    assert folders and all(write_part(folder, part) for folder, part in itertools.product(folders, parts))

@@ -283,7 +283,7 @@ def parse_mixture(arm: str) -> dict[str, float]:
     """Origin → share of an arm that names what it mixes, see `arm_shares`, which also checks the shares.
 
     Raises:
-        MixingError: an origin is named twice, a share is no number, or only some origins have a share.
+        MixingError: an origin is named twice, a share can't be read, or only some origins have a share.
     """
     parts = [part.partition(SHARE) for part in arm.split(MIXING)]
     names, given = [name for name, _, _ in parts], [text for _, sign, text in parts if sign]
