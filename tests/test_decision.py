@@ -199,6 +199,8 @@ def test_the_table_shows_both_trainings_side_by_side():
     assert row["gain over cut and paste"].startswith("−0.05")
     assert table.loc["cut and paste", "gain over cut and paste"] == "–"
     assert table.loc["DIAG", "n"] == 4
+    seconds = layout_decision(runs.assign(seconds=30.0), TIMES, "few-shot", 40)["minutes"]
+    assert (seconds["linear classifier"], seconds["DIAG"]) == ("0 + 0 + 0.5", "0 + – + 0.5")
 
 
 def test_the_figure_of_gains_draws_means_and_two_standard_errors():

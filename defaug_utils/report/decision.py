@@ -149,7 +149,10 @@ def _measure_origin(times: pd.DataFrame, origin: str) -> tuple[float, float]:
 
 
 def layout_decision(runs: pd.DataFrame, times: pd.DataFrame, scenario: str, n_aug: int) -> pd.DataFrame:
-    """AP, gains over three baselines (mean ± two standard errors) and minutes of every arm at one N_aug."""
+    """AP, gains over three baselines (mean ± two standard errors) and minutes of every arm at one N_aug.
+
+    The minutes are those of `measure_costs`: generator + 40 images + classifier.
+    """
     rows = repeat_over_n_aug(runs)
     rows = rows[(rows["scenario"] == scenario) & (rows["n_aug"] == n_aug)]
     summary = summarise_results(rows, ["ap"]).set_index("arm")
@@ -168,12 +171,7 @@ def layout_decision(runs: pd.DataFrame, times: pd.DataFrame, scenario: str, n_au
             format_difference(gain, margin) for gain, margin in gains[["gain", "margin"]].to_numpy()
         ]
     costs = measure_costs(runs, times, scenario).reindex(summary.index)
-    heads = {
-        "generator": "generator, min",
-        "images": f"{COST_IMAGES} images, min",
-        "classifier": "classifier, min",
-    }
-    columns |= {head: costs[name].map(format_minutes) for name, head in heads.items()}
+    columns["minutes"] = [" + ".join(map(format_minutes, row)) for row in costs.to_numpy()]
     names = pd.Index([label_arm(arm) for arm in summary.index], name="method")
     return pd.DataFrame({head: list(values) for head, values in columns.items()}, index=names)
 
