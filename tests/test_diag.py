@@ -151,6 +151,20 @@ def test_a_prompt_with_a_shape_is_painted_into_such_masks_only(data: Path, inpai
     assert drawn.plan_image(1, 1)[1]["prompt"] == "stain", "masks from files keep their own shapes"
 
 
+def test_a_prompt_may_demand_a_stronger_contrast_than_the_pool(data: Path, inpainter):
+    board = [Prompt("scratch"), Prompt("stain", contrast=255.0)]
+    method = DIAG(
+        data=data, inpainter=inpainter, **WISH | {"prompts": board, "limits": CheckLimits(0.5, 0.0, 0.0)}
+    )
+    assert method.find_limits("scratch").contrast == 0 and method.find_limits("stain").contrast == 255
+    _, stain = method.make([0, 1], [0, 1])
+    assert not stain.row["check_passed"] and "contrast" in stain.row["check_reason"]
+    assert (
+        method.describe()["prompts"][1]["contrast"] == 255
+        and "contrast" not in method.describe()["prompts"][0]
+    )
+
+
 def test_a_pool_that_never_passes_stops_growing(tmp_path: Path, data: Path, inpainter):
     strict = WISH | {"limits": CheckLimits(contrast=255), "group": 1, "max_attempts": 1}
     pool = make_pool(tmp_path, DIAG(data=data, inpainter=inpainter, **strict), PoolPlan(2, passing=2))

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, NamedTuple
@@ -151,6 +151,11 @@ class Painting(ABC):
     def plan_image(self, index: int, seed: int) -> tuple[InpaintJob, dict]:
         """The job of an image, and its row."""
 
+    def find_limits(self, text: str) -> CheckLimits:
+        """The limits of an image with this prompt, which may demand a stronger contrast."""
+        strongest = max((prompt.contrast for prompt in self.prompts if prompt.text == text), default=0.0)
+        return replace(self.limits, contrast=max(self.limits.contrast, strongest))
+
     @property
     def texts(self) -> list[str]:
         """All prompts of the board that are not empty."""
@@ -183,7 +188,7 @@ class MaskPainting(Painting):
     def __post_init__(self) -> None:
         super().__post_init__()
         for prompt in self.prompts:
-            choose_shape(self.masks, prompt.shape)  # refuses an unknown shape
+            choose_shape(self.masks, prompt)  # refuses what is unknown
 
     def fit_mask(
         self, image_u8: np.ndarray, mask: np.ndarray, generator: np.random.Generator
@@ -211,7 +216,7 @@ class MaskPainting(Painting):
         source = self.sources.iloc[int(generator.integers(len(self.sources)))]
         image_u8 = read_image(Path(self.data) / source["image"])
         turn = choose_prompt(self.prompts, index)
-        masks = choose_shape(self.masks, turn.shape)
+        masks = choose_shape(self.masks, turn)
         drawn = self._draw_mask(masks, image_u8, source["image"], generator)
         prompt = next((prompt for prompt in self.prompts if prompt.text == drawn.text), turn)
         row = {
@@ -257,7 +262,8 @@ def paint_until_passed(method: Painting, jobs: Sequence[InpaintJob]) -> list[Pai
             break
         asked = [jobs[number]._replace(seed=attempt_seed(jobs[number].seed, attempt)) for number in failed]
         for number, job, painted in zip(failed, asked, method.paint(asked), strict=True):
-            result = PaintResult(painted, check_image(job, painted, method.limits, method.margin), attempt)
+            limits = method.find_limits(job.prompt)
+            result = PaintResult(painted, check_image(job, painted, limits, method.margin), attempt)
             best[number] = max(best.get(number, result), result, key=lambda one: one.rank)
         failed = [number for number in failed if not best[number].check.passed]
     return [best[number] for number in range(len(jobs))]

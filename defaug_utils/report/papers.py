@@ -111,14 +111,16 @@ def judge_claims(runs: pd.DataFrame) -> pd.DataFrame:
         for scenario, other in product(claim.scenarios, claim.others):
             pair = {"arm": claim.arm, "other": other}
             own, printed = (table[table["scenario"] == scenario] for table in (counted, published))
-            verdict = _judge(_subtract_arms(own, **pair, keys=["seed", "n_aug"], metric=claim.metric))
-            theirs = _subtract_arms(printed, **pair, keys=["n_aug"], metric=claim.printed).mean()
+            verdict = judge_differences(
+                subtract_arms(own, **pair, keys=["seed", "n_aug"], metric=claim.metric)
+            )
+            theirs = subtract_arms(printed, **pair, keys=["n_aug"], metric=claim.printed).mean()
             named = {"claim": claim.text, "scenario": scenario} | pair | {"metric": claim.metric}
             rows.append(named | verdict | {"printed": theirs})
     return pd.DataFrame(rows)
 
 
-def _subtract_arms(rows: pd.DataFrame, arm: str, other: str, keys: list[str], metric: str) -> pd.Series:
+def subtract_arms(rows: pd.DataFrame, arm: str, other: str, keys: list[str], metric: str) -> pd.Series:
     """One arm minus the other, for keys that both have, averaged for each value of the first key."""
     values = rows.pivot_table(index=keys, columns="arm", values=metric)
     if not {arm, other} <= set(values):
@@ -126,7 +128,8 @@ def _subtract_arms(rows: pd.DataFrame, arm: str, other: str, keys: list[str], me
     return (values[arm] - values[other]).dropna().groupby(keys[0]).mean()
 
 
-def _judge(differences: pd.Series) -> dict:
+def judge_differences(differences: pd.Series) -> dict:
+    """Number, mean, spread and verdict of differences, one per seed, by `sentences.RULE`."""
     n, mean, deviation = len(differences), differences.mean(), differences.std()
     is_told = n >= LEAST_SEEDS and abs(mean) > STANDARD_ERRORS * deviation / math.sqrt(n)
     verdict = (HOLDS if mean > 0 else FAILS) if is_told else OPEN
