@@ -1,8 +1,8 @@
 """A paper profile from data to its tables in minutes: `.venv/bin/python tests/dry_run.py paper`.
 
-Data set, models and profile are written to a folder, and the batch engine is started as `make book` starts it.
-The data set has the real layout, the models are of the real families and found under their published ids, and
-the profile is the real one except for `SIZES`. The numbers mean nothing.
+Data set, models and profile are written to a folder, and the batch engine is started as `make book` starts
+it. The data set has the real layout, the models are of the real families and found under their published ids,
+and the profile is the real one except for `SIZES`. The numbers mean nothing.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from defaug_utils.book.plan import plan_book
 from defaug_utils.book.profiles import read_defaults, read_profile
 
 PROJECT = Path(__file__).parents[1]
-STEPS = 10  # of denoising, at most
+STEPS = 5  # of denoising, at most
 CELL = 64  # a side of what Stable Diffusion draws must be a multiple of this, pixels
 
 
@@ -64,7 +64,7 @@ SIZES: dict[str, Callable[[object, Mapping], object]] = {  # parameter → its v
     **dict.fromkeys(("pool_count", "plain_count", "refined_count"), limit(8)),
     **dict.fromkeys(("batch_size", "group_size", "training_steps", "sample_every"), limit(4)),
     **dict.fromkeys(("training_batch", "save_every", "adaptation_steps", "compared_count"), limit(2)),
-    **dict.fromkeys(("repeats", "sample_count", "warmup_steps"), limit(1)),
+    **dict.fromkeys(("repeats", "sample_count", "kept_times", "warmup_steps"), limit(1)),
     **dict.fromkeys(("instances", "few_shot_per_type", "regularisation_count"), limit(3)),
     **dict.fromkeys(("training_images", "triple_count"), limit(24)),
     "n_aug": lambda value, _: [4] if isinstance(value, list) else min(value, 4),
@@ -75,7 +75,9 @@ SIZES: dict[str, Callable[[object, Mapping], object]] = {  # parameter → its v
 def shrink_profile(profile: str) -> dict[str, dict]:
     """The parameters of a profile, by notebook, with smaller `SIZES`."""
     derived = {}
-    for notebook, values in read_profile(PROJECT / "profiles" / f"{profile}.yaml", PROJECT / "notebooks").items():
+    for notebook, values in read_profile(
+        PROJECT / "profiles" / f"{profile}.yaml", PROJECT / "notebooks"
+    ).items():
         given = read_defaults(notebook, PROJECT / "notebooks") | values
         smaller = {name: shrink(given[name], given) for name, shrink in SIZES.items() if name in given}
         derived[notebook] = values | {name: value for name, value in smaller.items() if value != given[name]}
@@ -98,14 +100,18 @@ def list_models(parameters: Mapping[str, dict]) -> set[str]:
 
 
 def make_command(folder: Path, profile: str, cores: int = 2) -> tuple[list[str], dict[str, str]]:
-    """Write data, models and profile; returns the engine's command and environment. The run is `folder/run`."""
+    """Write data, models and profile; returns the engine's command and environment. `folder/run` is the run."""
     parameters, run = shrink_profile(profile), folder / "run"
     (folder / f"{profile}.yaml").write_text(yaml.safe_dump(parameters), encoding="utf-8")
     data = write_data(folder / "data", parameters)
     cache = fill_cache(folder / "hub", list_models(parameters))
     shown = plan_book(parameters, PROJECT / "notebooks").chapters["07_classifier"]
     targets = ["results", "pixel_level", "own_defect", f"{run}/notebooks/{shown}.ipynb"]
-    config = [f"profile={os.path.relpath(folder / profile, PROJECT / 'profiles')}", f"data={data}", f"run={run}"]
+    config = [
+        f"profile={os.path.relpath(folder / profile, PROJECT / 'profiles')}",
+        f"data={data}",
+        f"run={run}",
+    ]
     command = [sys.executable, "-m", "snakemake", *targets, "--cores", str(cores), "--config", *config]
     return command, os.environ | cache
 

@@ -11,10 +11,10 @@ from transformers import ResNetConfig, ResNetForImageClassification
 from defaug_utils.diffusion import stand_ins
 
 COMMIT = "0" * 40
-SMALL_VAE = {"block_out_channels": (4, 4, 8, 8), "norm_num_groups": 2}
+SMALL_VAE = {"block_out_channels": (4, 4, 8, 8), "norm_num_groups": 2, "layers_per_block": 1}
 SMALL_TEXT = {"hidden_size": 16, "intermediate_size": 16, "projection_dim": 16}
-SMALL_TEXT |= {"num_hidden_layers": 3, "num_attention_heads": 2}
-SMALL_UNET = {"norm_num_groups": 4, "attention_head_dim": 2}
+SMALL_TEXT |= {"num_hidden_layers": 2, "num_attention_heads": 2}
+SMALL_UNET = {"norm_num_groups": 4, "layers_per_block": 1, "attention_head_dim": 2}
 SMALL_UNETS = {
     "sd15": {"block_out_channels": (8, 8, 16, 16), "cross_attention_dim": 16},
     "sdxl": {
@@ -28,13 +28,16 @@ SMALL_UNETS = {
 
 
 def make_pipeline(name: str, purpose: str) -> diffusers.DiffusionPipeline:
-    """A published model in every part and setting but its widths and depths; "inpainting" or "text to image"."""
+    """A published model but for its widths and depths, for "inpainting" or "text to image"."""
     torch.manual_seed(0)
     published = stand_ins.MODELS[name]
     channels = 9 if purpose == "inpainting" else 4
     parts = {
         "unet": UNet2DConditionModel(
-            **published["unet"] | {"in_channels": channels, "out_channels": 4} | SMALL_UNET | SMALL_UNETS[name]
+            **published["unet"]
+            | {"in_channels": channels, "out_channels": 4}
+            | SMALL_UNET
+            | SMALL_UNETS[name]
         ),
         "vae": AutoencoderKL(**stand_ins.VAE | published["vae"] | SMALL_VAE),
     }

@@ -63,6 +63,10 @@ ORIGINS: dict[str, Origin] = {
         mixes=(("in_and_out", IN_AND_OUT),),
     ),
     "diag": Origin("DIAG", "#CC79A7", "^", "04_diag_inpainting"),
+    "diag_real_masks": Origin(
+        *("DIAG, masks of real defects", "#999933", "P", "04_diag_inpainting"),
+        count_parameter="real_mask_count",
+    ),
     "adabldm": Origin("AdaBLDM", "#56B4E9", "v", "05_adabldm", needs_positives=True, learns=True),
     "adabldm_plain": Origin(
         *("AdaBLDM, decoder as it is", "#882255", "<", "05_adabldm"),
