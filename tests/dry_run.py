@@ -100,7 +100,7 @@ def list_models(parameters: Mapping[str, dict]) -> set[str]:
 
 
 def make_command(folder: Path, profile: str, cores: int = 2) -> tuple[list[str], dict[str, str]]:
-    """Write data, models and profile; returns the engine's command and environment. `folder/run` is the run."""
+    """Write data, models and profile; returns the engine's command and environment (run: `folder/run`)."""
     parameters, run = shrink_profile(profile), folder / "run"
     (folder / f"{profile}.yaml").write_text(yaml.safe_dump(parameters), encoding="utf-8")
     data = write_data(folder / "data", parameters)
