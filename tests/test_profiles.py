@@ -168,6 +168,8 @@ def test_every_pool_is_large_enough_for_the_training_sets(path: Path):
     for chapter in ("06_in_and_out", "09_pixel_level"):
         if "paste_refined" in parameters[chapter]["arms"]:
             assert parameters["05_adabldm"]["refined_count"] >= max(parameters[chapter]["n_aug"])
+        if "diag_real_masks" in parameters[chapter]["arms"]:
+            assert parameters["04_diag_inpainting"]["real_mask_count"] >= max(parameters[chapter]["n_aug"])
 
 
 @pytest.mark.parametrize("name", ["paper", "paper_diag"])
@@ -178,6 +180,7 @@ def test_the_papers_pools_have_images_of_its_own_for_every_seed(name: str):
     each = max(mixed["n_aug"])
     counts = {key: values["pool_count"] for key, values in parameters.items() if "pool_count" in values}
     counts |= {"refined": parameters["05_adabldm"].get("refined_count", len(mixed["seeds"]) * each)}
+    counts |= {"real": parameters["04_diag_inpainting"].get("real_mask_count", len(mixed["seeds"]) * each)}
     assert set(counts.values()) == {len(mixed["seeds"]) * each}
     assert (
         "fresh_per_seed"
@@ -226,9 +229,14 @@ def test_no_network_of_the_papers_scale_starts_from_random_weights(name: str):
 
 
 def test_diags_own_protocol_prepares_the_data_at_the_papers_size():
-    values = read_profile(ROOT / "profiles" / "paper_diag.yaml", ROOT / "notebooks")["01_data_prep"]
+    parameters = read_profile(ROOT / "profiles" / "paper_diag.yaml", ROOT / "notebooks")
+    values = parameters["01_data_prep"]
     assert (values["image_width"], values["image_height"]) == diag.OUTPUT_SIZE
     assert values["fit"] == "resize"
+    assert {"diag", "diag_real_masks"} <= set(parameters["06_in_and_out"]["arms"]), (
+        "its masks, and clean ones"
+    )
+    assert parameters["07_classifier"]["recipe"] == "diag"
 
 
 def test_mvtec_is_prepared_by_adabldms_protocol():

@@ -73,6 +73,11 @@ ORIGINS: dict[str, Origin] = {
         mixes=(("in_and_out", IN_AND_OUT),),
     ),
     "diag": Origin("DIAG", "#CC79A7", "^", "04_diag_inpainting", diffusion="as it is"),
+    "diag_real_masks": Origin(
+        *("DIAG, masks of real defects", "#999933", "P", "04_diag_inpainting"),
+        diffusion="as it is",
+        count_parameter="real_mask_count",
+    ),
     "adabldm": Origin(
         *("AdaBLDM", "#56B4E9", "v", "05_adabldm"),
         needs_positives=True,
@@ -95,7 +100,7 @@ ORIGINS: dict[str, Origin] = {
         count_parameter="refined_count",
     ),
     "diag_tuned": Origin(
-        *("DIAG, tuned", "#117733", "P", "11_diag_tuned"),
+        *("DIAG, tuned", "#117733", "D", "11_diag_tuned"),
         needs_positives=True,
         learns=True,
         diffusion="fine-tuned",

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 from defaug_utils.core.guards import raise_problems
 from defaug_utils.core.manifest import ManifestError
@@ -25,7 +24,7 @@ PAPER_SETTINGS = inpainting.InpaintSettings()
 class DIAG(MaskPainting):
     """Inpainting with a prompt and a model from `load_inpainter`; further attributes as in `MaskPainting`."""
 
-    origin: ClassVar[str] = "diag"
+    origin: str = "diag"  #: or "diag_real_masks", for those of training positives, as in DIAG's code
     inpainter: inpainting.Inpainter
     settings: inpainting.InpaintSettings = PAPER_SETTINGS
 

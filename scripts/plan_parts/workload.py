@@ -162,6 +162,7 @@ class Workload:
         settings = replace(read_inpainting(p), feather=p["feather"])
         pictures = 1 + SWEEP + len(p["prompts"]) * p["board_seeds"]
         pictures += fill_groups(p["pool_count"], p["batch_size"]) + p["batch_size"]
+        pictures += fill_groups(p["real_mask_count"], p["batch_size"])
         task = self._name_inpainting(settings, p["model"], p)
         return [Work(task, pictures, pictures * settings.effective_steps)]
 
