@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
+from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, interpolate
 from transformers import ResNetModel
@@ -270,8 +271,8 @@ def _read_list(run_folder: Path) -> pd.DataFrame:
 def measure_score_maps(run_folder: Path | str, folder: Path | str) -> dict[str, float]:
     """Metrics of stored score maps, see `measure_pixels`, also written to `pixel_metrics.json`.
 
-    Masks are relative to `folder`; masks and maps are read one at a time. Raises a ManifestError that lists
-    missing files.
+    `image_ap` is the AP of the images' scores. Masks are relative to `folder`; masks and maps are read one at
+    a time. Raises a ManifestError that lists missing files.
     """
     run_folder, folder = Path(run_folder), Path(folder)
     table = _read_list(run_folder)
@@ -286,6 +287,8 @@ def measure_score_maps(run_folder: Path | str, folder: Path | str) -> dict[str, 
             return score_map, np.zeros(score_map.shape, bool)
         return score_map, fit_mask(read_mask(folder / row.mask), score_map.shape[::-1])
 
+    labels = table["label"] == "positive"
     numbers = measure_pixels(map(read_pair, table.itertuples()))
+    numbers |= {"image_ap": float(average_precision_score(labels, table["score"]))}
     write_json(run_folder / METRICS_FILE, numbers)
     return numbers
