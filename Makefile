@@ -4,7 +4,8 @@
 # make bundle    writes wheels, project and models into one file, for a room without network
 # make lock      makes requirements.lock from constraints.txt again; needs uv (pip install uv) and PyTorch's CPU wheels
 #   PROFILE=workshop   parameters, from profiles/
-#   DATA=              folder of your own data set; empty = procedural surfaces
+#   DATA=              folder of your own data set; empty = procedural surfaces; of make pixels also a folder of
+#                      several categories, such as MVTec AD, which then has one table
 #   CORES=             CPU cores to use
 #   GPUS=              of make plan: GPUs to use; empty = all
 #   SHARDS=1           of make book and pixels: jobs that each pool of a diffusion model is cut into
@@ -46,7 +47,7 @@ book: $(INSTALLED)
 	$(BIN)/python -m snakemake --cores $(CORES) --config $(CONFIG)
 
 pixels: $(INSTALLED)
-	$(BIN)/python -m snakemake pixel_level --cores $(CORES) --config $(CONFIG)
+	$(BIN)/python -m snakemake pixels --cores $(CORES) --config $(CONFIG)
 
 plan: $(INSTALLED)
 	$(BIN)/python scripts/plan.py "$(PROFILE)" --data "$(DATA)" --cores $(CORES) --gpus "$(GPUS)"

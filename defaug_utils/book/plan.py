@@ -49,6 +49,11 @@ class BookPlan:
                 pools[pool_notebook(origin, shown)] = shown
         return pools
 
+    def pool_values(self, pool: str) -> dict:
+        """Parameters of a pool that learns: its scenario, and the seed whose positives it may know."""
+        run = self.pools[pool]
+        return {"scenario": run.scenario, "pool_of_seed": run.seed} if "/" in pool else {}
+
     @property
     def shown_run(self) -> Run:
         """The run whose notebook 07 is in the book."""
