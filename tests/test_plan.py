@@ -64,7 +64,7 @@ def test_processes_that_cannot_share_a_step_equally_are_refused():
     for processes in (1, 2, 4):
         check_processes(paper, processes)
     with pytest.raises(
-        ValueError, match=r"6 processes: .*1 problem.*\n.*05_adabldm's training_batch 4 can't"
+        ValueError, match=r"6 processes: .*2 problem.*\n.*05_adabldm's training_batch 4 can't"
     ):
         check_processes(paper, 6)
     with pytest.raises(

@@ -53,7 +53,7 @@ class TunedDIAG(DIAG):
     Refuses a model that learned from images outside the training split (a `ManifestError` lists them).
     """
 
-    origin: ClassVar[str] = "diag_tuned"
+    origin: str = "diag_tuned"
     learned_from: Sequence[str]  #: names of the images that the model was tuned on
 
     def describe(self) -> dict:
