@@ -80,17 +80,24 @@ def smoke() -> Workload:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("profile", "target"), [("smoke", "book"), ("workshop", "book"), ("workshop", "pixel_level")]
+    ("profile", "target", "shards", "processes"),
+    [
+        *(("smoke", "book", 1, 1), ("workshop", "book", 3, 1), ("workshop", "book", 1, 2)),
+        *(("workshop", "pixel_level", 1, 1), ("workshop", "pixel_level", 2, 2)),
+    ],
 )
-def test_the_jobs_are_those_that_snakemake_would_run(profile: str, target: str, tmp_path: Path):
+def test_the_jobs_are_those_that_snakemake_would_run(
+    profile: str, target: str, shards: int, processes: int, tmp_path: Path
+):
     options = ["--dry-run", "--quiet", "host", "--cores", "1"]
     command = [sys.executable, "-m", "snakemake", target, *options]
     command += ["--config", f"profile={profile}", f"run={tmp_path}"]
+    command += [f"shards={shards}", f"processes={processes}"]
     finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     rules = re.findall(r"(?m)^(?:local)?rule (\w+):$", finished.stdout + finished.stderr)
     jobs = plan_book(
         read_profile(ROOT / "profiles" / f"{profile}.yaml", ROOT / "notebooks"), ROOT / "notebooks"
-    ).list_jobs(target)
+    ).list_jobs(target, shards, processes)
     assert count_rules(jobs) == Counter(rules)
 
 
@@ -111,7 +118,7 @@ def test_a_stage_takes_its_counts_times_what_was_measured(smoke: Workload):
     )
     # four stored drawings, and two trainings of 2 epochs: 2 + 4 positives and as many negatives, 8 a step
     own = next(job for job in jobs if job.rule == "own_defect")
-    assert (own.images, own.steps, own.wants_gpu) == (4, 2 * 2 * 2, True)
+    assert (own.images, own.steps, own.gpus) == (4, 2 * 2 * 2, 1)
     (explained,) = [job for job in jobs if job.rule == "diffusion"]
     assert (explained.stage, explained.seconds) == ("00_diffusion", 10 + 10 * 10 + 10 * 2 * 2)
     trained = [job for job in jobs if job.rule == "detectors"]
@@ -211,7 +218,7 @@ def test_data_is_counted_where_it_is_known(tmp_path: Path):
 
 
 def price(rule: str, seconds: float, **values) -> PricedJob:
-    stage = "04_diag_inpainting" if rule == "pool" else "01_data_prep"
+    stage = "04_diag_inpainting" if rule in ("training", "pool") else "01_data_prep"
     return PricedJob(rule, stage, 0, 0, seconds, **{"disk": 0.0, "memory": 0, "problems": ()} | values)
 
 
@@ -222,6 +229,30 @@ def test_hours_end_to_end_follow_the_phases_the_cores_and_the_gpus():
     assert expect_hours(jobs, replace(LAPTOP, cores=8, gpus=1, asked_gpus=1)) == pytest.approx(0.1 + 3 + 0.2)
     only_one = replace(LAPTOP, cores=8, gpus=1, asked_gpus=4)
     assert expect_hours(jobs, only_one) == pytest.approx(0.1 + 3 + 0.2)
+
+
+def test_shards_and_processes_divide_what_their_jobs_do(smoke: Workload):
+    whole, _ = price_jobs(smoke, lambda task: Cost(1.0, 1.0))
+    parts, _ = price_jobs(replace(smoke, shards=2, processes=2), lambda task: Cost(1.0, 1.0))
+    (before,) = (job for job in whole if job.stage == "05_adabldm")
+    training, *shards, pool = (job for job in parts if job.stage == "05_adabldm")
+    assert [job.rule for job in (training, *shards, pool)] == ["training", "shard", "shard", "pool"]
+    assert before.steps == 2 and (training.steps, training.images, training.gpus) == (1, 0, 2)
+    assert (pool.seconds, pool.steps, pool.images) == (1, 0, 0), "its start: everything is made"
+    assert sum(job.images for job in shards) == before.images and shards[0].gpus == 1
+    (memseg,) = (job for job in parts if job.stage == "02_memseg")
+    assert (memseg.rule, memseg.images, memseg.gpus) == ("pool", 8, 0), "not made in shards"
+
+
+def test_a_training_holds_as_many_cores_and_gpus_as_it_has_processes():
+    jobs = [price("training", 3600.0, processes=2)] * 2
+    machine = replace(LAPTOP, cores=8, gpus=2, asked_gpus=2)
+    assert expect_hours(jobs, machine) == 2, "one after the other"
+    assert expect_hours(jobs, replace(machine, gpus=4, asked_gpus=4)) == 1
+    assert expect_hours(jobs, LAPTOP) == 2
+    heavy = [price("training", 1.0, memory=5 * 10**9, processes=2)]
+    (told,) = list_warnings(heavy, LAPTOP, "runs/x")
+    assert told.startswith("10.0 GB of memory are needed")
 
 
 def test_what_a_machine_lacks_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -245,10 +245,9 @@ def test_mvtec_is_prepared_by_adabldms_protocol():
     assert data["few_shot_per_type"] == FEW_SHOT_COUNT
     assert data["validation_share"] == 0, "all good training images are trained on"
     assert parameters["09_pixel_level"]["scenarios"] == ["full-shot"], "all that were drawn are known"
-    working = parameters["04_diag_inpainting"]
-    assert (
-        working["working_width"] == working["working_height"] == data["image_width"] == data["image_height"]
-    )
+    for chapter in ("03_lora_finetune", "04_diag_inpainting", "05_adabldm", "10_own_defect"):
+        sides = {parameters[chapter][f"working_{side}"] for side in ("width", "height")}
+        assert sides == {data["image_width"]} == {data["image_height"]}, "as square as the images"
 
 
 def test_defaults_are_the_values_of_the_parameters_cell():

@@ -60,6 +60,8 @@ class Workload:
     book: BookPlan
     given: Mapping[str, Values]  #: parameters by notebook, defaults included
     data: pd.DataFrame  #: rows of the prepared data set, with their split and label
+    shards: int = 1  #: jobs that each pool is cut into
+    processes: int = 1  #: of each training of a diffusion model
 
     @property
     def size(self) -> tuple[int, int]:
@@ -92,7 +94,20 @@ class Workload:
             "10_own_defect": self._try_own_defects,
         }
         count = counters.get(job.rule) or counters.get(chapter) or self._name_unknown
-        return [Work(Task("start of a job"), images=1), *count(job)]
+        return [Work(Task("start of a job"), images=1), *self._take_part(job, count(job))]
+
+    def _take_part(self, job: Job, work: list[Work]) -> list[Work]:
+        """What a job does of a pool's work. Shards share the notebook's few other images, too."""
+        jobs = {one.rule for one in self.list_jobs() if one.name == job.name}
+        if job.rule == "training":
+            return [_divide(one, self.processes) for one in work if one.trainings]
+        if job.rule == "shard":
+            return [_divide(one, self.shards) for one in work if not one.trainings]
+        return [one for one in work if ("training" if one.trainings else "shard") not in jobs]
+
+    def list_jobs(self, target: str = "book") -> list[Job]:
+        """All jobs of a target, see `BookPlan.list_jobs`."""
+        return self.book.list_jobs(target, self.shards, self.processes)
 
     def _name_unknown(self, job: Job) -> list[Work]:
         """The work of a user's own method; none for a page that makes nothing."""
@@ -262,6 +277,10 @@ class Workload:
         )
         task = Task("detector step", replace(recipe, epochs=1), p["backbone"], size, recipe.batch_size)
         return Work(task, self.count("test"), count_steps(labels.tobytes(), recipe), trainings=1)
+
+
+def _divide(work: Work, count: int) -> Work:
+    return work._replace(images=-(-work.images // count), steps=-(-work.steps // count))
 
 
 def read_inpainting(p: Values) -> InpaintSettings:
