@@ -264,7 +264,7 @@ def test_every_image_is_painted_by_the_controlnet_of_its_prompt(
         )
         assert first != last
         assert painted == (first if row.prompt == "a hole" else last)
-    (recipe,) = read_recipe(tmp_path / "mixed").values()
+    recipe = read_recipe(tmp_path / "mixed")
     assert set(recipe["model"]["controlnet"]) == {"a hole", "crack"}
     assert recipe["learned_from"] == ["images/1.png"]
     jobs = [InpaintJob(np.zeros((32, 16, 3), np.uint8), np.ones((32, 16), bool), "a dent", "", 0)]

@@ -187,7 +187,7 @@ def test_the_table_has_every_category_the_average_and_the_gains(tmp_path: Path):
     assert list(table) == [*NUMBERS, "n"]
     assert table.index.get_level_values(0).unique().tolist() == ["grid", "tile", AVERAGE, GAIN, PRINTED]
     table = table.sort_index()
-    assert table.loc["grid", "AP"].tolist() == ["0.40 ± 0.14", "0.50 ± 0.14"]
+    assert table.loc["grid", "AP"].tolist() == ["0.50 ± 0.14", "0.40 ± 0.14"], "AdaBLDM before none"
     assert table.loc[GAIN, "AP"].tolist() == ["+0.200 ± 0.000"]
     printed = table.loc[PRINTED].iloc[0]
     assert printed.tolist() == ["–", "+1.5 points", "+1.9 points", "+3.1 points", "–"]
