@@ -35,6 +35,7 @@ EXECUTED = f"{RUN}/notebooks"
 try:  # reported before anything runs, without Snakemake's own output
     PARAMETERS = read_profile(f"profiles/{PROFILE}.yaml")
     check_processes(PARAMETERS, PROCESSES)
+    BOOK = plan_book(PARAMETERS)  # an arm waits until all its origins have a notebook that makes their pools
     CATEGORIES = {category.name: category for category in (find_categories(DATA) if DATA else [])}
     if DATA and not Path(f"{EXECUTED}/01_data_prep.ipynb").is_file():
         from defaug_utils.data.layouts import find_layout
@@ -53,8 +54,6 @@ if GPUS and "gpu" not in workflow.global_resources:
     workflow.register_resource("gpu", len(GPUS))
 
 
-# An arm waits until all its origins have a notebook that makes their pools.
-BOOK = plan_book(PARAMETERS)
 CHAPTERS = {name: f"{EXECUTED}/{executed}.ipynb" for name, executed in BOOK.chapters.items()}
 RUNS = {run.name: run for run in BOOK.mixed}
 JOBS = [job for job in BOOK.list_jobs("pixel_level") if job.rule != "detectors"]

@@ -16,6 +16,7 @@ from defaug_utils.diffusion.autoencoder import AdaptationSettings
 from defaug_utils.diffusion.controlnet import ControlNetSettings
 from defaug_utils.diffusion.dreambooth_plan import DreamBoothSettings, plan_steps
 from defaug_utils.diffusion.inpainting import InpaintSettings
+from defaug_utils.diffusion.inpainting_lora import InpaintingLoraSettings
 from defaug_utils.diffusion.lora import LoraPlan
 from defaug_utils.diffusion.text2image import TextSettings
 from defaug_utils.diffusion.training_images import BucketSettings, choose_bucket, list_buckets
@@ -29,6 +30,7 @@ OWN_METHOD = "own method"
 SWEEP = 6  # images of chapter 4 at other guidances and strengths
 TRIED, ABLATED = 2, 4  # images per sampling in chapter 5's training, and of its stages
 EXPLAINED = 10  # images that the chapter on diffusion samples
+COMPARED = 6  # masks that chapter 11 paints before and after the training
 Values = Mapping[str, object]
 
 
@@ -92,6 +94,7 @@ class Workload:
             "04_diag_inpainting": self._inpaint,
             "05_adabldm": self._blend,
             "10_own_defect": self._try_own_defects,
+            "11_diag_tuned": self._tune,
         }
         count = counters.get(job.rule) or counters.get(chapter) or self._name_unknown
         return [Work(Task("start of a job"), images=1), *self._take_part(job, count(job))]
@@ -184,6 +187,21 @@ class Workload:
     def _name_inpainting(self, settings: InpaintSettings, model: str, p: Values) -> Task:
         settings = replace(settings, steps=1, strength=1.0)  # both are arbitrary
         return Task("inpainting step", settings, model, self.size, p["batch_size"], p["precision"])
+
+    def _tune(self, job: Job) -> list[Work]:
+        p = self.given["11_diag_tuned"]
+        settings = replace(read_inpainting(p), feather=p["feather"])
+        pictures = 2 * COMPARED + fill_groups(p["pool_count"], p["batch_size"]) + p["batch_size"]
+        painted = self._name_inpainting(settings, p["model"], p)
+        size, rate, batch = settings.size, p["learning_rate"], p["training_batch"]
+        how = InpaintingLoraSettings(size, settings.padding_mask_crop, batch, rate, p["flips"])
+        lora = LoraPlan(p["linear_rank"], p["linear_alpha"], p["conv_rank"], p["conv_alpha"])
+        tuning = (how, lora, p["training_precision"])
+        trained = Task("inpainting LoRA step", tuning, p["model"], self.size, batch, p["precision"])
+        return [
+            Work(painted, pictures, pictures * settings.effective_steps),
+            Work(trained, steps=p["training_steps"], trainings=1),
+        ]
 
     def _blend(self, job: Job) -> list[Work]:
         p = self.given["05_adabldm"]
