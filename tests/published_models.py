@@ -56,6 +56,7 @@ def make_resnet() -> ResNetForImageClassification:
 
 PUBLISHED: dict[str, Callable[[], diffusers.DiffusionPipeline | ResNetForImageClassification]] = {
     "stable-diffusion-v1-5/stable-diffusion-v1-5": lambda: make_pipeline("sd15", "text to image"),
+    "stable-diffusion-v1-5/stable-diffusion-inpainting": lambda: make_pipeline("sd15", "inpainting"),
     "diffusers/stable-diffusion-xl-1.0-inpainting-0.1": lambda: make_pipeline("sdxl", "inpainting"),
     "microsoft/resnet-50": make_resnet,
 }

@@ -21,6 +21,7 @@ FAMILIES = {
     "diag_real_masks": "StableDiffusion{}InpaintPipeline",
     "adabldm": "StableDiffusionPipeline",
     "paste_refined": "StableDiffusion{}InpaintPipeline",
+    "diag_tuned": "StableDiffusionInpaintPipeline",
 }
 OWN_EPOCHS = ("07_classifier", "10_own_defect")  # where 0 stands for the recipe's many epochs
 PATIENCE_SECONDS = 3600
