@@ -66,9 +66,9 @@ SIZES: dict[str, Callable[[object, Mapping], object]] = {  # parameter → its v
     **dict.fromkeys(("training_batch", "save_every", "adaptation_steps", "compared_count"), limit(2)),
     **dict.fromkeys(("repeats", "sample_count", "kept_times", "warmup_steps"), limit(1)),
     **dict.fromkeys(("instances", "few_shot_per_type", "regularisation_count"), limit(3)),
-    **dict.fromkeys(("training_images", "triple_count"), limit(24)),
+    **dict.fromkeys(("training_images", "triple_count"), limit(8)),
     "n_aug": lambda value, _: [4] if isinstance(value, list) else min(value, 4),
-    "seeds": lambda value, _: value[:2],
+    "seeds": lambda value, _: value[:1],
 }
 
 

@@ -74,11 +74,13 @@ def test_images_of_another_size_are_resized_and_progress_is_told(network):
     assert told == [3, 1]
 
 
-def test_a_folder_of_another_backbone_has_the_same_interface(tmp_path: Path):
+def test_a_folder_of_another_backbone_has_the_same_interface(tmp_path: Path, capfd: pytest.CaptureFixture):
     torch.manual_seed(0)
     config = ResNetConfig(num_labels=9, **BACKBONES["resnet18_quarter"])
     ResNetForImageClassification(config).save_pretrained(tmp_path)
+    capfd.readouterr()
     network = open_features("resnet18_quarter", str(tmp_path))
+    assert capfd.readouterr() == ("", ""), "no progress bar among a job's messages"
     summaries = summarise_images(network, draw_images(3))
     assert [summaries[layer].kept.shape for layer in DIAG_LAYERS] == [(3, 16), (3, 32)]
     assert network.name_distance("FD") == "FD-resnet18_quarter"

@@ -138,6 +138,7 @@ def _load_pretrained(weights: str, backbone: str, config: ResNetConfig) -> ResNe
         raise FileNotFoundError(f"weights folder {weights} has no config.json: it is not a saved model")
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     try:
         found, wanted = ResNetConfig.from_pretrained(weights).to_dict(), config.to_dict()
         names = ("depths", "layer_type", "embedding_size", "hidden_sizes", "downsample_in_bottleneck")
@@ -153,6 +154,7 @@ def _load_pretrained(weights: str, backbone: str, config: ResNetConfig) -> ResNe
         ) from error
     finally:
         transformers_logging.set_verbosity(verbosity)
+        transformers_logging.enable_progress_bar()
     unmatched = {*report["missing_keys"], *report["unexpected_keys"]} - set(HEAD_KEYS)
     raise_problems(f"weights {weights}", [f"{key} is unmatched" for key in sorted(unmatched)], ValueError)
     return model
