@@ -145,6 +145,7 @@ def test_a_categorys_notebooks_have_its_folder_words_and_foreground(tmp_path: Pa
     assert planned["01_data_prep"]["data_root"] == (tmp_path / "metal_nut").as_posix()
     assert planned["02_memseg"]["foreground"] == planned["05_adabldm/full-shot"]["foreground"] == "object"
     assert planned["05_adabldm/full-shot"]["words"]["color"] == "coloured stain"
+    assert planned["05_adabldm/full-shot"]["template"] == "a metal nut with a {defect_type}"
     assert planned["05_adabldm/full-shot"]["scenario"] == "full-shot"
     own = plan_category(Category("rail", "rail"), book, tmp_path, "runs/all")
     assert "foreground" not in own["05_adabldm/full-shot"], "the profile's"

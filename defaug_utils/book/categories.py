@@ -114,10 +114,12 @@ def plan_category(
     """
     folder, parameters = (Path(run_dir) / category.name).as_posix(), book.parameters
     foreground = {"foreground": category.foreground} if category.foreground else {}
+    template = parameters["05_adabldm"].get("template", "")
+    prompts = {"template": template.replace("{category}", category.noun)} if template else {}
     further = {
         "01_data_prep": {"data_root": (Path(data) / category.name).as_posix()},
         "02_memseg": foreground,
-        "05_adabldm": {**foreground, "noun": category.noun, "words": dict(category.words)},
+        "05_adabldm": {**foreground, **prompts, "words": dict(category.words)},
     }
     notebooks = {}
     for job in book.list_jobs("pixel_level"):
