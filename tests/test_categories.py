@@ -227,6 +227,7 @@ TINY = """
 
 
 @pytest.mark.slow
+@pytest.mark.dry_run
 def test_one_command_runs_all_categories_and_writes_their_table(tmp_path: Path):
     write_mvtec(tmp_path / "all" / "rail", ("bent", "glue"), per_type=3)
     write_mvtec(tmp_path / "all" / "plate", ("cut",), per_type=3)

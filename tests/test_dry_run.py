@@ -76,6 +76,7 @@ def list_recipes(run: Path) -> dict[str, set[str]]:
 
 
 @pytest.mark.slow
+@pytest.mark.dry_run
 @pytest.mark.parametrize("profile", PROFILES)
 def test_a_dry_run_ends_with_a_row_for_every_run(tmp_path: Path, profile: str):
     command, environment = make_command(tmp_path, profile)

@@ -34,6 +34,7 @@ from defaug_utils.diffusion.autoencoder import AdaptationSettings
 from defaug_utils.diffusion.controlnet import ControlNetSettings
 from defaug_utils.diffusion.dreambooth_plan import DreamBoothSettings
 from defaug_utils.diffusion.inpainting import InpaintSettings
+from defaug_utils.diffusion.inpainting_lora import InpaintingLoraSettings
 from defaug_utils.diffusion.loading import ModelError
 from defaug_utils.diffusion.lora import LoraPlan
 from defaug_utils.diffusion.stand_ins import make_networks, open_stand_in
@@ -68,7 +69,7 @@ def test_processes_that_cannot_share_a_step_equally_are_refused():
     ):
         check_processes(paper, 6)
     with pytest.raises(
-        ValueError, match=r"(?s)2 problem.*03_lora_finetune's batch_size 12 .*training_batch 4"
+        ValueError, match=r"(?s)3 problem.*03_lora_finetune's batch_size 12 .*training_batch 4"
     ):
         check_processes(paper, 8)
 
@@ -125,7 +126,7 @@ def test_a_stage_takes_its_counts_times_what_was_measured(smoke: Workload):
     assert [job.disk for job in trained] == [100 + 3 * 40 * 100 + 3 * 7000]  # 3 detectors, 40 test images
     assert set(costs) == {one.task for job in smoke.book.list_jobs() for one in smoke.list_work(job)}
     table = tabulate_stages(jobs).set_index("stage")
-    assert table.loc["all", "jobs"] == str(len(jobs)) == "17"
+    assert table.loc["all", "jobs"] == str(len(jobs)) == "18"
     assert table.loc["04_diag_inpainting", "hours"] == f"{priced['04_diag_inpainting'].seconds / 3600:.2f}"
 
 
@@ -290,6 +291,7 @@ def test_a_stage_that_was_not_measured_shows_its_counts_only(smoke: Workload):
 SIZE, SMALL = (32, 96), BucketSettings(32 * 96, 32, 96, 32)
 TEXT = {"size": SIZE, "batch": 2}
 DREAMBOOTH = (DreamBoothSettings(buckets=SMALL, gradient_checkpointing=False), LoraPlan(2, 2.0, 2, 2.0))
+TUNING = InpaintingLoraSettings(SIZE, batch_size=2)
 TASKS = [
     Task("prepared image", True, size=SIZE),
     Task("prepared image", False, size=SIZE),
@@ -298,6 +300,7 @@ TASKS = [
     Task("text-to-image step", TextSettings(SIZE, 1, 2.0), "text", **TEXT),
     Task("DreamBooth step", DREAMBOOTH, "text", **TEXT),
     Task("inpainting step", InpaintSettings(SIZE, 1, 2.0, 1.0, None), "inpainting", **TEXT),
+    Task("inpainting LoRA step", (TUNING, LoraPlan(2, 2.0, 2, 2.0), "no"), "inpainting", **TEXT),
     Task("ControlNet step", (ControlNetSettings(2), "no", SIZE), "text", **TEXT),
     Task("blending step", BlendSettings(SIZE, 3, 2.0, (1, 2), (2, 3)), "text", **TEXT),
     Task("decoder adaptation step", (AdaptationSettings(steps=1), SIZE), "text", **TEXT),
@@ -315,7 +318,7 @@ def test_every_kind_of_work_can_be_measured(
     assert not cost.problem
     assert cost.step + cost.image > 0
     assert cost.memory > 10**7
-    trains = task.kind in ("DreamBooth step", "ControlNet step", "classifier step", "detector step")
+    trains = task.kind.startswith(("DreamBooth", "inpainting LoRA", "ControlNet", "classifier", "detector"))
     assert (cost.training_bytes > 0) == trains
     assert cost.image_bytes > 0 or trains
 

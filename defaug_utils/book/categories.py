@@ -8,7 +8,6 @@ from typing import NamedTuple
 from defaug_utils.book.plan import BookPlan
 from defaug_utils.core.guards import raise_problems
 from defaug_utils.core.yaml_files import read_yaml
-from defaug_utils.data.layouts import GOOD_FOLDERS, DatasetError
 
 TABLES = "profiles/categories"  # <layout>.yaml: what is known of a public data set's categories
 FOREGROUNDS = ("whole", "object")
@@ -40,6 +39,8 @@ def find_categories(root: Path | str, tables: Path | str = TABLES) -> list[Categ
     root = Path(root)
     if not root.is_dir() or any((root / part).is_dir() for part in ("train", "test")):
         return []
+    from defaug_utils.data.layouts import GOOD_FOLDERS, DatasetError  # reads pandas, which takes a second
+
     folders = sorted(path for path in root.iterdir() if path.is_dir())
     found = {
         layout: [path for path in folders if (path / "train" / good).is_dir()]
