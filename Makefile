@@ -4,11 +4,12 @@
 # make bundle    writes wheels, project and models into one file, for a room without network
 # make lock      makes requirements.lock from constraints.txt again; needs uv (pip install uv) and PyTorch's CPU wheels
 #   PROFILE=workshop   parameters, from profiles/
-#   DATA=              folder of your own data set; empty = procedural surfaces
+#   DATA=              folder of your own data set; empty = procedural surfaces; of make pixels also a folder of
+#                      several categories, such as MVTec AD, which then has one table
 #   CORES=             CPU cores to use
 #   GPUS=              of make plan: GPUs to use; empty = all
-#   SHARDS=1           of make book and pixels: jobs that each pool of a diffusion model is cut into
-#   PROCESSES=1        of make book and pixels: processes of each training of a diffusion model, each with a GPU
+#   SHARDS=1           of make book, pixels and plan: jobs that each pool of a diffusion model is cut into
+#   PROCESSES=1        of make book, pixels and plan: processes of each training of a diffusion model, each with a GPU
 #   SEED=0 MINUTES=25 of make faults, which looks for faults and can be resumed
 #   PYTHON=python3     Python 3.11 or newer, to make .venv with
 #   PIP_OPTIONS=       further options for pip, such as --index-url for a CPU-only PyTorch
@@ -46,10 +47,11 @@ book: $(INSTALLED)
 	$(BIN)/python -m snakemake --cores $(CORES) --config $(CONFIG)
 
 pixels: $(INSTALLED)
-	$(BIN)/python -m snakemake pixel_level --cores $(CORES) --config $(CONFIG)
+	$(BIN)/python -m snakemake pixels --cores $(CORES) --config $(CONFIG)
 
 plan: $(INSTALLED)
-	$(BIN)/python scripts/plan.py "$(PROFILE)" --data "$(DATA)" --cores $(CORES) --gpus "$(GPUS)"
+	$(BIN)/python scripts/plan.py "$(PROFILE)" --data "$(DATA)" --cores $(CORES) --gpus "$(GPUS)" \
+		--shards "$(SHARDS)" --processes "$(PROCESSES)"
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n $(CORES) --maxprocesses 8 --dist worksteal -m "not browser and not slow"

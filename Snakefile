@@ -6,10 +6,12 @@
 # seed trains classifiers and detectors, whose results notebooks 07 to 09 read. A killed run can be resumed, because
 # pools and trainings resume, too.
 import os
+import re
 import sys
 from pathlib import Path
 
 from defaug_utils.book.batch import ERRORS, advise, check_options, check_run, claim_run, list_gpus
+from defaug_utils.book.categories import find_categories, plan_category
 from defaug_utils.book.plan import check_processes, list_pools, plan_book, pool_notebook
 from defaug_utils.book.profiles import read_defaults, read_profile
 from defaug_utils.core.origins import ORIGINS, list_notebooks
@@ -33,6 +35,8 @@ EXECUTED = f"{RUN}/notebooks"
 try:  # reported before anything runs, without Snakemake's own output
     PARAMETERS = read_profile(f"profiles/{PROFILE}.yaml")
     check_processes(PARAMETERS, PROCESSES)
+    BOOK = plan_book(PARAMETERS)  # an arm waits until all its origins have a notebook that makes their pools
+    CATEGORIES = {category.name: category for category in (find_categories(DATA) if DATA else [])}
     if DATA and not Path(f"{EXECUTED}/01_data_prep.ipynb").is_file():
         from defaug_utils.data.layouts import find_layout
 
@@ -50,10 +54,9 @@ if GPUS and "gpu" not in workflow.global_resources:
     workflow.register_resource("gpu", len(GPUS))
 
 
-# An arm waits until all its origins have a notebook that makes their pools.
-BOOK = plan_book(PARAMETERS)
 CHAPTERS = {name: f"{EXECUTED}/{executed}.ipynb" for name, executed in BOOK.chapters.items()}
 RUNS = {run.name: run for run in BOOK.mixed}
+JOBS = [job for job in BOOK.list_jobs("pixel_level") if job.rule != "detectors"]
 
 
 def values(notebook, **further):
@@ -62,10 +65,8 @@ def values(notebook, **further):
 
 
 def pool_values(pool):
-    """Likewise, where pools learn with the scenario that this one is for, and the seed whose positives it may know."""
-    notebook, *name = pool.split("/")
-    run = BOOK.pools[pool]
-    return values(notebook, **(dict(scenario=run.scenario, pool_of_seed=run.seed) if name else {}))
+    """Likewise, with what a pool that learns may know."""
+    return values(pool.split("/")[0], **BOOK.pool_values(pool))
 
 
 wildcard_constraints:
@@ -73,6 +74,7 @@ wildcard_constraints:
     name=r"(/[\w-]+)?",
     shard=r"\d+",
     total=r"\d+",
+    category="|".join(map(re.escape, CATEGORIES)) or "none",
 
 
 rule book:
@@ -275,6 +277,41 @@ rule pixel_level:
     threads: THREADS
     script:
         "scripts/run_notebook.py"
+
+
+# A folder of several categories: a job for each, in a folder of its own, and one table of all.
+rule category:
+    input:
+        [f"notebooks/{name}.ipynb" for name in dict.fromkeys(job.name.split("/")[0] for job in JOBS)],
+    output:
+        f"{RUN}/{{category}}/notebooks/09_pixel_level.ipynb",
+    params:
+        run=RUN,
+        notebooks=lambda wildcards: plan_category(CATEGORIES[wildcards.category], BOOK, DATA, RUN),
+    threads: THREADS
+    resources:
+        gpu=1,
+    script:
+        "scripts/run_category.py"
+
+
+rule categories:
+    input:
+        [f"{RUN}/{name}/notebooks/09_pixel_level.ipynb" for name in CATEGORIES],
+    output:
+        table=f"{RUN}/categories.csv",
+        page=f"{RUN}/categories.html",
+    params:
+        run=RUN,
+        names=list(CATEGORIES),
+        values=read_defaults("09_pixel_level") | values("09_pixel_level"),
+    script:
+        "scripts/write_categories.py"
+
+
+rule pixels:
+    input:
+        rules.categories.output if CATEGORIES else rules.pixel_level.output,
 
 
 rule own_defect:

@@ -11,7 +11,8 @@ from plan_parts import forecast, measuring, workload
 from plan_parts.bench import open_bench
 from plan_parts.expected_data import list_data
 
-from defaug_utils.book.plan import plan_book
+from defaug_utils.book.batch import check_options
+from defaug_utils.book.plan import check_processes, plan_book
 from defaug_utils.book.profiles import read_profile
 
 
@@ -22,6 +23,8 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--data", default="", help="folder of your own data set")
     parser.add_argument("--cores", type=int, default=0, help="processor cores to use, 0 for all")
     parser.add_argument("--gpus", default="", help="GPUs to use; if empty, all")
+    parser.add_argument("--shards", default="1", help="jobs that each pool is cut into")
+    parser.add_argument("--processes", default="1", help="processes of each training of a diffusion model")
     return parser.parse_args()
 
 
@@ -34,11 +37,14 @@ def main() -> None:
         sys.exit(f"\nGPUS is {given.gpus!r}: expected a whole number\n")
     asked = int(given.gpus) if given.gpus else None
     try:
+        check_options({"shards": given.shards, "processes": given.processes})
+        shards, processes = int(given.shards), int(given.processes)
         profile = read_profile(f"profiles/{given.profile}.yaml")
+        check_processes(profile, processes)
         values = workload.fill_in(profile)
         values["01_data_prep"] |= {"data_root": given.data} if given.data else {}
         data, told = list_data(values["01_data_prep"], run)
-        load = workload.Workload(plan_book(profile), values, data)
+        load = workload.Workload(plan_book(profile), values, data, shards, processes)
     except (ValueError, OSError) as error:
         sys.exit(f"\n{error}\n")
     machine = forecast.look_at_machine(run, given.cores, asked)

@@ -8,10 +8,14 @@ import sys
 from pathlib import Path
 
 from defaug_utils.book.stored_results import RUNS, StoreError, read_stored, store_results
+from defaug_utils.core.origins import EQUAL
 from defaug_utils.report.curves import plot_augmentation_curves
+from defaug_utils.report.decision import measure_gains
+from defaug_utils.report.decision_plots import plot_gains, plot_shares, tabulate_shares
 from defaug_utils.report.results import ResultsError
 
 FIGURES = {"ap.png": ["ap"], "precision_recall.png": ["paper_precision", "paper_recall"]}
+GAINS, SHARES = "gains.png", "shares.png"  # of a run with arms for them
 ROOT = Path(__file__).parents[1]
 
 
@@ -31,8 +35,12 @@ def main(arguments: list[str] | None = None) -> None:
     except (StoreError, ResultsError, FileNotFoundError) as error:
         sys.exit(str(error))
     runs = read_stored(target)[0][RUNS]
-    for name, metrics in FIGURES.items():
-        plot_augmentation_curves(runs, metrics).savefig(target / name, dpi=80, bbox_inches="tight")
+    figures = {name: plot_augmentation_curves(runs, metrics) for name, metrics in FIGURES.items()}
+    figures |= {} if measure_gains(runs, EQUAL).empty else {GAINS: plot_gains(runs)}
+    shares = tabulate_shares(runs)
+    figures |= {} if shares.empty else {SHARES: plot_shares(shares)}
+    for name, figure in figures.items():
+        figure.savefig(target / name, dpi=80, bbox_inches="tight")
     sys.stdout.write(f"{len(runs)} runs from {provenance['notebooks']} notebooks were stored in {target}\n")
 
 

@@ -13,6 +13,7 @@ given = job.params.values
 plan = DetectorPlan(
     *(given[key] for key in ("backbone", "weights", "training_images", "batch_size", "learning_rate")),
     (given["input_width"], given["input_height"]),
+    given["detector"],
 )
 mix = Mix(given["few_shot_count"], extra_arms=given["extra_arms"])
 with hold_gpu(given["run_dir"], job.resources.get("gpu", 0)):

@@ -41,16 +41,20 @@ def write_ksdd2(
 
 
 def write_mvtec(
-    root: Path, types: tuple[str, ...] = ("bent", "glue"), train: int = 5, per_type: int = 2
+    root: Path,
+    types: tuple[str, ...] = ("bent", "glue"),
+    train: int = 5,
+    per_type: int = 2,
+    size: tuple[int, int] = SIZE,
 ) -> None:
     """One category of MVTec AD: `root` is the category's folder; two good test images."""
     for index in range(train):
-        save(root / "train/good" / f"{index:03d}.png", draw_part(index)[0])
+        save(root / "train/good" / f"{index:03d}.png", draw_part(index, size)[0])
     for index in range(2):
-        save(root / "test/good" / f"{index:03d}.png", draw_part(100 + index)[0])
+        save(root / "test/good" / f"{index:03d}.png", draw_part(100 + index, size)[0])
     for number, defect_type in enumerate(types):
         for index in range(per_type):
-            image_u8, mask = draw_part(200 + 10 * number + index, is_positive=True)
+            image_u8, mask = draw_part(200 + 10 * number + index, size, is_positive=True)
             save(root / "test" / defect_type / f"{index:03d}.png", image_u8)
             save(root / "ground_truth" / defect_type / f"{index:03d}_mask.png", mask)
 

@@ -15,9 +15,10 @@ from defaug_utils.core.pools import PoolPlan, make_pool, read_recipe, remake
 from defaug_utils.core.prompts import Prompt, make_prompts
 from defaug_utils.diffusion import autoencoder
 from defaug_utils.diffusion.autoencoder import AdaptationSettings
-from defaug_utils.diffusion.controlnet import TrimapModel, make_controlnet
+from defaug_utils.diffusion.controlnet import TrimapModel, make_controlnet, make_denoiser
 from defaug_utils.diffusion.jobs import InpaintJob
 from defaug_utils.diffusion.text2image import load_text2image
+from defaug_utils.diffusion.trimap_models import TrimapModels
 from defaug_utils.masks.patches import cut_defect
 from defaug_utils.masks.sources import open_masks
 from defaug_utils.masks.trimaps import TurnedMasks
@@ -238,6 +239,50 @@ def test_other_jobs_have_another_name_in_a_store():
     others = [{"seed": 4}, {"prompt": "hole"}, {"mask": ~mask}, {"image_u8": image_u8 + 1}]
     changed = [[job, job], *([job._replace(**other)] for other in others)]
     assert adabldm.name_jobs([job]) not in map(adabldm.name_jobs, changed)
+
+
+def test_every_image_is_painted_by_the_controlnet_of_its_prompt(
+    tmp_path, data, trimap_model, text_model_folder
+):
+    other = make_controlnet(trimap_model.model, seed=5)
+    with torch.no_grad():
+        for weight in other.controlnet_mid_block.parameters():
+            weight.fill_(3.0)  # a new ControlNet changes nothing
+    second = TrimapModel(trimap_model.model, other, {"trained_on": {"defects": ["images/1.png"]}})
+    both = TrimapModels({"a hole": trimap_model, "crack": second})
+    assert both.training == {"trained_on": {"defects": ["images/1.png"]}}
+    how = {"masks": open_masks("procedural"), "group": 1, "adaptation": None}
+    one, two, mixed = (
+        make(tmp_path / name, data, model, 4, **how)
+        for name, model in (("one", trimap_model), ("two", second), ("mixed", both))
+    )
+    assert set(mixed["prompt"]) == {"a hole", "crack"}
+    for row, alone, apart in zip(mixed.itertuples(), one.itertuples(), two.itertuples(), strict=True):
+        painted, first, last = (
+            (tmp_path / name / each.image).read_bytes()
+            for name, each in (("mixed", row), ("one", alone), ("two", apart))
+        )
+        assert first != last
+        assert painted == (first if row.prompt == "a hole" else last)
+    recipe = read_recipe(tmp_path / "mixed")
+    assert set(recipe["model"]["controlnet"]) == {"a hole", "crack"}
+    assert recipe["learned_from"] == ["images/1.png"]
+    jobs = [InpaintJob(np.zeros((32, 16, 3), np.uint8), np.ones((32, 16), bool), "a dent", "", 0)]
+    with pytest.raises(ValueError, match=r"(?s)prompts without a ControlNet.*'a dent'"):
+        both.make_denoiser([np.zeros((32, 16), np.uint8)], [job.prompt for job in jobs], [""], 2.0)
+
+
+def test_several_jobs_at_once_are_the_same_as_alone_under_several_controlnets(trimap_model):
+    both = TrimapModels({"a hole": trimap_model, "crack": trimap_model})
+    trimaps = [np.full((32, 16), level, np.uint8) for level in (127, 255, 0)]
+    prompts, nothing = ["crack", "a hole", "crack"], ["", "", ""]
+    denoise = both.make_denoiser(trimaps, prompts, nothing, 2.0)
+    alone = make_denoiser(trimap_model, trimaps, prompts, nothing, 2.0)
+    channels, cell = trimap_model.model.pipeline.unet.config.in_channels, trimap_model.model.cell
+    latents = torch.randn(3, channels, 32 // cell, 16 // cell, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        both_ways = (make(latents, torch.tensor(500)) for make in (denoise, alone))
+        torch.testing.assert_close(*both_ways, atol=1e-5, rtol=1e-4)
 
 
 def test_wrong_wishes_are_refused(data: Path, trimap_model):

@@ -158,7 +158,7 @@ def run_engine(*config: str) -> subprocess.CompletedProcess:
         ("data=no/such/parts", "no data set at no/such/parts: check the path"),
         ("profile=smoek", "there is no profile profiles/smoek.yaml: profiles has long, "),
         ("dat=parts", "  - unknown option 'dat' (did you mean 'data'?)"),
-        ("processes=3", "  - 05_adabldm's training_batch 4 can't be shared equally"),
+        ("processes=3", "  - 11_diag_tuned's training_batch 4 can't be shared equally"),
     ],
 )
 def test_a_mistyped_option_is_told_before_anything_runs(tmp_path, given: str, told: str):

@@ -308,7 +308,7 @@ def test_overlay_tints_only_where_the_saliency_is():
     assert found[1, 2].tolist() == [50, 95, 178]
 
 
-@pytest.mark.parametrize("recipe", ["diag", "diag_frozen"])
+@pytest.mark.parametrize("recipe", ["diag", "diag_paper", "diag_frozen"])
 def test_diags_recipe_never_starts_from_random_weights(recipe):
     with pytest.raises(ValueError, match=rf"recipe '{recipe}' starts from pretrained.*microsoft/resnet-50"):
         ClassifierPlan(recipe, "resnet50")

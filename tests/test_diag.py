@@ -12,6 +12,7 @@ from tiny_models import save_model
 from defaug_utils.core.files import write_png
 from defaug_utils.core.images import read_image, read_mask
 from defaug_utils.core.manifest import image_seed, make_manifest, read_manifest, write_manifest
+from defaug_utils.core.origins import SCENARIOS
 from defaug_utils.core.pools import PoolPlan, find_failed, list_failures, make_pool, remake
 from defaug_utils.core.prompts import Prompt, choose_prompt, make_prompts
 from defaug_utils.diffusion import inpainting
@@ -21,6 +22,7 @@ from defaug_utils.masks.sources import open_masks
 from defaug_utils.methods import diag
 from defaug_utils.methods.diag import DIAG
 from defaug_utils.methods.painting import CheckLimits, attempt_seed, paint_until_passed
+from defaug_utils.protocol.mixing import find_leaks
 
 COUNT, SIZE = 7, (16, 48)
 ANYTHING = CheckLimits(contrast=0, completeness=0)
@@ -151,6 +153,20 @@ def test_a_prompt_with_a_shape_is_painted_into_such_masks_only(data: Path, inpai
     assert drawn.plan_image(1, 1)[1]["prompt"] == "stain", "masks from files keep their own shapes"
 
 
+def test_a_prompt_may_demand_a_stronger_contrast_than_the_pool(data: Path, inpainter):
+    board = [Prompt("scratch"), Prompt("stain", contrast=255.0)]
+    method = DIAG(
+        data=data, inpainter=inpainter, **WISH | {"prompts": board, "limits": CheckLimits(0.5, 0.0, 0.0)}
+    )
+    assert method.find_limits("scratch").contrast == 0 and method.find_limits("stain").contrast == 255
+    _, stain = method.make([0, 1], [0, 1])
+    assert not stain.row["check_passed"] and "contrast" in stain.row["check_reason"]
+    assert (
+        method.describe()["prompts"][1]["contrast"] == 255
+        and "contrast" not in method.describe()["prompts"][0]
+    )
+
+
 def test_a_pool_that_never_passes_stops_growing(tmp_path: Path, data: Path, inpainter):
     strict = WISH | {"limits": CheckLimits(contrast=255), "group": 1, "max_attempts": 1}
     pool = make_pool(tmp_path, DIAG(data=data, inpainter=inpainter, **strict), PoolPlan(2, passing=2))
@@ -240,3 +256,12 @@ def test_the_papers_settings():
     assert (settings.steps, settings.guidance, settings.strength) == (30, 20.0, 0.99)
     assert (settings.padding_mask_crop, settings.size, diag.OUTPUT_SIZE) == (2, (1024, 1024), (224, 632))
     assert diag.NEGATIVE_PROMPT == "smooth, plain, black, dark, shadow"
+
+
+def test_the_pool_with_real_masks_is_an_arm_of_its_own(tmp_path: Path, data: Path, inpainter: Inpainter):
+    real = open_masks("train_positives", data_folder=data)
+    method = DIAG(data=data, inpainter=inpainter, origin="diag_real_masks", **WISH | {"masks": real})
+    pool = make_pool(tmp_path, method, PoolPlan(3))
+    assert set(pool["origin"]) == {"diag_real_masks"} and set(pool["mask_source"]) == {"train_positives"}
+    leaks = [find_leaks(pool, scenario) for scenario in SCENARIOS]
+    assert leaks == ["train_positives", "train_positives", ""]

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from layouts import write_btad, write_ksdd2, write_mvtec
 
 from defaug_utils.core.manifest import make_manifest
-from defaug_utils.data.datasets import draw_few_shot, load_dataset
+from defaug_utils.data.datasets import draw_few_shot, list_untested, load_dataset
 from defaug_utils.data.layouts import DatasetError
 from defaug_utils.data.preparation import prepare_dataset
 
@@ -99,6 +99,21 @@ def test_types_with_too_few_images_are_listed_with_all_others():
         "  - nut/bent: 12 image(s)",
     ]
     assert "10 defective images of every type are requested; request at most 3" in str(caught.value)
+
+
+def test_all_of_a_type_with_few_images_are_taken_if_asked_and_the_type_is_told():
+    dataset = make_dataset(
+        {("nut", "bent"): 12, ("nut", "colour"): 10, ("pill", "type"): 3, ("pill", "dent"): 11}
+    )
+    drawn = draw_few_shot(dataset, takes_all=True)
+    train = drawn[(drawn["label"] == "positive") & (drawn["split"] == "train")]
+    assert train["defect_type"].value_counts().to_dict() == {"bent": 10, "colour": 10, "dent": 10, "type": 3}
+    assert list_untested(drawn) == ["nut/colour", "pill/type"]
+    assert list_untested(draw_few_shot(dataset, 2)) == []
+    with pytest.raises(DatasetError, match="few_shot_takes_all"):
+        draw_few_shot(dataset)
+    with pytest.raises(DatasetError, match=r"(?s)nothing is left for testing.*pill: no defective image"):
+        draw_few_shot(make_dataset({("nut", "bent"): 12, ("pill", "type"): 3}), takes_all=True)
 
 
 def test_every_wrong_name_of_a_list_is_told(grid):

@@ -116,6 +116,9 @@ def test_beside_the_papers_each_side_has_its_own_mark(runs):
         ("DIAG", "zero-shot", "diag")
     }
     both = rebuild_table(summarise_results(runs), published, "DIAG", 1, "ours")
+    real = summarise_results(runs.assign(arm=runs["arm"].replace("diag", "diag_real_masks")))
+    named = rebuild_table(real, published, "DIAG", 1, "ours").iloc[:, 0]
+    assert named[("DIAG, masks of real defects", 40)] == f"0.650 ± 0.071 {LEAK_MARK}"
     ours, theirs = (both[side] for side in both.columns.get_level_values(0).unique())
     assert ours.loc[("DIAG", 40), "AP"] == f"0.650 ± 0.071 {LEAK_MARK}"
     assert theirs.loc[("DIAG", 80), "AP"] == f"0.769 {LEAK_MARK}"

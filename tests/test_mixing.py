@@ -208,11 +208,36 @@ def test_an_arm_from_a_profile():
         ("own", {"extra_arms": {"own": {"gan": 1.0}}}, "'gan' is unknown"),
         ("own", {"extra_arms": {"own": {"real": 1.0}}}, "'real' is unknown"),
         ("memseg", {"extra_arms": {"memseg": {"ddpm": 1.0}}}, "built in"),
+        ("diag+memseg", {"extra_arms": {"diag+memseg": {"ddpm": 1.0}}}, "a name without"),
+        ("cut_paste:0.75+diag:0.5", {}, "add up to 1.25, expected 1"),
+        ("cut_paste+mixup", {}, "origin 'mixup' is unknown"),
+        ("cut_paste+none", {}, "origin 'none' is unknown"),
+        ("diag:0.5+diag:0.5", {}, "origin 'diag' is named twice"),
+        ("cut_paste:0.75+diag", {}, "1 of 2 origins have a share"),
+        ("cut_paste:much+diag:nan", {}, r"'much' is not a number .*\n.*'nan' is not a number"),
+        ("diag+", {}, "origin '' is unknown"),
     ],
 )
 def test_wrong_arms(arm, options, message):
     with pytest.raises(MixingError, match=message):
         arm_shares(arm, **options)
+
+
+def test_a_mixture_is_an_arm_under_the_name_of_what_it_mixes():
+    assert arm_shares("diag+memseg") == {"diag": 0.5, "memseg": 0.5}
+    arm = "diag:0.25+memseg:0.75"
+    (run,) = planned_runs(["zero-shot"], [arm], [40], [0])
+    assert run.name == "zero-shot-diag=0.25+memseg=0.75-40-seed0", "no colon, which Windows refuses in files"
+    assert parse_run_name(run.name) == run == Run("zero-shot", arm, 40, 0)
+    training_set = compose(POOLS | {"diag": make_pool("diag", 10)}, *run)
+    assert (training_set["origin"] == "diag").sum() == 10 and (training_set["origin"] == "memseg").sum() == 30
+    with pytest.raises(MixingError, match="no run is left"):
+        planned_runs(["zero-shot"], ["cut_paste+memseg"], [40], [0])  # zero-shot has nothing to cut out
+
+
+def test_one_mixture_under_two_names_is_refused():
+    with pytest.raises(MixingError, match=r"diag\+memseg and memseg:0.5\+diag:0.5 are the same mixture"):
+        planned_runs(["zero-shot"], ["diag+memseg", "memseg:0.5+diag:0.5"], [40], [0])
 
 
 def test_rejected_rows_are_never_drawn():

@@ -34,6 +34,7 @@ from defaug_utils.diffusion.autoencoder import AdaptationSettings
 from defaug_utils.diffusion.controlnet import ControlNetSettings
 from defaug_utils.diffusion.dreambooth_plan import DreamBoothSettings
 from defaug_utils.diffusion.inpainting import InpaintSettings
+from defaug_utils.diffusion.inpainting_lora import InpaintingLoraSettings
 from defaug_utils.diffusion.loading import ModelError
 from defaug_utils.diffusion.lora import LoraPlan
 from defaug_utils.diffusion.stand_ins import make_networks, open_stand_in
@@ -68,7 +69,7 @@ def test_processes_that_cannot_share_a_step_equally_are_refused():
     ):
         check_processes(paper, 6)
     with pytest.raises(
-        ValueError, match=r"(?s)2 problem.*03_lora_finetune's batch_size 12 .*training_batch 4"
+        ValueError, match=r"(?s)3 problem.*03_lora_finetune's batch_size 12 .*training_batch 4"
     ):
         check_processes(paper, 8)
 
@@ -80,17 +81,24 @@ def smoke() -> Workload:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("profile", "target"), [("smoke", "book"), ("workshop", "book"), ("workshop", "pixel_level")]
+    ("profile", "target", "shards", "processes"),
+    [
+        *(("smoke", "book", 1, 1), ("workshop", "book", 3, 1), ("workshop", "book", 1, 2)),
+        *(("workshop", "pixel_level", 1, 1), ("workshop", "pixel_level", 2, 2)),
+    ],
 )
-def test_the_jobs_are_those_that_snakemake_would_run(profile: str, target: str, tmp_path: Path):
+def test_the_jobs_are_those_that_snakemake_would_run(
+    profile: str, target: str, shards: int, processes: int, tmp_path: Path
+):
     options = ["--dry-run", "--quiet", "host", "--cores", "1"]
     command = [sys.executable, "-m", "snakemake", target, *options]
     command += ["--config", f"profile={profile}", f"run={tmp_path}"]
+    command += [f"shards={shards}", f"processes={processes}"]
     finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     rules = re.findall(r"(?m)^(?:local)?rule (\w+):$", finished.stdout + finished.stderr)
     jobs = plan_book(
         read_profile(ROOT / "profiles" / f"{profile}.yaml", ROOT / "notebooks"), ROOT / "notebooks"
-    ).list_jobs(target)
+    ).list_jobs(target, shards, processes)
     assert count_rules(jobs) == Counter(rules)
 
 
@@ -111,14 +119,14 @@ def test_a_stage_takes_its_counts_times_what_was_measured(smoke: Workload):
     )
     # four stored drawings, and two trainings of 2 epochs: 2 + 4 positives and as many negatives, 8 a step
     own = next(job for job in jobs if job.rule == "own_defect")
-    assert (own.images, own.steps, own.wants_gpu) == (4, 2 * 2 * 2, True)
+    assert (own.images, own.steps, own.gpus) == (4, 2 * 2 * 2, 1)
     (explained,) = [job for job in jobs if job.rule == "diffusion"]
     assert (explained.stage, explained.seconds) == ("00_diffusion", 10 + 10 * 10 + 10 * 2 * 2)
     trained = [job for job in jobs if job.rule == "detectors"]
     assert [job.disk for job in trained] == [100 + 3 * 40 * 100 + 3 * 7000]  # 3 detectors, 40 test images
     assert set(costs) == {one.task for job in smoke.book.list_jobs() for one in smoke.list_work(job)}
     table = tabulate_stages(jobs).set_index("stage")
-    assert table.loc["all", "jobs"] == str(len(jobs)) == "17"
+    assert table.loc["all", "jobs"] == str(len(jobs)) == "18"
     assert table.loc["04_diag_inpainting", "hours"] == f"{priced['04_diag_inpainting'].seconds / 3600:.2f}"
 
 
@@ -211,7 +219,7 @@ def test_data_is_counted_where_it_is_known(tmp_path: Path):
 
 
 def price(rule: str, seconds: float, **values) -> PricedJob:
-    stage = "04_diag_inpainting" if rule == "pool" else "01_data_prep"
+    stage = "04_diag_inpainting" if rule in ("training", "pool") else "01_data_prep"
     return PricedJob(rule, stage, 0, 0, seconds, **{"disk": 0.0, "memory": 0, "problems": ()} | values)
 
 
@@ -222,6 +230,30 @@ def test_hours_end_to_end_follow_the_phases_the_cores_and_the_gpus():
     assert expect_hours(jobs, replace(LAPTOP, cores=8, gpus=1, asked_gpus=1)) == pytest.approx(0.1 + 3 + 0.2)
     only_one = replace(LAPTOP, cores=8, gpus=1, asked_gpus=4)
     assert expect_hours(jobs, only_one) == pytest.approx(0.1 + 3 + 0.2)
+
+
+def test_shards_and_processes_divide_what_their_jobs_do(smoke: Workload):
+    whole, _ = price_jobs(smoke, lambda task: Cost(1.0, 1.0))
+    parts, _ = price_jobs(replace(smoke, shards=2, processes=2), lambda task: Cost(1.0, 1.0))
+    (before,) = (job for job in whole if job.stage == "05_adabldm")
+    training, *shards, pool = (job for job in parts if job.stage == "05_adabldm")
+    assert [job.rule for job in (training, *shards, pool)] == ["training", "shard", "shard", "pool"]
+    assert before.steps == 2 and (training.steps, training.images, training.gpus) == (1, 0, 2)
+    assert (pool.seconds, pool.steps, pool.images) == (1, 0, 0), "its start: everything is made"
+    assert sum(job.images for job in shards) == before.images and shards[0].gpus == 1
+    (memseg,) = (job for job in parts if job.stage == "02_memseg")
+    assert (memseg.rule, memseg.images, memseg.gpus) == ("pool", 8, 0), "not made in shards"
+
+
+def test_a_training_holds_as_many_cores_and_gpus_as_it_has_processes():
+    jobs = [price("training", 3600.0, processes=2)] * 2
+    machine = replace(LAPTOP, cores=8, gpus=2, asked_gpus=2)
+    assert expect_hours(jobs, machine) == 2, "one after the other"
+    assert expect_hours(jobs, replace(machine, gpus=4, asked_gpus=4)) == 1
+    assert expect_hours(jobs, LAPTOP) == 2
+    heavy = [price("training", 1.0, memory=5 * 10**9, processes=2)]
+    (told,) = list_warnings(heavy, LAPTOP, "runs/x")
+    assert told.startswith("10.0 GB of memory are needed")
 
 
 def test_what_a_machine_lacks_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -259,6 +291,7 @@ def test_a_stage_that_was_not_measured_shows_its_counts_only(smoke: Workload):
 SIZE, SMALL = (32, 96), BucketSettings(32 * 96, 32, 96, 32)
 TEXT = {"size": SIZE, "batch": 2}
 DREAMBOOTH = (DreamBoothSettings(buckets=SMALL, gradient_checkpointing=False), LoraPlan(2, 2.0, 2, 2.0))
+TUNING = InpaintingLoraSettings(SIZE, batch_size=2)
 TASKS = [
     Task("prepared image", True, size=SIZE),
     Task("prepared image", False, size=SIZE),
@@ -267,6 +300,7 @@ TASKS = [
     Task("text-to-image step", TextSettings(SIZE, 1, 2.0), "text", **TEXT),
     Task("DreamBooth step", DREAMBOOTH, "text", **TEXT),
     Task("inpainting step", InpaintSettings(SIZE, 1, 2.0, 1.0, None), "inpainting", **TEXT),
+    Task("inpainting LoRA step", (TUNING, LoraPlan(2, 2.0, 2, 2.0), "no"), "inpainting", **TEXT),
     Task("ControlNet step", (ControlNetSettings(2), "no", SIZE), "text", **TEXT),
     Task("blending step", BlendSettings(SIZE, 3, 2.0, (1, 2), (2, 3)), "text", **TEXT),
     Task("decoder adaptation step", (AdaptationSettings(steps=1), SIZE), "text", **TEXT),
@@ -284,7 +318,7 @@ def test_every_kind_of_work_can_be_measured(
     assert not cost.problem
     assert cost.step + cost.image > 0
     assert cost.memory > 10**7
-    trains = task.kind in ("DreamBooth step", "ControlNet step", "classifier step", "detector step")
+    trains = task.kind.startswith(("DreamBooth", "inpainting LoRA", "ControlNet", "classifier", "detector"))
     assert (cost.training_bytes > 0) == trains
     assert cost.image_bytes > 0 or trains
 

@@ -22,6 +22,7 @@ from defaug_utils.core.manifest import ManifestError, image_seed, make_manifest,
 from defaug_utils.core.pools import (
     GeneratedImage,
     PoolPlan,
+    PoolRejected,
     PoolUnfinished,
     find_failed,
     list_failures,
@@ -259,7 +260,8 @@ def test_a_shard_waits_where_another_makes_what_the_pool_still_lacks(tmp_path: P
             generate(tmp_path, COUNT, make_failures, **plan, shard=0, shards=2)
         with pytest.raises(TimeoutError):
             generate(tmp_path, COUNT, make_failures, **plan)
-    assert len(generate(tmp_path, COUNT, make_failures, **plan)) == 2 * COUNT
+    with pytest.raises(PoolRejected, match=rf"0 of {2 * COUNT} images .* and {COUNT} are needed"):
+        generate(tmp_path, COUNT, make_failures, **plan)
 
 
 def test_a_part_that_another_process_is_making_is_not_begun_twice(tmp_path: Path, whole: dict):

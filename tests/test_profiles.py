@@ -1,6 +1,7 @@
 """Profiles reach the notebooks that declare a parameter, and every slip is named."""
 
 import ast
+import re
 from pathlib import Path
 
 import nbformat
@@ -13,9 +14,10 @@ from defaug_utils.data.datasets import FEW_SHOT_COUNT
 from defaug_utils.diffusion.autoencoder import AdaptationSettings
 from defaug_utils.diffusion.controlnet import PAPER_PLAN, ControlNetSettings
 from defaug_utils.diffusion.inpainting import InpaintSettings
+from defaug_utils.evaluation.destseg import HEAD_RECIPE
 from defaug_utils.evaluation.detector import DETECTOR_RECIPE
 from defaug_utils.evaluation.recipes import RECIPES
-from defaug_utils.masks.trimaps import SCALE_RANGE, TRIPLES
+from defaug_utils.masks.trimaps import SCALE_RANGE, TEMPLATE, TRIPLES
 from defaug_utils.methods import diag
 from defaug_utils.methods.blending import BlendSettings
 
@@ -168,6 +170,8 @@ def test_every_pool_is_large_enough_for_the_training_sets(path: Path):
     for chapter in ("06_in_and_out", "09_pixel_level"):
         if "paste_refined" in parameters[chapter]["arms"]:
             assert parameters["05_adabldm"]["refined_count"] >= max(parameters[chapter]["n_aug"])
+        if "diag_real_masks" in parameters[chapter]["arms"]:
+            assert parameters["04_diag_inpainting"]["real_mask_count"] >= max(parameters[chapter]["n_aug"])
 
 
 @pytest.mark.parametrize("name", ["paper", "paper_diag"])
@@ -178,6 +182,7 @@ def test_the_papers_pools_have_images_of_its_own_for_every_seed(name: str):
     each = max(mixed["n_aug"])
     counts = {key: values["pool_count"] for key, values in parameters.items() if "pool_count" in values}
     counts |= {"refined": parameters["05_adabldm"].get("refined_count", len(mixed["seeds"]) * each)}
+    counts |= {"real": parameters["04_diag_inpainting"].get("real_mask_count", len(mixed["seeds"]) * each)}
     assert set(counts.values()) == {len(mixed["seeds"]) * each}
     assert (
         "fresh_per_seed"
@@ -202,7 +207,7 @@ def test_diags_numbers_are_the_papers(name: str):
     assert values["pool_count"] >= len(diag.PROMPTS) * diag.IMAGES_PER_PROMPT
 
 
-@pytest.mark.parametrize("name", ["paper", "paper_diag"])
+@pytest.mark.parametrize("name", ["paper", "paper_diag", "mvtec_paper"])
 def test_adabldms_numbers_are_the_papers(name: str):
     values = read_profile(ROOT / "profiles" / f"{name}.yaml", ROOT / "notebooks")["05_adabldm"]
     size = (values["working_width"], values["working_height"])
@@ -226,21 +231,47 @@ def test_no_network_of_the_papers_scale_starts_from_random_weights(name: str):
 
 
 def test_diags_own_protocol_prepares_the_data_at_the_papers_size():
-    values = read_profile(ROOT / "profiles" / "paper_diag.yaml", ROOT / "notebooks")["01_data_prep"]
+    parameters = read_profile(ROOT / "profiles" / "paper_diag.yaml", ROOT / "notebooks")
+    values = parameters["01_data_prep"]
     assert (values["image_width"], values["image_height"]) == diag.OUTPUT_SIZE
     assert values["fit"] == "resize"
+    assert {"diag", "diag_real_masks"} <= set(parameters["06_in_and_out"]["arms"]), (
+        "its masks, and clean ones"
+    )
+    assert parameters["07_classifier"]["recipe"] == "diag"
 
 
-def test_mvtec_is_prepared_by_adabldms_protocol():
-    parameters = read_profile(ROOT / "profiles" / "mvtec.yaml", ROOT / "notebooks")
+def test_the_table_of_all_categories_has_the_papers_protocol():
+    parameters = read_profile(ROOT / "profiles" / "mvtec_paper.yaml", ROOT / "notebooks")
+    data, adabldm, pixels = (parameters[name] for name in ("01_data_prep", "05_adabldm", "09_pixel_level"))
+    assert (data["image_width"], data["image_height"], data["few_shot_takes_all"]) == (256, 256, True)
+    assert (adabldm["working_width"], adabldm["working_height"]) == (256, 256)
+    assert adabldm["model"] == "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    assert (adabldm["template"], adabldm["controlnet_per"]) == (TEMPLATE, "type")
+    assert (pixels["detector"], pixels["backbone"]) == ("destseg", "resnet18")
+    assert pixels["training_images"] == 4000 * pixels["batch_size"] == 4000 * HEAD_RECIPE.batch_size
+
+
+@pytest.mark.parametrize("section", ["01_data_prep", "05_adabldm", "09_pixel_level"])
+def test_every_parameter_of_the_table_of_all_categories_names_its_source(section: str):
+    text = (ROOT / "profiles" / "mvtec_paper.yaml").read_text(encoding="utf-8")
+    lines = text.partition(f"\n{section}:")[2].partition("\n\n")[0].splitlines()[1:]
+    assert lines and all(
+        re.match(r"  \w+: .*  # (paper|code|ours|DeSTSeg|likewise|as |all |not )", line) for line in lines
+    )
+
+
+@pytest.mark.parametrize("name", ["mvtec", "mvtec_paper"])
+def test_mvtec_is_prepared_by_adabldms_protocol(name: str):
+    parameters = read_profile(ROOT / "profiles" / f"{name}.yaml", ROOT / "notebooks")
     data = parameters["01_data_prep"]
     assert data["few_shot_per_type"] == FEW_SHOT_COUNT
     assert data["validation_share"] == 0, "all good training images are trained on"
     assert parameters["09_pixel_level"]["scenarios"] == ["full-shot"], "all that were drawn are known"
-    working = parameters["04_diag_inpainting"]
-    assert (
-        working["working_width"] == working["working_height"] == data["image_width"] == data["image_height"]
-    )
+    others = ("03_lora_finetune", "04_diag_inpainting", "10_own_defect")  # not run by the paper's table
+    for chapter in ("05_adabldm", *(others if name == "mvtec" else ())):
+        sides = {parameters[chapter][f"working_{side}"] for side in ("width", "height")}
+        assert sides == {data["image_width"]} == {data["image_height"]}, chapter
 
 
 def test_defaults_are_the_values_of_the_parameters_cell():

@@ -178,6 +178,7 @@ def test_the_hash_sees_pixels_labels_and_order_of_its_split_only(samples):
 def test_recipes_are_the_papers():
     assert RECIPES["in_and_out"] == Recipe("sgd", 0.01, 5, 50, balanced=True)
     assert RECIPES["diag"] == Recipe("adam", 1e-4, 32, 30, balanced=False)
+    assert RECIPES["diag_paper"] == replace(RECIPES["diag"], epochs=50)
 
 
 def test_overrides_replace_only_what_is_given():

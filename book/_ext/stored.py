@@ -1,4 +1,4 @@
-"""A directive that inserts tables and sentences of stored results, as Markdown, when a page is built."""
+"""Directives that insert tables, sentences and figures of stored results when a page is built."""
 
 import json
 import re
@@ -9,12 +9,14 @@ from pathlib import Path
 import pandas as pd
 from docutils import nodes
 from sphinx.application import Sphinx
+from sphinx.directives.patches import Figure
 from sphinx.util.docutils import SphinxDirective
 
-from defaug_utils.book.stored_results import PIXELS, PROVENANCE, QUALITY, RUNS, read_stored
+from defaug_utils.book.stored_results import PIXELS, PROVENANCE, QUALITY, RUNS, TIMES, read_stored
+from defaug_utils.core.origins import SCENARIOS
 from defaug_utils.core.texts import escape_markdown
 from defaug_utils.protocol.mixing import LEAK_MARK, LEAK_NOTE
-from defaug_utils.report import papers, results, sentences
+from defaug_utils.report import decision, papers, results, sentences, verdicts
 from defaug_utils.report.tables import PAPER_PROTOCOL, layout_quality, layout_results, name_layer
 
 Tables = dict[str, pd.DataFrame]
@@ -126,6 +128,39 @@ def _write_provenance(tables: Tables, provenance: dict) -> str:
     )
 
 
+def _write_decision(tables: Tables, provenance: dict) -> str:
+    told = (verdicts.describe_best(tables[RUNS]), verdicts.describe_decision(tables[RUNS]))
+    return "\n".join(f"- {sentence}" for sentence in told)
+
+
+def _write_verdict(tables: Tables, provenance: dict) -> str:
+    return verdicts.describe_decision(tables[RUNS])
+
+
+def _write_gains(tables: Tables, provenance: dict) -> str:
+    """The machine, trainings that learned nothing, and a table per scenario and N_aug, few-shot first."""
+    runs, times = tables[RUNS], tables.get(TIMES, pd.DataFrame())
+    machine = [provenance["versions"].get(name) for name in ("device", "processor", "memory")]
+    told = f"Minutes were measured on: {escape_markdown(', '.join(filter(None, machine)))}."
+    told += " The times of this run's generators and pools were not stored." if times.empty else ""
+    told += f" {sentences.describe_chance(runs)}" if "at_chance" in runs else ""
+    groups = runs.loc[runs["n_aug"] > 0, ["scenario", "n_aug"]].drop_duplicates().itertuples(index=False)
+    ordered = sorted(groups, key=lambda row: (row[0] != decision.FEW, SCENARIOS.index(row[0]), row[1]))
+    few, others = [], []
+    for scenario, n_aug in ordered:
+        caption = (
+            f"{escape_markdown(scenario)}, N_aug {n_aug}: AP as mean ± std, gains ± two standard errors."
+        )
+        table = to_markdown(decision.layout_decision(runs, times, scenario, n_aug), caption)
+        (few if scenario == decision.FEW else others).append(table)
+    folded = ["````{dropdown} The other scenarios\n" + "\n\n".join(others) + "\n````"] if others else []
+    return "\n\n".join([told, *few, *folded])
+
+
+def _write_limits(tables: Tables, provenance: dict) -> str:
+    return verdicts.describe_limits(tables[RUNS], tables.get(TIMES, pd.DataFrame()))
+
+
 PARTS: dict[str, Callable[[Tables, dict], str]] = {
     "overview": _write_overview,
     "findings": _write_findings,
@@ -135,19 +170,29 @@ PARTS: dict[str, Callable[[Tables, dict], str]] = {
     "pixels": _write_pixels,
     "quality": _write_quality,
     "provenance": _write_provenance,
+    "decision": _write_decision,
+    "verdict": _write_verdict,
+    "gains": _write_gains,
+    "limits": _write_limits,
 }
 
 
 class Stored(SphinxDirective):
-    """Folder of stored results (relative to the page) and the part of them to show."""
+    """Folder of stored results (relative to the page) and the part of them to show.
+
+    The content, if any, is shown instead where nothing is stored in the folder yet.
+    """
 
     required_arguments = 2
+    has_content = True
 
     def run(self) -> list[nodes.Node]:
         """Write the part and parse it."""
         folder, part = self.arguments
         _, path = self.env.relfn2path(f"{folder}/{PROVENANCE}")
         self.env.note_dependency(path)
+        if self.content and not Path(path).is_file():
+            return self.parse_content_to_nodes()
         try:
             text = write_part(path.removesuffix(PROVENANCE), part)
         except (ValueError, OSError) as error:
@@ -155,7 +200,18 @@ class Stored(SphinxDirective):
         return self.parse_text_to_nodes(text)
 
 
+class StoredFigure(Figure, SphinxDirective):
+    """A figure of stored results; nothing where a run has none, because it lacks the arms for it."""
+
+    def run(self) -> list[nodes.Node]:
+        """Show the figure if the file exists."""
+        _, path = self.env.relfn2path(self.arguments[0])
+        self.env.note_dependency(path)
+        return super().run() if Path(path).is_file() else []
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Add the directive."""
+    """Add the directives."""
     app.add_directive("stored", Stored)
+    app.add_directive("stored-figure", StoredFigure)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -23,6 +23,7 @@ class Job(NamedTuple):
 
     rule: str  #: its rule in the Snakefile
     name: str  #: of its notebook (`02_memseg`, `03_lora_finetune/zero-shot`), or of what it trains
+    shard: int = 0  #: of the pool, from 0, if the rule is "shard"
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class BookPlan:
     mixed: Runs  #: of chapter 6, whose classifiers chapters 7 and 8 show
     marked: Runs  #: of chapter 9
     own: Runs  #: of chapter 10, which trains it with and without a person's images
+    sharded: frozenset[str] = frozenset()  #: notebooks whose pools can be made in shards
 
     @cached_property
     def trained(self) -> dict[str, dict[str, list[Run]]]:
@@ -49,6 +51,11 @@ class BookPlan:
                 pools[pool_notebook(origin, shown)] = shown
         return pools
 
+    def pool_values(self, pool: str) -> dict:
+        """Parameters of a pool that learns: its scenario, and the seed whose positives it may know."""
+        run = self.pools[pool]
+        return {"scenario": run.scenario, "pool_of_seed": run.seed} if "/" in pool else {}
+
     @property
     def shown_run(self) -> Run:
         """The run whose notebook 07 is in the book."""
@@ -61,11 +68,17 @@ class BookPlan:
         names = {name: shown.get(name, name) for name in self.parameters}
         return names | {"07_classifier": f"07_classifier/{self.shown_run.name}"}
 
-    def list_jobs(self, target: str = "book") -> list[Job]:
+    def list_jobs(self, target: str = "book", shards: int = 1, processes: int = 1) -> list[Job]:
         """All jobs of the target "book" or "pixel_level", in a possible order."""
         is_book = target == "book"
         pools = self.pools if is_book else list_pools(self.marked)
-        jobs = [Job("data_prep", "01_data_prep"), *(Job("pool", pool) for pool in pools)]
+        jobs = [Job("data_prep", "01_data_prep")]
+        if max(shards, processes) > 1:
+            jobs += [Job("training", pool) for pool in pools if "/" in pool]
+        if shards > 1:
+            cut = [pool for pool in pools if pool.partition("/")[0] in self.sharded]
+            jobs += [Job("shard", pool, shard) for pool in cut for shard in range(shards)]
+        jobs += [Job("pool", pool) for pool in pools]
         if is_book:
             jobs.append(Job("in_and_out", "06_in_and_out"))
             jobs += [Job("classifiers", draw) for draw in self.trained["classifier"]]
@@ -83,7 +96,8 @@ def plan_book(parameters: Mapping[str, dict], notebook_folder: Path | str = "not
     runs = [plan_runs(name, parameters, notebook_folder) for name in chapters]
     given = read_defaults("10_own_defect", notebook_folder) | parameters["10_own_defect"]
     own = Run(given["scenario"], given["beside"], given["n_aug"], given["training_seed"])
-    return BookPlan(parameters, *runs, {own: arm_shares(own.arm)})
+    sharded = frozenset(name for name in parameters if "shard" in read_defaults(name, notebook_folder))
+    return BookPlan(parameters, *runs, {own: arm_shares(own.arm)}, sharded)
 
 
 def check_processes(parameters: Mapping[str, dict], processes: int) -> None:

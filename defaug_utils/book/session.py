@@ -15,6 +15,7 @@ from typing import NoReturn
 
 import numpy as np
 import pandas as pd
+import psutil
 import seaborn as sns
 import torch
 from IPython.display import Markdown, clear_output, display
@@ -132,10 +133,24 @@ def watermark() -> Watermark:
     """Versions, commit and parameters of this notebook; a RuntimeError if `start_notebook` was not called."""
     if _remembered is None:
         raise RuntimeError("the parameters are unknown: call start_notebook(run_dir, seed) at the start")
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
-    versions = {"Python": platform.python_version(), "system": platform.system(), "device": device}
+    versions = {"Python": platform.python_version(), "system": platform.system()} | describe_machine()
     versions |= {"defaug_utils": __version__} | {package: version(package) for package in REPORTED_PACKAGES}
     return Watermark(versions, _commit(), deepcopy(_remembered))
+
+
+def describe_machine() -> dict[str, str]:
+    """Device (a GPU, otherwise the number of cores), processor, and memory of this machine."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
+    memory = f"{psutil.virtual_memory().total / 2**30:.0f} GiB"
+    return {"device": device, "processor": _name_processor(), "memory": memory}
+
+
+def _name_processor() -> str:
+    """Its model's name where Linux tells it; elsewhere what Python knows."""
+    told = Path("/proc/cpuinfo")
+    lines = told.read_text(encoding="utf-8", errors="replace").splitlines() if told.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _commit() -> str:

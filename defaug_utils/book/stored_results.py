@@ -7,16 +7,20 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 
-from defaug_utils.book.session import WATERMARK_TYPE
+from defaug_utils.book.pool_times import measure_pool_times
+from defaug_utils.book.session import WATERMARK_TYPE, describe_machine
 from defaug_utils.core.files import read_csv, stage_folder, write_csv, write_json
 from defaug_utils.core.guards import raise_problems
 from defaug_utils.report.results import METRICS, SETUP, gather_results, list_unfinished
 from defaug_utils.report.tables import RUN_COLUMNS
 
 RUNS, PIXELS = "classifier_runs.csv", "pixel_runs.csv"
-QUALITY, PROVENANCE = "pool_quality.csv", "provenance.json"
+QUALITY, TIMES, PROVENANCE = "pool_quality.csv", "pool_times.csv", "provenance.json"
 LAST_NOTEBOOK, PIXEL_NOTEBOOK = "08_results", "09_pixel_level"
-FURTHER_COLUMNS = ("auroc", "final_loss", "n_train", "n_train_positive", "seconds")
+FURTHER_COLUMNS = (
+    *("auroc", "final_loss", "at_chance"),
+    *("n_train", "n_train_positive", "seconds"),
+)
 OWN_OF_A_RUN = ("scenario", "arm", "n_aug", "training_seed", "pool_of_seed")
 DIGITS = 6
 
@@ -47,6 +51,8 @@ def store_results(run_folder: Path | str, shelf: Path | str, name: str, command:
     made = [name for name in (PIXELS, QUALITY) if (run_folder / name).is_file()]  # of the last two notebooks
     tables = {RUNS: runs[[name for name in columns if name in runs]].round(DIGITS)}
     tables |= {name: read_csv(run_folder / name) for name in made}
+    times = measure_pool_times(run_folder)
+    tables |= {TIMES: times} if len(times) else {}
     with stage_folder(target) as staging:
         for file_name, table in tables.items():
             write_csv(table, staging / file_name)
@@ -69,7 +75,8 @@ def _check_finished(run_folder: Path) -> None:
 def describe_run(run_folder: Path | str, command: str) -> dict:
     """The provenance of a run's results, from the watermarks of its executed notebooks.
 
-    `notebook_seconds` is the sum of their wall times, `versions` the last notebook's. Parameters that differ
+    `seconds` are their wall times by path, `notebook_seconds` the sum; `versions` are the last notebook's,
+    with this machine's processor and memory if the notebook doesn't tell its own. Parameters that differ
     between executions of a notebook are omitted. Raises a StoreError that lists notebooks without watermark.
     """
     folder = Path(run_folder) / "notebooks"
@@ -83,14 +90,16 @@ def describe_run(run_folder: Path | str, command: str) -> dict:
         shared = {key: _shorten(value) for key, value in values if key not in OWN_OF_A_RUN}
         parameters.setdefault(Path(name.parts[0]).stem, shared)
     times = [notebook.metadata.papermill for notebook in read.values()]
+    names = [name.with_suffix("").as_posix() for name in marks]
     return {
         "name": Path(run_folder).name,
         "command": command,
         "notebooks": len(read),
         "started": min(entry.start_time for entry in times)[:19],
         "finished": max(entry.end_time for entry in times)[:19],
+        "seconds": {name: round(entry.duration, 1) for name, entry in zip(names, times, strict=True)},
         "notebook_seconds": round(sum(entry.duration for entry in times)),
-        "versions": marks[Path(f"{LAST_NOTEBOOK}.ipynb")]["versions"],
+        "versions": describe_machine() | marks[Path(f"{LAST_NOTEBOOK}.ipynb")]["versions"],
         "commits": sorted({mark["commit"] for mark in marks.values()}),
         "parameters": parameters,
     }

@@ -6,6 +6,7 @@ The Snakefile's rules, labels, colours, the order of results and the rules on le
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import combinations
 from typing import NamedTuple
 
 from defaug_utils.core.guards import raise_problems
@@ -15,7 +16,14 @@ EQUAL = (
     "none_equal"  # the arm without generated images that is trained for as long as those with n_aug of them
 )
 SCENARIOS = ("zero-shot", "few-shot", "full-shot")
-_RUN_NAME = re.compile(r"([a-z]+-shot)-([a-z0-9_]+)-(0|[1-9][0-9]*)-seed(0|[1-9][0-9]*)")
+MIXING, SHARE, SHARE_IN_NAMES = (
+    "+",
+    ":",
+    "=",
+)  # in cut_paste:0.75+diag:0.25; Windows has no files with a colon
+_PART = rf"[a-z0-9_]+(?:{SHARE_IN_NAMES}[0-9.]+)?"
+_RUN_NAME = re.compile(rf"([a-z]+-shot)-({_PART}(?:\{MIXING}{_PART})*)-(0|[1-9][0-9]*)-seed(0|[1-9][0-9]*)")
+_NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?")
 
 Shares = Mapping[str, float]
 Arms = Mapping[str, Shares]
@@ -47,6 +55,7 @@ class Origin:
     gives_masks: bool = True  #: exact ones
     needs_positives: bool = False  #: needs real positives, which zero-shot doesn't have
     learns: bool = False  #: depends on scenario and seed, so that each has its own pool
+    diffusion: str = ""  #: a diffusion model makes it, "as it is" or "fine-tuned"
     wants_gpu: bool = True
     count_parameter: str = "pool_count"  #: of its notebook: images in the pool
     mixes: tuple[tuple[str, Arm], ...] = ()  #: further arms, by word, shown after its own
@@ -60,14 +69,26 @@ ORIGINS: dict[str, Origin] = {
         *("DDPM", "#D55E00", "s", "03_lora_finetune"),
         gives_masks=False,
         learns=True,
+        diffusion="fine-tuned",
         mixes=(("in_and_out", IN_AND_OUT),),
     ),
-    "diag": Origin("DIAG", "#CC79A7", "^", "04_diag_inpainting"),
-    "adabldm": Origin("AdaBLDM", "#56B4E9", "v", "05_adabldm", needs_positives=True, learns=True),
+    "diag": Origin("DIAG", "#CC79A7", "^", "04_diag_inpainting", diffusion="as it is"),
+    "diag_real_masks": Origin(
+        *("DIAG, masks of real defects", "#999933", "P", "04_diag_inpainting"),
+        diffusion="as it is",
+        count_parameter="real_mask_count",
+    ),
+    "adabldm": Origin(
+        *("AdaBLDM", "#56B4E9", "v", "05_adabldm"),
+        needs_positives=True,
+        learns=True,
+        diffusion="fine-tuned",
+    ),
     "adabldm_plain": Origin(
         *("AdaBLDM, decoder as it is", "#882255", "<", "05_adabldm"),
         needs_positives=True,
         learns=True,
+        diffusion="fine-tuned",
         count_parameter="plain_count",
     ),
     "cut_paste": Origin("cut and paste", "#E69F00", "8", "05_adabldm", needs_positives=True, learns=True),
@@ -75,9 +96,15 @@ ORIGINS: dict[str, Origin] = {
         *("cut and paste, refined", "#332288", ">", "05_adabldm"),
         needs_positives=True,
         learns=True,
+        diffusion="as it is",
         count_parameter="refined_count",
     ),
-    "diag_tuned": Origin("DIAG, tuned", "#117733", "P", "11_diag_tuned", needs_positives=True, learns=True),
+    "diag_tuned": Origin(
+        *("DIAG, tuned", "#117733", "D", "11_diag_tuned"),
+        needs_positives=True,
+        learns=True,
+        diffusion="fine-tuned",
+    ),
 }
 
 
@@ -106,6 +133,11 @@ def takes_images(arm: str) -> bool:
     return arm != "none" and find_judge(arm) == "network"
 
 
+def uses_diffusion(arm: str) -> bool:
+    """Whether a diffusion model makes some of the images of a built-in arm or a mixture."""
+    return any(ORIGINS[origin].diffusion for origin in arm_shares(arm))
+
+
 def list_notebooks() -> list[str]:
     """The notebooks that make pools, each once."""
     return list(dict.fromkeys(row.notebook for row in ORIGINS.values()))
@@ -115,7 +147,7 @@ class Run(NamedTuple):
     """One classifier run of the protocol."""
 
     scenario: str  #: word of `SCENARIOS`: how many real positives are known
-    arm: str  #: word of `list_arms`, or one of the profile's own: where generated positives come from
+    arm: str  #: word of `list_arms`, a mixture, or one of the profile's own, see `arm_shares`
     n_aug: int  #: generated positives, or how many "none_equal" makes up for; 0 unless `takes_images`
     seed: int  #: draws the real positives of few-shot, and the generated ones
 
@@ -126,8 +158,11 @@ class Run(NamedTuple):
 
 
 def run_name(scenario: str, arm: str, n_aug: int, seed: int) -> str:
-    """Name of a run in files and folders, such as `few-shot-memseg-40-seed0`."""
-    name = f"{scenario}-{arm}-{n_aug}-seed{seed}"
+    """Name of a run in files and folders, such as `few-shot-memseg-40-seed0`.
+
+    A mixture's shares follow an equals sign there: `few-shot-diag=0.25+memseg=0.75-40-seed0`.
+    """
+    name = f"{scenario}-{arm.replace(SHARE, SHARE_IN_NAMES)}-{n_aug}-seed{seed}"
     parse_run_name(name)
     return name
 
@@ -138,9 +173,10 @@ def parse_run_name(name: str) -> Run:
     if not found:
         raise MixingError(
             f"{name!r} is not a run name: expected one like few-shot-memseg-40-seed0, with an arm of "
-            "lower-case letters, digits and underscores, and whole numbers that are not negative"
+            "lower-case letters, digits and underscores, or a mixture such as diag=0.25+memseg=0.75, and "
+            "whole numbers that are not negative"
         )
-    return Run(found[1], found[2], int(found[3]), int(found[4]))
+    return Run(found[1], found[2].replace(SHARE_IN_NAMES, SHARE), int(found[3]), int(found[4]))
 
 
 def pool_name(scenario: str, seed: int) -> str:
@@ -196,6 +232,9 @@ def planned_runs(
     wrong += [f"{number!r} is not a whole number of at least 0" for number in negative]
     raise_problems("planned runs", wrong, MixingError)
     origins = {arm: arm_shares(arm, extra_arms=extra_arms) for arm in arms}
+    mixed = [arm for arm in origins if MIXING in arm]
+    twice = [pair for pair in combinations(mixed, 2) if origins[pair[0]] == origins[pair[1]]]
+    raise_problems("arms", [f"{one} and {other} are the same mixture" for one, other in twice], MixingError)
     real = {word for word, row in ORIGINS.items() if row.needs_positives}
     runs = [
         Run(scenario, arm, number, seed)
@@ -219,6 +258,9 @@ def planned_runs(
 def arm_shares(arm: str, share: float = 0.5, extra_arms: Arms | None = None) -> dict[str, float]:
     """The share of an arm's generated positives that comes from each pool.
 
+    Any mixture is an arm under the name that says what it mixes: `cut_paste+memseg` in equal parts,
+    `cut_paste:0.75+diag:0.25` in others.
+
     Args:
         share: share of diffusion in the arm "in_and_out", in [0, 1]; the rest is MemSeg.
         extra_arms: further arms, name → (origin → share), such as {"diag_memseg": {"diag": 0.3,
@@ -234,13 +276,33 @@ def arm_shares(arm: str, share: float = 0.5, extra_arms: Arms | None = None) -> 
     arms = {word: built.shares for word, built in built_in.items()} | dict(own)
     if arm == "in_and_out":
         arms[arm] = dict(zip(IN_AND_OUT.shares, (share, 1 - share), strict=True))
-    if arm not in arms:
-        raise MixingError(f"arm {arm!r} is not one of {', '.join(arms)}")
-    shares = arms[arm]
+    if arm not in arms and MIXING not in arm:
+        raise MixingError(f"arm {arm!r} is not one of {', '.join(arms)}, or a mixture such as diag+memseg")
     problems = [f"{name} is built in, choose another name" for name in own if name in built_in]
+    problems += [f"{name} names a mixture, choose a name without {MIXING}" for name in own if MIXING in name]
+    raise_problems(f"arm {arm}", problems, MixingError)
+    shares, problems = parse_mixture(arm) if MIXING in arm else arms[arm], []
     problems += [f"origin {origin!r} is unknown" for origin in shares if origin not in ORIGINS]
     problems += [f"share {part} is not in [0, 1]" for part in (share, *shares.values()) if not 0 <= part <= 1]
     if (shares or arm in own) and abs(sum(shares.values()) - 1) > 1e-6:
         problems.append(f"the shares add up to {sum(shares.values())}, expected 1")
     raise_problems(f"arm {arm}", problems, MixingError)
     return {origin: part for origin, part in shares.items() if part > 0}
+
+
+def parse_mixture(arm: str) -> dict[str, float]:
+    """Origin → share of an arm that names what it mixes, see `arm_shares`, which also checks the shares.
+
+    Raises:
+        MixingError: an origin is named twice, a share can't be read, or only some origins have a share.
+    """
+    parts = [part.partition(SHARE) for part in arm.split(MIXING)]
+    names, given = [name for name, _, _ in parts], [text for _, sign, text in parts if sign]
+    problems = [f"origin {name!r} is named twice" for name in dict.fromkeys(names) if names.count(name) > 1]
+    if 0 < len(given) < len(parts):
+        problems.append(f"{len(given)} of {len(parts)} origins have a share: give one to all or to none")
+    problems += [
+        f"share {text!r} is not a number such as 0.25" for text in given if not _NUMBER.fullmatch(text)
+    ]
+    raise_problems(f"arm {arm}", problems, MixingError)
+    return {name: float(text) if sign else 1 / len(parts) for name, sign, text in parts}

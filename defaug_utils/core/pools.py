@@ -25,11 +25,17 @@ from defaug_utils.core.manifest import (
 )
 from defaug_utils.core.sources import read_dataset
 
+HOPELESS = 0.1  # share of images that pass; a pool with fewer doesn't grow any further
+LEAST_TRIED = 20  # images before that is judged
 MAX_GROWTH = 2  # limit to the growth of a pool whose images fail their checks, as a multiple of its count
 
 
 class PoolUnfinished(Exception):
     """This shard is finished, and the pool is waiting for the others. This is not a failure."""
+
+
+class PoolRejected(ValueError):
+    """So few images of a pool pass their checks that making more of them would not help."""
 
 
 class GeneratedImage(NamedTuple):
@@ -95,6 +101,7 @@ def make_pool(
 
     Raises:
         PoolUnfinished: this shard is finished, but others are not.
+        PoolRejected: `passing` images are wanted, and of at least 20 fewer than a tenth passed their checks.
         TimeoutError: another process is making this shard.
         ValueError: the folder contains a pool with another recipe or seed (all differences are listed).
         ManifestError: an image's source is not a training image of the data set.
@@ -109,7 +116,10 @@ def make_pool(
     limit = MAX_GROWTH * plan.count
     with _hold_threads_of(recipe):
         pool = writer.make(plan)
-        while len(pool) < limit and (missing := plan.passing - int((~find_failed(pool)).sum())) > 0:
+        while (missing := plan.passing - int((~find_failed(pool)).sum())) > 0:
+            _refuse_hopeless(folder, pool, plan.passing)
+            if len(pool) >= limit:
+                break
             try:
                 pool = writer.make(replace(plan, count=min(limit, len(pool) + missing), shard=0, shards=1))
             except TimeoutError as error:
@@ -118,6 +128,21 @@ def make_pool(
                 told = f"shard {plan.shard} of {plan.shards} is finished, another makes what {folder}"
                 raise PoolUnfinished(f"{told} still lacks: run again when it is finished") from error
     return pool
+
+
+def _refuse_hopeless(folder: Path, pool: pd.DataFrame, passing: int) -> None:
+    """Stop a pool in which hardly an image passes, and say why they fail."""
+    failed = find_failed(pool)
+    if len(pool) < LEAST_TRIED or (~failed).mean() >= HOPELESS:
+        return
+    reasons = pool.get("check_reason", pd.Series("", pool.index))[failed].astype(str)
+    kinds = reasons.str.extract(r"^([a-z ]*[a-z])", expand=False).value_counts().head(3)
+    often = ", ".join(f"{kind} ({count})" for kind, count in kinds.items())
+    raise PoolRejected(
+        f"{(~failed).sum()} of {len(pool)} images of {folder} passed their checks, and {passing} are needed; "
+        f"why they failed: {often or 'no reason is given'}. Look at them, change prompts, masks or strength, "
+        "or relax the checks; then delete the folder and make the pool again"
+    )
 
 
 def make_pools(

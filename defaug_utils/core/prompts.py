@@ -14,10 +14,14 @@ class Prompt(NamedTuple):
     negative: str = ""
     weight: float = 1.0
     shape: str = ""  #: of procedural masks, a kind in `masks.shapes.SHAPES`; empty: any, by their weights
+    length: tuple[float, ...] = ()  #: of these, smallest and largest share of the shorter side; empty: usual
+    place: str = ""  #: of their centres, a word of `masks.shapes.PLACES`; empty: anywhere
+    contrast: float = 0.0  #: least mean change inside the mask, grey levels, if above that of all images
 
     def describe(self) -> dict:
-        """For the recipe of a pool; `shape` only if it is set, so that older pools stay valid."""
-        return {name: value for name, value in self._asdict().items() if value or name != "shape"}
+        """For the recipe of a pool; what masks and checks need only if it is set: older pools stay valid."""
+        optional = Prompt._fields[3:]
+        return {name: value for name, value in self._asdict().items() if value or name not in optional}
 
 
 def make_prompts(

@@ -10,6 +10,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "choose_positives",
             "draw_few_shot",
             "draw_validation",
+            "list_untested",
             "load_dataset",
             "summarise_dataset",
         ],

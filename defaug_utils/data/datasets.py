@@ -204,7 +204,11 @@ def _draw_evenly(group: pd.DataFrame, count: int, rng: np.random.Generator) -> p
 
 
 def draw_few_shot(
-    dataset: pd.DataFrame, count: int = FEW_SHOT_COUNT, seed: int = 0, chosen: Iterable[str] = ()
+    dataset: pd.DataFrame,
+    count: int = FEW_SHOT_COUNT,
+    seed: int = 0,
+    chosen: Iterable[str] = (),
+    takes_all: bool = False,
 ) -> pd.DataFrame:
     """Move `count` defective test images of every category and type to the train split, or a given list.
 
@@ -215,10 +219,12 @@ def draw_few_shot(
         count: images per category and defect type; ignored if `chosen` is given.
         seed: of the draw; the order of the rows doesn't matter.
         chosen: `image` of the rows to move, any number; empty to draw them.
+        takes_all: take all images of a type that has fewer, which leaves none for testing it (AdaBLDM's
+            code); see `list_untested`.
 
     Raises:
-        DatasetError: types with too few images, a category without a defective image left for testing,
-            defective images in train, or wrong names in the list.
+        DatasetError: types with too few images (unless `takes_all`), a category without a defective image
+            left for testing, defective images in train, or wrong names in the list.
     """
     if count < 1:
         raise ValueError(f"few-shot count {count} must be 1 or more")
@@ -231,7 +237,7 @@ def draw_few_shot(
             "few-shot is a scenario of the training sets"
         )
     candidates = dataset[is_positive & is_test]
-    images = list(chosen) or _draw_per_type(candidates, count, seed)
+    images = list(chosen) or _draw_per_type(candidates, count, seed, takes_all)
     unknown = {*images} - {*candidates["image"]}
     wrong = [f"{name}: is not a defective test image of the data set" for name in unknown]
     wrong += [f"{name}: is listed twice" for name, times in Counter(images).items() if times > 1]
@@ -244,10 +250,18 @@ def draw_few_shot(
     return dataset.assign(split=dataset["split"].mask(dataset["image"].isin(images), "train"))
 
 
-def _draw_per_type(candidates: pd.DataFrame, count: int, seed: int) -> list[str]:
+def list_untested(manifest: pd.DataFrame) -> list[str]:
+    """Defect types with images for training and none for testing: their names, after the category's."""
+    positives = manifest[manifest["label"] == "positive"]
+    names = positives["category"] + "/" + positives["defect_type"]
+    in_test = set(names[positives["split"] == "test"])
+    return sorted({name.strip("/") or "defects" for name in set(names) - in_test})
+
+
+def _draw_per_type(candidates: pd.DataFrame, count: int, seed: int, takes_all: bool) -> list[str]:
     groups = {key: sorted(group["image"]) for key, group in candidates.groupby(["category", "defect_type"])}
     fewest = min(map(len, groups.values()), default=count)
-    if fewest < count:
+    if fewest < count and not takes_all:
         listed = [
             f"{'/'.join(filter(None, key)) or 'defects'}: {len(images)} image(s)"
             + " (too few)" * (len(images) < count)
@@ -255,7 +269,8 @@ def _draw_per_type(candidates: pd.DataFrame, count: int, seed: int) -> list[str]
         ]
         what = (
             f"few-shot: {count} defective images of every type are requested; request at most {fewest}, "
-            "give a list of images, or leave out the types with fewer images"
+            "give a list of images, leave out the types with fewer images, or take all of theirs "
+            "(few_shot_takes_all)"
         )
         raise_problems(what, sorted(listed, key=lambda line: "too few" not in line), DatasetError)
     drawn = []

@@ -27,6 +27,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             *("TextJob", "TextSettings"),
             *("embed_prompts", "generate_images", "load_text2image", "make_ddim"),
         ],
+        "trimap_models": ["load_trimap_models"],
         "training_images": ["BucketSettings", "count_buckets", "read_training_images"],
     },
 )

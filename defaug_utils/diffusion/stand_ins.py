@@ -138,20 +138,23 @@ def fill(network: torch.nn.Module, device: str, dtype: torch.dtype) -> torch.nn.
 
 def build_pipeline(name: str, purpose: str, device: str, dtype: torch.dtype) -> "DiffusionPipeline":
     """The pipeline of a model with random weights, for "inpainting" or "text to image" (not XL)."""
-    import diffusers
-
     torch.manual_seed(0)
     networks = make_networks(name, 9 if purpose == "inpainting" else 4)
     parts = {part: fill(network, device, dtype) for part, network in networks.items()}
-    parts["tokenizer"] = make_tokenizer()
+    parts |= {f"tokenizer{'_2' * place}": make_tokenizer() for place in range(len(MODELS[name]["texts"]))}
+    return join_parts(name, purpose, parts)
+
+
+def join_parts(name: str, purpose: str, parts: dict) -> "DiffusionPipeline":
+    """The pipeline of networks and tokenizers, by the names of their places, with the published scheduler."""
+    import diffusers
+
     if name == "sdxl":
         scheduler = diffusers.EulerDiscreteScheduler(**NOISE, timestep_spacing="leading")
-        tokenizer = make_tokenizer()
-        return diffusers.StableDiffusionXLInpaintPipeline(
-            **parts, tokenizer_2=tokenizer, scheduler=scheduler, add_watermarker=False
-        )
-    parts["scheduler"] = diffusers.PNDMScheduler(**NOISE, skip_prk_steps=True, set_alpha_to_one=False)
-    parts |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+        return diffusers.StableDiffusionXLInpaintPipeline(**parts, scheduler=scheduler, add_watermarker=False)
+    scheduler = diffusers.PNDMScheduler(**NOISE, skip_prk_steps=True, set_alpha_to_one=False)
+    parts |= {"scheduler": scheduler, "safety_checker": None, "feature_extractor": None}
+    parts |= {"requires_safety_checker": False}
     if purpose == "inpainting":
         return diffusers.StableDiffusionInpaintPipeline(**parts)
     return diffusers.StableDiffusionPipeline(**parts)

@@ -1,6 +1,6 @@
-"""A compact detector of defect pixels: a U-Net on the classifier's ResNets, score maps and metrics.
+"""Detectors of defect pixels: a compact U-Net on the classifier's ResNets, score maps and metrics.
 
-Ronneberger et al. 2015 (U-Net), He et al. 2016 (ResNet). Chapter 9 explains why it is not DeSTSeg.
+Ronneberger et al. 2015 (U-Net), He et al. 2016 (ResNet). The other detector, DeSTSeg, is in `destseg`.
 """
 
 import math
@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
+from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, interpolate
 from transformers import ResNetModel
@@ -22,6 +23,7 @@ from defaug_utils.core.images import fit_mask, read_mask
 from defaug_utils.core.manifest import ManifestError
 from defaug_utils.core.origins import Run, parse_run_name
 from defaug_utils.data.samples import Samples, load_masked_samples
+from defaug_utils.evaluation.destseg import HEAD_RECIPE, DeSTSeg, StudentTeacher, train_destseg
 from defaug_utils.evaluation.pixel_metrics import measure_pixels
 from defaug_utils.evaluation.recipes import (
     Batch,
@@ -76,14 +78,24 @@ class Detector(nn.Module):
             state = block(torch.cat([_stretch(state, skip), skip], dim=1))
         return _stretch(self.head(state), images)[:, 0]
 
+    @staticmethod
+    def score_images(logits: Tensor) -> Tensor:
+        """Scores of whole images, shape (batch,), from logits (batch, height, width): the largest."""
+        return logits.amax(dim=(1, 2))
+
 
 def _stretch(state: Tensor, like: Tensor) -> Tensor:
     return interpolate(state, like.shape[2:], mode="bilinear", align_corners=False)
 
 
-def build_detector(backbone: str, weights: str = "") -> Detector:
-    """Make a detector, see `build_classifier`; the decoder is initialised randomly."""
-    return Detector(build_classifier(backbone, weights).resnet).eval()
+def build_detector(backbone: str, weights: str = "", kind: str = "unet") -> Detector | DeSTSeg:
+    """Make a detector, see `build_classifier`; all but the pretrained ResNet is initialised randomly.
+
+    Raises a ValueError if the kind is neither "unet" nor "destseg".
+    """
+    check_kind(kind)
+    resnet = build_classifier(backbone, weights).resnet
+    return (Detector(resnet) if kind == "unet" else DeSTSeg(StudentTeacher(resnet))).eval()
 
 
 def detection_loss(logits: Tensor, masks: Tensor) -> Tensor:
@@ -127,6 +139,19 @@ def train_detector(
     return train_network(build_detector, measure_loss, masked, folder, recipe, start, on_step)
 
 
+# Kind of a detector → its name, its recipe, and its training.
+KINDS = {
+    "unet": ("U-Net", DETECTOR_RECIPE, train_detector),
+    "destseg": ("DeSTSeg", HEAD_RECIPE, train_destseg),
+}
+
+
+def check_kind(kind: str) -> None:
+    """Refuse a kind of detector that there isn't."""
+    if kind not in KINDS:
+        raise ValueError(f"detector {kind!r} is not one of {', '.join(KINDS)}")
+
+
 @dataclass(frozen=True)
 class DetectorPlan:
     """How all detectors of a comparison are trained; 0 keeps the recipe's value."""
@@ -135,13 +160,22 @@ class DetectorPlan:
     weights: str = ""  #: of the encoder, as for `build_classifier`
     training_images: int = 0  #: shown to each detector in total, see `fit_epochs`
     batch_size: int = 0  #: images per step
-    learning_rate: float = 0.0  #: of the first epoch
+    learning_rate: float = 0.0  #: of the first epoch; of DeSTSeg's head only
     input_size: tuple[int, int] = (0, 0)  #: (width, height); (0, 0) for the size of the stored images
+    kind: str = "unet"  #: or "destseg"
+
+    def __post_init__(self) -> None:
+        check_kind(self.kind)
+
+    @property
+    def label(self) -> str:
+        """Kind and backbone, for captions."""
+        return f"{KINDS[self.kind][0]} on {self.backbone}"
 
     def fit_recipe(self, rows: pd.DataFrame) -> Recipe:
         """The recipe for a training set's rows."""
         given = {"batch_size": self.batch_size, "learning_rate": self.learning_rate}
-        recipe = replace(DETECTOR_RECIPE, **{name: value for name, value in given.items() if value})
+        recipe = replace(KINDS[self.kind][1], **{name: value for name, value in given.items() if value})
         labels = (rows.loc[rows["split"] == "train", "label"] == "positive").to_numpy(int)
         return fit_epochs(recipe, labels, self.training_images)
 
@@ -169,13 +203,14 @@ def finish_detector(
         on_step: see `run_steps`.
 
     Raises:
-        ManifestError: images or masks are missing, broken or empty (all are listed).
+        ManifestError: images, masks or (for DeSTSeg) sources are missing or broken (all are listed).
         ValueError: the folder contains a detector with other settings, or a score is not finite.
     """
     target, recipe = Path(run_dir) / folder / name, plan.fit_recipe(rows)
     masked = load_masked_samples(rows, run_dir, plan.input_size)
     seed = parse_run_name(name).seed
-    trained = train_detector(masked, target, recipe, plan.backbone, seed, plan.weights, on_step)
+    train = KINDS[plan.kind][2]
+    trained = train(masked, target, recipe, plan.backbone, seed, plan.weights, on_step)
     if trained.resumed_epochs < recipe.epochs or not (target / METRICS_FILE).is_file():
         write_score_maps(trained.model, masked, target, recipe.normalisation)
         measure_score_maps(target, run_dir)
@@ -189,16 +224,16 @@ def write_score_maps(
     """Score every pixel of the test images: 16-bit PNGs in `score_maps`, listed last in `score_maps.csv`.
 
     Returns that list, one row per test image: image, mask, label, category, defect_type, `score_map` (its
-    file, relative to `run_folder`) and `score` (the image's score: its largest logit).
+    file, relative to `run_folder`) and `score` (the image's score, see the detector's `score_images`).
     """
     run_folder, test = Path(run_folder), masked.indices("test")
     (run_folder / MAP_LIST).unlink(missing_ok=True)
     device, names, scores = next(model.parameters()).device, [], []
     for batch in split_batches(test, batch_size):
-        logits = model(normalise_images(masked.images_u8[batch].to(device), normalisation))
-        for index, one in zip(batch.tolist(), logits.float().cpu().numpy(), strict=True):
+        logits = model(normalise_images(masked.images_u8[batch].to(device), normalisation)).float()
+        scores += model.score_images(logits).tolist()
+        for index, one in zip(batch.tolist(), logits.cpu().numpy(), strict=True):
             names.append(f"score_maps/{index:06d}.png")
-            scores.append(float(one.max()))
             write_png(run_folder / names[-1], logits_to_levels(one))
     table = masked.table.loc[test, ["image", "mask", "label", "category", "defect_type"]]
     table = table.reset_index(drop=True).assign(score_map=names, score=scores)
@@ -236,8 +271,8 @@ def _read_list(run_folder: Path) -> pd.DataFrame:
 def measure_score_maps(run_folder: Path | str, folder: Path | str) -> dict[str, float]:
     """Metrics of stored score maps, see `measure_pixels`, also written to `pixel_metrics.json`.
 
-    Masks are relative to `folder`; masks and maps are read one at a time. Raises a ManifestError that lists
-    missing files.
+    `image_ap` is the AP of the images' scores. Masks are relative to `folder`; masks and maps are read one at
+    a time. Raises a ManifestError that lists missing files.
     """
     run_folder, folder = Path(run_folder), Path(folder)
     table = _read_list(run_folder)
@@ -252,6 +287,8 @@ def measure_score_maps(run_folder: Path | str, folder: Path | str) -> dict[str, 
             return score_map, np.zeros(score_map.shape, bool)
         return score_map, fit_mask(read_mask(folder / row.mask), score_map.shape[::-1])
 
+    labels = table["label"] == "positive"
     numbers = measure_pixels(map(read_pair, table.itertuples()))
+    numbers |= {"image_ap": float(average_precision_score(labels, table["score"]))}
     write_json(run_folder / METRICS_FILE, numbers)
     return numbers

@@ -40,7 +40,11 @@ class Recipe:
     largest_gradient: float = 0.0  #: norm to clip a step's gradient to; 0: no clipping
 
 
-NEED_WEIGHTS = ("diag", "diag_frozen")  # recipes that fine-tune: with random weights they would not be DIAG's
+NEED_WEIGHTS = (
+    "diag",
+    "diag_paper",
+    "diag_frozen",
+)  # recipes that fine-tune: with random weights they would not be DIAG's
 # Recorded in a training's settings only if set, so that older folders stay valid.
 LATER_FIELDS = ("augment", "warmup", "largest_gradient")
 RECIPES = {
@@ -48,8 +52,10 @@ RECIPES = {
     "in_and_out": Recipe("sgd", 0.01, batch_size=5, epochs=50, balanced=True),
     # the same, with that procedure's input values and batch size
     "segdecnet": Recipe("sgd", 0.01, batch_size=1, epochs=50, balanced=True, normalisation="unit"),
-    # DIAG's published code; its paper says 50 epochs
+    # DIAG's published code
     "diag": Recipe("adam", 1e-4, batch_size=32, epochs=30, balanced=False),
+    # the same for as many epochs as DIAG's paper says
+    "diag_paper": Recipe("adam", 1e-4, batch_size=32, epochs=50, balanced=False),
     # what that code actually does: it stays in evaluation mode after its first evaluation
     "diag_frozen": Recipe("adam", 1e-4, 32, 30, balanced=False, freeze_batch_norm_after=1),
     # ours, for a small backbone and half a minute on one CPU core

@@ -22,6 +22,14 @@ RANGES = {  # of the priors' pairs: smallest, largest, and the requirement
     "roundness": (1e-6, 1, "rise within 0 … 1, 0 excluded"),
 }
 
+PLACES = {  # of a shape's centre: smallest and largest x and y, as shares of width and height
+    "left": ((0, 0), (1 / 3, 1)),
+    "right": ((2 / 3, 0), (1, 1)),
+    "top": ((0, 0), (1, 1 / 3)),
+    "bottom": ((0, 2 / 3), (1, 1)),
+    "middle": ((1 / 3, 1 / 3), (2 / 3, 2 / 3)),
+}
+
 LATTICE_EXPONENTS = (0, 5)  # lattice of 2^i × 2^j cells, i and j from 0 … 5 (MemSeg, section 3.1)
 ROTATION_DEGREES = 90.0  # the noise is rotated by U(-90°, 90°) (MemSeg's usual re-implementation)
 NOISE_THRESHOLD = 0.5  # the mask is where the noise is above it (MemSeg's usual re-implementation)
@@ -51,12 +59,16 @@ class ShapePriors:
 
 
 def draw_shape(
-    kind: str, size: tuple[int, int], priors: ShapePriors, generator: np.random.Generator
+    kind: str, size: tuple[int, int], priors: ShapePriors, generator: np.random.Generator, place: str = ""
 ) -> np.ndarray:
-    """Draw one of `SHAPES` with its centre in the image: (height, width), bool, neither empty nor full."""
+    """Draw one of `SHAPES` with its centre in the image: (height, width), bool, neither empty nor full.
+
+    `place` is a word of `PLACES` for the centre; empty for the whole image.
+    """
+    low, high = np.array(PLACES[place] if place else ((0, 0), (1, 1)), float)
     for _ in range(MAX_DRAWS):
         canvas = np.zeros((size[1], size[0]), np.uint8)
-        centre = generator.uniform(0, 1, 2) * size
+        centre = (low + (high - low) * generator.uniform(0, 1, 2)) * size
         length = generator.uniform(*priors.length) * min(size)
         angle = np.deg2rad(generator.uniform(*priors.orientation))
         axis = np.array([np.cos(angle), -np.sin(angle)])  # rows are counted downwards

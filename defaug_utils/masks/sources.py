@@ -9,11 +9,12 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from PIL import Image
 
-from defaug_utils.core.guards import collect_problems, raise_problems
+from defaug_utils.core.guards import collect_problems, name_nearest, raise_problems
 from defaug_utils.core.images import fit_mask, read_image, read_mask
 from defaug_utils.core.manifest import read_manifest
+from defaug_utils.core.prompts import Prompt
 from defaug_utils.masks.patches import list_masked_positives
-from defaug_utils.masks.shapes import SHAPES, ShapePriors, draw_shape
+from defaug_utils.masks.shapes import PLACES, SHAPES, ShapePriors, draw_shape
 
 MASK_SOURCES = ("drawn", "procedural", "train_positives")
 FEW_SHOT = "few_shot"  # `TurnedMasks`, of methods that learn from a few known defects
@@ -76,6 +77,7 @@ class ProceduralMasks:
     priors: ShapePriors
     word: str = "procedural"
     notices: Sequence[str] = ()
+    place: str = ""  #: of the centres, a word of `PLACES`; a board's prompts describe it in recipes
 
     def draw(self, seed: int, size: tuple[int, int]) -> MaskDraw:
         """Draw a kind by weight, then a shape within the priors."""
@@ -83,21 +85,26 @@ class ProceduralMasks:
         kinds = [kind for kind in SHAPES if kind in self.priors.weights]
         weights = np.array([self.priors.weights[kind] for kind in kinds])
         kind = kinds[generator.choice(len(kinds), p=weights / weights.sum())]
-        return MaskDraw(draw_shape(kind, size, self.priors, generator), kind)
+        return MaskDraw(draw_shape(kind, size, self.priors, generator, self.place), kind)
 
     def describe(self) -> dict:
         """The priors."""
         return {"mask_source": self.word, "priors": asdict(self.priors)}
 
 
-def choose_shape(source: MaskSource, shape: str) -> MaskSource:
-    """The source with one kind of `SHAPES` only; the same source if there is no shape, or masks from files.
+def choose_shape(source: MaskSource, prompt: Prompt) -> MaskSource:
+    """The source with a prompt's shape, lengths and place, if it has any; masks from files stay as they are.
 
-    Raises a ValueError if there is no such shape.
+    Raises a ValueError if there is no such shape or place, or if the lengths are wrong.
     """
-    if not shape or not isinstance(source, ProceduralMasks):
+    if not isinstance(source, ProceduralMasks):
         return source
-    return replace(source, priors=replace(source.priors, weights={shape: 1.0}))
+    if prompt.place and prompt.place not in PLACES:
+        nearest = name_nearest(prompt.place, PLACES)
+        raise ValueError(f"place {prompt.place!r} is not one of {', '.join(PLACES)}{nearest}")
+    changed = {"weights": {prompt.shape: 1.0}} if prompt.shape else {}
+    changed |= {"length": tuple(prompt.length)} if prompt.length else {}
+    return replace(source, priors=replace(source.priors, **changed), place=prompt.place)
 
 
 class StoredMasks:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from string import Formatter
 from typing import ClassVar, NamedTuple
@@ -188,6 +188,12 @@ class TripleSet(Sequence[Triple]):
         """Images that the triples are made from: those with defects, and the good ones."""
         sources = {"defects": self.defects, "goods": self.goods}
         return {kind: sorted({source.name for source in of_kind}) for kind, of_kind in sources.items()}
+
+    def split_types(self) -> dict[str, "TripleSet"]:
+        """A set of each defect type, with as many triples: AdaBLDM's code trains a ControlNet on each."""
+        types = sorted({defect.defect_type for defect in self.defects})
+        of_type = {kind: [one for one in self.defects if one.defect_type == kind] for kind in types}
+        return {kind: replace(self, defects=defects) for kind, defects in of_type.items()}
 
     def __len__(self) -> int:
         return self.count

@@ -10,6 +10,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "cut_paste": ["CutPaste"],
         "ddpm": ["DDPM", "merge_adapter"],
         "diag": ["DIAG", "TunedDIAG"],
+        "likeness": ["Likeness", "fit_likeness"],
         "memseg": ["MemSeg", "MemSegSettings", "blend_anomaly", "draw_structure", "draw_texture"],
         "paste_refined": ["PasteRefined"],
         "painting": ["CheckLimits", "find_change"],

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,7 @@ from defaug_utils.diffusion.compositing import choose_box, cover_cells, cut_out
 from defaug_utils.diffusion.controlnet import TrimapModel, make_denoiser
 from defaug_utils.diffusion.jobs import InpaintedImage, InpaintJob, as_pixels, check_jobs, finish_image
 from defaug_utils.diffusion.text2image import make_ddim
+from defaug_utils.diffusion.trimap_models import TrimapModels
 from defaug_utils.masks.objects import ObjectFinder
 from defaug_utils.masks.patches import move_inside
 from defaug_utils.masks.trimaps import FindForeground, make_trimap
@@ -35,7 +37,7 @@ def name_jobs(jobs: Sequence[InpaintJob]) -> tuple:
 
 
 def blend_batch(
-    trimap_model: TrimapModel,
+    trimap_model: TrimapModel | TrimapModels,
     jobs: Sequence[InpaintJob],
     settings: BlendSettings,
     adaptation: AdaptationSettings | None,
@@ -79,7 +81,7 @@ def blend_batch(
 
 
 def blend_jobs(
-    trimap_model: TrimapModel,
+    trimap_model: TrimapModel | TrimapModels,
     jobs: Sequence[InpaintJob],
     settings: BlendSettings,
     find_foreground: FindForeground | None = None,
@@ -97,7 +99,9 @@ def blend_jobs(
     if store is not None and name in store:
         return Blend(boxes, images, masks, store[name].to(model.device))
     prompts, negatives = ([getattr(job, text) for job in jobs] for text in ("prompt", "negative_prompt"))
-    denoise = make_denoiser(trimap_model, trimaps, prompts, negatives, settings.guidance)
+    is_one = isinstance(trimap_model, TrimapModel)
+    make = partial(make_denoiser, trimap_model) if is_one else trimap_model.make_denoiser
+    denoise = make(trimaps, prompts, negatives, settings.guidance)
     seeds, vae = [job.seed for job in jobs], model.pipeline.vae
     latents = blend_latents(images, masks, seeds, denoise, vae, make_ddim(model), settings, on_step)
     if store is not None:
@@ -115,7 +119,7 @@ class AdaBLDM(MaskPainting):
     to decode.
     """
 
-    model: TrimapModel
+    model: TrimapModel | TrimapModels
     settings: BlendSettings = field(default_factory=BlendSettings)
     adaptation: AdaptationSettings | None = None  #: of the decoder; without it, the origin is "adabldm_plain"
     find_object: ObjectFinder | None = None  #: masks are moved inside its object; None for textures

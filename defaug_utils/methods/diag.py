@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 from defaug_utils.core.guards import raise_problems
 from defaug_utils.core.manifest import ManifestError
@@ -25,7 +24,7 @@ PAPER_SETTINGS = inpainting.InpaintSettings()
 class DIAG(MaskPainting):
     """Inpainting with a prompt and a model from `load_inpainter`; further attributes as in `MaskPainting`."""
 
-    origin: ClassVar[str] = "diag"
+    origin: str = "diag"  #: or "diag_real_masks", for those of training positives, as in DIAG's code
     inpainter: inpainting.Inpainter
     settings: inpainting.InpaintSettings = PAPER_SETTINGS
 
@@ -54,7 +53,7 @@ class TunedDIAG(DIAG):
     Refuses a model that learned from images outside the training split (a `ManifestError` lists them).
     """
 
-    origin: ClassVar[str] = "diag_tuned"
+    origin: str = "diag_tuned"
     learned_from: Sequence[str]  #: names of the images that the model was tuned on
 
     def describe(self) -> dict:

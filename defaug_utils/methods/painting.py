@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, NamedTuple
@@ -20,6 +20,7 @@ from defaug_utils.core.sources import count_grey, list_sources, read_dataset, su
 from defaug_utils.diffusion.jobs import InpaintedImage, InpaintJob
 from defaug_utils.masks.patches import widen_mask
 from defaug_utils.masks.sources import MaskDraw, MaskSource, choose_shape
+from defaug_utils.methods.likeness import Likeness
 
 BLANK_SPREAD = 1.0  # grey levels; an image with a smaller spread is blank
 MAX_DRAWS = 50  # masks to draw for one image until one fits into its object
@@ -138,6 +139,7 @@ class Painting(ABC):
     limits: CheckLimits = field(default_factory=CheckLimits)  #: of the automatic checks
     max_attempts: int = 3  #: attempts at an image until one passes the checks
     group: int = 4  #: images painted at once; part of the recipe, because the last bits depend on it
+    likeness: Likeness | None = None  #: a defect must also resemble a known one; adds `check_distance`
 
     def __post_init__(self) -> None:
         if self.max_attempts < 1 or self.group < 1:
@@ -151,6 +153,23 @@ class Painting(ABC):
     def plan_image(self, index: int, seed: int) -> tuple[InpaintJob, dict]:
         """The job of an image, and its row."""
 
+    def find_limits(self, text: str) -> CheckLimits:
+        """The limits of an image with this prompt, which may demand a stronger contrast."""
+        strongest = max((prompt.contrast for prompt in self.prompts if prompt.text == text), default=0.0)
+        return replace(self.limits, contrast=max(self.limits.contrast, strongest))
+
+    def judge(self, job: InpaintJob, painted: InpaintedImage, attempt: int) -> "PaintResult":
+        """The automatic checks of an image and, if it passes them, its likeness to the known defects."""
+        check = check_image(job, painted, self.find_limits(job.prompt), self.margin)
+        if not (self.likeness and painted.is_finite):
+            return PaintResult(painted, check, attempt)
+        distance = self.likeness.measure(painted.image_u8, job.mask)
+        if distance > self.likeness.threshold:
+            told = f"unlike the known defects: distance {distance:.3g} above {self.likeness.threshold:.3g}"
+            check = check._replace(passed=False, reason="; ".join(filter(None, [check.reason, told])))
+        further = dict(painted.further) | {"check_distance": round(distance, 4)}
+        return PaintResult(replace(painted, further=further), check, attempt)
+
     @property
     def texts(self) -> list[str]:
         """All prompts of the board that are not empty."""
@@ -163,6 +182,7 @@ class Painting(ABC):
             "prompts": [prompt.describe() for prompt in self.prompts],
             "batch_size": self.group,
             "versions": list_versions(*LIBRARIES),
+            **({"likeness": self.likeness.describe()} if self.likeness else {}),
         }
 
     def make(self, indices: Sequence[int], seeds: Sequence[int]) -> list[GeneratedImage]:
@@ -183,7 +203,7 @@ class MaskPainting(Painting):
     def __post_init__(self) -> None:
         super().__post_init__()
         for prompt in self.prompts:
-            choose_shape(self.masks, prompt.shape)  # refuses an unknown shape
+            choose_shape(self.masks, prompt)  # refuses what is unknown
 
     def fit_mask(
         self, image_u8: np.ndarray, mask: np.ndarray, generator: np.random.Generator
@@ -211,7 +231,7 @@ class MaskPainting(Painting):
         source = self.sources.iloc[int(generator.integers(len(self.sources)))]
         image_u8 = read_image(Path(self.data) / source["image"])
         turn = choose_prompt(self.prompts, index)
-        masks = choose_shape(self.masks, turn.shape)
+        masks = choose_shape(self.masks, turn)
         drawn = self._draw_mask(masks, image_u8, source["image"], generator)
         prompt = next((prompt for prompt in self.prompts if prompt.text == drawn.text), turn)
         row = {
@@ -257,7 +277,7 @@ def paint_until_passed(method: Painting, jobs: Sequence[InpaintJob]) -> list[Pai
             break
         asked = [jobs[number]._replace(seed=attempt_seed(jobs[number].seed, attempt)) for number in failed]
         for number, job, painted in zip(failed, asked, method.paint(asked), strict=True):
-            result = PaintResult(painted, check_image(job, painted, method.limits, method.margin), attempt)
+            result = method.judge(job, painted, attempt)
             best[number] = max(best.get(number, result), result, key=lambda one: one.rank)
         failed = [number for number in failed if not best[number].check.passed]
     return [best[number] for number in range(len(jobs))]

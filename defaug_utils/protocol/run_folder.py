@@ -75,7 +75,8 @@ def _list_learned(origin: str, folder: Path) -> list[str]:
             f"the recipe of the pool {folder} does not say which images its generator learned from: make the "
             f"pool again with notebook {ORIGINS[origin].notebook}"
         )
-    return list(recipe.get("learned_from", []))
+    compared = recipe.get("likeness", {}).get("known", [])  # its images were chosen by these
+    return list(dict.fromkeys([*recipe.get("learned_from", []), *compared]))
 
 
 def list_pools(run_dir: Path | str) -> dict[str, Path]:

@@ -13,6 +13,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "plot_memorisation",
             "plot_precision_recall",
         ],
+        "decision_plots": ["plot_gains", "plot_shares", "tabulate_shares"],
         "papers": ["judge_claims", "list_missing_arms", "list_tables", "published_results", "rebuild_table"],
         "pictures": [
             "NotebookFigure",

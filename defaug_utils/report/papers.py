@@ -14,6 +14,7 @@ from defaug_utils.report.results import GROUP, OTHER_DETECTORS, label_arm, sort_
 from defaug_utils.report.tables import NOTHING, PAPER_PROTOCOL, PUBLISHED, layout_results
 
 FURTHER_ARMS = ("diag", "adabldm")  # shown next to In&Out in its own tables
+RIVALS = ("memseg", "in_and_out")  # in DIAG's tables, with the numbers that In&Out printed
 STANDARD_ERRORS = 2  # a mean difference larger than this many standard errors counts as different from 0
 LEAST_SEEDS = 3  # two values say little about their spread
 HOLDS, FAILS, OPEN = "holds", "does not hold", "is undecided"
@@ -54,8 +55,9 @@ def rebuild_table(
 ) -> pd.DataFrame:
     """One table of a paper with our results next to it, in separate columns with their own headings.
 
-    In&Out's tables of its own arm also include `FURTHER_ARMS`. If our N_aug differs from the paper's, the
-    rows are separate, and the missing side is a dash.
+    In&Out's tables of its own arm also include `FURTHER_ARMS`. DIAG's include every arm of ours and, as the
+    paper does, what In&Out printed of `RIVALS`. If our N_aug differs from the paper's, the rows are separate,
+    and the missing side is a dash.
 
     Args:
         summary: from `summarise_results`.
@@ -66,13 +68,20 @@ def rebuild_table(
     printed = published[(published["source"] == source) & (published["table"] == table)]
     if printed.empty:
         raise ValueError(f"there is no table {table} of {source}: known are {list_tables(published)}")
-    arms = set(printed["arm"])
-    if "in_and_out" in arms:
-        arms.update(FURTHER_ARMS)
-    own = summary[summary["arm"].isin(arms) & (summary["scenario"] == printed["scenario"].iloc[0])]
+    scenario, arms, whose = (
+        printed["scenario"].iloc[0],
+        set(printed["arm"]),
+        f"{source}, table {table}, KSDD2",
+    )
+    own, others = (rows[rows["scenario"] == scenario] for rows in (summary, published))
+    if source == "DIAG":
+        rivals = others[(others["source"] == "In&Out") & others["arm"].isin(RIVALS)]
+        printed, whose = pd.concat([printed, rivals]), f"{whose}; rivals as In&Out printed them"
+    else:
+        own = own[own["arm"].isin(arms | set(FURTHER_ARMS if "in_and_out" in arms else ()))]
     theirs = layout_results(printed, PUBLISHED, mark_cells=True)
     measured = layout_results(own, PAPER_PROTOCOL, mark_cells=True).astype(object)
-    parts = {f"ours: {ours}": measured, f"published: {source}, table {table}, KSDD2": theirs}
+    parts = {f"ours: {ours}": measured, f"published: {whose}": theirs}
     ordered = sort_results(pd.concat([own, printed])[GROUP]).drop_duplicates()
     rows = [(label_arm(row.arm), row.n_aug) for row in ordered.itertuples()]
     return pd.concat(parts, axis=1).reindex(rows).fillna(NOTHING)
@@ -111,14 +120,16 @@ def judge_claims(runs: pd.DataFrame) -> pd.DataFrame:
         for scenario, other in product(claim.scenarios, claim.others):
             pair = {"arm": claim.arm, "other": other}
             own, printed = (table[table["scenario"] == scenario] for table in (counted, published))
-            verdict = _judge(_subtract_arms(own, **pair, keys=["seed", "n_aug"], metric=claim.metric))
-            theirs = _subtract_arms(printed, **pair, keys=["n_aug"], metric=claim.printed).mean()
+            verdict = judge_differences(
+                subtract_arms(own, **pair, keys=["seed", "n_aug"], metric=claim.metric)
+            )
+            theirs = subtract_arms(printed, **pair, keys=["n_aug"], metric=claim.printed).mean()
             named = {"claim": claim.text, "scenario": scenario} | pair | {"metric": claim.metric}
             rows.append(named | verdict | {"printed": theirs})
     return pd.DataFrame(rows)
 
 
-def _subtract_arms(rows: pd.DataFrame, arm: str, other: str, keys: list[str], metric: str) -> pd.Series:
+def subtract_arms(rows: pd.DataFrame, arm: str, other: str, keys: list[str], metric: str) -> pd.Series:
     """One arm minus the other, for keys that both have, averaged for each value of the first key."""
     values = rows.pivot_table(index=keys, columns="arm", values=metric)
     if not {arm, other} <= set(values):
@@ -126,7 +137,8 @@ def _subtract_arms(rows: pd.DataFrame, arm: str, other: str, keys: list[str], me
     return (values[arm] - values[other]).dropna().groupby(keys[0]).mean()
 
 
-def _judge(differences: pd.Series) -> dict:
+def judge_differences(differences: pd.Series) -> dict:
+    """Number, mean, spread and verdict of differences, one per seed, by `sentences.RULE`."""
     n, mean, deviation = len(differences), differences.mean(), differences.std()
     is_told = n >= LEAST_SEEDS and abs(mean) > STANDARD_ERRORS * deviation / math.sqrt(n)
     verdict = (HOLDS if mean > 0 else FAILS) if is_told else OPEN

@@ -8,7 +8,15 @@ from pathlib import Path
 import pandas as pd
 
 from defaug_utils.core.guards import raise_problems
-from defaug_utils.core.origins import EQUAL, SCENARIOS, find_judge, list_arms, parse_run_name
+from defaug_utils.core.origins import (
+    EQUAL,
+    MIXING,
+    SCENARIOS,
+    find_judge,
+    list_arms,
+    parse_mixture,
+    parse_run_name,
+)
 from defaug_utils.evaluation.detector import METRICS_FILE
 from defaug_utils.protocol.mixing import find_run_leaks, join_leaks
 
@@ -38,7 +46,17 @@ class ResultsError(ValueError):
 
 
 def label_arm(arm: str) -> str:
-    """The label of an arm or another detector; a profile's own arm is shown by its key."""
+    """The label of an arm or another detector; a profile's own arm is shown by its key.
+
+    A mixture is shown by its parts: "cut and paste + MemSeg", or "75 % cut and paste + 25 % DIAG".
+    """
+    if MIXING in arm:
+        shares = parse_mixture(arm)
+        is_even = len(set(shares.values())) == 1
+        parts = [
+            ("" if is_even else f"{100 * part:.3g} % ") + label_arm(name) for name, part in shares.items()
+        ]
+        return " + ".join(parts)
     labels = {word: row.label for word, row in list_arms().items()} | OTHER_DETECTORS
     return labels.get(arm) or arm.replace("_", " ").strip()
 

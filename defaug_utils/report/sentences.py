@@ -30,7 +30,8 @@ RULE = (
 )
 
 
-def _count(number: int, noun: str) -> str:
+def count_of(number: int, noun: str) -> str:
+    """A number with its noun: "1 seed", "4 seeds"."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
@@ -43,10 +44,10 @@ def describe_runs(runs: pd.DataFrame) -> str:
     seeds = runs.groupby(["scenario", "arm", "n_aug"])["seed"].nunique()
     several = "" if seeds.min() == seeds.max() else f"{seeds.min()} to "
     first = runs.iloc[0]
-    counts = [_count(runs[name].nunique(), name) for name in ("scenario", "arm")]
+    counts = [count_of(runs[name].nunique(), name) for name in ("scenario", "arm")]
     return (
-        f"Finished: {_count(len(runs), 'run')}, in {' and '.join(counts)}, with {several}"
-        f"{_count(seeds.max(), 'seed')} each. The test set has {first['n_test']} images, of which "
+        f"Finished: {count_of(len(runs), 'run')}, in {' and '.join(counts)}, with {several}"
+        f"{count_of(seeds.max(), 'seed')} each. The test set has {first['n_test']} images, of which "
         f"{first['n_test_positive']} are positive: finding one positive more or less changes recall by "
         f"{1 / max(1, first['n_test_positive']):.3f}."
     )
@@ -107,7 +108,7 @@ def _tell_leaders(generated: pd.DataFrame) -> str:
     for number in sorted(generated["n_aug"].unique(), reverse=True):
         arms = generated[generated["n_aug"] == number].set_index("arm")
         leaders = arms.groupby("scenario")["ap"].idxmax()
-        counts[number] = f"{(leaders == 'memseg').sum()} of {_count(len(leaders), 'scenario')}"
+        counts[number] = f"{(leaders == 'memseg').sum()} of {count_of(len(leaders), 'scenario')}"
     (most, led), *further = counts.items()
     told = (
         f"With {most} generated images, MemSeg, which has no neural network, has the highest mean AP in {led}"
@@ -143,7 +144,7 @@ def describe_leaks(runs: pd.DataFrame) -> str:
     """Name the arms whose runs used real defects that their scenario must not know."""
     marked = runs[runs["leak"].map(is_marked)]
     parts = [
-        f"{mark_label(_name_arm(arm), leak)} in {scenario} ({_count(len(rows), 'run')}, masks: "
+        f"{mark_label(_name_arm(arm), leak)} in {scenario} ({count_of(len(rows), 'run')}, masks: "
         f"{escape_markdown(leak)})"
         for (scenario, arm, leak), rows in marked.groupby(["scenario", "arm", "leak"], sort=False)
     ]
@@ -154,7 +155,7 @@ def describe_leaks(runs: pd.DataFrame) -> str:
             "which is unknown in that scenario: don't compare them with other arms there."
         )
     if unknown := (runs["leak"] == UNKNOWN).sum():
-        text += f" The training set of {_count(unknown, 'run')} is missing, so leaks there are unknown."
+        text += f" The training set of {count_of(unknown, 'run')} is missing, so leaks there are unknown."
     return text
 
 
@@ -176,13 +177,13 @@ def describe_differences(*tables: pd.DataFrame, name: str = "AP") -> str:
 
 
 def _describe_baseline(differences: pd.DataFrame, name: str) -> str:
-    n, comparisons = int(differences["n"].max()), _count(len(differences), "comparison")
+    n, comparisons = int(differences["n"].max()), count_of(len(differences), "comparison")
     above = int((differences["difference"] > 0).sum())
     agreeing = int((differences[["n_higher", "n_lower"]].max(axis=1) == differences["n"]).sum())
     return (
         f"In {above} of {comparisons} the mean {name} is higher than that of "
         f"**{_name_arm(differences['baseline'].iloc[0])}**. All seeds agree in direction in {agreeing} of "
-        f"{comparisons}; with {_count(n, 'seed')}, two equally good arms would do so by chance "
+        f"{comparisons}; with {count_of(n, 'seed')}, two equally good arms would do so by chance "
         f"alone in {100 * min(1.0, 2 / 2**n):.2g} % of comparisons."
     )
 
@@ -209,7 +210,7 @@ def describe_optimism(runs: pd.DataFrame) -> str:
         return f"There is {NO_VALIDATION}, so every threshold was chosen on the test set."
     return (
         "Compared with a threshold from the validation part, choosing it on the test set raises F1 by "
-        f"{gain.mean():.3f} on average and by {gain.max():.3f} at most, over {_count(len(gain), 'run')}."
+        f"{gain.mean():.3f} on average and by {gain.max():.3f} at most, over {count_of(len(gain), 'run')}."
     )
 
 
@@ -251,4 +252,4 @@ def _describe_comparison(row: pd.Series) -> str:
     if not row["n"]:
         return f"{names}: no seed has finished runs of both ({printed})"
     difference = format_difference(row["difference"], row["difference_std"])
-    return f"{names}: {difference}, {row['n_agree']} of {_count(row['n'], 'seed')} agree ({printed})"
+    return f"{names}: {difference}, {row['n_agree']} of {count_of(row['n'], 'seed')} agree ({printed})"

@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from defaug_utils.core.guards import raise_problems
 from defaug_utils.core.images import fit_image
+from defaug_utils.training.inception import build_inception
 from defaug_utils.training.weights import list_broken
 
 _QUARTER = {"layer_type": "basic", "embedding_size": 16, "hidden_sizes": [16, 32, 64, 128]}
@@ -137,6 +138,7 @@ def _load_pretrained(weights: str, backbone: str, config: ResNetConfig) -> ResNe
         raise FileNotFoundError(f"weights folder {weights} has no config.json: it is not a saved model")
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     try:
         found, wanted = ResNetConfig.from_pretrained(weights).to_dict(), config.to_dict()
         names = ("depths", "layer_type", "embedding_size", "hidden_sizes", "downsample_in_bottleneck")
@@ -152,6 +154,7 @@ def _load_pretrained(weights: str, backbone: str, config: ResNetConfig) -> ResNe
         ) from error
     finally:
         transformers_logging.set_verbosity(verbosity)
+        transformers_logging.enable_progress_bar()
     unmatched = {*report["missing_keys"], *report["unexpected_keys"]} - set(HEAD_KEYS)
     raise_problems(f"weights {weights}", [f"{key} is unmatched" for key in sorted(unmatched)], ValueError)
     return model
@@ -190,7 +193,7 @@ class FeatureNetwork:
     def name_distance(self, kind: str) -> str:
         """Name of a Fréchet ("FD") or kernel distance ("KD"): only Inception's are called FID and KID."""
         if self.backbone == INCEPTION:
-            return {"FD": "FID", "KD": "KID"}[kind] + " (torchvision)"
+            return {"FD": "FID", "KD": "KID"}[kind]
         return f"{kind}-{self.backbone}"
 
     @torch.inference_mode()
@@ -220,12 +223,11 @@ def open_features(backbone: str, weights: str, device: str | torch.device = "cpu
     """Open a pretrained network by name, with the layers `DIAG_LAYERS` (for a ResNet, all its stages).
 
     Args:
-        backbone: a name in `BACKBONES`, or "inception" (torchvision's, if it is installed).
-        weights: as for `build_classifier`; for Inception a `.safetensors` file with torchvision's keys.
+        backbone: a name in `BACKBONES`, or "inception" (Inception v3).
+        weights: as for `build_classifier`; for Inception a `.safetensors` file with torchvision's key names.
 
     Raises:
         ValueError: unknown backbone, weights that don't fit, or no weights (random features mean nothing).
-        ModuleNotFoundError: Inception is requested, but torchvision is not installed.
     """
     if not weights:
         raise ValueError(f"without weights, {backbone} would give random features: name pretrained weights")
@@ -237,20 +239,9 @@ def open_features(backbone: str, weights: str, device: str | torch.device = "cpu
 
 
 def _open_inception(weights: Path, device: str | torch.device) -> FeatureNetwork:
-    """Torchvision's Inception v3, with weights under its key names."""
-    try:
-        from torchvision import models
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "Inception needs torchvision, which is not installed: install it, or choose a ResNet as "
-            "feature_backbone"
-        ) from error
-    network = models.inception_v3(weights=None, init_weights=False)
-    network.load_state_dict(_read_safetensors(weights))
-    network = network.eval().to(device)
-    first = [network.Conv2d_1a_3x3, network.Conv2d_2a_3x3, network.Conv2d_2b_3x3, network.maxpool1]
-    second = [network.Conv2d_3b_1x1, network.Conv2d_4a_3x3, network.maxpool2]
-    parts = {"quarter": nn.Sequential(*first), "eighth": nn.Sequential(*second)}
+    """Inception v3 up to its second max-pooling; no deeper layer is read."""
+    first, second = build_inception(_read_safetensors(weights), weights)
+    parts = {"quarter": first.eval().to(device), "eighth": second.eval().to(device)}
     return FeatureNetwork(INCEPTION, parts, "symmetric", INCEPTION_SIDE)
 
 

@@ -45,7 +45,9 @@ def list_data(p: Mapping[str, object], run: Path | str) -> tuple[pd.DataFrame, s
     else:
         table, told = plan_drawn(p), "drawn surfaces"
     if p["few_shot_per_type"]:
-        table = draw_few_shot(table, p["few_shot_per_type"], p["seed"], p["few_shot_images"])
+        table = draw_few_shot(
+            table, p["few_shot_per_type"], p["seed"], p["few_shot_images"], p["few_shot_takes_all"]
+        )
     table = draw_validation(table, p["validation_share"], p["seed"])
     sizes, size = table[["width", "height"]].itertuples(index=False), (p["image_width"], p["image_height"])
     crops = [len(list_boxes(*sides, size, p["fit"])) for sides in sizes]

@@ -18,8 +18,8 @@ from plan_parts.workload import Task, Work, Workload
 
 STAGES = {"classifiers": "07_classifier", "classifier": "07_classifier", "detectors": "09_pixel_level"}
 PHASES = (  # rules whose jobs can run at the same time; each phase waits for the one before
-    *(("data_prep",), ("pool", "diffusion"), ("in_and_out",), ("classifiers", "detectors", "own_defect")),
-    *(("classifier", "results", "pixel_level"), ("book",)),
+    *(("data_prep",), ("training",), ("shard",), ("pool", "diffusion"), ("in_and_out",)),
+    *(("classifiers", "detectors", "own_defect"), ("classifier", "results", "pixel_level"), ("book",)),
 )
 PICTURES = (
     *("prepared image", "MemSeg image", "pasted image"),
@@ -65,23 +65,28 @@ class PricedJob(NamedTuple):
     disk: float  #: bytes
     memory: int  #: peak bytes
     problems: tuple[str, ...]  #: why parts were not measured; seconds and disk are then too small
+    processes: int = 1  #: each with a core, and with a GPU if the job wants one
 
     @property
-    def wants_gpu(self) -> bool:
-        """Whether the Snakefile reserves a GPU for it."""
+    def gpus(self) -> int:
+        """GPUs that the Snakefile reserves for it."""
         rows = (row.wants_gpu for row in ORIGINS.values() if row.notebook == self.stage)
-        return any(rows) if self.rule == "pool" else self.rule in ("classifiers", "detectors", "own_defect")
+        is_pool = self.rule in ("training", "shard", "pool")
+        wants = any(rows) if is_pool else self.rule in ("classifiers", "detectors", "own_defect")
+        return self.processes * wants
 
 
 def price_jobs(
     workload: Workload, measure: Callable[[Task], Cost], target: str = "book"
 ) -> tuple[list[PricedJob], dict[Task, Cost]]:
-    """Price every job of a target, see `BookPlan.list_jobs`; each task is measured once."""
-    work_of = {job: workload.list_work(job) for job in workload.book.list_jobs(target)}
+    """Price every job of a target; each task is measured once."""
+    work_of = {job: workload.list_work(job) for job in workload.list_jobs(target)}
     costs = {
         task: measure(task) for task in dict.fromkeys(one.task for work in work_of.values() for one in work)
     }
-    return [_price(job, work, costs, len(workload.data)) for job, work in work_of.items()], costs
+    priced = [_price(job, work, costs, len(workload.data)) for job, work in work_of.items()]
+    several = workload.processes
+    return [job._replace(processes=several) if job.rule == "training" else job for job in priced], costs
 
 
 def _price(job: Job, work: list[Work], costs: Mapping[Task, Cost], loaded: int) -> PricedJob:
@@ -147,8 +152,8 @@ def expect_hours(jobs: Iterable[PricedJob], machine: Machine) -> float:
     seconds = 0.0
     for rules in PHASES:
         phase = [job for job in jobs if job.rule in rules]
-        on_gpu = sum(job.seconds for job in phase if job.wants_gpu) / gpus if gpus else 0.0
-        shared = sum(job.seconds for job in phase) / machine.cores
+        on_gpu = sum(job.seconds * job.gpus for job in phase) / gpus if gpus else 0.0
+        shared = sum(job.seconds * job.processes for job in phase) / machine.cores
         seconds += max([on_gpu, shared, *(job.seconds for job in phase)])
     return seconds / 3600
 
@@ -180,7 +185,8 @@ def _check_memory(jobs: list[PricedJob], machine: Machine) -> list[str]:
     """A job has a GPU's memory to itself; on a CPU, jobs that run at the same time share memory."""
     largest = 0
     for rules in PHASES:
-        needs = sorted((job.memory for job in jobs if job.rule in rules), reverse=True)
+        needs = [need for job in jobs if job.rule in rules for need in [job.memory] * job.processes]
+        needs.sort(reverse=True)
         largest = max(largest, sum(needs[: 1 if machine.gpus else machine.cores]))
     if largest <= machine.memory:
         return []

@@ -20,6 +20,7 @@ from defaug_utils.diffusion.autoencoder import adapt_decoder, encode_images, to_
 from defaug_utils.diffusion.controlnet import TrimapModel, make_controlnet, train_controlnet
 from defaug_utils.diffusion.dreambooth import train_dreambooth
 from defaug_utils.diffusion.inpainting import inpaint_batch
+from defaug_utils.diffusion.inpainting_lora import MaskedDefect, train_inpainting_lora
 from defaug_utils.diffusion.loading import ModelError
 from defaug_utils.diffusion.text2image import TextJob, generate_images
 from defaug_utils.diffusion.training_images import read_training_images
@@ -158,6 +159,16 @@ def time_controlnet(bench: Bench, task: Task) -> Cost:
     return Cost(stamps.step * task.batch / few, training_bytes=count_files(target))
 
 
+def time_inpainting_lora(bench: Bench, task: Task) -> Cost:
+    """Training steps of an inpainting network's adapter, on one image."""
+    settings, lora, precision = task.settings
+    few, target, stamps = bench.limit(task), bench.make_folder(), Stamps()
+    defect = MaskedDefect(*bench.make_jobs(task)[0][:3], "defect")
+    plan, how = StepPlan(STEPS + 2, 10**6, precision), replace(settings, batch_size=few)
+    train_inpainting_lora(bench.open_inpainter(task), [defect], target, how, lora, plan, stamps)
+    return Cost(stamps.step * task.batch / few, training_bytes=count_files(target))
+
+
 def time_blending(bench: Bench, task: Task) -> Cost:
     """Denoising steps of AdaBLDM, and what its editing of images adds."""
     model, jobs = bench.open_text2image(task), bench.make_jobs(task)
@@ -238,6 +249,7 @@ MEASURES: dict[str, Callable[[Bench, Task], Cost]] = {
     "text-to-image step": time_text2image,
     "DreamBooth step": time_dreambooth,
     "inpainting step": time_inpainting,
+    "inpainting LoRA step": time_inpainting_lora,
     "ControlNet step": time_controlnet,
     "blending step": time_blending,
     "decoder adaptation step": time_adaptation,

@@ -16,6 +16,7 @@ from defaug_utils.diffusion.autoencoder import AdaptationSettings
 from defaug_utils.diffusion.controlnet import ControlNetSettings
 from defaug_utils.diffusion.dreambooth_plan import DreamBoothSettings, plan_steps
 from defaug_utils.diffusion.inpainting import InpaintSettings
+from defaug_utils.diffusion.inpainting_lora import InpaintingLoraSettings
 from defaug_utils.diffusion.lora import LoraPlan
 from defaug_utils.diffusion.text2image import TextSettings
 from defaug_utils.diffusion.training_images import BucketSettings, choose_bucket, list_buckets
@@ -29,6 +30,7 @@ OWN_METHOD = "own method"
 SWEEP = 6  # images of chapter 4 at other guidances and strengths
 TRIED, ABLATED = 2, 4  # images per sampling in chapter 5's training, and of its stages
 EXPLAINED = 10  # images that the chapter on diffusion samples
+COMPARED = 6  # masks that chapter 11 paints before and after the training
 Values = Mapping[str, object]
 
 
@@ -60,6 +62,8 @@ class Workload:
     book: BookPlan
     given: Mapping[str, Values]  #: parameters by notebook, defaults included
     data: pd.DataFrame  #: rows of the prepared data set, with their split and label
+    shards: int = 1  #: jobs that each pool is cut into
+    processes: int = 1  #: of each training of a diffusion model
 
     @property
     def size(self) -> tuple[int, int]:
@@ -90,9 +94,23 @@ class Workload:
             "04_diag_inpainting": self._inpaint,
             "05_adabldm": self._blend,
             "10_own_defect": self._try_own_defects,
+            "11_diag_tuned": self._tune,
         }
         count = counters.get(job.rule) or counters.get(chapter) or self._name_unknown
-        return [Work(Task("start of a job"), images=1), *count(job)]
+        return [Work(Task("start of a job"), images=1), *self._take_part(job, count(job))]
+
+    def _take_part(self, job: Job, work: list[Work]) -> list[Work]:
+        """What a job does of a pool's work. Shards share the notebook's few other images, too."""
+        jobs = {one.rule for one in self.list_jobs() if one.name == job.name}
+        if job.rule == "training":
+            return [_divide(one, self.processes) for one in work if one.trainings]
+        if job.rule == "shard":
+            return [_divide(one, self.shards) for one in work if not one.trainings]
+        return [one for one in work if ("training" if one.trainings else "shard") not in jobs]
+
+    def list_jobs(self, target: str = "book") -> list[Job]:
+        """All jobs of a target, see `BookPlan.list_jobs`."""
+        return self.book.list_jobs(target, self.shards, self.processes)
 
     def _name_unknown(self, job: Job) -> list[Work]:
         """The work of a user's own method; none for a page that makes nothing."""
@@ -162,12 +180,28 @@ class Workload:
         settings = replace(read_inpainting(p), feather=p["feather"])
         pictures = 1 + SWEEP + len(p["prompts"]) * p["board_seeds"]
         pictures += fill_groups(p["pool_count"], p["batch_size"]) + p["batch_size"]
+        pictures += fill_groups(p["real_mask_count"], p["batch_size"])
         task = self._name_inpainting(settings, p["model"], p)
         return [Work(task, pictures, pictures * settings.effective_steps)]
 
     def _name_inpainting(self, settings: InpaintSettings, model: str, p: Values) -> Task:
         settings = replace(settings, steps=1, strength=1.0)  # both are arbitrary
         return Task("inpainting step", settings, model, self.size, p["batch_size"], p["precision"])
+
+    def _tune(self, job: Job) -> list[Work]:
+        p = self.given["11_diag_tuned"]
+        settings = replace(read_inpainting(p), feather=p["feather"])
+        pictures = 2 * COMPARED + fill_groups(p["pool_count"], p["batch_size"]) + p["batch_size"]
+        painted = self._name_inpainting(settings, p["model"], p)
+        size, rate, batch = settings.size, p["learning_rate"], p["training_batch"]
+        how = InpaintingLoraSettings(size, settings.padding_mask_crop, batch, rate, p["flips"])
+        lora = LoraPlan(p["linear_rank"], p["linear_alpha"], p["conv_rank"], p["conv_alpha"])
+        tuning = (how, lora, p["training_precision"])
+        trained = Task("inpainting LoRA step", tuning, p["model"], self.size, batch, p["precision"])
+        return [
+            Work(painted, pictures, pictures * settings.effective_steps),
+            Work(trained, steps=p["training_steps"], trainings=1),
+        ]
 
     def _blend(self, job: Job) -> list[Work]:
         p = self.given["05_adabldm"]
@@ -261,6 +295,10 @@ class Workload:
         )
         task = Task("detector step", replace(recipe, epochs=1), p["backbone"], size, recipe.batch_size)
         return Work(task, self.count("test"), count_steps(labels.tobytes(), recipe), trainings=1)
+
+
+def _divide(work: Work, count: int) -> Work:
+    return work._replace(images=-(-work.images // count), steps=-(-work.steps // count))
 
 
 def read_inpainting(p: Values) -> InpaintSettings:
