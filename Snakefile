@@ -53,7 +53,6 @@ if IS_HERE:
 if GPUS and "gpu" not in workflow.global_resources:
     workflow.register_resource("gpu", len(GPUS))
 
-
 CHAPTERS = {name: f"{EXECUTED}/{executed}.ipynb" for name, executed in BOOK.chapters.items()}
 RUNS = {run.name: run for run in BOOK.mixed}
 JOBS = [job for job in BOOK.list_jobs("pixel_level") if job.rule != "detectors"]
