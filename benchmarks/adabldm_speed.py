@@ -32,7 +32,6 @@ from defaug_utils.diffusion.autoencoder import AdaptationSettings, adapt_decoder
 from defaug_utils.diffusion.controlnet import (
     TrimapModel,
     make_controlnet,
-    make_denoiser,
     to_conditioning,
 )
 from defaug_utils.diffusion.text2image import TextToImage, embed_prompts, make_ddim
@@ -182,8 +181,7 @@ def run_ours(
 ) -> tuple[list[np.ndarray], list[float]]:
     """The package's way: all images blended at once; as `run_plain`."""
     model, start = trimap_model.model, read_clock(parts.device)
-    denoise = make_denoiser(
-        trimap_model,
+    denoise = trimap_model.make_denoiser(
         [parts.trimap_u8] * parts.count,
         [PROMPT] * parts.count,
         [""] * parts.count,

@@ -5,6 +5,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from defaug_utils.data.datasets import draw_few_shot, load_dataset
+from defaug_utils.data.preparation import prepare_dataset
+
 SIZE = (23, 63)  # width and height in pixels: KSDD2's aspect
 
 
@@ -57,6 +60,14 @@ def write_mvtec(
             image_u8, mask = draw_part(200 + 10 * number + index, size, is_positive=True)
             save(root / "test" / defect_type / f"{index:03d}.png", image_u8)
             save(root / "ground_truth" / defect_type / f"{index:03d}_mask.png", mask)
+
+
+def prepare_grid(folder: Path, size: tuple[int, int]) -> Path:
+    """A category of MVTec AD, two of each type for training, prepared in `folder/data` at (width, height)."""
+    write_mvtec(folder / "grid", per_type=4)
+    few = draw_few_shot(load_dataset(folder / "grid"), 2)
+    prepare_dataset(few, folder / "grid", folder / "data", size)
+    return folder / "data"
 
 
 def write_btad(root: Path) -> None:

@@ -15,7 +15,7 @@ from defaug_utils.core.pools import PoolPlan, make_pool, read_recipe, remake
 from defaug_utils.core.prompts import Prompt, make_prompts
 from defaug_utils.diffusion import autoencoder
 from defaug_utils.diffusion.autoencoder import AdaptationSettings
-from defaug_utils.diffusion.controlnet import TrimapModel, make_controlnet, make_denoiser
+from defaug_utils.diffusion.controlnet import TrimapModel, make_controlnet
 from defaug_utils.diffusion.jobs import InpaintJob
 from defaug_utils.diffusion.text2image import load_text2image
 from defaug_utils.diffusion.trimap_models import TrimapModels
@@ -277,7 +277,7 @@ def test_several_jobs_at_once_are_the_same_as_alone_under_several_controlnets(tr
     trimaps = [np.full((32, 16), level, np.uint8) for level in (127, 255, 0)]
     prompts, nothing = ["crack", "a hole", "crack"], ["", "", ""]
     denoise = both.make_denoiser(trimaps, prompts, nothing, 2.0)
-    alone = make_denoiser(trimap_model, trimaps, prompts, nothing, 2.0)
+    alone = trimap_model.make_denoiser(trimaps, prompts, nothing, 2.0)
     channels, cell = trimap_model.model.pipeline.unet.config.in_channels, trimap_model.model.cell
     latents = torch.randn(3, channels, 32 // cell, 16 // cell, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():

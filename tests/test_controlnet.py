@@ -21,7 +21,6 @@ from defaug_utils.diffusion.controlnet import (
     load_controlnet,
     load_trimap_model,
     make_controlnet,
-    make_denoiser,
     save_controlnet,
     to_conditioning,
     train_controlnet,
@@ -64,7 +63,7 @@ def trained(model: TextToImage):
 
 def draw(model: TextToImage, controlnet, trimaps_u8, prompts, guidance: float) -> torch.Tensor:
     images, masks = torch.zeros(2, 3, 16, 16), torch.ones(2, 1, 16, 16, dtype=torch.bool)
-    denoise = make_denoiser(TrimapModel(model, controlnet), trimaps_u8, prompts, ["", ""], guidance)
+    denoise = TrimapModel(model, controlnet).make_denoiser(trimaps_u8, prompts, ["", ""], guidance)
     return blend_latents(images, masks, SEEDS, denoise, model.pipeline.vae, make_ddim(model), PLAIN)
 
 

@@ -2,15 +2,13 @@
 
 import numpy as np
 import pytest
-from layouts import write_mvtec
+from layouts import prepare_grid
 
 from defaug_utils.core.images import read_image, read_mask
 from defaug_utils.core.manifest import check_sources
 from defaug_utils.core.origins import SCENARIOS, MixingError, Run
 from defaug_utils.core.pools import PoolPlan, make_pool
-from defaug_utils.core.sources import list_sources
-from defaug_utils.data.datasets import draw_few_shot, load_dataset
-from defaug_utils.data.preparation import prepare_dataset
+from defaug_utils.core.sources import list_sources, read_dataset
 from defaug_utils.masks.patches import read_defects
 from defaug_utils.masks.trimaps import TripleSet, read_good_images
 from defaug_utils.methods.cut_paste import CutPaste
@@ -24,9 +22,7 @@ SIZE = (32, 48)
 def prepared(tmp_path_factory):
     """The data set's folder and manifest, and the triples made from its training part."""
     folder = tmp_path_factory.mktemp("grid")
-    write_mvtec(folder / "grid", per_type=4)
-    few = draw_few_shot(load_dataset(folder / "grid"), 2)
-    data = prepare_dataset(few, folder / "grid", folder / "data", SIZE)
+    data = read_dataset(prepare_grid(folder, SIZE))
     goods = read_good_images(list_sources(data), folder / "data", SIZE)
     return folder, data, TripleSet(read_defects(data, folder / "data", SIZE), goods)
 

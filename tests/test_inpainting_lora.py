@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from layouts import write_mvtec
+from layouts import prepare_grid
 from safetensors import safe_open
 from tiny_families import save_family
 from tiny_models import save_model
@@ -17,8 +17,6 @@ from defaug_utils.core.manifest import ManifestError
 from defaug_utils.core.pools import PoolPlan, make_pool, read_recipe, remake
 from defaug_utils.core.prompts import make_prompts
 from defaug_utils.core.sources import read_dataset
-from defaug_utils.data.datasets import draw_few_shot, load_dataset
-from defaug_utils.data.preparation import prepare_dataset
 from defaug_utils.diffusion.inpainting import Inpainter, InpaintSettings, inpaint_batch, load_inpainter
 from defaug_utils.diffusion.inpainting_lora import (
     InpaintingLoraRun,
@@ -167,11 +165,7 @@ def test_wrong_settings_are_refused(name: str, value: int):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("grid")
-    write_mvtec(folder / "grid", per_type=4)
-    few = draw_few_shot(load_dataset(folder / "grid"), 2)
-    prepare_dataset(few, folder / "grid", folder / "data", SIZE)
-    return folder / "data"
+    return prepare_grid(tmp_path_factory.mktemp("grid"), SIZE)
 
 
 def test_positives_without_masks_are_told_what_to_draw_and_where(data: Path):

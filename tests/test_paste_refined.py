@@ -5,15 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from layouts import write_mvtec
+from layouts import prepare_grid
 
 from defaug_utils.core.images import read_image, read_mask
 from defaug_utils.core.origins import SCENARIOS, MixingError, Run
 from defaug_utils.core.pools import PoolPlan, make_pool, read_recipe
 from defaug_utils.core.prompts import make_prompts
 from defaug_utils.core.sources import list_sources, read_dataset
-from defaug_utils.data.datasets import draw_few_shot, load_dataset
-from defaug_utils.data.preparation import prepare_dataset
 from defaug_utils.diffusion.inpainting import InpaintSettings, load_inpainter
 from defaug_utils.diffusion.jobs import InpaintedImage, InpaintJob
 from defaug_utils.evaluation.pool_quality import check_pool
@@ -32,11 +30,7 @@ TEMPLATE = "a {defect_type}"
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("grid")
-    write_mvtec(folder / "grid", per_type=4)
-    few = draw_few_shot(load_dataset(folder / "grid"), 2)
-    prepare_dataset(few, folder / "grid", folder / "data", SIZE)
-    return folder / "data"
+    return prepare_grid(tmp_path_factory.mktemp("grid"), SIZE)
 
 
 @pytest.fixture(scope="module")

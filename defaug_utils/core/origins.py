@@ -16,11 +16,8 @@ EQUAL = (
     "none_equal"  # the arm without generated images that is trained for as long as those with n_aug of them
 )
 SCENARIOS = ("zero-shot", "few-shot", "full-shot")
-MIXING, SHARE, SHARE_IN_NAMES = (
-    "+",
-    ":",
-    "=",
-)  # in cut_paste:0.75+diag:0.25; Windows has no files with a colon
+MIXING, SHARE = "+", ":"  # in cut_paste:0.75+diag:0.25
+SHARE_IN_NAMES = "="  # of files: Windows refuses colons
 _PART = rf"[a-z0-9_]+(?:{SHARE_IN_NAMES}[0-9.]+)?"
 _RUN_NAME = re.compile(rf"([a-z]+-shot)-({_PART}(?:\{MIXING}{_PART})*)-(0|[1-9][0-9]*)-seed(0|[1-9][0-9]*)")
 _NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?")

@@ -1,6 +1,7 @@
 """The prepared data set, and the negatives that generated images may start from."""
 
 import hashlib
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
@@ -40,6 +41,18 @@ def list_sources(dataset: pd.DataFrame) -> pd.DataFrame:
     if sources.empty:
         raise ManifestError(f"none of the {len(dataset)} rows of the data set is a training negative")
     return sources.sort_values("image", ignore_index=True)
+
+
+def check_learned_from(names: Iterable[str], dataset: pd.DataFrame, what: str) -> None:
+    """Refuse images outside the train split for a generator; a ManifestError, headed `what`, lists them."""
+    split_of = dict(zip(dataset["image"], dataset["split"], strict=True))
+    splits = {name: split_of.get(name, "unknown to the data set") for name in names}
+    problems = [
+        f"{name} is {split}, but it may learn only from train images"
+        for name, split in splits.items()
+        if split != "train"
+    ]
+    raise_problems(what, problems, ManifestError)
 
 
 def survey_sources(sources: pd.DataFrame, data_folder: Path | str, foreground: str = "whole") -> dict:

@@ -23,7 +23,15 @@ from defaug_utils.diffusion.autoencoder import Denoise, draw_noise, encode_image
 from defaug_utils.diffusion.loading import ModelError, fingerprint, quiet_libraries, tell_pickles
 from defaug_utils.diffusion.text2image import TextToImage, choose_target, embed_prompts, make_ddim
 from defaug_utils.masks.trimaps import TRIPLES, Triple, TripleSet
-from defaug_utils.training.loop import OnStep, StepDone, StepPlan, Training, open_accelerator, run_steps
+from defaug_utils.training.loop import (
+    OnStep,
+    StepDone,
+    StepPlan,
+    Training,
+    open_accelerator,
+    run_steps,
+    share_batches,
+)
 from defaug_utils.training.weights import list_broken
 
 if TYPE_CHECKING:
@@ -52,6 +60,28 @@ class TrimapModel:
             "trained_on": self.training.get("trained_on", {}).get("defects", "unknown"),
         }
         return self.model.describe() | {"sampler": "DDIMScheduler", "controlnet": controlnet}
+
+    def make_denoiser(
+        self,
+        trimaps_u8: Sequence[np.ndarray],
+        prompts: Sequence[str],
+        negative_prompts: Sequence[str],
+        guidance: float,
+    ) -> Denoise:
+        """The network for `blend_latents`; trimaps (height, width), uint8, and prompts: one per image."""
+        model, controlnet = self.model, self.controlnet
+        conditioning = to_conditioning(trimaps_u8).to(model.device, controlnet.dtype)
+        controlnet, conditioning = read_once(controlnet, conditioning)
+        empty = embed_prompts(model, [""] * len(prompts)).to(controlnet.dtype)
+        asked = [negative_prompts, prompts] if guidance > 1 else [prompts]
+        texts = [embed_prompts(model, of_images) for of_images in asked]
+
+        def denoise(latents: Tensor, time: Tensor) -> Tensor:
+            inputs = latents.to(controlnet.dtype)
+            first, *rest = predict(model, controlnet, inputs, time, conditioning, empty, texts)
+            return first + guidance * (rest[0] - first) if rest else first
+
+        return denoise
 
 
 def make_controlnet(model: TextToImage, seed: int = 0) -> "ControlNetModel":
@@ -179,29 +209,6 @@ def predict(
     return list(predicted.chunk(copies))
 
 
-def make_denoiser(
-    trimap_model: TrimapModel,
-    trimaps_u8: Sequence[np.ndarray],
-    prompts: Sequence[str],
-    negative_prompts: Sequence[str],
-    guidance: float,
-) -> Denoise:
-    """The network for `blend_latents`; trimaps (height, width), uint8, and prompts: one per image."""
-    model, controlnet = trimap_model.model, trimap_model.controlnet
-    conditioning = to_conditioning(trimaps_u8).to(model.device, controlnet.dtype)
-    controlnet, conditioning = read_once(controlnet, conditioning)
-    empty = embed_prompts(model, [""] * len(prompts)).to(controlnet.dtype)
-    asked = [negative_prompts, prompts] if guidance > 1 else [prompts]
-    texts = [embed_prompts(model, of_images) for of_images in asked]
-
-    def denoise(latents: Tensor, time: Tensor) -> Tensor:
-        inputs = latents.to(controlnet.dtype)
-        first, *rest = predict(model, controlnet, inputs, time, conditioning, empty, texts)
-        return first + guidance * (rest[0] - first) if rest else first
-
-    return denoise
-
-
 @dataclass(frozen=True)
 class ControlNetSettings:
     """How a ControlNet is trained; the defaults are AdaBLDM's (section 4.1)."""
@@ -252,21 +259,14 @@ def train_controlnet(
     """
     settings, folder = settings or ControlNetSettings(), Path(folder)
     accelerator = open_accelerator(plan.precision, model.device)
-    processes = accelerator.num_processes
-    if settings.batch_size % processes:
-        divisors = [str(n) for n in range(1, settings.batch_size + 1) if settings.batch_size % n == 0]
-        raise ValueError(
-            f"{processes} processes can't share the {settings.batch_size} triples of a step (batch_size) "
-            f"equally: use one of {', '.join(divisors)} processes"
-        )
+    place_batch = share_batches(settings.batch_size, "triples", accelerator)
     controlnet = make_controlnet(model, settings.seed)
     for part in (model.pipeline.unet, model.pipeline.vae, model.pipeline.text_encoder):
         part.requires_grad_(False).eval()
-    scheduler, share = make_ddim(model), settings.batch_size // processes
+    scheduler = make_ddim(model)
 
     def compute_loss(trained: nn.Module, step: int) -> Tensor:
-        first = step * settings.batch_size + accelerator.process_index * share
-        positions = range(first, first + share)
+        positions = place_batch(step)
         batch = [triples[position % len(triples)] for position in positions]
         seeds = [image_seed(settings.seed, position) for position in positions]
         return measure_loss(model, trained, scheduler, batch, seeds)

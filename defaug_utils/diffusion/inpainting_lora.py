@@ -4,7 +4,6 @@ The book's own union of In&Out's adapter (Capogrosso et al. 2024, section 3.2) a
 et al., CBMI 2024).
 """
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -16,9 +15,8 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from defaug_utils.core.guards import check_demands
-from defaug_utils.core.images import read_image, read_mask
-from defaug_utils.core.manifest import image_seed
+from defaug_utils.core.guards import check_demands, collect_problems, raise_problems
+from defaug_utils.core.manifest import ManifestError, image_seed
 from defaug_utils.core.prompts import check_prompts
 from defaug_utils.diffusion.autoencoder import draw_noise, encode_images, to_floats
 from defaug_utils.diffusion.compositing import choose_box, cover_cells, cut_out
@@ -34,9 +32,9 @@ from defaug_utils.diffusion.lora import (
 )
 from defaug_utils.diffusion.lora_files import save_lora
 from defaug_utils.diffusion.text2image import choose_target, make_ddim
-from defaug_utils.masks.patches import list_masked_positives
+from defaug_utils.masks.patches import hash_masked, list_masked_positives, read_masked
 from defaug_utils.masks.trimaps import write_prompt
-from defaug_utils.training.loop import OnStep, StepPlan, Training, open_accelerator, run_steps
+from defaug_utils.training.loop import OnStep, StepPlan, Training, open_accelerator, run_steps, share_batches
 
 LORA = "lora.safetensors"
 INPAINTING_CHANNELS = 9  # latents, mask, and latents of the masked image
@@ -83,18 +81,19 @@ class InpaintingLoraRun(NamedTuple):
 
 
 def read_masked_defects(known: pd.DataFrame, data_folder: Path | str, template: str) -> list[MaskedDefect]:
-    """The known positives that have a mask, with prompts from a template; a ManifestError if none has."""
+    """The known positives that have a mask, with prompts from a template.
+
+    Raises a ManifestError if none has, or lists files that can't be read and masks of another size.
+    """
     advice = "draw masks for them (chapter 10 has a canvas), or leave this arm out"
     rows, folder = list_masked_positives(known, data_folder, advice), Path(data_folder)
-    return [
-        MaskedDefect(
-            read_image(folder / row.image),
-            read_mask(folder / row.mask),
-            write_prompt(template, row.category, row.defect_type),
-            row.image,
-        )
-        for row in rows.itertuples()
-    ]
+    defects, problems = [], []
+    for row in rows.itertuples():
+        with collect_problems(problems):
+            prompt = write_prompt(template, row.category, row.defect_type)
+            defects.append(MaskedDefect(*read_masked(row, folder), prompt, row.image))
+    raise_problems(f"defects in {data_folder}", problems, ManifestError)
+    return defects
 
 
 def train_inpainting_lora(
@@ -125,17 +124,14 @@ def train_inpainting_lora(
     inpainter.check_size(settings.size)
     check_prompts(inpainter, [defect.prompt for defect in defects])
     accelerator = open_accelerator(plan.precision, inpainter.device)
-    processes = accelerator.num_processes
-    if settings.batch_size % processes:
-        raise ValueError(f"batch_size {settings.batch_size} can't be divided among {processes} processes")
-    share, first = settings.batch_size // processes, accelerator.process_index
+    place_batch = share_batches(settings.batch_size, "images", accelerator)
     examples = cache_examples(inpainter, defects, settings)
     described = {
         **asdict(settings),
         "model": inpainter.describe(),
         "lora": asdict(lora),
         "precision": plan.precision,
-        "defects": describe_defects(defects),
+        "defects": {"names": [defect.name for defect in defects], "sha256": hash_masked(defects)},
     }
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
@@ -145,8 +141,7 @@ def train_inpainting_lora(
     scheduler = make_ddim(inpainter)
 
     def compute_loss(trained: nn.Module, step: int) -> Tensor:
-        start = step * settings.batch_size + first * share
-        seeds = [image_seed(settings.seed, place) for place in range(start, start + share)]
+        seeds = [image_seed(settings.seed, place) for place in place_batch(step)]
         return _measure_loss(trained, scheduler, examples, seeds)
 
     optimiser = torch.optim.AdamW(list(kept.values()), settings.learning_rate)
@@ -163,15 +158,6 @@ def train_inpainting_lora(
 def merge_inpainting_lora(inpainter: Inpainter, share: float = 1.0) -> None:
     """Merge the model's adapter into its weights, see `merge_lora`."""
     merge_lora(inpainter.denoiser, inpainter.pipeline.text_encoder, share)
-
-
-def describe_defects(defects: Sequence[MaskedDefect]) -> dict:
-    """Names and content of the images that an adapter learns from, as JSON values."""
-    digest = hashlib.sha256()
-    for defect in defects:
-        digest.update(f"{defect.image_u8.shape} {defect.prompt} {defect.name}\n".encode())
-        digest.update(defect.image_u8.tobytes() + np.packbits(defect.mask).tobytes())
-    return {"names": [defect.name for defect in defects], "sha256": digest.hexdigest()}
 
 
 def _check_model(inpainter: Inpainter) -> nn.Module:

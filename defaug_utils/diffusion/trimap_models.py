@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from defaug_utils.core.guards import raise_problems
 from defaug_utils.diffusion.autoencoder import Denoise
-from defaug_utils.diffusion.controlnet import TrimapModel, load_trimap_model, make_denoiser
+from defaug_utils.diffusion.controlnet import TrimapModel, load_trimap_model
 from defaug_utils.diffusion.text2image import TextToImage
 from defaug_utils.masks.trimaps import TripleSet
 
@@ -53,7 +53,7 @@ class TrimapModels:
         negative_prompts: Sequence[str],
         guidance: float,
     ) -> Denoise:
-        """See `controlnet.make_denoiser`; each image is denoised by the ControlNet of its prompt.
+        """See `TrimapModel.make_denoiser`; each image is denoised by the ControlNet of its prompt.
 
         Raises a ValueError for prompts that none has learned.
         """
@@ -66,7 +66,7 @@ class TrimapModels:
                 own = [
                     [values[place] for place in places] for values in (trimaps_u8, prompts, negative_prompts)
                 ]
-                parts.append((torch.tensor(places), make_denoiser(one, *own, guidance)))
+                parts.append((torch.tensor(places), one.make_denoiser(*own, guidance)))
 
         def denoise(latents: Tensor, time: Tensor) -> Tensor:
             predicted = [(places, part(latents[places], time)) for places, part in parts]

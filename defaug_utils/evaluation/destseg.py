@@ -32,6 +32,8 @@ from defaug_utils.evaluation.recipes import (
     fit_epochs,
     flip_images,
     plan_epochs,
+    refuse_augment,
+    show_masked,
     train_network,
 )
 from defaug_utils.training.backbones import build_classifier, normalise_images
@@ -273,18 +275,14 @@ def train_destseg(
         ManifestError: generated positives name no source among the training negatives (all are listed).
         ValueError: the recipe has `augment`, or a folder contains another training.
     """
-    if recipe.augment:
-        raise ValueError("augment rotates images without their masks: it can't be used for detectors")
+    refuse_augment(recipe)
     folder, start = Path(folder), Start(backbone, weights, seed, "destseg")
     of_student = start._replace(detector="destseg-student")
     pair = train_student(masked, folder / STUDENT, plan_student(recipe, masked), of_student, on_step).model
 
     def measure_loss(model: DeSTSeg, batch: Batch) -> Tensor:
-        device = next(model.parameters()).device
-        inputs = normalise_images(masked.images_u8[batch.images].to(device), recipe.normalisation)
-        masks = masked.masks[batch.images].to(device, torch.float32)
-        flipped = flip_images(torch.cat([inputs, masks[:, None]], dim=1), batch.flips)
-        logits = model.segment(flipped[:, :3]).float()
-        return segmentation_loss(logits, shrink_masks(flipped[:, 3], logits.shape[1:]))
+        inputs, masks = show_masked(masked, batch, recipe, next(model.parameters()).device)
+        logits = model.segment(inputs).float()
+        return segmentation_loss(logits, shrink_masks(masks, logits.shape[1:]))
 
     return train_network(lambda *_: DeSTSeg(pair), measure_loss, masked, folder, recipe, start, on_step)

@@ -31,7 +31,8 @@ from defaug_utils.evaluation.recipes import (
     Start,
     TrainedNetwork,
     fit_epochs,
-    flip_images,
+    refuse_augment,
+    show_masked,
     split_batches,
     train_network,
 )
@@ -123,16 +124,10 @@ def train_detector(
 
     Raises a ValueError for a recipe with `augment`, which would not transform the masks.
     """
-    if recipe.augment:
-        raise ValueError("augment rotates images without their masks: it can't be used for detectors")
+    refuse_augment(recipe)
 
     def measure_loss(model: nn.Module, batch: Batch) -> Tensor:
-        device = next(model.parameters()).device
-        inputs = normalise_images(masked.images_u8[batch.images].to(device), recipe.normalisation)
-        masks = masked.masks[batch.images].to(device, torch.float32)
-        if recipe.flips:
-            flipped = flip_images(torch.cat([inputs, masks[:, None]], dim=1), batch.flips)
-            inputs, masks = flipped[:, :3], flipped[:, 3]
+        inputs, masks = show_masked(masked, batch, recipe, next(model.parameters()).device)
         return detection_loss(model(inputs).float(), masks)
 
     start = Start(backbone, weights, seed, DETECTORS)

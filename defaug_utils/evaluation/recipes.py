@@ -17,6 +17,7 @@ from defaug_utils.core.guards import check_demands
 from defaug_utils.core.manifest import image_seed
 from defaug_utils.data.samples import Samples, hash_samples
 from defaug_utils.evaluation.jitter import draw_jitter
+from defaug_utils.training.backbones import normalise_images
 from defaug_utils.training.loop import OnStep, StepLoss, StepPlan, Training, open_accelerator, run_steps
 from defaug_utils.training.memory import pick_device
 
@@ -168,6 +169,20 @@ def flip_images(images: Tensor, flips: Tensor) -> Tensor:
     for axis, chosen in zip((2, 3), flips.to(images.device), strict=True):
         images = torch.where(chosen[:, None, None, None], images.flip(axis), images)
     return images
+
+
+def show_masked(masked: Samples, batch: Batch, recipe: Recipe, device: torch.device) -> tuple[Tensor, Tensor]:
+    """A batch's normalised images (batch, 3, height, width) and masks (batch, height, width), flipped."""
+    inputs = normalise_images(masked.images_u8[batch.images].to(device), recipe.normalisation)
+    masks = masked.masks[batch.images].to(device, torch.float32)
+    flipped = flip_images(torch.cat([inputs, masks[:, None]], dim=1), batch.flips)
+    return flipped[:, :3], flipped[:, 3]
+
+
+def refuse_augment(recipe: Recipe) -> None:
+    """Refuse, for detectors, a recipe whose augmentation would not transform the masks."""
+    if recipe.augment:
+        raise ValueError("augment rotates images without their masks: it can't be used for detectors")
 
 
 class TrainedNetwork(NamedTuple):

@@ -1,5 +1,7 @@
 """Real defects cut out by their masks, rotated, scaled, and placed inside an object."""
 
+import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,13 +38,31 @@ def read_defects(dataset: pd.DataFrame, data_folder: Path | str, size: tuple[int
     folder, defects, problems = Path(data_folder), [], []
     for row in rows.itertuples():
         with collect_problems(problems):
-            image_u8, mask = read_image(folder / row.image), read_mask(folder / row.mask)
-            if mask.shape != image_u8.shape[:2]:
-                raise ValueError(f"{row.mask}: mask {mask.shape} on an image {image_u8.shape[:2]}")
+            image_u8, mask = read_masked(row, folder)
             pair = fit_image(image_u8, size), fit_mask(mask, size)
             defects.append(cut_defect(*pair, row.category, row.defect_type, row.image))
     raise_problems(f"defects in {data_folder}", problems, ManifestError)
     return defects
+
+
+def read_masked(row: NamedTuple, folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Image (height, width, 3), uint8, and mask (height, width), bool, of a manifest's row.
+
+    Raises a ValueError if the mask does not have the image's size.
+    """
+    image_u8, mask = read_image(folder / row.image), read_mask(folder / row.mask)
+    if mask.shape != image_u8.shape[:2]:
+        raise ValueError(f"{row.mask}: mask {mask.shape} on an image {image_u8.shape[:2]}")
+    return image_u8, mask
+
+
+def hash_masked(images: Iterable[tuple]) -> str:
+    """Hash of images, their masks and everything else in their tuples, for recipes."""
+    digest = hashlib.sha256()
+    for image_u8, mask, *names in images:
+        digest.update(f"{image_u8.shape} {names}\n".encode())
+        digest.update(image_u8.tobytes() + np.packbits(mask).tobytes())
+    return digest.hexdigest()
 
 
 def list_masked_positives(dataset: pd.DataFrame, data_folder: Path | str, advice: str) -> pd.DataFrame:

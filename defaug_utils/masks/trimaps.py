@@ -1,6 +1,5 @@
 """Trimaps, and the masks and triples that AdaBLDM (Li et al. 2024, section 3.2) makes from few defects."""
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ import pandas as pd
 from defaug_utils.core.guards import collect_problems, raise_problems
 from defaug_utils.core.images import fit_image, read_image
 from defaug_utils.core.manifest import ManifestError, image_seed
-from defaug_utils.masks.patches import Defect, draw_turned, paste_defect, place_mask
+from defaug_utils.masks.patches import Defect, draw_turned, hash_masked, paste_defect, place_mask
 from defaug_utils.masks.sources import FEW_SHOT, MaskDraw, hash_masks
 
 BACKGROUND, OBJECT, DEFECT = 0, 127, 255  # levels of a trimap (AdaBLDM, section 3.2)
@@ -177,12 +176,9 @@ class TripleSet(Sequence[Triple]):
 
     def describe(self) -> dict:
         """Everything that the triples depend on, as JSON values."""
-        digest = hashlib.sha256()
-        for image_u8, mask, *names in [*self.defects, *self.goods]:
-            digest.update(f"{image_u8.shape} {names}\n".encode())
-            digest.update(image_u8.tobytes() + np.packbits(mask).tobytes())
         counts = {"defects": len(self.defects), "goods": len(self.goods), "triples": self.count}
-        return asdict(self.settings) | counts | {"seed": self.seed, "sha256": digest.hexdigest()}
+        content = {"seed": self.seed, "sha256": hash_masked([*self.defects, *self.goods])}
+        return asdict(self.settings) | counts | content
 
     def list_names(self) -> dict[str, list[str]]:
         """Images that the triples are made from: those with defects, and the good ones."""

@@ -2,20 +2,16 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
 
 import numpy as np
-import pandas as pd
 import torch
 
-from defaug_utils.core.guards import raise_problems
 from defaug_utils.core.images import hash_pixels
-from defaug_utils.core.manifest import ManifestError
 from defaug_utils.core.prompts import check_prompts
-from defaug_utils.core.sources import read_dataset
+from defaug_utils.core.sources import check_learned_from, read_dataset
 from defaug_utils.diffusion.autoencoder import AdaptationSettings, autoencode, to_floats
 from defaug_utils.diffusion.compositing import choose_box, cover_cells, cut_out
-from defaug_utils.diffusion.controlnet import TrimapModel, make_denoiser
+from defaug_utils.diffusion.controlnet import TrimapModel
 from defaug_utils.diffusion.jobs import InpaintedImage, InpaintJob, as_pixels, check_jobs, finish_image
 from defaug_utils.diffusion.text2image import make_ddim
 from defaug_utils.diffusion.trimap_models import TrimapModels
@@ -99,9 +95,7 @@ def blend_jobs(
     if store is not None and name in store:
         return Blend(boxes, images, masks, store[name].to(model.device))
     prompts, negatives = ([getattr(job, text) for job in jobs] for text in ("prompt", "negative_prompt"))
-    is_one = isinstance(trimap_model, TrimapModel)
-    make = partial(make_denoiser, trimap_model) if is_one else trimap_model.make_denoiser
-    denoise = make(trimaps, prompts, negatives, settings.guidance)
+    denoise = trimap_model.make_denoiser(trimaps, prompts, negatives, settings.guidance)
     seeds, vae = [job.seed for job in jobs], model.pipeline.vae
     latents = blend_latents(images, masks, seeds, denoise, vae, make_ddim(model), settings, on_step)
     if store is not None:
@@ -138,7 +132,8 @@ class AdaBLDM(MaskPainting):
     def describe(self) -> dict:
         """Models, settings, what `MaskPainting` describes, and the images the ControlNet learned from."""
         trained_on = self.model.training.get("trained_on", {})
-        check_training(trained_on, read_dataset(self.data))
+        names = [name for part in trained_on.values() for name in part]
+        check_learned_from(names, read_dataset(self.data), "images that the ControlNet learned from")
         return {
             "model": self.model.describe(),
             "settings": self.settings.describe(),
@@ -158,15 +153,3 @@ class AdaBLDM(MaskPainting):
     ) -> np.ndarray | None:
         """Move a mask inside the image's object, if it isn't already."""
         return move_inside(mask, self.find_object(image_u8), generator) if self.find_object else mask
-
-
-def check_training(trained_on: dict[str, list[str]], dataset: pd.DataFrame) -> None:
-    """Refuse a ControlNet that was trained on test or validation images; a `ManifestError` lists them."""
-    split_of = dict(zip(dataset["image"], dataset["split"], strict=True))
-    problems = [
-        f"{name} is {split_of.get(name, 'unknown to the data set')}, but it may learn only from train images"
-        for part in trained_on.values()
-        for name in part
-        if split_of.get(name) != "train"
-    ]
-    raise_problems("images that the ControlNet learned from", problems, ManifestError)

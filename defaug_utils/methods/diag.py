@@ -3,10 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from defaug_utils.core.guards import raise_problems
-from defaug_utils.core.manifest import ManifestError
 from defaug_utils.core.prompts import check_prompts
-from defaug_utils.core.sources import read_dataset
+from defaug_utils.core.sources import check_learned_from, read_dataset
 from defaug_utils.diffusion import inpainting
 from defaug_utils.diffusion.jobs import InpaintedImage, InpaintJob
 from defaug_utils.methods.painting import MaskPainting
@@ -58,9 +56,6 @@ class TunedDIAG(DIAG):
 
     def describe(self) -> dict:
         """What `DIAG` describes, and the images that the model was tuned on."""
-        dataset = read_dataset(self.data)
-        split_of = dict(zip(dataset["image"], dataset["split"], strict=True))
-        splits = {name: split_of.get(name, "unknown to the data set") for name in self.learned_from}
-        problems = [f"{name} is {split}" for name, split in splits.items() if split != "train"]
-        raise_problems("a model may only be tuned on training images", problems, ManifestError)
+        what = "a model may only be tuned on training images"
+        check_learned_from(self.learned_from, read_dataset(self.data), what)
         return super().describe() | {"learned_from": list(self.learned_from)}

@@ -8,8 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy.spatial.distance import cdist
 
-from defaug_utils.core.images import read_image, read_mask
-from defaug_utils.masks.patches import find_box, list_masked_positives
+from defaug_utils.masks.patches import find_box, list_masked_positives, read_masked
 from defaug_utils.training.backbones import FeatureNetwork, average_features
 
 LAYER = "eighth"  # part of the side at which features are read, as in DIAG's distances
@@ -61,7 +60,7 @@ def fit_likeness(known: pd.DataFrame, data_folder: Path | str, network: FeatureN
             "real ones differ: draw more masks, or don't ask for likeness"
         )
     folder = Path(data_folder)
-    pairs = ((read_image(folder / row.image), read_mask(folder / row.mask)) for row in rows.itertuples())
+    pairs = (read_masked(row, folder) for row in rows.itertuples())
     features = average_features(network, [crop_square(*pair) for pair in pairs], LAYER)
     distances = cdist(features, features)
     np.fill_diagonal(distances, np.inf)

@@ -106,6 +106,23 @@ def open_accelerator(precision: str, device: str, skips_weights: bool = False) -
     return Accelerator(mixed_precision=precision, cpu=device == "cpu", kwargs_handlers=[options])
 
 
+def share_batches(batch_size: int, what: str, accelerator: "Accelerator") -> Callable[[int], range]:
+    """This process's positions in a step's batch, counted over all steps, as a function of the step (from 0).
+
+    Raises a ValueError if the processes can't share the images (or `what` they are) of a step equally.
+    """
+    processes = accelerator.num_processes
+    if batch_size % processes:
+        divisors = [str(n) for n in range(1, batch_size + 1) if batch_size % n == 0]
+        raise ValueError(
+            f"{processes} processes can't share the {batch_size} {what} of a step (batch_size) "
+            f"equally: use one of {', '.join(divisors)} processes"
+        )
+    share = batch_size // processes
+    first = accelerator.process_index * share
+    return lambda step: range(step * batch_size + first, step * batch_size + first + share)
+
+
 class Checkpoint(NamedTuple):
     """The content of a checkpoint file."""
 
