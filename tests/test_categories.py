@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from html import unescape
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,7 @@ from defaug_utils.report.categories import (
     summarise_categories,
 )
 from defaug_utils.report.results import ResultsError
+from defaug_utils.report.tables import style_table
 
 ROOT = Path(__file__).parents[1]
 TABLES = ROOT / "profiles" / "categories"
@@ -190,6 +192,7 @@ def test_the_table_has_every_category_the_average_and_the_gains(tmp_path: Path):
     table = table.sort_index()
     assert table.loc["grid", "AP"].tolist() == ["0.50 ± 0.14", "0.40 ± 0.14"], "AdaBLDM before none"
     assert table.loc[GAIN, "AP"].tolist() == ["+0.200 ± 0.000"]
+    assert style_table(table, "").to_html().count(">2</td>") == len(table) - 1, "n is a whole number"
     printed = table.loc[PRINTED].iloc[0]
     assert printed.tolist() == ["–", "+1.5 points", "+1.9 points", "+3.1 points", "–"]
     told = describe_categories(runs, {"grid": [], "tile": ["tile/oil"]}, "DeSTSeg on resnet18")
@@ -241,7 +244,7 @@ def test_one_command_runs_all_categories_and_writes_their_table(tmp_path: Path):
     table = pd.read_csv(tmp_path / "run" / "categories.csv")
     assert set(table["category"]) == {"rail", "plate", AVERAGE} and len(table) == 6
     assert table["pixel_ap"].between(0, 1).all() and table["image_ap"].between(0, 1).all()
-    page = (tmp_path / "run" / "categories.html").read_text(encoding="utf-8")
+    page = unescape((tmp_path / "run" / "categories.html").read_text(encoding="utf-8"))
     assert PRINTED in page and "plate (plate/rare)" in page and "DeSTSeg on resnet10_quarter" in page
     trained = tmp_path / "run" / "rail" / "controlnet" / "full-shot"
     assert {path.parent.name for path in trained.glob("*/controlnet")} == {"bent", "glue"}

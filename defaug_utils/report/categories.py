@@ -95,8 +95,9 @@ def layout_categories(summary: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame
     rows[PRINTED, label_arm("adabldm"), NOTHING] = {
         head: f"{100 * gain:+.1f} points" for head, gain in PRINTED_GAINS.items()
     }
-    gains = pd.DataFrame(list(rows.values()), pd.MultiIndex.from_tuples(list(rows), names=table.index.names))
-    return pd.concat([table, gains])[list(table)].astype(object).fillna(NOTHING)
+    index = pd.MultiIndex.from_tuples(list(rows), names=table.index.names)
+    gains = pd.DataFrame(list(rows.values()), index, dtype=object)  # n stays a whole number
+    return pd.concat([table, gains])[list(table)].fillna(NOTHING)
 
 
 def describe_categories(runs: pd.DataFrame, untested: Mapping[str, Sequence[str]], setup: str) -> str:
