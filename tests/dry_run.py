@@ -87,7 +87,8 @@ def shrink_profile(profile: str) -> dict[str, dict]:
 def write_data(folder: Path, parameters: Mapping[str, dict]) -> Path:
     """A data set in the layout that a profile is for: one category of MVTec AD, or KSDD2."""
     if parameters["01_data_prep"].get("few_shot_per_type"):
-        write_mvtec(folder / "grid", train=16, per_type=6, size=(60, 60))
+        # The memory keeps a share of 0.002 of all patches, and needs nine of them.
+        write_mvtec(folder / "grid", train=144, per_type=6, size=(60, 60))
         return folder / "grid"
     write_ksdd2(folder / "KolektorSDD2", train=(18, 10), test=(8, 4), size=(58, 158))
     return folder / "KolektorSDD2"
