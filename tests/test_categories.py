@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
 from html import unescape
@@ -248,5 +247,8 @@ def test_one_command_runs_all_categories_and_writes_their_table(tmp_path: Path):
     assert PRINTED in page and "plate (plate/rare)" in page and "DeSTSeg on resnet10_quarter" in page
     trained = tmp_path / "run" / "rail" / "controlnet" / "full-shot"
     assert {path.parent.name for path in trained.glob("*/controlnet")} == {"bent", "glue"}
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()}
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert re.search("Nothing to be done", again.stdout + again.stderr)
+    assert "done in" not in again.stdout + again.stderr, "nothing is to be done"
+    made = [path for path, moment in written.items() if path.stat().st_mtime_ns != moment]
+    assert {path.suffix for path in made} <= {".lock", ""}, made
