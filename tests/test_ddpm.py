@@ -1,6 +1,7 @@
 """DDPM pools: bytes that don't depend on what was interrupted, a record of what taught the generator."""
 
 import json
+import shutil
 from copy import deepcopy
 from pathlib import Path
 
@@ -78,10 +79,14 @@ def lora(tmp_path_factory: pytest.TempPathFactory, data: Path, model_folder: Pat
     ).lora
 
 
-def make(folder: Path, data: Path, model: TextToImage, lora: Path | None, **changed: object):
+def make_method(data: Path, model: TextToImage, lora: Path | None, **changed: object) -> DDPM:
     plan = {"share": 0.6, "prompts": PROMPTS, "settings": SETTINGS, "group": 3} | changed
-    count = plan.pop("count", COUNT)
-    return make_pool(folder, DDPM(data=data, model=model, lora=lora, **plan), PoolPlan(count))
+    return DDPM(data=data, model=model, lora=lora, **plan)
+
+
+def make(folder: Path, data: Path, model: TextToImage, lora: Path | None, **changed: object):
+    count = changed.pop("count", COUNT)
+    return make_pool(folder, make_method(data, model, lora, **changed), PoolPlan(count))
 
 
 @pytest.fixture(scope="module")
@@ -179,6 +184,21 @@ def test_the_estimate_finds_a_patch_on_the_nearest_negative(tmp_path: Path):
     image_u8[10:20, 4:12] = 250
     mask, nearest = NearestNegatives(names, tmp_path, (16, 48)).estimate(image_u8)
     assert nearest == "1.png" and mask[12:18, 6:10].all() and not mask[30:].any()
+
+
+def test_images_are_grey_if_all_real_negatives_are(tmp_path: Path, whole, data, model, lora):
+    assert "stay_grey" not in json.loads((whole / "recipe.json").read_text()).popitem()[1]
+    copied = shutil.copytree(data, tmp_path / "data")
+    negatives = make_method(copied, model, lora).sources["image"]
+    for name in negatives:
+        write_png(copied / name, read_image(copied / name)[..., :1].repeat(3, axis=2))
+    pool = make(tmp_path / "grey", copied, model, lora, count=3)
+    made = [read_image(tmp_path / "grey" / name) for name in pool["image"]]
+    assert all((image_u8 == image_u8[..., :1]).all() for image_u8 in made)
+    (recipe,) = json.loads((tmp_path / "grey/recipe.json").read_text()).values()
+    assert recipe["stay_grey"] is True
+    write_png(copied / negatives[0], read_image(data / negatives[0]))
+    assert not make_method(copied, model, lora).stays_grey
 
 
 def test_wrong_wishes_are_refused_before_anything_is_written(tmp_path: Path, data, model, lora):

@@ -20,7 +20,7 @@ from skimage.filters import threshold_otsu
 from defaug_utils.core.images import fit_image, read_image
 from defaug_utils.core.pools import GeneratedImage, list_versions
 from defaug_utils.core.prompts import Prompt, check_prompts, choose_prompt
-from defaug_utils.core.sources import list_sources, read_dataset, survey_sources
+from defaug_utils.core.sources import count_grey, list_sources, read_dataset, survey_sources
 from defaug_utils.diffusion.lora import merge_lora
 from defaug_utils.diffusion.lora_files import load_lora
 from defaug_utils.diffusion.text2image import TextJob, TextSettings, TextToImage, generate_images
@@ -142,7 +142,7 @@ class DDPM:
     """Whole images from text; without adapter and with label "negative", DreamBooth's regularisation images.
 
     Rows have no source image, and no mask unless it is estimated from the difference to the nearest real
-    negative.
+    negative. If all real negatives are grey (see `is_grey`), each pixel becomes the mean of its channels.
     """
 
     origin: ClassVar[str] = "ddpm"
@@ -170,8 +170,13 @@ class DDPM:
 
     @cached_property
     def sources(self) -> pd.DataFrame:
-        """Real negatives for estimating masks."""
+        """Real negatives, for estimating masks and for their colours."""
         return list_sources(read_dataset(self.data))
+
+    @cached_property
+    def stays_grey(self) -> bool:
+        """Whether all real negatives are grey, as from a line-scan camera."""
+        return self.data is not None and 0 < len(self.sources) == count_grey(self.sources, self.data)
 
     @cached_property
     def estimates(self) -> NearestNegatives:
@@ -195,6 +200,8 @@ class DDPM:
             sha256, training = open_adapter(self.lora, self.model, read_dataset(self.data))
             described["adapter"] = {"sha256": sha256, "share": self.share, "training": training or "unknown"}
             described["learned_from"] = training.get("trained_on", {}).get("instances", [])
+        if self.stays_grey:
+            described["stay_grey"] = True
         if self.estimates_masks:
             described["masks"] = NearestNegatives.word
             described["sources"] = survey_sources(self.sources, self.data)
@@ -206,6 +213,9 @@ class DDPM:
         jobs = [TextJob(p.text, p.negative, seed) for p, seed in zip(chosen, seeds, strict=True)]
         with use_networks(self.model, self.networks):
             images_u8 = generate_images(self.model, jobs, self.settings)
+        if self.stays_grey:
+            images_u8 = [np.rint(image_u8.mean(axis=2)).astype(np.uint8) for image_u8 in images_u8]
+            images_u8 = [image_u8[..., None].repeat(3, axis=2) for image_u8 in images_u8]
         return [self._describe_image(*made) for made in zip(images_u8, jobs, strict=True)]
 
     def _describe_image(self, image_u8: np.ndarray, job: TextJob) -> GeneratedImage:
