@@ -320,11 +320,14 @@ def test_no_augmentation_trained_as_long_shows_as_many_images_as_an_arm_with_gen
     plan = ClassifierPlan(recipe, "resnet10_quarter", "weights.safetensors", epochs=10)
     known = np.repeat([0, 1], [90, 5])
     shown = {}
-    for arm, labels in {"memseg": np.append(known, np.ones(40)), "none_equal": known}.items():
+    arms = {"memseg": np.append(known, np.ones(40)), "none_equal": known, "augmented": known}
+    for arm, labels in arms.items():
         fitted = plan.fit_recipe(labels, Run("few-shot", arm, 40, 0))
+        assert fitted.augment == (arm == "augmented")
         shown[arm] = sum(map(len, plan_epochs(labels, fitted, seed=0)))
     one_epoch = len(plan_epochs(known, fitted, seed=0)[0])
     assert abs(shown["none_equal"] - shown["memseg"]) <= one_epoch / 2
+    assert shown["augmented"] == shown["none_equal"]
     assert plan.fit_recipe(known, Run("few-shot", "none", 0, 0)).epochs == 10
 
 

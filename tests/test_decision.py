@@ -65,6 +65,11 @@ def make_runs(
     return pd.DataFrame(rows).assign(**({"leak": ""} | more))
 
 
+def test_standard_augmentation_is_one_of_those_that_generate_nothing():
+    runs = make_runs(LOW | {"augmented": [0.5, 0.52, 0.51, 0.5], "diag": [0.7, 0.71, 0.7, 0.7]})
+    assert decide(runs).comparisons["other"].tolist() == ["cut_paste", "none_equal", "augmented"]
+
+
 def test_gains_are_those_of_one_seed_and_n_aug_and_arms_without_images_are_compared_at_every_n_aug():
     runs = pd.concat(
         [
@@ -127,7 +132,7 @@ def test_the_best_of_several_arms_is_compared_and_a_mixture_counts_as_diffusion_
         YES,
     )
     assert decision.comparisons["other"].tolist()[-1] == "linear", (
-        "the better one of those that train no network"
+        "the best one of those that generate nothing"
     )
 
 
@@ -137,7 +142,7 @@ def test_an_arm_that_was_not_run_is_named_instead_of_decided(left_out: str):
     better, worse = (make_runs(rest | {"diag": values}) for values in ([0.7, 0.71, 0.7, 0.7], [0.1] * 4))
     assert decide(better).verdict == MISSING and decide(worse).verdict == NO
     names = {
-        "linear": "an arm that trains no network",
+        "linear": "an arm that generates nothing, such as the memory of good patches",
         "none_equal": "no augmentation, trained as long",
         "cut_paste": "cut and paste",
     }

@@ -23,6 +23,7 @@ from defaug_utils.core.origins import (
     MixingError,
     Run,
     arm_shares,
+    generates_images,
     list_arms,
     parse_run_name,
     planned_runs,
@@ -202,7 +203,7 @@ def test_an_arm_from_a_profile():
 @pytest.mark.parametrize(
     ("arm", "options", "message"),
     [
-        ("mixup", {}, "not one of patch_memory, linear, none, none_equal, memseg"),
+        ("mixup", {}, "not one of patch_memory, linear, none, none_equal, augmented, memseg"),
         ("in_and_out", {"share": 1.5}, "not in"),
         ("own", {"extra_arms": {"own": {"memseg": 0.4}}}, "add up to 0.4"),
         ("own", {"extra_arms": {"own": {"gan": 1.0}}}, "'gan' is unknown"),
@@ -574,13 +575,17 @@ def test_a_generator_from_elsewhere_tells_nothing_but_its_recipe_must_say_so(tmp
 
 
 def test_no_augmentation_trained_as_long_is_planned_for_every_number():
-    runs = planned_runs(["zero-shot", "few-shot"], ["none", "none_equal"], [20, 40], [0])
+    runs = planned_runs(["zero-shot", "few-shot"], ["none", "none_equal", "augmented"], [20, 40], [0])
     assert [run.name for run in runs] == [
         "few-shot-none-0-seed0",
         "few-shot-none_equal-20-seed0",
         "few-shot-none_equal-40-seed0",
+        "few-shot-augmented-20-seed0",
+        "few-shot-augmented-40-seed0",
     ]
     assert count_by_origin(40, arm_shares("none_equal")) == {}
+    assert not any(map(generates_images, ["none", "linear", "none_equal", "augmented"]))
+    assert all(map(generates_images, ["diag", "in_and_out", "diag+memseg", "own"]))
     with pytest.raises(MixingError, match="add up to 0"):
         arm_shares("nothing", extra_arms={"nothing": {}})
 

@@ -12,9 +12,7 @@ from typing import NamedTuple
 from defaug_utils.core.guards import raise_problems
 
 REAL = "real"  # the origin of the data set's own images
-EQUAL = (
-    "none_equal"  # the arm without generated images that is trained for as long as those with n_aug of them
-)
+EQUAL, AUGMENTED = "none_equal", "augmented"  # trained as long as arms with n_aug generated images, without
 SCENARIOS = ("zero-shot", "few-shot", "full-shot")
 MIXING, SHARE = "+", ":"  # in cut_paste:0.75+diag:0.25
 SHARE_IN_NAMES = "="  # of files: Windows refuses colons
@@ -112,6 +110,7 @@ def list_arms() -> dict[str, Arm]:
         "linear": Arm({}, "linear classifier", "#8C564B", "*", judge="line"),
         "none": Arm({}, "no augmentation", "#000000", "X"),
         EQUAL: Arm({}, "no augmentation, trained as long", "#666666", "h"),
+        AUGMENTED: Arm({}, "rotation and brightness, trained as long", "#AA4499", "H"),
     }
     for word, row in ORIGINS.items():
         arms[word] = Arm({word: 1.0}, row.label, row.colour, row.marker)
@@ -130,6 +129,12 @@ def takes_images(arm: str) -> bool:
     return arm != "none" and find_judge(arm) == "network"
 
 
+def generates_images(arm: str) -> bool:
+    """Whether an arm has generated images; a mixture and a profile's own arm always have."""
+    built_in = list_arms().get(arm)
+    return built_in is None or bool(built_in.shares)
+
+
 def uses_diffusion(arm: str) -> bool:
     """Whether a diffusion model makes some of the images of a built-in arm or a mixture."""
     return any(ORIGINS[origin].diffusion for origin in arm_shares(arm))
@@ -145,7 +150,9 @@ class Run(NamedTuple):
 
     scenario: str  #: word of `SCENARIOS`: how many real positives are known
     arm: str  #: word of `list_arms`, a mixture, or one of the profile's own, see `arm_shares`
-    n_aug: int  #: generated positives, or how many "none_equal" makes up for; 0 unless `takes_images`
+    n_aug: (
+        int  #: generated positives, or how many an arm trained as long makes up for; 0 unless `takes_images`
+    )
     seed: int  #: draws the real positives of few-shot, and the generated ones
 
     @property
@@ -198,8 +205,8 @@ def planned_runs(
     """All runs of a profile, each once: the product of the four lists without impossible combinations.
 
     Arms without images are planned with `n_aug` 0, all others with the numbers above 0, which tell
-    "none_equal" how long to train. Zero-shot has no real positives: it excludes arms that need them, and
-    "patch_memory" is its only arm that generates nothing.
+    "none_equal" and "augmented" how long to train. Zero-shot has no real positives: it excludes arms that
+    need them, and "patch_memory" is its only arm that generates nothing.
 
     Args:
         extra_arms: see `arm_shares`.

@@ -17,7 +17,7 @@ from transformers import ResNetForImageClassification
 
 from defaug_utils.core.files import write_csv, write_json
 from defaug_utils.core.guards import check_demands
-from defaug_utils.core.origins import EQUAL, Run, find_judge, parse_run_name
+from defaug_utils.core.origins import AUGMENTED, Run, find_judge, generates_images, parse_run_name
 from defaug_utils.data.samples import Samples, list_scored
 from defaug_utils.evaluation.jitter import jitter_images
 from defaug_utils.evaluation.linear_classifier import classify_linearly
@@ -147,15 +147,16 @@ class ClassifierPlan:
     def fit_recipe(self, labels: np.ndarray, run: Run) -> Recipe:
         """The recipe for a run's training labels, see `choose_recipe`.
 
-        The arm "none_equal" gets as many epochs as are needed to show the images that `n_aug` more positives
-        would.
+        The arms "none_equal" and "augmented" get as many epochs as are needed to show the images that `n_aug`
+        more positives would; "augmented" also jitters each image, see `jitter_images`.
         """
         given = {"epochs": self.epochs, "batch_size": self.batch_size, "learning_rate": self.learning_rate}
         recipe = choose_recipe(self.recipe, **given)
-        if run.arm != EQUAL:
+        if run.n_aug == 0 or generates_images(run.arm):
             return recipe
         (epoch,) = plan_epochs(np.append(labels, np.ones(run.n_aug)), replace(recipe, epochs=1), seed=0)
-        return fit_epochs(recipe, labels, recipe.epochs * len(epoch))
+        fitted = fit_epochs(recipe, labels, recipe.epochs * len(epoch))
+        return replace(fitted, augment=fitted.augment or run.arm == AUGMENTED)
 
 
 class FinishedClassifier(NamedTuple):

@@ -8,7 +8,7 @@ from defaug_utils.core.origins import (
     EQUAL,
     MIXING,
     arm_shares,
-    find_judge,
+    generates_images,
     list_arms,
     pool_scenarios,
     uses_diffusion,
@@ -77,9 +77,9 @@ class Decision(NamedTuple):
 def decide(runs: pd.DataFrame, scenario: str = FEW) -> Decision:
     """Whether the best arm with a diffusion model beats cut and paste, equal training, and no generator.
 
-    It is compared with the arms cut_paste and none_equal, and with the better one of those that train no
-    network. The mean AP of an arm is taken over all its N_aug, and differences are judged by
-    `sentences.RULE`. An arm without a run is "" or, in a comparison, MISSING. A profile's own arms are not
+    It is compared with the arms cut_paste and none_equal, and with the best one of the others that generate
+    nothing, apart from "none". The mean AP of an arm is taken over all its N_aug, and differences are judged
+    by `sentences.RULE`. An arm without a run is "" or, in a comparison, MISSING. A profile's own arms are not
     counted, because their origins are not known here.
     """
     rows = repeat_over_n_aug(runs)
@@ -89,7 +89,7 @@ def decide(runs: pd.DataFrame, scenario: str = FEW) -> Decision:
     means = rows.groupby(["arm", "n_aug"])["ap"].mean().groupby("arm").mean()
     arms = {flag: [arm for arm in means.index if uses_diffusion(arm) == flag] for flag in (True, False)}
     diffusion, alternative = (means[arms[flag]].idxmax() if arms[flag] else "" for flag in (True, False))
-    without = [arm for arm in means.index if find_judge(arm) != "network"]
+    without = [arm for arm in means.index if not generates_images(arm) and arm not in ("none", EQUAL)]
     others = [CUT_PASTE, EQUAL, means[without].idxmax() if without else ""]
     compared = [_compare(rows, diffusion, other) for other in others]
     table = pd.DataFrame(compared)

@@ -9,10 +9,10 @@ import pandas as pd
 
 from defaug_utils.core.guards import raise_problems
 from defaug_utils.core.origins import (
-    EQUAL,
     MIXING,
     SCENARIOS,
     find_judge,
+    generates_images,
     list_arms,
     parse_mixture,
     parse_run_name,
@@ -158,7 +158,7 @@ def _check_value(name: str, value: object) -> None:
 def _list_mixed(table: pd.DataFrame) -> list[str]:
     """Settings in which the runs differ, with their values."""
     problems, table = [], table[table["arm"].map(find_judge) == "network"]
-    table = table[table["arm"] != EQUAL]  # its epochs differ from the recipe's
+    table = table[table["arm"].map(generates_images) | (table["n_aug"] == 0)]  # others train for longer
     for name in table.columns.intersection(SETUP):
         counts = table[name].value_counts(dropna=False)
         if len(counts) > 1:

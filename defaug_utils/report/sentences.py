@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pandas as pd
 
-from defaug_utils.core.origins import EQUAL, SCENARIOS, run_name, takes_images
+from defaug_utils.core.origins import SCENARIOS, generates_images, run_name, takes_images
 from defaug_utils.core.texts import escape_markdown
 from defaug_utils.evaluation.metrics import NO_VALIDATION
 from defaug_utils.evaluation.pool_quality import REAL, UNTOUCHED
@@ -78,7 +78,7 @@ def describe_findings(runs: pd.DataFrame, pixels: pd.DataFrame | None = None) ->
     if counted.empty:
         return ""
     summary = summarise_results(counted, ["ap"])
-    generated = summary[summary["arm"].map(takes_images) & (summary["arm"] != EQUAL)]
+    generated = summary[summary["arm"].map(generates_images)]
     findings = [_tell_gains(summary, generated), _tell_leaders(generated), _tell_pixels(pixels)]
     return "\n".join(f"- {finding}" for finding in findings if finding)
 

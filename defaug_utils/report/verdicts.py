@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from defaug_utils.core.origins import EQUAL, list_arms, takes_images
+from defaug_utils.core.origins import AUGMENTED, EQUAL, generates_images, list_arms, takes_images
 from defaug_utils.core.texts import escape_markdown
 from defaug_utils.report.decision import (
     CUT_PASTE,
@@ -36,6 +36,7 @@ ADVICE = {
     "linear": "draw a line through the features of a frozen network, from the known defects",
     "none": "train on the real images alone",
     EQUAL: "train longer on the real images alone",
+    AUGMENTED: "train longer on the real images alone, rotated and with other brightness each time",
     "memseg": "blend textures into good parts under random masks, as MemSeg does",
     CUT_PASTE: "cut the known defects out and paste them elsewhere on good parts",
 }
@@ -90,7 +91,7 @@ def describe_decision(runs: pd.DataFrame, scenario: str = FEW) -> str:
 
 
 def _name_other(arm: str) -> str:
-    return _name(arm) if arm else "an arm that trains no network"
+    return _name(arm) if arm else "an arm that generates nothing, such as the memory of good patches"
 
 
 def _describe_comparisons(decision: Decision) -> str:
@@ -133,7 +134,7 @@ def describe_limits(runs: pd.DataFrame, times: pd.DataFrame) -> str:
 
 
 def _list_generating(gains: pd.DataFrame, scenario: str) -> pd.DataFrame:
-    is_generating = gains["arm"].map(lambda arm: takes_images(arm) and arm != EQUAL).astype(bool)
+    is_generating = gains["arm"].map(generates_images).astype(bool)
     return gains[is_generating & (gains["scenario"] == scenario)]
 
 

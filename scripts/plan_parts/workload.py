@@ -11,7 +11,7 @@ import pandas as pd
 
 from defaug_utils.book.plan import BookPlan, Job
 from defaug_utils.book.profiles import read_defaults
-from defaug_utils.core.origins import EQUAL, Run, find_judge
+from defaug_utils.core.origins import Run, find_judge, generates_images
 from defaug_utils.diffusion.autoencoder import AdaptationSettings
 from defaug_utils.diffusion.controlnet import ControlNetSettings
 from defaug_utils.diffusion.dreambooth_plan import DreamBoothSettings, plan_steps
@@ -257,7 +257,7 @@ class Workload:
 
     def _count_training(self, run: Run, p: Values, few: int) -> Work:
         names = ("recipe", "backbone", "weights", "epochs", "batch_size", "learning_rate")
-        positives = self.count_known(run.scenario, few) + run.n_aug * (run.arm != EQUAL)
+        positives = self.count_known(run.scenario, few) + run.n_aug * generates_images(run.arm)
         labels = make_labels(self.count("train", "negative"), positives)
         recipe = ClassifierPlan(*(p.get(name, 0) for name in names)).fit_recipe(labels, run)
         size, scored = pick_size(p, self.size), len(self.data)
