@@ -3,6 +3,7 @@
 import json
 import shutil
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from defaug_utils.diffusion.text2image import (
     TextJob,
     TextSettings,
     TextToImage,
+    draw_noise,
     embed_tokens,
     generate_images,
     load_text2image,
@@ -184,6 +186,25 @@ def test_the_estimate_finds_a_patch_on_the_nearest_negative(tmp_path: Path):
     image_u8[10:20, 4:12] = 250
     mask, nearest = NearestNegatives(names, tmp_path, (16, 48)).estimate(image_u8)
     assert nearest == "1.png" and mask[12:18, 6:10].all() and not mask[30:].any()
+
+
+def test_centred_noise_has_no_mean_and_images_without_it_are_as_before(model: TextToImage, whole: Path):
+    generators = [[torch.Generator().manual_seed(seed) for seed in (3, 4)] for _ in range(2)]
+    centred = replace(SETTINGS, centre_noise=True)
+    drawn, shifted = (
+        draw_noise(model, some, settings)
+        for some, settings in zip(generators, (SETTINGS, centred), strict=True)
+    )
+    assert drawn.shape == (2, 4, *(side // model.cell for side in SIZE[::-1]))
+    means = shifted.mean(dim=(2, 3), keepdim=True)
+    torch.testing.assert_close(means, torch.zeros_like(means))
+    torch.testing.assert_close(drawn - shifted, drawn.mean(dim=(2, 3), keepdim=True).expand_as(drawn))
+    again = torch.randn((1, *drawn.shape[1:]), generator=torch.Generator().manual_seed(4))
+    assert (again[0] == drawn[1]).all(), "what diffusers draws itself"
+    assert "centre_noise" not in SETTINGS.describe() and centred.describe()["centre_noise"]
+    jobs = [TextJob("background", "", 3)]
+    pictures = [generate_images(model, jobs, settings)[0] for settings in (SETTINGS, centred)]
+    assert (pictures[0] != pictures[1]).any()
 
 
 def test_images_are_grey_if_all_real_negatives_are(tmp_path: Path, whole, data, model, lora):

@@ -1,7 +1,7 @@
 """Adapter to diffusers: a text-to-image model of the Stable Diffusion family, its prompts and images."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -76,6 +76,7 @@ class TextSettings:
     size: tuple[int, int] = (512, 512)  #: (width, height), pixels
     steps: int = 30  #: of denoising
     guidance: float = 7.0  #: weight of the prompt against the negative one; 1 is none
+    centre_noise: bool = False  #: subtract each channel's mean from the initial noise, see `draw_noise`
 
     def __post_init__(self) -> None:
         demands = {
@@ -84,6 +85,10 @@ class TextSettings:
             f"guidance {self.guidance} must be in 1 … 100": 1 <= self.guidance <= 100,
         }
         check_demands("text-to-image settings", demands)
+
+    def describe(self) -> dict:
+        """For the recipe of a pool; `centre_noise` only if it is set, so that older pools stay valid."""
+        return {name: value for name, value in asdict(self).items() if value or name != "centre_noise"}
 
 
 def load_text2image(
@@ -149,9 +154,23 @@ def generate_images(model: TextToImage, jobs: Sequence[TextJob], settings: TextS
     return run_in_parts(jobs, lambda part: _draw(model, part, settings), model, settings.size)
 
 
+def draw_noise(model: TextToImage, generators: Sequence[torch.Generator], settings: TextSettings) -> Tensor:
+    """Initial noise of images, shape (images, channels, height, width), each from its own generator.
+
+    Stable Diffusion's noise schedule leaves some of the image in its last noise level (Lin et al. 2024,
+    section 3.1), so a network learns to read the mean colour of an image from the mean of its noise. With
+    `centre_noise`, each channel's mean is subtracted, and the colour comes from what was learned.
+    """
+    network, (width, height) = model.pipeline.unet, settings.size
+    shape = (network.config.in_channels, height // model.cell, width // model.cell)
+    noise = torch.stack([torch.randn(shape, generator=one, dtype=network.dtype) for one in generators])
+    return noise - noise.mean(dim=(2, 3), keepdim=True) if settings.centre_noise else noise
+
+
 @torch.inference_mode()
 def _draw(model: TextToImage, jobs: Sequence[TextJob], settings: TextSettings) -> list[np.ndarray]:
     embeddings = embed_prompts(model, [text for job in jobs for text in (job.prompt, job.negative_prompt)])
+    generators = [torch.Generator("cpu").manual_seed(int(job.seed)) for job in jobs]
     pixels = model.pipeline(
         prompt_embeds=embeddings[::2],
         negative_prompt_embeds=embeddings[1::2] if settings.guidance > 1 else None,
@@ -159,7 +178,8 @@ def _draw(model: TextToImage, jobs: Sequence[TextJob], settings: TextSettings) -
         height=settings.size[1],
         num_inference_steps=settings.steps,
         guidance_scale=settings.guidance,
-        generator=[torch.Generator("cpu").manual_seed(int(job.seed)) for job in jobs],
+        generator=generators,  # some schedulers draw more noise at every step
+        latents=draw_noise(model, generators, settings),
         output_type="pt",
     ).images.float()
     broken = [job.seed for job, image in zip(jobs, pixels, strict=True) if not image.isfinite().all()]

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, NamedTuple
@@ -187,7 +187,7 @@ class DDPM:
         """Model, adapter and settings, with the images that it learned from; raises like `open_adapter`."""
         described = {
             "model": self.model.describe(),
-            "settings": asdict(self.settings),
+            "settings": self.settings.describe(),
             "prompts": [prompt.describe() for prompt in self.prompts],
             "batch_size": self.group,
             "label": self.label,
