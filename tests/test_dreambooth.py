@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 from tiny_models import save_model
 
 from defaug_utils.core.files import write_png
@@ -120,6 +121,7 @@ def test_history_and_files(whole):
     assert run.history.columns.tolist() == ["step", "epoch", *losses, "learning_rate", "gradient_norm"]
     assert run.history["step"].tolist() == list(range(1, steps + 1))
     assert np.isfinite(run.history[["loss", "gradient_norm"]]).all(axis=None)
+    assert all(key.startswith("model.") for key in load_file(whole[0] / "checkpoint.safetensors"))
     assert run.resumed_steps == 0 and run.lora.is_file() and run.buckets["images"].tolist() == [6]
     stored = pd.read_csv(folder / "history.csv")
     pd.testing.assert_frame_equal(stored, run.history, rtol=1e-12)

@@ -315,7 +315,7 @@ def tensors(folder) -> dict:
 
 
 def assert_same_training(one, other):
-    """The same bits in model and optimiser, and the same losses."""
+    """The same bits in the model, and the same losses."""
     assert tensors(one).keys() == tensors(other).keys()
     for key, value in tensors(one).items():
         assert torch.equal(value, tensors(other)[key]), key
@@ -356,6 +356,10 @@ def test_interrupted_and_resumed_equals_uninterrupted(samples, tmp_path, recipe)
     with pytest.raises(KillError):
         train_classifier(samples, tmp_path / "parts", recipe, BACKBONE, on_step=kill)
     assert len(pd.read_csv(tmp_path / "parts" / "history.csv")) == 2
+    states = [
+        any(key.startswith("optimiser.") for key in tensors(tmp_path / name)) for name in ("parts", "whole")
+    ]
+    assert states == [recipe.optimiser == "adam", False], "only a training that goes on needs them"
     resumed = train_classifier(samples, tmp_path / "parts", recipe, BACKBONE)
     assert resumed.resumed_epochs == 2
     assert_same_training(tmp_path / "whole", tmp_path / "parts")

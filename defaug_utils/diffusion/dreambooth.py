@@ -129,7 +129,7 @@ def train_dreambooth(
 
     accelerator = training.accelerator
     _set_mode(model, settings, is_training=True)
-    step_plan = loop.StepPlan(count, settings.save_every, settings.precision, row="step")
+    step_plan = loop.StepPlan(count, settings.save_every, settings.precision, row="step", is_final=True)
     run = loop.run_steps(training, step_plan, folder, described, tell)
     _set_mode(model, settings, is_training=False)
     if accelerator.is_main_process:

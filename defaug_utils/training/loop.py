@@ -31,10 +31,11 @@ ROWS = ("step", "checkpoint", "epoch")
 class StepPlan:
     """How long to train, and how often to save."""
 
-    steps: int  #: in total; a finished training can be extended
+    steps: int  #: in total; a finished training can be extended, unless it `is_final`
     save_every: int = 500  #: steps between checkpoints
     precision: str = "no"  #: of the forward pass, one of `PRECISIONS`; "no" is float32
     row: str = "checkpoint"  #: of the history: a "step", or the mean since a "checkpoint" (called "epoch")
+    is_final: bool = False  #: the last checkpoint leaves out the optimiser, half of it or more
 
     def __post_init__(self) -> None:
         demands = {
@@ -126,7 +127,7 @@ def share_batches(batch_size: int, what: str, accelerator: "Accelerator") -> Cal
 class Checkpoint(NamedTuple):
     """The content of a checkpoint file."""
 
-    tensors: dict[str, Tensor]  #: `model.<key>` and `optimiser.<parameter index>.<name>`
+    tensors: dict[str, Tensor]  #: `model.<key>` and, to go on, `optimiser.<parameter index>.<name>`
     settings: dict  #: everything that the training depends on, as JSON values
     history: list[dict]  #: its rows, in order
     scaler: dict  #: state of the mixed-precision loss scaler, empty if there is none
@@ -283,7 +284,9 @@ class _Loop:
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             tensors = {f"model.{key}": value for key, value in self.kept.state_dict().items()}
-            for index, state in self.training.optimiser.state_dict()["state"].items():
+            goes_on = done < self.plan.steps or not self.plan.is_final
+            states = self.training.optimiser.state_dict()["state"] if goes_on else {}
+            for index, state in states.items():
                 tensors |= {
                     f"optimiser.{index}.{key}": torch.as_tensor(value) for key, value in state.items()
                 }
