@@ -103,6 +103,18 @@ def read_categories(path: Path | str) -> dict[str, Category]:
     }
 
 
+def adapt_parameters(parameters: Mapping[str, dict], category: Category) -> dict[str, dict]:
+    """A profile's parameters (of `read_profile`), with what is known of a category on top."""
+    foreground = {"foreground": category.foreground} if category.foreground else {}
+    template = parameters["05_adabldm"].get("template", "")
+    prompts = {"template": template.replace("{category}", category.noun)} if template else {}
+    further = {
+        "02_memseg": foreground,
+        "05_adabldm": {**foreground, **prompts, "words": dict(category.words)},
+    }
+    return {name: {**values, **further.get(name, {})} for name, values in parameters.items()}
+
+
 def plan_category(
     category: Category, book: BookPlan, data: Path | str, run_dir: Path | str
 ) -> dict[str, dict]:
@@ -113,15 +125,11 @@ def plan_category(
         data: folder of all categories.
         run_dir: of the whole run; a category's own is a subfolder.
     """
-    folder, parameters = (Path(run_dir) / category.name).as_posix(), book.parameters
-    foreground = {"foreground": category.foreground} if category.foreground else {}
-    template = parameters["05_adabldm"].get("template", "")
-    prompts = {"template": template.replace("{category}", category.noun)} if template else {}
-    further = {
-        "01_data_prep": {"data_root": (Path(data) / category.name).as_posix()},
-        "02_memseg": foreground,
-        "05_adabldm": {**foreground, **prompts, "words": dict(category.words)},
-    }
+    folder, parameters = (
+        (Path(run_dir) / category.name).as_posix(),
+        adapt_parameters(book.parameters, category),
+    )
+    further = {"01_data_prep": {"data_root": (Path(data) / category.name).as_posix()}}
     notebooks = {}
     for job in book.list_jobs("pixel_level"):
         if job.rule != "detectors":  # notebook 09 trains them
