@@ -14,7 +14,7 @@ from defaug_utils.data.datasets import FEW_SHOT_COUNT
 from defaug_utils.diffusion.autoencoder import AdaptationSettings
 from defaug_utils.diffusion.controlnet import PAPER_PLAN, ControlNetSettings
 from defaug_utils.diffusion.inpainting import InpaintSettings
-from defaug_utils.evaluation.destseg import HEAD_RECIPE
+from defaug_utils.evaluation.destseg import HEAD_RECIPE, STUDENT_RECIPE
 from defaug_utils.evaluation.detector import DETECTOR_RECIPE
 from defaug_utils.evaluation.recipes import RECIPES
 from defaug_utils.masks.trimaps import SCALE_RANGE, TEMPLATE, TRIPLES
@@ -250,6 +250,8 @@ def test_the_table_of_all_categories_has_the_papers_protocol():
     assert (adabldm["template"], adabldm["controlnet_per"]) == (TEMPLATE, "type")
     assert (pixels["detector"], pixels["backbone"]) == ("destseg", "resnet18")
     assert pixels["training_images"] == 4000 * pixels["batch_size"] == 4000 * HEAD_RECIPE.batch_size
+    assert (pixels["learning_rate"], HEAD_RECIPE.learning_rate, STUDENT_RECIPE.learning_rate) == (0, 0.1, 0.4)
+    assert adabldm["paste_back"] is True
 
 
 @pytest.mark.parametrize("section", ["01_data_prep", "05_adabldm", "09_pixel_level"])
