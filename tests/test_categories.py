@@ -244,6 +244,7 @@ def test_one_command_runs_all_categories_and_writes_their_table(tmp_path: Path):
     assert set(table["category"]) == {"rail", "plate", AVERAGE} and len(table) == 6
     assert table["pixel_ap"].between(0, 1).all() and table["image_ap"].between(0, 1).all()
     page = unescape((tmp_path / "run" / "categories.html").read_text(encoding="utf-8"))
+    assert "AdaBLDM's images restored outside the mask" in page
     assert PRINTED in page and "plate (plate/rare)" in page and "DeSTSeg on resnet10_quarter" in page
     trained = tmp_path / "run" / "rail" / "controlnet" / "full-shot"
     assert {path.parent.name for path in trained.glob("*/controlnet")} == {"bent", "glue"}
