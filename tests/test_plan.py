@@ -212,8 +212,8 @@ def test_destseg_is_forecast_with_its_student():
     assert {one.task.kind for one in heads} == {"head step"}
     assert len(heads) == len(load.book.trained["segmenter"]["full-shot-seed0"]) == 5
     for student, head in list(zip(students, heads, strict=True))[1:]:  # of 50 positives, batches are smaller
-        assert head.steps == pytest.approx(128000 / 32, rel=0.01), "as the published code"
-        assert student.steps == pytest.approx(32000 / 32, rel=0.02)
+        assert head.steps == pytest.approx(128000 / 32, rel=0.05), "as the published code"
+        assert student.steps == pytest.approx(32000 / 32, rel=0.05)
         assert (student.images, head.images) == (0, load.count("test")), "the head scores the test images"
 
 
@@ -470,8 +470,8 @@ def test_the_command_prints_stages_measurements_and_warnings(monkeypatch, capsys
 
 
 def test_the_command_has_a_row_and_a_job_for_each_category(monkeypatch, capsys, tmp_path: Path):
-    write_mvtec(tmp_path / "rail", ("bent",))
-    write_mvtec(tmp_path / "plate", ("cut", "hole", "stain"))
+    write_mvtec(tmp_path / "rail", ("bent",), per_type=11)
+    write_mvtec(tmp_path / "plate", ("cut", "hole", "stain"), per_type=11)
     asked = []
     monkeypatch.setattr(
         measuring, "measure", lambda bench, task: asked.append(task) or Cost(1.0, 0.0, 10**9, 0, 10**9)

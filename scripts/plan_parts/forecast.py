@@ -106,10 +106,13 @@ def _price(job: Job, work: list[Work], costs: Mapping[Task, Cost], loaded: int) 
 
 def join_jobs(category: str, jobs: Iterable[PricedJob]) -> PricedJob:
     """A category's one job, which does all of these one after another."""
-    table = pd.DataFrame(jobs)
-    sums = table[["images", "steps", "seconds", "disk"]].sum()
-    problems = tuple(dict.fromkeys(table["problems"].explode().dropna()))
-    return PricedJob("category", category, **sums, memory=table["memory"].max(), problems=problems)
+    jobs = list(jobs)
+    images, steps, seconds, disk = (
+        sum(getattr(job, name) for job in jobs) for name in ("images", "steps", "seconds", "disk")
+    )
+    problems = tuple(dict.fromkeys(problem for job in jobs for problem in job.problems))
+    memory = max(job.memory for job in jobs)
+    return PricedJob("category", category, images, steps, seconds, disk, memory, problems)
 
 
 def _count_loaded(task: Task, images: int) -> int:
