@@ -18,7 +18,7 @@ from torch import nn
 from defaug_utils.core.files import lock_file, write_png
 from defaug_utils.core.manifest import ManifestError, make_manifest
 from defaug_utils.data.samples import Samples, count_samples, hash_samples, load_samples, select_samples
-from defaug_utils.evaluation import recipes
+from defaug_utils.evaluation import classifier, recipes
 from defaug_utils.evaluation.classifier import (
     count_training,
     score_samples,
@@ -394,6 +394,15 @@ def test_a_classifier_is_trained_by_one_process(samples, tmp_path, monkeypatch):
     with pytest.raises(
         ValueError, match="2 processes can't train one classifier or detector, whose BatchNorm"
     ):
+        train_classifier(samples, tmp_path, QUICK, BACKBONE)
+
+
+def test_a_classifiers_step_is_not_divided_if_memory_runs_out(samples, tmp_path, monkeypatch):
+    def fail(*_) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(classifier, "binary_cross_entropy_with_logits", fail)
+    with pytest.raises(MemoryError, match=r"does not fit in the memory of .*: choose a smaller batch"):
         train_classifier(samples, tmp_path, QUICK, BACKBONE)
 
 

@@ -231,7 +231,7 @@ def train_network(
         every = len(batches) // recipe.epochs
         plan = StepPlan(len(batches), every, _pick_precision(device), row="epoch", is_final=True)
 
-        def compute_loss(module: nn.Module, step: int) -> StepLoss:
+        def compute_loss(module: nn.Module, step: int, _: slice) -> StepLoss:  # BatchNorm needs all images
             batch = batches[step]
             if 0 < recipe.freeze_batch_norm_after <= batch.epoch:
                 freeze_batch_norm(module)
