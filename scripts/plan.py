@@ -41,7 +41,7 @@ def read_workload(profile: dict, data: str, run: str, shards: int, processes: in
 
 
 def read_workloads(given: argparse.Namespace, run: str) -> tuple[dict[str, Workload], str]:
-    """Likewise, of each category's run by its name; that of a single run has the name ""."""
+    """The work of each category by its name, or that of a single run under the name "", and where from."""
     check_options({"shards": given.shards, "processes": given.processes})
     shards, processes = int(given.shards), int(given.processes)
     profile = read_profile(f"profiles/{given.profile}.yaml")

@@ -254,13 +254,21 @@ def test_the_table_of_all_categories_has_the_papers_protocol():
     assert adabldm["paste_back"] is True
 
 
-@pytest.mark.parametrize("section", ["01_data_prep", "05_adabldm", "09_pixel_level"])
-def test_every_parameter_of_the_table_of_all_categories_names_its_source(section: str):
-    text = (ROOT / "profiles" / "mvtec_paper.yaml").read_text(encoding="utf-8")
-    lines = text.partition(f"\n{section}:")[2].partition("\n\n")[0].splitlines()[1:]
-    assert lines and all(
-        re.match(r"  \w+: .*  # (paper|code|ours|DeSTSeg|likewise|as |all |not )", line) for line in lines
-    )
+@pytest.mark.parametrize(
+    ("name", "sections"),
+    [
+        *(("paper", ""), ("paper_diag", "")),
+        ("mvtec_paper", "01_data_prep 05_adabldm 09_pixel_level"),  # those that its table is made by
+    ],
+)
+def test_every_parameter_of_a_papers_profile_names_its_source(name: str, sections: str):
+    known = "paper|code|ours|In&Out|DIAG|AdaBLDM|DeSTSeg|PatchCore|likewise|as |all |not |the recipe"
+    text = (ROOT / "profiles" / f"{name}.yaml").read_text(encoding="utf-8")
+    for section in sections.split() or re.findall(r"(?m)^(\w+):", text):
+        lines = text.partition(f"\n{section}:")[2].partition("\n\n")[0].splitlines()[1:]
+        assert lines, section
+        unnamed = [line for line in lines if not re.match(rf"  \w+: .*  # ({known})", line)]
+        assert not unnamed, f"{section}: {unnamed}"
 
 
 @pytest.mark.parametrize("name", ["mvtec", "mvtec_paper"])

@@ -170,6 +170,7 @@ class Workload:
             repeats=p["repeats"],
             batch_size=p["batch_size"],
             prior_weight=p["prior_weight"],
+            class_images=p["class_images"],
             precision=p["training_precision"],
             gradient_checkpointing=p["gradient_checkpointing"],
             buckets=BucketSettings(*sides),
