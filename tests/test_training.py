@@ -359,7 +359,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(samples, tmp_path, recipe)
     states = [
         any(key.startswith("optimiser.") for key in tensors(tmp_path / name)) for name in ("parts", "whole")
     ]
-    assert states == [recipe.optimiser == "adam", False], "only a training that goes on needs them"
+    assert states == [True, False], "only a training that goes on needs them"
     resumed = train_classifier(samples, tmp_path / "parts", recipe, BACKBONE)
     assert resumed.resumed_epochs == 2
     assert_same_training(tmp_path / "whole", tmp_path / "parts")
