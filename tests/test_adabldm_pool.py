@@ -118,6 +118,7 @@ def test_an_image_can_be_the_whole_of_what_the_decoder_gives(whole: Path, data: 
         check_pool(tmp_path, pool.drop(columns="paste_back"), data)
     assert read_recipe(tmp_path)["settings"]["paste_back"] is False
     assert "paste_back" not in SETTINGS.describe(), "pools from before it stay valid"
+    assert replace(SETTINGS, latent_editing=None).describe()["latent_editing"] is None
     with pytest.raises(ValueError, match=r"settings\.paste_back \(False, requested None\)"):
         make(tmp_path, data, trimap_model, 4)
 

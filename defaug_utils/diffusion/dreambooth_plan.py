@@ -81,7 +81,7 @@ class DreamBoothSettings:
 
     def describe(self) -> dict:
         """In a checkpoint; later settings only where they are set: trainings from before stay valid."""
-        return {name: value for name, value in asdict(self).items() if LATER_FIELDS.get(name) != value}
+        return {n: value for n, value in asdict(self).items() if (n, value) not in LATER_FIELDS.items()}
 
 
 def settle_settings(settings: DreamBoothSettings, device: str) -> tuple[DreamBoothSettings, list[str]]:

@@ -61,7 +61,7 @@ class BlendSettings:
     def describe(self) -> dict:
         """In the recipe of a pool; later settings only where they are set: pools from before stay valid."""
         later = {"keep_detail": 0.0, "paste_back": True}
-        return {name: value for name, value in asdict(self).items() if later.get(name) != value}
+        return {name: value for name, value in asdict(self).items() if (name, value) not in later.items()}
 
     def edits_latents(self, index: int) -> bool:
         """Whether latents are edited before step `index`."""
