@@ -314,7 +314,9 @@ class Workload:
         known = make_labels(counts[0], run.n_aug)
         return [
             Work(
-                name_step("student step", student), steps=count_steps(known.tobytes(), student), trainings=1
+                name_step("student step", replace(student, balanced=False)),
+                steps=count_steps(known.tobytes(), student),
+                trainings=1,
             ),
             Work(name_step("head step", recipe), self.count("test"), steps, trainings=1),
         ]
