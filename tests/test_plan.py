@@ -485,7 +485,7 @@ def test_the_command_has_a_row_and_a_job_for_each_category(monkeypatch, capsys, 
     }
     steps = {name: int(row[3]) for name, row in rows.items()}
     assert rows["rail"][1] == rows["plate"][1] == "1"
-    assert steps["plate"] - steps["rail"] == pytest.approx(2 * 50000, rel=0.01), "a ControlNet for each type"
+    assert steps["plate"] - steps["rail"] == pytest.approx(2 * 50000, rel=0.1), "a ControlNet for each type"
     assert len(asked) == len(set(asked)), "each kind of work is measured once"
 
 
