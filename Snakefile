@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from defaug_utils.book.batch import ERRORS, advise, check_options, check_run, claim_run, list_gpus
-from defaug_utils.book.categories import find_categories, plan_category
+from defaug_utils.book.categories import adapt_parameters, find_categories, find_category
 from defaug_utils.book.plan import check_processes, list_pools, plan_book, pool_notebook
 from defaug_utils.book.profiles import read_defaults, read_profile
 from defaug_utils.core.origins import ORIGINS, list_notebooks
@@ -29,14 +29,17 @@ except ValueError as error:
     sys.exit(f"\n{error}\n")
 PROFILE = config.get("profile") or "workshop"
 DATA = str(config.get("data") or "")
+SEVERAL = str(config.get("several") or "")  # the folder of categories that `data` is one of, see `rule category`
 THREADS, SHARDS, PROCESSES = (int(config.get(name) or 1) for name in ("threads", "shards", "processes"))
 RUN = config.get("run") or f"runs/{PROFILE}" + (f"-{Path(DATA).resolve().name}" if DATA else "")
 EXECUTED = f"{RUN}/notebooks"
 try:  # reported before anything runs, without Snakemake's own output
     PARAMETERS = read_profile(f"profiles/{PROFILE}.yaml")
     check_processes(PARAMETERS, PROCESSES)
-    BOOK = plan_book(PARAMETERS)  # an arm waits until all its origins have a notebook that makes their pools
+    if SEVERAL:
+        PARAMETERS = adapt_parameters(PARAMETERS, find_category(SEVERAL, DATA))
     CATEGORIES = {category.name: category for category in (find_categories(DATA) if DATA else [])}
+    BOOK = plan_book(PARAMETERS)  # an arm waits until all its origins have a notebook that makes their pools
     if DATA and not Path(f"{EXECUTED}/01_data_prep.ipynb").is_file():
         from defaug_utils.data.layouts import find_layout
 
@@ -278,15 +281,22 @@ rule pixel_level:
         "scripts/run_notebook.py"
 
 
-# A folder of several categories: a job for each, in a folder of its own, and one table of all.
+# A folder of several categories: for each of them a job that runs all of its jobs, in a folder of its own.
 rule category:
     input:
-        [f"notebooks/{name}.ipynb" for name in dict.fromkeys(job.name.split("/")[0] for job in JOBS)],
+        sorted({f"notebooks/{job.name.partition('/')[0]}.ipynb" for job in JOBS}),
     output:
-        f"{RUN}/{{category}}/notebooks/09_pixel_level.ipynb",
+        touch(f"{RUN}/{{category}}/made"),
     params:
         run=RUN,
-        notebooks=lambda wildcards: plan_category(CATEGORIES[wildcards.category], BOOK, DATA, RUN),
+        config=lambda wildcards: dict(
+            profile=PROFILE,
+            several=DATA,
+            data=f"{DATA}/{wildcards.category}",
+            run=f"{RUN}/{wildcards.category}",
+            threads=THREADS,
+        ),
+        parameters=lambda wildcards: adapt_parameters(PARAMETERS, CATEGORIES[wildcards.category]),
     threads: THREADS
     resources:
         gpu=1,
@@ -296,7 +306,7 @@ rule category:
 
 rule categories:
     input:
-        [f"{RUN}/{name}/notebooks/09_pixel_level.ipynb" for name in CATEGORIES],
+        [f"{RUN}/{name}/made" for name in CATEGORIES],
     output:
         table=f"{RUN}/categories.csv",
         page=f"{RUN}/categories.html",
@@ -304,6 +314,7 @@ rule categories:
         run=RUN,
         names=list(CATEGORIES),
         values=read_defaults("09_pixel_level") | values("09_pixel_level"),
+        paste_back=values("05_adabldm").get("paste_back", True),
     script:
         "scripts/write_categories.py"
 

@@ -1,17 +1,16 @@
-"""One Snakemake job: run a category's notebooks one after the other, up to its detectors of defect pixels."""
+"""One Snakemake job: run all jobs of a category, one after the other, up to its pixel-level chapter."""
 
-from pathlib import Path
+import subprocess
+import sys
 
-from defaug_utils.book.batch import execute_notebook, hold_gpu, tell_job
-from defaug_utils.book.categories import is_executed
+from defaug_utils.book.batch import NotebookError, hold_gpu, tell_job
+
+HERE = ("--executor", "local", "--profile", "none")  # even if this job itself runs on a cluster
 
 job = snakemake  # noqa: F821 - Snakemake defines it
-run, category, is_stale = job.params.run, job.wildcards.category, False
-with hold_gpu(run, job.resources.get("gpu", 0)):
-    for name, values in job.params.notebooks.items():
-        source = Path("notebooks", f"{name.split('/')[0]}.ipynb")
-        target = Path(values["run_dir"], "notebooks", f"{name}.ipynb")
-        is_stale = is_stale or not is_executed(source, target, values)
-        if is_stale:  # and so is whatever comes after it
-            with tell_job(run, f"{category}/{name}"):
-                execute_notebook(source, target, values, job.threads)
+run, category = job.params.run, job.wildcards.category
+command = [sys.executable, "-m", "snakemake", "pixel_level", "--cores", str(job.threads), *HERE]
+command += ["--config", *(f"{name}={value}" for name, value in job.params.config.items())]
+with hold_gpu(run, job.resources.get("gpu", 0)), tell_job(run, category):
+    if subprocess.run(command, check=False).returncode:  # noqa: S603
+        raise NotebookError(f"a job of this category failed, see above and {run}/{category}/errors")

@@ -18,7 +18,8 @@ from defaug_utils.report.tables import name_weights, style_table
 job = snakemake  # noqa: F821 - Snakemake defines it
 run, given = Path(job.params.run), job.params["values"]
 detector = DetectorPlan(given["backbone"], kind=given["detector"]).label
-setup = f"{detector}, {name_weights(given['weights'])}"
+kept = "restored outside the mask" if job.params.paste_back else "the decoder's whole output (paste_back off)"
+setup = f"{detector}, {name_weights(given['weights'])}, AdaBLDM's images {kept}"
 runs = read_category_runs(run, job.params.names)
 untested = {name: list_untested(read_dataset(run / name / "data")) for name in job.params.names}
 summary = summarise_categories(runs)

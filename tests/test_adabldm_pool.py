@@ -1,6 +1,7 @@
 """AdaBLDM pools: masks exact, the rest the original's, the same bytes whatever was interrupted."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,14 @@ import torch
 from defaug_utils.core.files import write_png
 from defaug_utils.core.images import find_foreground, read_image, read_mask
 from defaug_utils.core.manifest import ManifestError, make_manifest, read_manifest, write_manifest
-from defaug_utils.core.pools import PoolPlan, make_pool, read_recipe, remake
+from defaug_utils.core.pools import (
+    PoolPlan,
+    find_failed,
+    find_unrestored,
+    make_pool,
+    read_recipe,
+    remake,
+)
 from defaug_utils.core.prompts import Prompt, make_prompts
 from defaug_utils.diffusion import autoencoder
 from defaug_utils.diffusion.autoencoder import AdaptationSettings
@@ -19,6 +27,7 @@ from defaug_utils.diffusion.controlnet import TrimapModel, make_controlnet
 from defaug_utils.diffusion.jobs import InpaintJob
 from defaug_utils.diffusion.text2image import load_text2image
 from defaug_utils.diffusion.trimap_models import TrimapModels
+from defaug_utils.evaluation.pool_quality import check_pool
 from defaug_utils.masks.patches import cut_defect
 from defaug_utils.masks.sources import open_masks
 from defaug_utils.masks.trimaps import TurnedMasks
@@ -92,6 +101,26 @@ def test_rows_say_how_each_image_was_made(whole: Path, data: Path):
         mask, source = read_mask(whole / row["mask"]), read_image(data / row["source_image"])
         finished = read_image(whole / row["image"])
         assert (finished[~mask] == source[~mask]).all() and (finished[mask] != source[mask]).any()
+
+
+def test_an_image_can_be_the_whole_of_what_the_decoder_gives(whole: Path, data: Path, trimap_model, tmp_path):
+    pool = make(tmp_path, data, trimap_model, 2, settings=replace(SETTINGS, paste_back=False))
+    assert find_unrestored(pool).all() and not find_unrestored(read_manifest(whole / "manifest.csv")).any()
+    assert not find_failed(pool).any() and (pool["check_reason"].fillna("") == "").all()
+    for row in pool.to_dict("records"):
+        mask, source = read_mask(tmp_path / row["mask"]), read_image(data / row["source_image"])
+        finished, restored = read_image(tmp_path / row["image"]), read_image(whole / row["image"])
+        assert (finished[mask] == restored[mask]).all(), "the same defect"
+        difference = np.abs(finished.astype(int) - source)[~mask].max()
+        assert row["check_outside"] == difference > 0, "what changed is told"
+    check_pool(tmp_path, pool, data)
+    with pytest.raises(ManifestError, match=r"2 problem.*\n.*pixels changed outside its mask"):
+        check_pool(tmp_path, pool.drop(columns="paste_back"), data)
+    assert read_recipe(tmp_path)["settings"]["paste_back"] is False
+    assert "paste_back" not in SETTINGS.describe(), "pools from before it stay valid"
+    assert replace(SETTINGS, latent_editing=None).describe()["latent_editing"] is None
+    with pytest.raises(ValueError, match=r"settings\.paste_back \(False, requested None\)"):
+        make(tmp_path, data, trimap_model, 4)
 
 
 def test_the_recipe_holds_everything_else(whole: Path):

@@ -1,6 +1,5 @@
 """A folder of several categories: which there are, what each is asked, and one table of all."""
 
-import json
 import os
 import subprocess
 import sys
@@ -15,12 +14,11 @@ from layouts import write_btad, write_mvtec
 from defaug_utils.book.categories import (
     Category,
     CategoryError,
+    adapt_parameters,
     find_categories,
-    is_executed,
-    plan_category,
+    find_category,
     read_categories,
 )
-from defaug_utils.book.plan import plan_book
 from defaug_utils.book.profiles import read_profile
 from defaug_utils.core.files import write_csv
 from defaug_utils.data.layouts import DatasetError, find_layout
@@ -136,32 +134,40 @@ def test_a_broken_table_is_told_with_every_entry(tmp_path: Path):
         read_categories(path)
 
 
-def test_a_categorys_notebooks_have_its_folder_words_and_foreground(tmp_path: Path):
+def test_a_categorys_notebooks_have_its_words_and_foreground():
     parameters = read_profile(ROOT / "profiles" / "mvtec_paper.yaml", ROOT / "notebooks")
-    book = plan_book(parameters, ROOT / "notebooks")
     (nut,) = (one for one in read_categories(TABLES / "mvtec.yaml").values() if one.name == "metal_nut")
-    planned = plan_category(nut, book, tmp_path, "runs/all")
-    assert list(planned) == ["01_data_prep", "05_adabldm/full-shot", "02_memseg", "09_pixel_level"]
-    assert {values["run_dir"] for values in planned.values()} == {"runs/all/metal_nut"}
-    assert planned["01_data_prep"]["data_root"] == (tmp_path / "metal_nut").as_posix()
-    assert planned["02_memseg"]["foreground"] == planned["05_adabldm/full-shot"]["foreground"] == "object"
-    assert planned["05_adabldm/full-shot"]["words"]["color"] == "coloured stain"
-    assert planned["05_adabldm/full-shot"]["template"] == "a metal nut with a {defect_type}"
-    assert planned["05_adabldm/full-shot"]["scenario"] == "full-shot"
-    own = plan_category(Category("rail", "rail"), book, tmp_path, "runs/all")
-    assert "foreground" not in own["05_adabldm/full-shot"], "the profile's"
+    adapted = adapt_parameters(parameters, nut)
+    assert adapted["02_memseg"]["foreground"] == adapted["05_adabldm"]["foreground"] == "object"
+    assert adapted["05_adabldm"]["words"]["color"] == "coloured stain"
+    assert adapted["05_adabldm"]["template"] == "a metal nut with a {defect_type}"
+    changed = {name for name, values in adapted.items() if values != parameters[name]}
+    assert changed == {"02_memseg", "05_adabldm"}
+    own = adapt_parameters(parameters, Category("rail", "rail"))
+    assert "foreground" not in own["05_adabldm"], "the profile's"
 
 
-def test_a_notebook_is_executed_again_if_it_or_its_parameters_have_changed(tmp_path: Path):
-    source, target, values = tmp_path / "a.ipynb", tmp_path / "b.ipynb", {"seed": 0}
-    source.write_text("{}")
-    assert not is_executed(source, target, values)
-    target.write_text(json.dumps({"metadata": {"papermill": {"parameters": values}}}))
-    os.utime(source, (1, 1))
-    assert is_executed(source, target, values)
-    assert not is_executed(source, target, {"seed": 1})
-    os.utime(source, (target.stat().st_mtime + 5,) * 2)
-    assert not is_executed(source, target, values)
+@pytest.mark.parametrize("category", ["grid", "02"])
+def test_a_category_is_run_with_what_is_known_of_it(category: str, tmp_path: Path):
+    write_categories(tmp_path) if category == "grid" else write_btad(tmp_path)
+    assert find_category(tmp_path, tmp_path / category, TABLES).name == category
+    with pytest.raises(CategoryError, match=r"gird is not one of the categories in .*: "):
+        find_category(tmp_path, tmp_path / "gird", TABLES)
+    command = [
+        sys.executable,
+        "-m",
+        "snakemake",
+        "pixel_level",
+        "--dry-run",
+        "--cores",
+        "1",
+        "--quiet",
+        "host",
+    ]
+    command += ["--config", "profile=mvtec_paper", f"several={tmp_path}", f"data={tmp_path / category}"]
+    command += [f"run={tmp_path / 'run'}"]
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert f"{tmp_path}/run/notebooks/05_adabldm/full-shot.ipynb" in finished.stdout + finished.stderr
 
 
 def write_runs(folder: Path, gains: dict[str, float]) -> None:
@@ -244,6 +250,7 @@ def test_one_command_runs_all_categories_and_writes_their_table(tmp_path: Path):
     assert set(table["category"]) == {"rail", "plate", AVERAGE} and len(table) == 6
     assert table["pixel_ap"].between(0, 1).all() and table["image_ap"].between(0, 1).all()
     page = unescape((tmp_path / "run" / "categories.html").read_text(encoding="utf-8"))
+    assert "AdaBLDM's images restored outside the mask" in page
     assert PRINTED in page and "plate (plate/rare)" in page and "DeSTSeg on resnet10_quarter" in page
     trained = tmp_path / "run" / "rail" / "controlnet" / "full-shot"
     assert {path.parent.name for path in trained.glob("*/controlnet")} == {"bent", "glue"}

@@ -158,6 +158,26 @@ def test_a_training_killed_between_checkpoints_goes_on_from_the_last(model, trip
     assert done.resumed_steps == 3 and further == losses[3:]
 
 
+def test_a_step_that_does_not_fit_in_memory_is_computed_in_parts(model, triples, tmp_path, monkeypatch):
+    _, losses = run(model, triples, tmp_path / "whole", 4)
+    measure, counts = controlnets.measure_loss, []
+
+    def fit_one(model, controlnet, scheduler, batch, seeds) -> torch.Tensor:
+        counts.append(len(batch))
+        if len(batch) > limit:
+            raise torch.OutOfMemoryError
+        return measure(model, controlnet, scheduler, batch, seeds)
+
+    monkeypatch.setattr(controlnets, "measure_loss", fit_one)
+    limit = 1
+    _, further = run(model, triples, tmp_path / "parts", 4)
+    assert counts == [2, *[1] * 8], "what fitted is remembered"
+    assert dict(further) == pytest.approx(dict(losses), rel=1e-3), "the same batch"
+    limit = 0
+    with pytest.raises(MemoryError, match="a training step does not fit in the memory of cpu: choose a smal"):
+        run(model, triples, tmp_path / "none", 4)
+
+
 def test_training_learns_and_shows_samples(model, triples, tmp_path: Path):
     drawn = []
 

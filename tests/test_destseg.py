@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from defaug_utils.core.files import write_png
 from defaug_utils.core.manifest import ManifestError, make_manifest
@@ -141,14 +142,27 @@ def test_the_teacher_and_in_the_second_stage_the_student_stay_as_they_are(masked
     pair = trained.model.pair
     assert hash_weights(pair.teacher) == before
     start = Start(BACKBONE, WEIGHTS, 0, "destseg-student")
-    student = train_student(masked, tmp_path / STUDENT, plan_student(QUICK, masked), start)
-    assert student.resumed_epochs == plan_student(QUICK, masked).epochs, "it is found, not trained again"
+    student = train_student(masked, tmp_path / "alone", plan_student(QUICK, masked.table), start)
     assert hash_weights(pair) == hash_weights(student.model)
+
+
+def test_what_a_finished_training_keeps_is_enough_to_read_it(masked: Samples, tmp_path):
+    trained = train_destseg(masked, tmp_path, QUICK, BACKBONE, seed=5)
+    kept = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.safetensors"))
+    assert kept == ["checkpoint.safetensors"], "it contains the student"
+    assert all(key.startswith("model.") for key in load_file(tmp_path / kept[0]))
+    assert len(pd.read_csv(tmp_path / STUDENT / "history.csv")) == plan_student(QUICK, masked.table).epochs
+    steps = []
+    again = train_destseg(masked, tmp_path, QUICK, BACKBONE, seed=5, on_step=steps.append)
+    assert steps == [] and again.resumed_epochs == QUICK.epochs
+    assert hash_weights(again.model) == hash_weights(trained.model)
+    with pytest.raises(ValueError, match=r"other settings: seed \(5, requested 6\)"):
+        train_destseg(masked, tmp_path, QUICK, BACKBONE, seed=6)
 
 
 def test_the_student_learns_the_good_image(masked: Samples, tmp_path):
     start = Start(BACKBONE, WEIGHTS, 0, "destseg-student")
-    recipe = replace(plan_student(QUICK, masked), epochs=12)
+    recipe = replace(plan_student(QUICK, masked.table), epochs=12)
     trained = train_student(masked, tmp_path, recipe, start)
     losses = trained.history["loss"]
     assert losses.iloc[-1] < 0.5 * losses.iloc[0]
@@ -157,14 +171,14 @@ def test_the_student_learns_the_good_image(masked: Samples, tmp_path):
 def test_without_generated_images_the_student_sees_good_ones_only(parts, masked: Samples, tmp_path):
     folder, manifest = parts
     real = load_masked_samples(manifest[manifest["origin"] == "real"], folder)
-    assert not plan_student(QUICK, real).balanced and plan_student(QUICK, masked).balanced
+    assert not plan_student(QUICK, real.table).balanced and plan_student(QUICK, masked.table).balanced
     trained = train_destseg(real, tmp_path, QUICK, BACKBONE)
     assert np.isfinite(trained.history["loss"]).all()
 
 
 def test_the_student_sees_a_quarter_of_the_heads_images(masked: Samples):
     recipe = replace(QUICK, epochs=30)  # 8 positives and as many negatives: 480 images
-    student = plan_student(recipe, masked)  # 6 generated ones and as many negatives
+    student = plan_student(recipe, masked.table)  # 6 generated ones and as many negatives
     assert (student.epochs, student.batch_size) == (10, recipe.batch_size)
 
 
@@ -185,7 +199,7 @@ def test_an_interrupted_training_goes_on_exactly_in_either_stage(masked: Samples
     whole = train_destseg(masked, tmp_path / "whole", recipe, BACKBONE, seed=3)
     other = train_destseg(masked, tmp_path / "other", replace(recipe, epochs=1), BACKBONE, seed=4)
     assert hash_weights(other.model) != hash_weights(whole.model)
-    for saves in (1, plan_student(recipe, masked).epochs + 2):
+    for saves in (1, plan_student(recipe, masked.table).epochs + 2):
         saved = []
 
         def stop(done, saved=saved, saves=saves):

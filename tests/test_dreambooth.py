@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 from tiny_models import save_model
 
 from defaug_utils.core.files import write_png
@@ -19,7 +21,7 @@ from defaug_utils.core.origins import MixingError
 from defaug_utils.core.pools import PoolPlan, make_pool
 from defaug_utils.core.prompts import Prompt
 from defaug_utils.data.datasets import choose_positives
-from defaug_utils.diffusion import text2image
+from defaug_utils.diffusion import dreambooth, text2image
 from defaug_utils.diffusion.dreambooth import DreamBoothRun, train_dreambooth
 from defaug_utils.diffusion.dreambooth_plan import (
     DreamBoothError,
@@ -120,6 +122,7 @@ def test_history_and_files(whole):
     assert run.history.columns.tolist() == ["step", "epoch", *losses, "learning_rate", "gradient_norm"]
     assert run.history["step"].tolist() == list(range(1, steps + 1))
     assert np.isfinite(run.history[["loss", "gradient_norm"]]).all(axis=None)
+    assert all(key.startswith("model.") for key in load_file(whole[0] / "checkpoint.safetensors"))
     assert run.resumed_steps == 0 and run.lora.is_file() and run.buckets["images"].tolist() == [6]
     stored = pd.read_csv(folder / "history.csv")
     pd.testing.assert_frame_equal(stored, run.history, rtol=1e-12)
@@ -324,6 +327,9 @@ def test_buckets_that_the_model_cannot_take(tmp_path: Path, text_model_folder, i
         ({"learning_rate": 0.0}, "learning_rate"),
         ({"gamma": float("nan")}, "gamma"),
         ({"noise_offset": -0.1}, "noise_offset -0.1 must be 0 or more"),
+        ({"epochs": 49, "schedule_epochs": 25}, r"schedule_epochs 25 must be 0, or at least epochs \(49\)"),
+        ({"class_images": "captions"}, "class_images 'captions' is not one of prior, captioned"),
+        ({"class_images": "captioned", "prior_weight": 0.5}, "prior_weight 0.5 must be 1"),
         ({"optimiser": "lion", "precision": "fp8"}, "(?s)optimiser 'lion'.*precision 'fp8'"),
     ],
 )
@@ -383,6 +389,51 @@ def test_the_plan_shows_each_image_as_often_as_asked():
     assert max(len(step.images) for step in steps) == 3
     assert steps == plan_steps(instances, classes, settings)
     assert steps[:10] != steps[10:20]
+
+
+def test_a_step_in_parts_has_the_losses_of_the_whole_step(
+    tmp_path, text_model_folder, images, whole, monkeypatch
+):
+    measure = dreambooth._measure_errors
+
+    def fit_two(trainer, denoiser, positions, number) -> tuple:
+        if len(positions) > 2:
+            raise torch.OutOfMemoryError
+        return measure(trainer, denoiser, positions, number)
+
+    monkeypatch.setattr(dreambooth, "_measure_errors", fit_two)
+    history = train(tmp_path, text_model_folder, images).history
+    for name in ("epoch", "loss", "loss_instance", "loss_class"):
+        expected = whole[1].history[name].fillna(-1)
+        assert history[name].fillna(-1).tolist() == pytest.approx(expected.tolist(), rel=1e-3)
+
+
+@pytest.mark.parametrize(("instances", "epochs", "seen"), [(50, 5, 1045), (5, 49, 8379), (246, 25, 9300)])
+def test_captioned_class_images_give_the_published_numbers_of_steps(instances: int, epochs: int, seen: int):
+    settings = DreamBoothSettings(epochs=epochs, class_images="captioned", schedule_epochs=50)
+    steps = plan_steps([(192, 512)] * instances, [(192, 512)] * 200, settings)
+    assert len(steps) == seen
+    shown = [image for step in steps if step.epoch == epochs for image in step.images]
+    assert all(shown.count(image) == 10 for image in range(instances + 200))
+
+
+def test_the_rate_follows_a_schedule_that_is_longer_than_the_training():
+    whole = DreamBoothSettings(epochs=50, restarts=3)
+    part = replace(whole, epochs=5, schedule_epochs=50)
+    rates = [dreambooth._rate_schedule(one, one.epochs * 209) for one in (whole, part)]
+    assert [rates[0](step) for step in range(0, 1045, 100)] == [
+        rates[1](step) for step in range(0, 1045, 100)
+    ]
+    assert rates[1](1044) > 0.75e-5, "the first of three cosines has hardly begun"
+    squeezed = dreambooth._rate_schedule(replace(part, schedule_epochs=0), 1045)
+    assert squeezed(1044) < 1e-9
+
+
+def test_later_settings_are_recorded_only_where_they_are_set():
+    """Otherwise every fine-tuning from before they existed would be refused."""
+    assert not {"schedule_epochs", "class_images"} & DreamBoothSettings().describe().keys()
+    changed = DreamBoothSettings(epochs=5, schedule_epochs=50, class_images="captioned").describe()
+    assert (changed["schedule_epochs"], changed["class_images"]) == (50, "captioned")
 
 
 def test_latents_are_drawn_around_what_the_autoencoder_gives(text_model_folder, images):

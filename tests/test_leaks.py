@@ -24,7 +24,7 @@ from defaug_utils.report.results import (
     paired_differences,
     summarise_results,
 )
-from defaug_utils.report.sentences import describe_leaks
+from defaug_utils.report.sentences import describe_leaks, describe_unrestored
 from defaug_utils.report.tables import (
     PAPER_PROTOCOL,
     RUN_COLUMNS,
@@ -131,6 +131,13 @@ def test_sentences_and_figures_carry_the_mark(runs):
     assert "**Leaks:** DIAG † in zero-shot (1 run, masks: train_positives)" in told
     (legend,) = plot_augmentation_curves(runs, ["ap"]).legends
     assert [text.get_text() for text in legend.get_texts()] == ["MemSeg", f"DIAG {LEAK_MARK}"]
+
+
+def test_images_that_are_a_models_whole_output_are_named():
+    rows = make_rows("few_shot", "few_shot")
+    assert describe_unrestored([rows, rows.assign(paste_back="")]) == ""
+    told = describe_unrestored([rows, rows.assign(origin="adabldm", paste_back=[False, None])])
+    assert told.startswith(" Images of AdaBLDM are the decoder's whole output (`paste_back` off)")
 
 
 def test_clean_runs_are_not_marked(runs):

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from layouts import write_mvtec
 from plan_parts import bench, forecast, measuring
 from plan_parts.bench import Bench
 from plan_parts.expected_data import list_data
@@ -40,10 +41,12 @@ from defaug_utils.diffusion.lora import LoraPlan
 from defaug_utils.diffusion.stand_ins import make_networks, open_stand_in
 from defaug_utils.diffusion.text2image import TextSettings
 from defaug_utils.diffusion.training_images import BucketSettings
+from defaug_utils.evaluation.destseg import HEAD_RECIPE, STUDENT_RECIPE
 from defaug_utils.evaluation.detector import DETECTOR_RECIPE
 from defaug_utils.evaluation.recipes import RECIPES, plan_batches
 from defaug_utils.methods.blending import BlendSettings
 from defaug_utils.methods.memseg import MemSegSettings
+from defaug_utils.training.loop import StepDone
 
 ROOT = Path(__file__).parents[1]
 PROFILES = sorted(path.stem for path in (ROOT / "profiles").glob("*.yaml"))
@@ -186,6 +189,48 @@ def test_equal_training_is_as_long_as_the_arms_beside_it_and_baselines_train_not
     assert steps["linear"] == steps["patch_memory"] == 0
 
 
+def test_each_defect_type_may_have_its_own_controlnet():
+    load, job = load_profile("mvtec_paper"), Job("pool", "05_adabldm/full-shot")
+    given = {per: load.given["05_adabldm"] | {"controlnet_per": per} for per in ("type", "all")}
+    trained = {
+        per: next(
+            one
+            for one in replace(load, given=load.given | {"05_adabldm": values}).list_work(job)
+            if one.trainings
+        )
+        for per, values in given.items()
+    }
+    assert (trained["type"].steps, trained["type"].trainings) == (5 * 50000, 5)
+    assert (trained["all"].steps, trained["all"].trainings) == (50000, 1)
+
+
+def test_destseg_is_forecast_with_its_student():
+    load = load_profile("mvtec_paper")
+    work = load.list_work(Job("detectors", "full-shot-seed0"))[1:]
+    students, heads = work[::2], work[1::2]
+    assert {one.task.kind for one in students} == {"student step"}
+    assert {one.task.kind for one in heads} == {"head step"}
+    assert len(heads) == len(load.book.trained["segmenter"]["full-shot-seed0"]) == 5
+    for student, head in list(zip(students, heads, strict=True))[1:]:  # of 50 positives, batches are smaller
+        assert head.steps == pytest.approx(128000 / 32, rel=0.05), "as the published code"
+        assert student.steps == pytest.approx(32000 / 32, rel=0.05)
+        assert (student.images, head.images) == (0, load.count("test")), "the head scores the test images"
+
+
+def test_a_category_is_one_job_with_one_gpu():
+    own = [price("data_prep", 100), price("pool", 200, disk=3.0, memory=7), price("detectors", 300, memory=9)]
+    own.append(own[1]._replace(problems=("no model",), images=4))
+    joined = forecast.join_jobs("grid", own)
+    assert joined == PricedJob("category", "grid", 4, 0, 800, 6.0, 9, ("no model",)) and joined.gpus == 1
+    machine = replace(LAPTOP, cores=8, gpus=2, asked_gpus=2)
+    assert expect_hours([joined] * 4, machine) == pytest.approx(2 * 800 / 3600)
+    assert expect_hours([joined] * 3, LAPTOP) == pytest.approx(1.5 * 800 / 3600)
+    two = [joined._replace(memory=5 * 10**9)] * 2
+    assert not list_warnings(
+        [one._replace(problems=()) for one in two], replace(machine, memory=6 * 10**9), "x"
+    )
+
+
 @pytest.mark.parametrize("profile", PROFILES)
 def test_every_profile_has_a_forecast(profile: str):
     load = load_profile(profile)
@@ -306,6 +351,8 @@ TASKS = [
     Task("decoder adaptation step", (AdaptationSettings(steps=1), SIZE), "text", **TEXT),
     Task("classifier step", RECIPES["workshop"], "resnet10_quarter", SIZE, 8),
     Task("detector step", DETECTOR_RECIPE, "resnet10_quarter", SIZE, 8),
+    Task("student step", replace(STUDENT_RECIPE, epochs=1), "resnet10_quarter", SIZE, 8),
+    Task("head step", replace(HEAD_RECIPE, epochs=1), "resnet10_quarter", SIZE, 8),
 ]
 
 
@@ -318,7 +365,8 @@ def test_every_kind_of_work_can_be_measured(
     assert not cost.problem
     assert cost.step + cost.image > 0
     assert cost.memory > 10**7
-    trains = task.kind.startswith(("DreamBooth", "inpainting LoRA", "ControlNet", "classifier", "detector"))
+    kinds = ("DreamBooth", "inpainting LoRA", "ControlNet", "classifier", "detector", "student", "head")
+    trains = task.kind.startswith(kinds)
     assert (cost.training_bytes > 0) == trains
     assert cost.image_bytes > 0 or trains
 
@@ -341,6 +389,10 @@ def test_three_steps_are_taken_of_each_kind(tmp_path: Path, monkeypatch: pytest.
     assert asked == [1, 1, 4]
     stamps = bench.Stamps([1.0, 3.0, 5.5, 7.0, 99.0])  # the last step writes the files
     assert stamps.step == 2.0
+    monkeypatch.setattr(bench, "read_clock", lambda: 7.0)
+    for step in (1, 2):
+        stamps(StepDone(step, 2, {}, is_saved=False))
+    assert stamps.moments == [7.0, 7.0], "another training begins at step 1"
 
 
 def test_a_processor_measures_few_images_of_a_large_batch_and_a_gpu_all(tmp_path: Path, monkeypatch):
@@ -415,6 +467,26 @@ def test_the_command_prints_stages_measurements_and_warnings(monkeypatch, capsys
         assert kind in told
     assert "GB of disk are needed for runs/paper" in told
     assert "warning: 64 GPUs are requested" in told
+
+
+def test_the_command_has_a_row_and_a_job_for_each_category(monkeypatch, capsys, tmp_path: Path):
+    write_mvtec(tmp_path / "rail", ("bent",), per_type=11)
+    write_mvtec(tmp_path / "plate", ("cut", "hole", "stain"), per_type=11)
+    asked = []
+    monkeypatch.setattr(
+        measuring, "measure", lambda bench, task: asked.append(task) or Cost(1.0, 0.0, 10**9, 0, 10**9)
+    )
+    run_script(monkeypatch, "mvtec_paper", "--data", str(tmp_path), "--cores", "4")
+    told = capsys.readouterr().out
+    assert f"2 categories of {tmp_path}" in told and "make book" not in told
+    assert "make pixels: 2 jobs, " in told
+    rows = {
+        line.split()[0]: line.split() for line in told.splitlines() if line.startswith(("rail ", "plate "))
+    }
+    steps = {name: int(row[3]) for name, row in rows.items()}
+    assert rows["rail"][1] == rows["plate"][1] == "1"
+    assert steps["plate"] - steps["rail"] == pytest.approx(2 * 50000, rel=0.1), "a ControlNet for each type"
+    assert len(asked) == len(set(asked)), "each kind of work is measured once"
 
 
 @pytest.mark.parametrize(

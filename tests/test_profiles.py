@@ -14,7 +14,7 @@ from defaug_utils.data.datasets import FEW_SHOT_COUNT
 from defaug_utils.diffusion.autoencoder import AdaptationSettings
 from defaug_utils.diffusion.controlnet import PAPER_PLAN, ControlNetSettings
 from defaug_utils.diffusion.inpainting import InpaintSettings
-from defaug_utils.evaluation.destseg import HEAD_RECIPE
+from defaug_utils.evaluation.destseg import HEAD_RECIPE, STUDENT_RECIPE
 from defaug_utils.evaluation.detector import DETECTOR_RECIPE
 from defaug_utils.evaluation.recipes import RECIPES
 from defaug_utils.masks.trimaps import SCALE_RANGE, TEMPLATE, TRIPLES
@@ -250,15 +250,25 @@ def test_the_table_of_all_categories_has_the_papers_protocol():
     assert (adabldm["template"], adabldm["controlnet_per"]) == (TEMPLATE, "type")
     assert (pixels["detector"], pixels["backbone"]) == ("destseg", "resnet18")
     assert pixels["training_images"] == 4000 * pixels["batch_size"] == 4000 * HEAD_RECIPE.batch_size
+    assert (pixels["learning_rate"], HEAD_RECIPE.learning_rate, STUDENT_RECIPE.learning_rate) == (0, 0.1, 0.4)
+    assert adabldm["paste_back"] is True
 
 
-@pytest.mark.parametrize("section", ["01_data_prep", "05_adabldm", "09_pixel_level"])
-def test_every_parameter_of_the_table_of_all_categories_names_its_source(section: str):
-    text = (ROOT / "profiles" / "mvtec_paper.yaml").read_text(encoding="utf-8")
-    lines = text.partition(f"\n{section}:")[2].partition("\n\n")[0].splitlines()[1:]
-    assert lines and all(
-        re.match(r"  \w+: .*  # (paper|code|ours|DeSTSeg|likewise|as |all |not )", line) for line in lines
-    )
+@pytest.mark.parametrize(
+    ("name", "sections"),
+    [
+        *(("paper", ""), ("paper_diag", "")),
+        ("mvtec_paper", "01_data_prep 05_adabldm 09_pixel_level"),  # those that its table is made by
+    ],
+)
+def test_every_parameter_of_a_papers_profile_names_its_source(name: str, sections: str):
+    known = "paper|code|ours|In&Out|DIAG|AdaBLDM|DeSTSeg|PatchCore|likewise|as |all |not |the recipe"
+    text = (ROOT / "profiles" / f"{name}.yaml").read_text(encoding="utf-8")
+    for section in sections.split() or re.findall(r"(?m)^(\w+):", text):
+        lines = text.partition(f"\n{section}:")[2].partition("\n\n")[0].splitlines()[1:]
+        assert lines, section
+        unnamed = [line for line in lines if not re.match(rf"  \w+: .*  # ({known})", line)]
+        assert not unnamed, f"{section}: {unnamed}"
 
 
 @pytest.mark.parametrize("name", ["mvtec", "mvtec_paper"])

@@ -57,6 +57,8 @@ def test_the_paper_profile_trains_by_the_papers_recipe():
     }
     lora = LoraPlan(*(section[name] for name in ("linear_rank", "linear_alpha", "conv_rank", "conv_alpha")))
     assert lora == LoraPlan() and section["clip_skip"] == 2
+    assert (section["class_images"], section["schedule_epochs"]) == ("captioned", 50), "its configuration"
+    assert (section["steps"], section["guidance"]) == (50, 7.5), "its script's defaults"
     buckets = [section[f"bucket_{name}"] for name in ("area", "smallest", "largest", "step")]
     assert BucketSettings(*buckets) == BucketSettings()
 

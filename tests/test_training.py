@@ -18,7 +18,7 @@ from torch import nn
 from defaug_utils.core.files import lock_file, write_png
 from defaug_utils.core.manifest import ManifestError, make_manifest
 from defaug_utils.data.samples import Samples, count_samples, hash_samples, load_samples, select_samples
-from defaug_utils.evaluation import recipes
+from defaug_utils.evaluation import classifier, recipes
 from defaug_utils.evaluation.classifier import (
     count_training,
     score_samples,
@@ -315,7 +315,7 @@ def tensors(folder) -> dict:
 
 
 def assert_same_training(one, other):
-    """The same bits in model and optimiser, and the same losses."""
+    """The same bits in the model, and the same losses."""
     assert tensors(one).keys() == tensors(other).keys()
     for key, value in tensors(one).items():
         assert torch.equal(value, tensors(other)[key]), key
@@ -356,6 +356,10 @@ def test_interrupted_and_resumed_equals_uninterrupted(samples, tmp_path, recipe)
     with pytest.raises(KillError):
         train_classifier(samples, tmp_path / "parts", recipe, BACKBONE, on_step=kill)
     assert len(pd.read_csv(tmp_path / "parts" / "history.csv")) == 2
+    states = [
+        any(key.startswith("optimiser.") for key in tensors(tmp_path / name)) for name in ("parts", "whole")
+    ]
+    assert states == [True, False], "only a training that goes on needs them"
     resumed = train_classifier(samples, tmp_path / "parts", recipe, BACKBONE)
     assert resumed.resumed_epochs == 2
     assert_same_training(tmp_path / "whole", tmp_path / "parts")
@@ -390,6 +394,15 @@ def test_a_classifier_is_trained_by_one_process(samples, tmp_path, monkeypatch):
     with pytest.raises(
         ValueError, match="2 processes can't train one classifier or detector, whose BatchNorm"
     ):
+        train_classifier(samples, tmp_path, QUICK, BACKBONE)
+
+
+def test_a_classifiers_step_is_not_divided_if_memory_runs_out(samples, tmp_path, monkeypatch):
+    def fail(*_) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(classifier, "binary_cross_entropy_with_logits", fail)
+    with pytest.raises(MemoryError, match=r"does not fit in the memory of .*: choose a smaller batch"):
         train_classifier(samples, tmp_path, QUICK, BACKBONE)
 
 

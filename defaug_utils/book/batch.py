@@ -35,7 +35,7 @@ NO_MEMORY = (  # the words of Python, NumPy, PyTorch, its threads and kernels, a
     *("can't start new thread", "could not create a primitive", "bad_alloc"),
 )
 NUMBERS = ("threads", "shards", "processes")  # of `snakemake --config`, whole ones from 1
-CONFIG = ("profile", "data", "run", *NUMBERS)
+CONFIG = ("profile", "data", "several", "run", *NUMBERS)
 CONTAINER_MEMORY = Path("/sys/fs/cgroup/memory.max")  # bytes, or "max"
 ERRORS = "errors"  # folder of a run for its jobs' error messages
 

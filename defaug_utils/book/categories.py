@@ -1,11 +1,9 @@
 """A folder of several categories or products (MVTec AD, BTAD): a run for each of them, and one table."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from defaug_utils.book.plan import BookPlan
 from defaug_utils.core.guards import raise_problems
 from defaug_utils.core.yaml_files import read_yaml
 
@@ -66,6 +64,14 @@ def find_categories(root: Path | str, tables: Path | str = TABLES) -> list[Categ
     return [known.get(path.name) or Category(path.name, path.name) for path in found[layout]]
 
 
+def find_category(root: Path | str, folder: Path | str, tables: Path | str = TABLES) -> Category:
+    """The category in a folder of several that has this folder; a CategoryError if there is none."""
+    found = {one.name: one for one in find_categories(root, tables)}
+    if Path(folder).name not in found:
+        raise CategoryError(f"{folder} is not one of the categories in {root}: {', '.join(found) or 'none'}")
+    return found[Path(folder).name]
+
+
 def _list_missing(folder: Path, known: Category | None, good: str) -> list[str]:
     """What a category lacks, one sentence at most."""
     test = folder / "test"
@@ -103,37 +109,13 @@ def read_categories(path: Path | str) -> dict[str, Category]:
     }
 
 
-def plan_category(
-    category: Category, book: BookPlan, data: Path | str, run_dir: Path | str
-) -> dict[str, dict]:
-    """The notebooks of a category's run in their order, each with its parameters.
-
-    Args:
-        book: the plan of the profile.
-        data: folder of all categories.
-        run_dir: of the whole run; a category's own is a subfolder.
-    """
-    folder, parameters = (Path(run_dir) / category.name).as_posix(), book.parameters
+def adapt_parameters(parameters: Mapping[str, dict], category: Category) -> dict[str, dict]:
+    """A profile's parameters (of `read_profile`), with what is known of a category on top."""
     foreground = {"foreground": category.foreground} if category.foreground else {}
     template = parameters["05_adabldm"].get("template", "")
     prompts = {"template": template.replace("{category}", category.noun)} if template else {}
     further = {
-        "01_data_prep": {"data_root": (Path(data) / category.name).as_posix()},
         "02_memseg": foreground,
         "05_adabldm": {**foreground, **prompts, "words": dict(category.words)},
     }
-    notebooks = {}
-    for job in book.list_jobs("pixel_level"):
-        if job.rule != "detectors":  # notebook 09 trains them
-            name = job.name.split("/")[0]
-            own = book.pool_values(job.name) if job.rule == "pool" else {}
-            notebooks[job.name] = {**parameters[name], **further.get(name, {}), **own, "run_dir": folder}
-    return notebooks
-
-
-def is_executed(source: Path, target: Path, values: Mapping) -> bool:
-    """Whether a notebook was executed as it is now, with these parameters."""
-    if not target.is_file() or target.stat().st_mtime < source.stat().st_mtime:
-        return False
-    metadata = json.loads(target.read_text(encoding="utf-8"))["metadata"]
-    return metadata.get("papermill", {}).get("parameters") == dict(values)
+    return {name: {**values, **further.get(name, {})} for name, values in parameters.items()}

@@ -14,7 +14,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             *("planned_runs", "pool_name", "run_name"),
         ],
         "pools": [
-            *("GeneratedImage", "PoolPlan", "find_failed", "list_failures"),
+            *("GeneratedImage", "PoolPlan", "find_failed", "find_unrestored", "list_failures"),
             *("make_pool", "make_pools", "read_recipe", "remake"),
         ],
         "prompts": ["choose_prompt", "make_prompts"],

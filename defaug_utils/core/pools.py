@@ -247,6 +247,11 @@ def find_failed(pool: pd.DataFrame) -> pd.Series:
     return pool.get("check_passed", pd.Series("", pool.index)).astype(str).str.lower() == "false"
 
 
+def find_unrestored(pool: pd.DataFrame) -> pd.Series:
+    """Rows whose image is the whole of a model's output: its pixels differ from the source's everywhere."""
+    return pool.get("paste_back", pd.Series("", pool.index)).astype(str).str.lower() == "false"
+
+
 def list_failures(pool: pd.DataFrame) -> pd.DataFrame:
     """The images of a pool that failed every attempt, with their prompts and the reasons."""
     return pool[find_failed(pool)].filter(["image", "prompt", "mask_name", "attempt", "check_reason"])

@@ -265,11 +265,12 @@ def train_controlnet(
         part.requires_grad_(False).eval()
     scheduler = make_ddim(model)
 
-    def compute_loss(trained: nn.Module, step: int) -> Tensor:
-        positions = place_batch(step)
+    def compute_loss(trained: nn.Module, step: int, part: slice) -> Tensor:
+        positions = place_batch(step)[part]
         batch = [triples[position % len(triples)] for position in positions]
         seeds = [image_seed(settings.seed, position) for position in positions]
-        return measure_loss(model, trained, scheduler, batch, seeds)
+        share = len(batch) / len(place_batch(step))
+        return measure_loss(model, trained, scheduler, batch, seeds) * share
 
     def tell(done: StepDone) -> None:
         if on_step:
@@ -280,7 +281,7 @@ def train_controlnet(
     optimiser = torch.optim.AdamW(controlnet.parameters(), settings.learning_rate)
     described = asdict(settings) | {"model": model.describe(), "triples": triples.describe()}
     demanded = described | {"precision": plan.precision, "processes": 1}  # any number trains the same
-    training = Training(controlnet, optimiser, compute_loss, accelerator)
+    training = Training(controlnet, optimiser, compute_loss, accelerator, divisible=len(place_batch(0)))
     run = run_steps(training, plan, folder, demanded, tell)
     if accelerator.is_main_process and _read_steps(folder / "controlnet") != plan.steps:
         metadata = {"base": model.describe()["fingerprint"], "steps": plan.steps} | described

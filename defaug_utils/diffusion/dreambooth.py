@@ -110,7 +110,7 @@ def train_dreambooth(
     described = {
         "base": model.describe()["fingerprint"],
         "clip_skip": model.clip_skip,
-        "dreambooth": asdict(settings),
+        "dreambooth": settings.describe(),
         "lora": asdict(plan),
         "trained_on": images.describe(),
     }
@@ -129,7 +129,7 @@ def train_dreambooth(
 
     accelerator = training.accelerator
     _set_mode(model, settings, is_training=True)
-    step_plan = loop.StepPlan(count, settings.save_every, settings.precision, row="step")
+    step_plan = loop.StepPlan(count, settings.save_every, settings.precision, row="step", is_final=True)
     run = loop.run_steps(training, step_plan, folder, described, tell)
     _set_mode(model, settings, is_training=False)
     if accelerator.is_main_process:
@@ -172,11 +172,12 @@ def _prepare(
     training = loop.Training(
         Denoiser(pipeline.unet, pipeline.text_encoder, model.clip_skip),
         _make_optimiser(parameters, settings),
-        lambda denoiser, number: _compute_loss(trainer, denoiser, number),
+        lambda denoiser, number, part: _compute_loss(trainer, denoiser, number, part),
         accelerator,
         rate_of=_rate_schedule(settings, len(steps)),
         largest_gradient=settings.max_gradient_norm or float("inf"),
         kept=parameters,
+        divisible=settings.batch_size,
     )
     return training, adapted, len(steps)
 
@@ -192,8 +193,9 @@ def _make_optimiser(parameters: nn.ParameterDict, settings: DreamBoothSettings) 
 def _rate_schedule(settings: DreamBoothSettings, count: int) -> Callable[[int], float]:
     """The learning rate as a function of the step (from 0), so that there is no state to store."""
     unused = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    spanned = count // settings.epochs * (settings.schedule_epochs or settings.epochs)
     schedule = get_cosine_with_hard_restarts_schedule_with_warmup(
-        unused, settings.warmup_steps, count, settings.restarts
+        unused, settings.warmup_steps, spanned, settings.restarts
     )
     return lambda step: settings.learning_rate * schedule.lr_lambdas[0](step)
 
@@ -238,13 +240,13 @@ def _measure_errors(
     return errors, is_class.to(device)
 
 
-def _compute_loss(trainer: _Trainer, denoiser: nn.Module, number: int) -> loop.StepLoss:
-    """One step on this process's share of the batch."""
+def _compute_loss(trainer: _Trainer, denoiser: nn.Module, number: int, part: slice) -> loop.StepLoss:
+    """One step on a part of this process's share of the batch."""
     accelerator, step = trainer.accelerator, trainer.steps[number]
     count, processes = len(step.images), accelerator.num_processes
-    mine = list(range(accelerator.process_index, count, processes))
+    mine = list(range(accelerator.process_index, count, processes))[part]
     errors, is_class = _measure_errors(trainer, denoiser, mine or [0], number)
-    errors = errors * bool(mine)  # more processes than images: take part with weight 0
+    errors = errors * bool(mine)  # more processes or parts than images: take part with weight 0
     sums = torch.stack([errors.detach().sum(), (errors.detach() * is_class).sum()])
     total, of_class = accelerator.reduce(sums, "sum").tolist()
     class_count = int(trainer.is_class[list(step.images)].sum())

@@ -1,7 +1,7 @@
 """DreamBooth's plan: settings, the order of images, and the weights of noise levels."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -14,6 +14,8 @@ from defaug_utils.diffusion.training_images import BucketSettings, DreamBoothErr
 from defaug_utils.training.loop import PRECISIONS
 
 OPTIMISERS = ("adamw", "adamw8bit")
+CLASS_IMAGES = ("prior", "captioned")
+LATER_FIELDS = {"schedule_epochs": 0, "class_images": "prior"}  # recorded only where they differ from this
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,10 @@ class DreamBoothSettings:
     gamma: float = 5.0  #: of min-SNR-γ; 0 weights all noise levels equally
     noise_offset: float = 0.0  #: deviation of a shift of each channel's noise, as for the base model
     prior_weight: float = 1.0  #: weight of regularisation images; 0 omits them
+    #: how an epoch shows them: "prior", as many as instances, in turns (the paper); or "captioned", each of
+    #: them `repeats` times, as further images with a caption (what In&Out's configuration does)
+    class_images: str = "prior"
+    schedule_epochs: int = 0  #: that the cosines span, of which only `epochs` are trained; 0: just these
     optimiser: str = "adamw8bit"  #: "adamw8bit" (plain AdamW if bitsandbytes is missing) or "adamw"
     weight_decay: float = 0.01  #: of the optimiser
     max_gradient_norm: float = 1.0  #: gradients are clipped to it; 0 for no clipping
@@ -54,16 +60,28 @@ class DreamBoothSettings:
         for name in ("epochs", "repeats", "batch_size", "restarts", "save_every"):
             value = getattr(self, name)
             demands[f"{name} {value} must be 1 or more"] = value >= 1
+        schedule = self.schedule_epochs
+        demands[f"schedule_epochs {schedule} must be 0, or at least epochs ({self.epochs})"] = (
+            schedule == 0 or schedule >= self.epochs
+        )
+        demands[
+            f"captioned class images count like all others: prior_weight {self.prior_weight} must be 1"
+        ] = self.class_images != "captioned" or self.prior_weight in (0, 1)
         weights = ("gamma", "noise_offset", "prior_weight", "weight_decay", "max_gradient_norm")
         for name in ("warmup_steps", *weights, "seed"):
             value = getattr(self, name)
             demands[f"{name} {value} must be 0 or more"] = 0 <= value < float("inf")
         rate = self.learning_rate
         demands[f"learning_rate {rate} must be above 0"] = 0 < rate < float("inf")
-        for name, words in (("optimiser", OPTIMISERS), ("precision", PRECISIONS)):
+        choices = {"optimiser": OPTIMISERS, "precision": PRECISIONS, "class_images": CLASS_IMAGES}
+        for name, words in choices.items():
             value = getattr(self, name)
             demands[f"{name} {value!r} is not one of {', '.join(words)}"] = value in words
         check_demands("DreamBooth settings", demands, DreamBoothError)
+
+    def describe(self) -> dict:
+        """In a checkpoint; later settings only where they are set: trainings from before stay valid."""
+        return {n: value for n, value in asdict(self).items() if (n, value) not in LATER_FIELDS.items()}
 
 
 def settle_settings(settings: DreamBoothSettings, device: str) -> tuple[DreamBoothSettings, list[str]]:
@@ -118,14 +136,17 @@ def plan_steps(
     """The images of every step, a function of buckets and settings only.
 
     An epoch shows every instance `repeats` times and as many regularisation images, which take turns over the
-    epochs. A step's images come from one bucket; instances have the first positions.
+    epochs; if these are captioned, all of them as often as instances. A step's images come from one bucket;
+    instances have the first positions.
     """
     buckets = [*instance_buckets, *class_buckets]
-    shown = np.repeat(np.arange(len(instance_buckets)), settings.repeats)
+    are_captioned = settings.class_images == "captioned"
+    shown = np.repeat(np.arange(len(buckets) if are_captioned else len(instance_buckets)), settings.repeats)
     steps = []
     for epoch in range(settings.epochs):
         generator = np.random.default_rng([settings.seed, epoch])
-        turns = np.arange(epoch * len(shown), (epoch + 1) * len(shown)) if class_buckets else np.arange(0)
+        turns = np.arange(epoch * len(shown), (epoch + 1) * len(shown))
+        turns = turns if class_buckets and not are_captioned else turns[:0]
         taken = len(instance_buckets) + turns % max(1, len(class_buckets))
         by_bucket: dict[tuple[int, int], list[int]] = {}
         for image in generator.permutation(np.concatenate([shown, taken])):

@@ -140,12 +140,15 @@ def train_inpainting_lora(
     kept = nn.ParameterDict(weights).float()
     scheduler = make_ddim(inpainter)
 
-    def compute_loss(trained: nn.Module, step: int) -> Tensor:
-        seeds = [image_seed(settings.seed, place) for place in place_batch(step)]
-        return _measure_loss(trained, scheduler, examples, seeds)
+    def compute_loss(trained: nn.Module, step: int, part: slice) -> Tensor:
+        places = place_batch(step)
+        seeds = [image_seed(settings.seed, place) for place in places[part]]
+        return _measure_loss(trained, scheduler, examples, seeds) * (len(seeds) / len(places))
 
     optimiser = torch.optim.AdamW(list(kept.values()), settings.learning_rate)
-    training = Training(unet, optimiser, compute_loss, accelerator, largest_gradient=1.0, kept=kept)
+    training = Training(
+        unet, optimiser, compute_loss, accelerator, None, 1.0, kept, divisible=len(place_batch(0))
+    )
     run = run_steps(training, plan, folder, described, on_step)
     unet.eval()
     if accelerator.is_main_process:

@@ -26,11 +26,12 @@ class InpaintJob(NamedTuple):
 class InpaintedImage:
     """The result of a job; images are (height, width, 3), uint8."""
 
-    image_u8: np.ndarray  #: finished, with the original pixels outside the mask
+    image_u8: np.ndarray  #: finished; outside the mask it has the original's pixels if `is_restored`
     painted_u8: np.ndarray  #: the model's output, before the original is restored
     is_finite: bool  #: false if the model produced non-finite values
     latent_cells: int  #: latent cells that the mask touched; below about ten, expect little
     further: Mapping[str, object] = field(default_factory=dict)  #: columns for the image's row
+    is_restored: bool = True  #: false if the finished image is the whole of the model's output
 
 
 def check_jobs(jobs: Sequence[InpaintJob]) -> None:

@@ -18,6 +18,7 @@ from defaug_utils.core.guards import raise_problems
 from defaug_utils.core.images import read_image, read_mask
 from defaug_utils.core.manifest import ManifestError
 from defaug_utils.core.origins import pool_scenarios
+from defaug_utils.core.pools import find_unrestored
 from defaug_utils.core.sources import list_sources, read_dataset
 from defaug_utils.diffusion.autoencoder import autoencode_images
 from defaug_utils.evaluation.distances import (
@@ -230,7 +231,8 @@ def count_copies(copies: pd.DataFrame, by: Sequence[str] = ("share", "epoch")) -
 def check_pool(folder: Path | str, pool: pd.DataFrame, data_folder: Path | str, looked: int = 20) -> None:
     """Check a finished pool: positives only, made from training negatives, unchanged outside their masks.
 
-    A row may have a `margin`: pixels around its mask that may also have changed. For the first `looked` rows,
+    A row may have a `margin`: pixels around its mask that may also have changed; with a `paste_back` of false
+    all of them may. For the first `looked` rows,
     the pixels are compared with those of the source, in the folder of the data set.
 
     Raises:
@@ -238,6 +240,7 @@ def check_pool(folder: Path | str, pool: pd.DataFrame, data_folder: Path | str, 
     """
     known = set(list_sources(read_dataset(data_folder))["image"])
     problems = []
+    pool = pool.assign(is_whole=find_unrestored(pool))
     for place, row in enumerate(pool.to_dict("records")):
         if row["label"] != "positive":
             problems.append(f"{row['image']}: label {row['label']!r}, expected 'positive'")
@@ -255,6 +258,8 @@ def _compare_outside(folder: Path, row: dict, data_folder: Path) -> list[str]:
         return [f"{row['image']}: image, mask and source {row['source_image']} differ in size"]
     if not mask.any() or mask.all():
         return [f"{row['image']}: its mask is {'full' if mask.any() else 'empty'}"]
+    if row["is_whole"]:
+        return []
     outside = ~widen_mask(mask, int(row.get("margin", 0)))
     changed = int((before_u8[outside] != after_u8[outside]).any(axis=-1).sum())
     return [f"{row['image']}: {changed} pixels changed outside its mask"] if changed else []

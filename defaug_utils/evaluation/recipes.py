@@ -228,9 +228,10 @@ def train_network(
     batches = plan_batches(samples.labels[train].numpy(), recipe, start.seed)
     with _repeatable(device, start.seed):
         network = build(start.backbone, start.weights).to(device, memory_format=torch.channels_last)
-        plan = StepPlan(len(batches), len(batches) // recipe.epochs, _pick_precision(device), row="epoch")
+        every = len(batches) // recipe.epochs
+        plan = StepPlan(len(batches), every, _pick_precision(device), row="epoch", is_final=True)
 
-        def compute_loss(module: nn.Module, step: int) -> StepLoss:
+        def compute_loss(module: nn.Module, step: int, _: slice) -> StepLoss:  # BatchNorm needs all images
             batch = batches[step]
             if 0 < recipe.freeze_batch_norm_after <= batch.epoch:
                 freeze_batch_norm(module)

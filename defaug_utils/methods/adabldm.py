@@ -1,7 +1,7 @@
 """AdaBLDM: defects blended into training negatives, by trimap and prompt (Li et al. 2024, section 3)."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 import torch
@@ -66,12 +66,15 @@ def blend_batch(
         returned = [None] * len(part)
         if settings.keep_detail:
             returned = as_pixels(autoencode(model.pipeline.vae, blend.images) / 2 + 0.5)
-        return [
+        finished = [
             finish_image(job, box, pixels, cells, back, keep_detail=settings.keep_detail, further=further)
             for job, box, cells, back, (pixels, further) in zip(
                 part, blend.boxes, cells_of, returned, decoded, strict=True
             )
         ]
+        if settings.paste_back:
+            return finished
+        return [replace(one, image_u8=one.painted_u8, is_restored=False) for one in finished]
 
     return run_in_parts(jobs, finish, model, settings.size)
 

@@ -37,6 +37,7 @@ class BlendSettings:
     image_editing: tuple[int, int] | None = IMAGE_EDITING
     dilation: int = DILATION  #: odd; side of the box that grows the defect in latent editing
     keep_detail: float = 0.0  #: see `InpaintSettings`; the paper adapts decoders instead
+    paste_back: bool = True  #: restore the original outside the mask; AdaBLDM's code saves the whole output
 
     def __post_init__(self) -> None:
         latent, image = self.latent_editing, self.image_editing
@@ -58,8 +59,9 @@ class BlendSettings:
         check_demands("blend settings", demands)
 
     def describe(self) -> dict:
-        """In the recipe of a pool; `keep_detail` only where it is set: pools from before it stay valid."""
-        return {name: value for name, value in asdict(self).items() if value or name != "keep_detail"}
+        """In the recipe of a pool; later settings only where they are set: pools from before stay valid."""
+        later = {"keep_detail": 0.0, "paste_back": True}
+        return {name: value for name, value in asdict(self).items() if (name, value) not in later.items()}
 
     def edits_latents(self, index: int) -> bool:
         """Whether latents are edited before step `index`."""

@@ -54,7 +54,9 @@ class Check(NamedTuple):
     completeness: float
     precision: float  #: 1 if nothing changed
     boundary_iou: float
-    outside: int  #: largest change outside mask and margin in the finished image, grey levels; must be 0
+    #: largest change outside mask and margin in the finished image, grey levels; must be 0, unless the image
+    #: is the whole of the model's output
+    outside: int
     passed: bool  #: whether all limits are met
     reason: str  #: what failed; empty if it passed
 
@@ -80,7 +82,7 @@ def check_image(job: InpaintJob, painted: InpaintedImage, limits: CheckLimits, m
     outside = int(difference[~widen_mask(mask, margin)].max(initial=0))
     least = asdict(limits)
     reasons = [f"{name} {v:.3g} below {least[name]:g}" for name, v in measured.items() if v < least[name]]
-    if outside:
+    if outside and painted.is_restored:
         reasons.append(f"changed by {outside} outside the mask")
     if not painted.is_finite:
         reasons.insert(0, "not a number")
@@ -122,15 +124,17 @@ class PaintResult(NamedTuple):
     def as_row(self) -> dict:
         """Manifest columns."""
         told = {"attempt": self.attempt, "latent_cells": self.painted.latent_cells}
-        return self.check.as_row() | told | dict(self.painted.further)
+        whole = {} if self.painted.is_restored else {"paste_back": False}
+        return self.check.as_row() | told | whole | dict(self.painted.further)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Painting(ABC):
     """Defects painted into training negatives, checked, and painted again if they fail.
 
-    Rows also have the columns `negative_prompt`, `attempt`, `latent_cells` and `check_…`. Images that never
-    passed stay, with `check_passed` false. Grey images are painted in grey, see `finish_image`.
+    Rows also have the columns `negative_prompt`, `attempt`, `latent_cells` and `check_…`, and `paste_back`,
+    false, if the original was not restored outside the mask. Images that never passed stay, with
+    `check_passed` false. Grey images are painted in grey, see `finish_image`.
     """
 
     margin: ClassVar[int] = 0  #: pixels around the mask that are also painted

@@ -46,6 +46,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "describe_runs",
             "describe_spreads",
             "describe_unfinished",
+            "describe_unrestored",
         ],
         "tables": [
             "PAPER_PROTOCOL",

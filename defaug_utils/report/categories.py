@@ -105,7 +105,7 @@ def describe_categories(runs: pd.DataFrame, untested: Mapping[str, Sequence[str]
 
     Args:
         untested: category → defect types without a test image, see `list_untested`.
-        setup: the detector and its weights.
+        setup: the detector and its weights, and what else the table should say of how it was made.
     """
     named = [f"{name} ({', '.join(types)})" for name, types in untested.items() if types]
     left = "; ".join(named)

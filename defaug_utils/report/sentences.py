@@ -1,11 +1,12 @@
 """Sentences that conclusions depend on, computed so that they are true whatever the numbers are."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 import pandas as pd
 
 from defaug_utils.core.origins import SCENARIOS, generates_images, run_name, takes_images
+from defaug_utils.core.pools import find_unrestored
 from defaug_utils.core.texts import escape_markdown
 from defaug_utils.evaluation.metrics import NO_VALIDATION
 from defaug_utils.evaluation.pool_quality import REAL, UNTOUCHED
@@ -157,6 +158,18 @@ def describe_leaks(runs: pd.DataFrame) -> str:
     if unknown := (runs["leak"] == UNKNOWN).sum():
         text += f" The training set of {count_of(unknown, 'run')} is missing, so leaks there are unknown."
     return text
+
+
+def describe_unrestored(training_sets: Iterable[pd.DataFrame]) -> str:
+    """Name the origins whose images are the whole of a model's output; empty if there are none."""
+    found = {origin for rows in training_sets for origin in rows.loc[find_unrestored(rows), "origin"]}
+    if not found:
+        return ""
+    names = ", ".join(_name_arm(origin) for origin in sorted(found))
+    return (
+        f" Images of {names} are the decoder's whole output (`paste_back` off): they differ from their good "
+        "images outside the mask, too, and a detector can learn that trace."
+    )
 
 
 def describe_chance(runs: pd.DataFrame) -> str:

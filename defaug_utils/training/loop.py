@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,10 +31,11 @@ ROWS = ("step", "checkpoint", "epoch")
 class StepPlan:
     """How long to train, and how often to save."""
 
-    steps: int  #: in total; a finished training can be extended
+    steps: int  #: in total; a finished training can be extended, unless it `is_final`
     save_every: int = 500  #: steps between checkpoints
     precision: str = "no"  #: of the forward pass, one of `PRECISIONS`; "no" is float32
     row: str = "checkpoint"  #: of the history: a "step", or the mean since a "checkpoint" (called "epoch")
+    is_final: bool = False  #: the last checkpoint leaves out the optimiser, half of it or more
 
     def __post_init__(self) -> None:
         demands = {
@@ -71,21 +72,36 @@ class StepDone(NamedTuple):
 OnStep = Callable[[StepDone], None]
 
 
+def add_losses(parts: Sequence[StepLoss]) -> StepLoss:
+    """The result of a step from those of its parts; whole numbers, such as the epoch, are the same in all."""
+    first, *others = parts
+    numbers = {
+        name: value
+        if value is None or isinstance(value, int)
+        else sum((other.numbers[name] for other in others), value)
+        for name, value in first.numbers.items()
+    }
+    return first._replace(loss=sum((other.loss for other in others), first.loss), numbers=numbers)
+
+
 @dataclass
 class Training:
     """What is trained, and how a step is computed.
 
-    `compute_loss` takes the module (as wrapped by accelerate) and a step's number, from 0. It must depend on
-    nothing else, so that a resumed training draws the same random numbers as an uninterrupted one.
+    `compute_loss` takes the module (as wrapped by accelerate), a step's number, from 0, and the part of its
+    images to use, a slice: all of them, or, if memory runs out and there are `divisible` ones, fewer at once.
+    The losses of a step's parts are added. It must depend on nothing else, so that a resumed training draws
+    the same random numbers as an uninterrupted one.
     """
 
     module: nn.Module
     optimiser: Optimizer  #: over the trained parameters
-    compute_loss: Callable[[nn.Module, int], Tensor | StepLoss]
+    compute_loss: Callable[[nn.Module, int, slice], Tensor | StepLoss]
     accelerator: "Accelerator"  #: from `open_accelerator`
     rate_of: Callable[[int], float] | None = None  #: learning rate of a step from 0; None: the optimiser's
     largest_gradient: float | None = None  #: norm to clip gradients to (infinity: only measured)
     kept: nn.Module | None = None  #: part of the model that a checkpoint stores; None: the whole module
+    divisible: int = 1  #: images of a step that may also be computed one by one; 1 if only all at once
 
 
 class StepRun(NamedTuple):
@@ -126,7 +142,7 @@ def share_batches(batch_size: int, what: str, accelerator: "Accelerator") -> Cal
 class Checkpoint(NamedTuple):
     """The content of a checkpoint file."""
 
-    tensors: dict[str, Tensor]  #: `model.<key>` and `optimiser.<parameter index>.<name>`
+    tensors: dict[str, Tensor]  #: `model.<key>` and, to go on, `optimiser.<parameter index>.<name>`
     settings: dict  #: everything that the training depends on, as JSON values
     history: list[dict]  #: its rows, in order
     scaler: dict  #: state of the mixed-precision loss scaler, empty if there is none
@@ -164,6 +180,7 @@ def run_steps(
     Raises:
         ValueError: the folder contains a training with other settings, or with more steps.
         FloatingPointError: a loss or gradient is not finite; the last checkpoint is kept.
+        MemoryError: a step does not fit in memory, however few of its images are computed at once.
         TimeoutError: another process is training in the folder. A finished training can be read by several.
     """
     loop = _Loop(training, plan, Path(folder), as_json(settings))
@@ -203,6 +220,7 @@ class _Loop:
     settings: dict
     history: list[dict] = field(default_factory=list)
     pending: list[tuple[dict, float]] = field(default_factory=list)
+    parts: int = 1  #: that a step is computed in, as many as memory demands
 
     @property
     def kept(self) -> nn.Module:
@@ -239,18 +257,14 @@ class _Loop:
         """Take one step of the optimiser; return what it reports."""
         training, accelerator = self.training, self.training.accelerator
         module.train()
-        with accelerator.autocast():
-            computed = training.compute_loss(module, step)
-        computed = computed if isinstance(computed, StepLoss) else StepLoss(computed)
+        computed = self._compute_gradient(module, optimiser, step)
         numbers = dict(computed.numbers)
         if "loss" not in numbers:
-            numbers["loss"] = accelerator.reduce(computed.loss.detach(), "mean").item()
+            numbers["loss"] = accelerator.reduce(computed.loss, "mean").item()
         if training.rate_of:
             numbers["learning_rate"] = training.rate_of(step)
             for group in optimiser.param_groups:
                 group["lr"] = numbers["learning_rate"]
-        optimiser.zero_grad()
-        accelerator.backward(computed.loss)
         if training.largest_gradient is not None:
             norm = accelerator.clip_grad_norm_(list(self.kept.parameters()), training.largest_gradient)
             numbers["gradient_norm"] = float(norm)
@@ -258,6 +272,32 @@ class _Loop:
         optimiser.step()
         self.pending.append((numbers, computed.weight))
         return numbers
+
+    def _compute_gradient(self, module: nn.Module, optimiser: Optimizer, step: int) -> StepLoss:
+        """The loss of a step, whose gradient the parameters then hold; in parts if memory runs out."""
+        while True:
+            optimiser.zero_grad()
+            try:
+                parts = [slice(first, None, self.parts) for first in range(self.parts)]
+                return add_losses([self._compute_part(module, step, part) for part in parts])
+            except torch.OutOfMemoryError as error:
+                is_alone = self.training.accelerator.num_processes == 1
+                if self.parts >= self.training.divisible or not is_alone:
+                    raise MemoryError(
+                        f"{self.folder}: a training step does not fit in the memory of "
+                        f"{self.training.accelerator.device}: choose a smaller batch, smaller images or, if "
+                        "there is one, half precision"
+                    ) from error
+            self.parts = min(2 * self.parts, self.training.divisible)
+            torch.cuda.empty_cache()  # only here, after the failed part has been released
+
+    def _compute_part(self, module: nn.Module, step: int, part: slice) -> StepLoss:
+        accelerator = self.training.accelerator
+        with accelerator.autocast():
+            computed = self.training.compute_loss(module, step, part)
+        computed = computed if isinstance(computed, StepLoss) else StepLoss(computed)
+        accelerator.backward(computed.loss)
+        return computed._replace(loss=computed.loss.detach())
 
     def _check_finite(self, numbers: dict, optimiser: Optimizer, step: int) -> None:
         """Stop at a non-finite value; fp16's loss scaling skips single ones on its own."""
@@ -283,7 +323,9 @@ class _Loop:
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             tensors = {f"model.{key}": value for key, value in self.kept.state_dict().items()}
-            for index, state in self.training.optimiser.state_dict()["state"].items():
+            goes_on = done < self.plan.steps or not self.plan.is_final
+            states = self.training.optimiser.state_dict()["state"] if goes_on else {}
+            for index, state in states.items():
                 tensors |= {
                     f"optimiser.{index}.{key}": torch.as_tensor(value) for key, value in state.items()
                 }

@@ -27,6 +27,7 @@ from defaug_utils.diffusion.stand_ins import open_stand_in
 from defaug_utils.diffusion.text2image import TextToImage, load_text2image
 from defaug_utils.masks.patches import read_defects
 from defaug_utils.masks.trimaps import TripleSet, TripleSettings, read_good_images
+from defaug_utils.training.loop import StepDone
 from defaug_utils.training.memory import pick_device
 from plan_parts.workload import Task
 
@@ -161,12 +162,14 @@ def time_steps(run: Callable[[int], object], images: int) -> tuple[float, float]
 
 @dataclass
 class Stamps:
-    """Records the time after every training step, for `on_step`."""
+    """Records the time after every training step, for `on_step`; of several trainings, that of the last."""
 
     moments: list[float] = field(default_factory=list)
 
-    def __call__(self, *_: object) -> None:
+    def __call__(self, done: StepDone) -> None:
         """Record a finished step."""
+        if done.step == 1:
+            self.moments.clear()
         self.moments.append(read_clock())
 
     @property

@@ -20,12 +20,13 @@ STAGES = {"classifiers": "07_classifier", "classifier": "07_classifier", "detect
 PHASES = (  # rules whose jobs can run at the same time; each phase waits for the one before
     *(("data_prep",), ("training",), ("shard",), ("pool", "diffusion"), ("in_and_out",)),
     *(("classifiers", "detectors", "own_defect"), ("classifier", "results", "pixel_level"), ("book",)),
+    ("category",),
 )
 PICTURES = (
     *("prepared image", "MemSeg image", "pasted image"),
     *("text-to-image step", "inpainting step", "blending step"),
 )
-NETWORKS = ("classifier step", "detector step")
+NETWORKS = ("classifier step", "detector step", "student step", "head step")
 NOTHING, UNKNOWN = "–", "not measured"
 GB = 1e9
 
@@ -58,7 +59,7 @@ class PricedJob(NamedTuple):
     """A job and its cost."""
 
     rule: str
-    stage: str  #: its chapter
+    stage: str  #: its chapter, or a category
     images: int  #: made
     steps: int  #: of trainings
     seconds: float
@@ -72,7 +73,7 @@ class PricedJob(NamedTuple):
         """GPUs that the Snakefile reserves for it."""
         rows = (row.wants_gpu for row in ORIGINS.values() if row.notebook == self.stage)
         is_pool = self.rule in ("training", "shard", "pool")
-        wants = any(rows) if is_pool else self.rule in ("classifiers", "detectors", "own_defect")
+        wants = any(rows) if is_pool else self.rule in ("classifiers", "detectors", "own_defect", "category")
         return self.processes * wants
 
 
@@ -103,17 +104,31 @@ def _price(job: Job, work: list[Work], costs: Mapping[Task, Cost], loaded: int) 
     )
 
 
+def join_jobs(category: str, jobs: Iterable[PricedJob]) -> PricedJob:
+    """A category's one job, which does all of these one after another."""
+    jobs = list(jobs)
+    images, steps, seconds, disk = (
+        sum(getattr(job, name) for job in jobs) for name in ("images", "steps", "seconds", "disk")
+    )
+    problems = tuple(dict.fromkeys(problem for job in jobs for problem in job.problems))
+    memory = max(job.memory for job in jobs)
+    return PricedJob("category", category, images, steps, seconds, disk, memory, problems)
+
+
 def _count_loaded(task: Task, images: int) -> int:
     """Bytes of the data set that classifiers and detectors hold in memory (not in that of a GPU)."""
     is_held = task.kind in NETWORKS and not torch.cuda.is_available()
     return 3 * task.size[0] * task.size[1] * images if is_held else 0
 
 
-def tabulate_stages(jobs: Iterable[PricedJob]) -> pd.DataFrame:
-    """One row per stage and one for all, as text: jobs, images, steps, hours, disk and memory."""
+def tabulate_stages(jobs: Iterable[PricedJob], name: str = "stage") -> pd.DataFrame:
+    """One row per stage and one for all, as text: jobs, images, steps, hours, disk and memory.
+
+    `name` is that of the first column.
+    """
     table = pd.DataFrame(jobs)
     stages = dict(list(table.groupby("stage"))) | {"all": table}
-    return pd.DataFrame([_describe(stage, rows) for stage, rows in stages.items()])
+    return pd.DataFrame([{name: stage} | _describe(stage, rows) for stage, rows in stages.items()])
 
 
 def _describe(stage: str, rows: pd.DataFrame) -> dict[str, str]:
@@ -128,7 +143,7 @@ def _describe(stage: str, rows: pd.DataFrame) -> dict[str, str]:
     if not is_known and stage != "all":
         told = dict.fromkeys(told, UNKNOWN)
     counts = {"jobs": len(rows), "images": rows["images"].sum(), "training steps": rows["steps"].sum()}
-    return {"stage": stage} | {name: str(count or NOTHING) for name, count in counts.items()} | told
+    return {name: str(count or NOTHING) for name, count in counts.items()} | told
 
 
 def tabulate_costs(costs: Mapping[Task, Cost]) -> pd.DataFrame:

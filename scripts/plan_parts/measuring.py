@@ -25,7 +25,9 @@ from defaug_utils.diffusion.loading import ModelError
 from defaug_utils.diffusion.text2image import TextJob, generate_images
 from defaug_utils.diffusion.training_images import read_training_images
 from defaug_utils.evaluation.classifier import score_samples, train_classifier
+from defaug_utils.evaluation.destseg import train_destseg, train_student
 from defaug_utils.evaluation.detector import train_detector, write_score_maps
+from defaug_utils.evaluation.recipes import Start
 from defaug_utils.methods.adabldm import blend_jobs
 from defaug_utils.methods.cut_paste import CutPaste
 from defaug_utils.methods.memseg import MemSeg
@@ -47,6 +49,7 @@ from plan_parts.workload import OWN_METHOD, Task
 IMPORTS = (
     "import diffusers, defaug_utils.book.session, defaug_utils.evaluation.classifier as _, peft, seaborn"
 )
+TRAININGS = {"classifier step": train_classifier, "detector step": train_detector, "head step": train_destseg}
 
 
 class Cost(NamedTuple):
@@ -223,17 +226,23 @@ def time_network(bench: Bench, task: Task) -> Cost:
     samples = draw_samples((STEPS + 2) * few, task.size)
     target, stamps = bench.make_folder(), Stamps()
     recipe = replace(task.settings, batch_size=few)
-    is_detector = task.kind == "detector step"
-    train = train_detector if is_detector else train_classifier
-    trained = train(samples, target, recipe, task.model, on_step=stamps)
+    trained = TRAININGS[task.kind](samples, target, recipe, task.model, on_step=stamps)
     left, model, scale = count_files(target), trained.model, recipe.normalisation
-    if is_detector:
+    if task.kind != "classifier step":
         seconds = time_call(lambda: write_score_maps(model, samples, target, scale)) / 2
     else:
         seconds = time_call(lambda: score_samples(model, samples, scale, splits=("train",)))
         seconds /= (STEPS + 2) * few
     maps = (count_files(target) - left) // 2
     return Cost(stamps.step * task.batch / few, seconds, image_bytes=maps, training_bytes=left)
+
+
+def time_student(bench: Bench, task: Task) -> Cost:
+    """Training steps of DeSTSeg's student on good images, half of those that are drawn."""
+    few, target, stamps = bench.limit(task), bench.make_folder(), Stamps()
+    samples = draw_samples(2 * (STEPS + 2) * few, task.size)
+    train_student(samples, target, replace(task.settings, batch_size=few), Start(task.model), stamps)
+    return Cost(stamps.step * task.batch / few, training_bytes=count_files(target))
 
 
 def refuse(bench: Bench, task: Task) -> Cost:
@@ -255,5 +264,7 @@ MEASURES: dict[str, Callable[[Bench, Task], Cost]] = {
     "decoder adaptation step": time_adaptation,
     "classifier step": time_network,
     "detector step": time_network,
+    "student step": time_student,
+    "head step": time_network,
     OWN_METHOD: refuse,
 }

@@ -21,6 +21,7 @@ from defaug_utils.diffusion.lora import LoraPlan
 from defaug_utils.diffusion.text2image import TextSettings
 from defaug_utils.diffusion.training_images import BucketSettings, choose_bucket, list_buckets
 from defaug_utils.evaluation.classifier import ClassifierPlan
+from defaug_utils.evaluation.destseg import plan_student
 from defaug_utils.evaluation.detector import DetectorPlan
 from defaug_utils.evaluation.recipes import Recipe, plan_epochs, split_batches
 from defaug_utils.methods.blending import BlendSettings
@@ -79,6 +80,11 @@ class Workload:
         """Real training positives that a scenario knows."""
         known = {"zero-shot": 0, "few-shot": few_shot_count}
         return known.get(scenario, self.count("train", "positive"))
+
+    def count_types(self) -> int:
+        """Defect types of the training positives."""
+        rows = self.data[(self.data["split"] == "train") & (self.data["label"] == "positive")]
+        return rows["defect_type"].nunique()
 
     def list_work(self, job: Job) -> list[Work]:
         """The work of a job, including its start."""
@@ -164,6 +170,7 @@ class Workload:
             repeats=p["repeats"],
             batch_size=p["batch_size"],
             prior_weight=p["prior_weight"],
+            class_images=p["class_images"],
             precision=p["training_precision"],
             gradient_checkpointing=p["gradient_checkpointing"],
             buckets=BucketSettings(*sides),
@@ -212,7 +219,8 @@ class Workload:
         settings = BlendSettings(working, p["steps"], p["guidance"], *stages, p["dilation"])
         how = ControlNetSettings(p["training_batch"], p["learning_rate"]), p["training_precision"], working
         controlnet = Task("ControlNet step", how, size=self.size, batch=p["training_batch"], **model)
-        samples = p["training_steps"] // p["sample_every"] + bool(p["training_steps"] % p["sample_every"])
+        trainings = self.count_types() if p["controlnet_per"] == "type" else 1
+        samples = trainings * -(-p["training_steps"] // p["sample_every"])
         made = fill_groups(p["pool_count"], p["batch_size"])
         blended = max(made, fill_groups(p["plain_count"], p["batch_size"])) + p["batch_size"]
         blended += TRIED * samples + ABLATED + p["compared_count"]
@@ -227,7 +235,7 @@ class Workload:
         blending = Task("blending step", settings, batch=p["batch_size"], size=self.size, **model)
         decoder = Task("decoder adaptation step", (adaptation, working), size=self.size, **model)
         return [
-            Work(controlnet, steps=p["training_steps"], trainings=1),
+            Work(controlnet, steps=trainings * p["training_steps"], trainings=trainings),
             Work(blending, blended, blended * p["steps"]),
             Work(decoder, decoded, decoded * p["adaptation_steps"]),
             Work(Task("pasted image", size=self.size), p["pool_count"]),
@@ -281,20 +289,37 @@ class Workload:
         return [trained._replace(steps=0, trainings=0)]
 
     def _train_detectors(self, job: Job) -> list[Work]:
-        return [self._train_detector(run) for run in self.book.trained["segmenter"][job.name]]
+        return [
+            work for run in self.book.trained["segmenter"][job.name] for work in self._train_detector(run)
+        ]
 
-    def _train_detector(self, run: Run) -> Work:
+    def _train_detector(self, run: Run) -> list[Work]:
         p = self.given["09_pixel_level"]
         size = pick_size(p, self.size)
         names = ("backbone", "weights", "training_images", "batch_size", "learning_rate")
-        plan = DetectorPlan(*(p[name] for name in names), size)
-        positives = self.count_known(run.scenario, p["few_shot_count"]) + run.n_aug
-        labels = make_labels(self.count("train", "negative"), positives)
-        recipe = plan.fit_recipe(
-            pd.DataFrame({"split": "train", "label": np.where(labels, "positive", "negative")})
-        )
-        task = Task("detector step", replace(recipe, epochs=1), p["backbone"], size, recipe.batch_size)
-        return Work(task, self.count("test"), count_steps(labels.tobytes(), recipe), trainings=1)
+        plan = DetectorPlan(*(p[name] for name in names), size, p["detector"])
+        counts = [self.count("train", "negative"), self.count_known(run.scenario, p["few_shot_count"])]
+        labels = make_labels(counts[0], counts[1] + run.n_aug)
+        rows = pd.DataFrame({"split": "train", "label": np.where(labels, "positive", "negative")})
+        rows["origin"] = np.repeat(["real", run.arm], [sum(counts), run.n_aug])
+        recipe = plan.fit_recipe(rows)
+
+        def name_step(kind: str, recipe: Recipe) -> Task:
+            return Task(kind, replace(recipe, epochs=1), p["backbone"], size, recipe.batch_size)
+
+        steps = count_steps(labels.tobytes(), recipe)
+        if plan.kind == "unet":
+            return [Work(name_step("detector step", recipe), self.count("test"), steps, trainings=1)]
+        student = plan_student(recipe, rows)
+        known = make_labels(counts[0], run.n_aug)
+        return [
+            Work(
+                name_step("student step", replace(student, balanced=False)),
+                steps=count_steps(known.tobytes(), student),
+                trainings=1,
+            ),
+            Work(name_step("head step", recipe), self.count("test"), steps, trainings=1),
+        ]
 
 
 def _divide(work: Work, count: int) -> Work:
