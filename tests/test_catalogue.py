@@ -101,23 +101,28 @@ def test_the_form_shows_changes_and_stores_the_catalogue(tmp_path: Path):
     path = tmp_path / "catalogue.csv"
     write_catalogue([SCRATCH | {"strength": "5"}, SCRATCH | {"prompt": "copper scratches"}], path)
     form = CatalogueForm(path)
-    first, _ = form.lines.children
-    assert [field.value for field in first.children] == ["scratch", "", "", "", "", "5", ""]
+    assert form.lines.children[0].read() == SCRATCH | {"strength": "5"}
     form.add()
-    first.children[0].value = ""  # this line is left out
-    form.lines.children[2].children[0].value = "stain"
-    form.lines.children[2].children[3].value = "large"
+    first, second, third = form.lines.children
+    first.fields["type"].value = ""  # this line is left out
+    third.fields["type"].value, third.fields["smallest"].value = "stain", "large"
     form.store()
-    assert "row 2: smallest" in form.told.value and len(read_catalogue(path)) == 2, "the file stays as it was"
-    form.lines.children[2].children[3].value = ""
+    assert "Nothing is stored" in form.told.value and len(read_catalogue(path)) == 2, "the file is as it was"
+    assert "smallest &#x27;large&#x27; is not a number" in third.told.value
+    assert "is not" not in first.told.value + second.told.value
+    third.fields["smallest"].value = " "
     form.store()
-    assert "Stored in" in form.told.value
+    assert "Stored in" in form.told.value and "is not" not in third.told.value
     assert [line["text"] for line in read_catalogue(path)] == ["copper scratches", "stain"]
+    second.fields["type"].value = third.fields["type"].value = ""
+    form.store()
+    assert "there is no row" in form.told.value and len(read_catalogue(path)) == 2
 
 
 def test_the_form_keeps_an_unknown_type_of_the_file_until_it_is_changed(tmp_path: Path):
     form = CatalogueForm(write(tmp_path, ",".join(COLUMNS) + "\nscrach,,,,,,\n"))
-    assert form.lines.children[0].children[0].value == "scrach"
+    (line,) = form.lines.children
+    assert line.fields["type"].value == "scrach"
     form.store()
-    assert "did you mean" in form.told.value
+    assert "did you mean" in line.told.value
     assert len(CatalogueForm(tmp_path / "new.csv").lines.children) == 1

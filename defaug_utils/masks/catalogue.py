@@ -63,6 +63,11 @@ def read_rows(rows: Sequence[Mapping[str, str]], what: str, columns: Sequence[st
     return lines
 
 
+def find_problems(row: Mapping[str, str]) -> list[str]:
+    """What is wrong with a row's texts, see `read_catalogue`."""
+    return _read_row(row)[1]
+
+
 def _read_row(row: Mapping[str, str]) -> tuple[dict, list[str]]:
     """One line of the board, and the problems of its row."""
     kind = TYPES.get(row["type"])

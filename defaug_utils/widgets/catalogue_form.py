@@ -6,18 +6,21 @@ from pathlib import Path
 import ipywidgets
 
 from defaug_utils.core.files import read_csv
-from defaug_utils.masks.catalogue import COLUMNS, TYPES, write_catalogue
+from defaug_utils.masks.catalogue import COLUMNS, TYPES, find_problems, write_catalogue
 from defaug_utils.masks.shapes import PLACES
-from defaug_utils.widgets.parts import GOOD, Message, make_button
+from defaug_utils.widgets.parts import BAD, GOOD, Message, colour_text, make_button
 
 CHOICES = {"type": TYPES, "place": PLACES}  # columns with a list; the others are text
+WIDTHS = {"prompt": "15em"}
+WIDTH = "8em"  # of the other columns
+WHOLE = {"min_width": "max-content"}  # rows keep their width: in a narrow window, the form scrolls
 HINTS = {
     "type": "empty: the line is left out",
     "prompt": "words for the model; empty: the type's own",
     "place": "of the centre; empty: anywhere",
-    "smallest": "length, as a share of the shorter side; empty: as for all",
-    "largest": "length, as a share of the shorter side; empty: as for all",
-    "strength": "least mean change in the mask, grey levels; empty: as for all",
+    "smallest": "length / shorter side; empty: as for all",
+    "largest": "length / shorter side; empty: as for all",
+    "strength": "least mean change, grey levels; empty: as for all",
     "weight": "how often, compared with the others; empty: 1",
 }
 
@@ -30,34 +33,65 @@ class CatalogueForm(ipywidgets.VBox):
         rows = []
         if self.path.is_file():
             rows = read_csv(self.path, dtype=str, keep_default_na=False).to_dict("records")
-        self.lines = ipywidgets.VBox([_make_line(row) for row in rows or [{}]])
+        self.lines = ipywidgets.VBox([CatalogueLine(row) for row in rows or [{}]], layout=WHOLE)
         buttons = [
             make_button("Add a line", "a further defect", self.add),
             make_button("Store", f"check all lines and write {self.path}", self.store, "primary"),
         ]
-        super().__init__([self.lines, ipywidgets.HBox(buttons), self.told])
+        table = ipywidgets.VBox([_make_header(), self.lines], layout={"overflow": "auto"})
+        super().__init__([table, ipywidgets.HBox(buttons), self.told])
 
     def add(self) -> None:
         """Add an empty line."""
-        self.lines.children = (*self.lines.children, _make_line({}))
+        self.lines.children = (*self.lines.children, CatalogueLine({}))
 
     def store(self) -> None:
-        """Store all lines with a type, or say what is wrong with which row."""
-        filled = [[field.value for field in line.children] for line in self.lines.children]
-        rows = [dict(zip(COLUMNS, values, strict=True)) for values in filled if values[0]]
+        """Store all lines with a type, or say below each line what is wrong with it."""
+        rows = [line.read() for line in self.lines.children]
+        are_wrong = [line.tell_problems(row) for line, row in zip(self.lines.children, rows, strict=True)]
+        if any(are_wrong):
+            self.told.say("Nothing is stored: mend what is marked in red.", BAD)
+            return
+        filled = [row for row in rows if row["type"]]
         with self.told.tell_errors():
-            write_catalogue(rows, self.path)
-            self.told.say(f"Stored in {self.path}: run this cell again.", GOOD)
+            write_catalogue(filled, self.path)
+            self.told.say(f"Stored in {self.path}, defects: {len(filled)}. Run this cell again.", GOOD)
 
 
-def _make_line(row: Mapping[str, str]) -> ipywidgets.HBox:
-    return ipywidgets.HBox([_make_field(name, str(row.get(name, ""))) for name in COLUMNS])
+class CatalogueLine(ipywidgets.VBox):
+    """A defect's fields by column, and what is wrong with them."""
+
+    def __init__(self, row: Mapping[str, str]) -> None:
+        self.fields = {name: _make_field(name, str(row.get(name, ""))) for name in COLUMNS}
+        self.told = Message()
+        fields = ipywidgets.HBox(list(self.fields.values()), layout=WHOLE)
+        super().__init__([fields, self.told], layout=WHOLE)
+
+    def read(self) -> dict[str, str]:
+        """The text of each column, without spaces at its ends."""
+        return {name: field.value.strip() for name, field in self.fields.items()}
+
+    def tell_problems(self, row: Mapping[str, str]) -> bool:
+        """Show the problems of what was read; a line without a type, which is left out, has none."""
+        problems = find_problems(row) if row["type"] else []
+        self.told.say("\n".join(problems), BAD)
+        return bool(problems)
+
+
+def _make_header() -> ipywidgets.HBox:
+    """Names of the columns, with what they mean."""
+    cells = []
+    for name in COLUMNS:
+        hint = f'<div style="font-size: 0.8em; line-height: 1.2">{colour_text(HINTS[name])}</div>'
+        layout = {"width": WIDTHS.get(name, WIDTH)}
+        cells.append(ipywidgets.HTML(f"<b>{name}</b>{hint}", layout=layout))
+    return ipywidgets.HBox(cells, layout=WHOLE)
 
 
 def _make_field(name: str, value: str) -> ipywidgets.Dropdown | ipywidgets.Text:
     """A list for columns with known words, which keeps an unknown one of the file; otherwise a text field."""
-    layout = {"width": "14em" if name == "prompt" else "7em"}
+    layout = {"width": WIDTHS.get(name, WIDTH)}
     if name in CHOICES:
         words = dict.fromkeys(["", *CHOICES[name], value])
-        return ipywidgets.Dropdown(options=list(words), value=value, tooltip=HINTS[name], layout=layout)
-    return ipywidgets.Text(value, placeholder=name, tooltip=HINTS[name], layout=layout)
+        return ipywidgets.Dropdown(options=list(words), value=value, tooltip=name, layout=layout)
+    return ipywidgets.Text(value, tooltip=name, layout=layout)

@@ -45,8 +45,9 @@ def close_whole(widget: ipywidgets.Widget) -> None:
 
 
 def colour_text(text: str, colour: str = "inherit") -> str:
-    """Text as HTML, its special characters escaped."""
-    return f'<div style="color: {colour}; line-height: 1.4">{html.escape(text)}</div>'
+    """Text as HTML: its special characters are escaped, its lines stay lines."""
+    style = f"color: {colour}; line-height: 1.4; white-space: pre-line"
+    return f'<div style="{style}">{html.escape(text)}</div>'
 
 
 class Message(ipywidgets.HTML):

@@ -97,7 +97,7 @@ class Lab:
         notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
         nbformat.write(notebook, self.folder / name)
         page.goto(f"{self.url}/lab/workspaces/{Path(name).stem}/tree/{name}?reset&token={self.token}")
-        page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=ANSWER_MS)
+        page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=RUN_MS)
         opened = OpenNotebook(self, page, name)
         opened.wait_until_idle()
         return opened
