@@ -47,7 +47,8 @@ def to_markdown(table: pd.DataFrame, caption: str) -> str:
 def _write_overview(tables: Tables, provenance: dict) -> str:
     runs = tables[RUNS]
     unfinished = sentences.describe_unfinished([], papers.list_missing_arms(runs))
-    return f"{sentences.describe_runs(runs)}\n\n{unfinished}"
+    chance = sentences.describe_chance(runs) if "at_chance" in runs else ""
+    return f"{sentences.describe_runs(runs)} {chance}\n\n{unfinished}"
 
 
 def _write_findings(tables: Tables, provenance: dict) -> str:
