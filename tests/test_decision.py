@@ -318,8 +318,8 @@ def test_the_cells_that_make_pools_and_fine_tune_are_recognised(notebook: str):
     assert makes and all(makes[-1] > place for place in trains), "the last one makes the pool, after that"
 
 
-def test_what_is_not_stored_yet_is_replaced_by_the_directives_content(tmp_path: Path):
-    page = "# Page\n\n```{stored} nowhere verdict\nNothing *yet*.\n```\n\n"
+def test_a_figure_that_a_run_has_not_is_left_out(tmp_path: Path):
+    page = "# Page\n\nSome *text*.\n\n"
     page += "```{stored-figure} nowhere/gains.png\nCaption.\n```\n"
     (tmp_path / "page.md").write_text(page, encoding="utf-8")
     path = f"import sys\nsys.path.insert(0, {str(ROOT / 'book' / '_ext')!r})\n"
@@ -328,7 +328,7 @@ def test_what_is_not_stored_yet_is_replaced_by_the_directives_content(tmp_path: 
     (tmp_path / "conf.py").write_text(text, encoding="utf-8")
     subprocess.run([sys.executable, "-m", "sphinx", "-q", "-W", tmp_path, tmp_path / "html"], check=True)
     shown = (tmp_path / "html" / "page.html").read_text(encoding="utf-8")
-    assert "Nothing <em>yet</em>." in shown and "Caption" not in shown
+    assert "Some <em>text</em>." in shown and "Caption" not in shown
 
 
 def test_the_page_can_be_written_from_every_stored_run():

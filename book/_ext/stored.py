@@ -179,21 +179,15 @@ PARTS: dict[str, Callable[[Tables, dict], str]] = {
 
 
 class Stored(SphinxDirective):
-    """Folder of stored results (relative to the page) and the part of them to show.
-
-    The content, if any, is shown instead where nothing is stored in the folder yet.
-    """
+    """Folder of stored results (relative to the page) and the part of them to show."""
 
     required_arguments = 2
-    has_content = True
 
     def run(self) -> list[nodes.Node]:
         """Write the part and parse it."""
         folder, part = self.arguments
         _, path = self.env.relfn2path(f"{folder}/{PROVENANCE}")
         self.env.note_dependency(path)
-        if self.content and not Path(path).is_file():
-            return self.parse_content_to_nodes()
         try:
             text = write_part(path.removesuffix(PROVENANCE), part)
         except (ValueError, OSError) as error:
