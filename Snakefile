@@ -314,7 +314,7 @@ rule categories:
         run=RUN,
         names=list(CATEGORIES),
         values=read_defaults("09_pixel_level") | values("09_pixel_level"),
-        paste_back=values("05_adabldm").get("paste_back", True),
+        paste_back=(read_defaults("05_adabldm") | values("05_adabldm"))["paste_back"],
     script:
         "scripts/write_categories.py"
 

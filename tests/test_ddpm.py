@@ -25,10 +25,10 @@ from defaug_utils.diffusion.text2image import (
     TextJob,
     TextSettings,
     TextToImage,
-    draw_noise,
     embed_tokens,
     generate_images,
     load_text2image,
+    start_latents,
     tokenise_prompts,
 )
 from defaug_utils.diffusion.training_images import (
@@ -192,7 +192,7 @@ def test_centred_noise_has_no_mean_and_images_without_it_are_as_before(model: Te
     generators = [[torch.Generator().manual_seed(seed) for seed in (3, 4)] for _ in range(2)]
     centred = replace(SETTINGS, centre_noise=True)
     drawn, shifted = (
-        draw_noise(model, some, settings)
+        start_latents(model, some, settings)
         for some, settings in zip(generators, (SETTINGS, centred), strict=True)
     )
     assert drawn.shape == (2, 4, *(side // model.cell for side in SIZE[::-1]))

@@ -4,6 +4,7 @@ import difflib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, fields
 from pathlib import Path
 
 from defaug_utils.core.files import write_json
@@ -57,6 +58,16 @@ def hold_threads(count: int | None = None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def describe_settings(settings: object, *later: str) -> dict:
+    """The fields of a dataclass, without those of `later` that have their default.
+
+    Records that were written before there were such fields therefore stay valid.
+    """
+    defaults = {field.name: field.default for field in fields(settings)}
+    values = asdict(settings).items()
+    return {name: value for name, value in values if name not in later or value != defaults[name]}
 
 
 def claim_folder(

@@ -56,6 +56,13 @@ def is_grey(image_u8: np.ndarray) -> bool:
     return bool((image_u8 == image_u8[..., :1]).all())
 
 
+def make_grey(image: np.ndarray) -> np.ndarray:
+    """An image (height, width, 3) with the mean of its channels in all three; its dtype stays."""
+    grey = image.mean(axis=2, keepdims=True)
+    grey = np.rint(grey) if image.dtype == np.uint8 else grey
+    return grey.astype(image.dtype).repeat(3, axis=2)
+
+
 def _open(path: Path | str) -> Image.Image:
     """Decode a file completely, resolving its palette and applying the orientation tag."""
     if Path(path).exists() and not Path(path).is_file():  # reading a pipe would wait forever

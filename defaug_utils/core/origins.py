@@ -150,9 +150,7 @@ class Run(NamedTuple):
 
     scenario: str  #: word of `SCENARIOS`: how many real positives are known
     arm: str  #: word of `list_arms`, a mixture, or one of the profile's own, see `arm_shares`
-    n_aug: (
-        int  #: generated positives, or how many an arm trained as long makes up for; 0 unless `takes_images`
-    )
+    n_aug: int  #: generated positives, or how many longer training makes up for; 0 unless `takes_images`
     seed: int  #: draws the real positives of few-shot, and the generated ones
 
     @property

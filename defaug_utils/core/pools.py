@@ -244,12 +244,17 @@ def list_versions(*libraries: str) -> dict[str, str]:
 
 def find_failed(pool: pd.DataFrame) -> pd.Series:
     """Rows whose image failed the automatic checks of its method; methods without checks fail none."""
-    return pool.get("check_passed", pd.Series("", pool.index)).astype(str).str.lower() == "false"
+    return _is_false(pool, "check_passed")
 
 
 def find_unrestored(pool: pd.DataFrame) -> pd.Series:
     """Rows whose image is the whole of a model's output: its pixels differ from the source's everywhere."""
-    return pool.get("paste_back", pd.Series("", pool.index)).astype(str).str.lower() == "false"
+    return _is_false(pool, "paste_back")
+
+
+def _is_false(pool: pd.DataFrame, column: str) -> pd.Series:
+    """Where a column that a pool may lack says false, as a word or a value."""
+    return pool.get(column, pd.Series("", pool.index)).astype(str).str.lower() == "false"
 
 
 def list_failures(pool: pd.DataFrame) -> pd.DataFrame:

@@ -266,11 +266,11 @@ def train_controlnet(
     scheduler = make_ddim(model)
 
     def compute_loss(trained: nn.Module, step: int, part: slice) -> Tensor:
-        positions = place_batch(step)[part]
+        whole = place_batch(step)
+        positions = whole[part]
         batch = [triples[position % len(triples)] for position in positions]
         seeds = [image_seed(settings.seed, position) for position in positions]
-        share = len(batch) / len(place_batch(step))
-        return measure_loss(model, trained, scheduler, batch, seeds) * share
+        return measure_loss(model, trained, scheduler, batch, seeds) * (len(batch) / len(whole))
 
     def tell(done: StepDone) -> None:
         if on_step:

@@ -1,7 +1,7 @@
 """DreamBooth's plan: settings, the order of images, and the weights of noise levels."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -9,13 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from defaug_utils.core.guards import check_demands
+from defaug_utils.core.guards import check_demands, describe_settings
 from defaug_utils.diffusion.training_images import BucketSettings, DreamBoothError, TrainingImages
 from defaug_utils.training.loop import PRECISIONS
 
 OPTIMISERS = ("adamw", "adamw8bit")
 CLASS_IMAGES = ("prior", "captioned")
-LATER_FIELDS = {"schedule_epochs": 0, "class_images": "prior"}  # recorded only where they differ from this
 
 
 @dataclass(frozen=True)
@@ -80,8 +79,8 @@ class DreamBoothSettings:
         check_demands("DreamBooth settings", demands, DreamBoothError)
 
     def describe(self) -> dict:
-        """In a checkpoint; later settings only where they are set: trainings from before stay valid."""
-        return {n: value for n, value in asdict(self).items() if (n, value) not in LATER_FIELDS.items()}
+        """For a checkpoint."""
+        return describe_settings(self, "schedule_epochs", "class_images")
 
 
 def settle_settings(settings: DreamBoothSettings, device: str) -> tuple[DreamBoothSettings, list[str]]:

@@ -1,14 +1,14 @@
 """Inpainting with any suitable diffusers model: jobs in batches, with one seed per image."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from threading import RLock
 
 import numpy as np
 import torch
 
-from defaug_utils.core.guards import check_demands
+from defaug_utils.core.guards import check_demands, describe_settings
 from defaug_utils.core.prompts import check_prompts
 from defaug_utils.diffusion import families, loading
 from defaug_utils.diffusion.autoencoder import autoencode
@@ -45,9 +45,8 @@ class InpaintSettings:
         return int(self.steps * self.strength)
 
     def describe(self) -> dict:
-        """For the recipe of a pool; `keep_detail` only if it is set, so that older pools stay valid."""
-        values = {name: value for name, value in asdict(self).items() if value or name != "keep_detail"}
-        return values | {"effective_steps": self.effective_steps}
+        """For the recipe of a pool."""
+        return describe_settings(self, "keep_detail") | {"effective_steps": self.effective_steps}
 
     def __post_init__(self) -> None:
         steps, strength, crop = self.steps, self.strength, self.padding_mask_crop

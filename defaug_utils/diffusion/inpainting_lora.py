@@ -147,7 +147,10 @@ def train_inpainting_lora(
 
     optimiser = torch.optim.AdamW(list(kept.values()), settings.learning_rate)
     training = Training(
-        unet, optimiser, compute_loss, accelerator, None, 1.0, kept, divisible=len(place_batch(0))
+        *(unet, optimiser, compute_loss, accelerator),
+        largest_gradient=1.0,
+        kept=kept,
+        divisible=len(place_batch(0)),
     )
     run = run_steps(training, plan, folder, described, on_step)
     unet.eval()

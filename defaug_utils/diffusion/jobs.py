@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from defaug_utils.core.guards import raise_problems
-from defaug_utils.core.images import is_grey
+from defaug_utils.core.images import is_grey, make_grey
 from defaug_utils.diffusion.compositing import Box, add_detail, composite, paste_back
 
 
@@ -74,7 +74,7 @@ def finish_image(
 
     def paste(values: np.ndarray) -> np.ndarray:
         if is_grey(job.image_u8):
-            values = values.mean(axis=2, keepdims=True).repeat(3, axis=2)
+            values = make_grey(values)
         values_u8 = np.rint(255 * np.clip(np.nan_to_num(values), 0, 1)).astype(np.uint8)
         return paste_back(job.image_u8, values_u8, box)
 

@@ -1,7 +1,7 @@
 """Adapter to diffusers: a text-to-image model of the Stable Diffusion family, its prompts and images."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from defaug_utils.core.guards import check_demands
+from defaug_utils.core.guards import check_demands, describe_settings
 from defaug_utils.core.prompts import check_prompts
 from defaug_utils.diffusion import loading
+from defaug_utils.diffusion.autoencoder import draw_noise
 from defaug_utils.training.memory import run_in_parts
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class TextSettings:
     size: tuple[int, int] = (512, 512)  #: (width, height), pixels
     steps: int = 30  #: of denoising
     guidance: float = 7.0  #: weight of the prompt against the negative one; 1 is none
-    centre_noise: bool = False  #: subtract each channel's mean from the initial noise, see `draw_noise`
+    centre_noise: bool = False  #: subtract each channel's mean from the initial noise, see `start_latents`
 
     def __post_init__(self) -> None:
         demands = {
@@ -87,8 +88,8 @@ class TextSettings:
         check_demands("text-to-image settings", demands)
 
     def describe(self) -> dict:
-        """For the recipe of a pool; `centre_noise` only if it is set, so that older pools stay valid."""
-        return {name: value for name, value in asdict(self).items() if value or name != "centre_noise"}
+        """For the recipe of a pool."""
+        return describe_settings(self, "centre_noise")
 
 
 def load_text2image(
@@ -154,16 +155,18 @@ def generate_images(model: TextToImage, jobs: Sequence[TextJob], settings: TextS
     return run_in_parts(jobs, lambda part: _draw(model, part, settings), model, settings.size)
 
 
-def draw_noise(model: TextToImage, generators: Sequence[torch.Generator], settings: TextSettings) -> Tensor:
-    """Initial noise of images, shape (images, channels, height, width), each from its own generator.
+def start_latents(
+    model: TextToImage, generators: Sequence[torch.Generator], settings: TextSettings
+) -> Tensor:
+    """The noise that images start from, shape (images, channels, height, width), see `draw_noise`.
 
     Stable Diffusion's noise schedule leaves some of the image in its last noise level (Lin et al. 2024,
     section 3.1), so a network learns to read the mean colour of an image from the mean of its noise. With
     `centre_noise`, each channel's mean is subtracted, and the colour comes from what was learned.
     """
     network, (width, height) = model.pipeline.unet, settings.size
-    shape = (network.config.in_channels, height // model.cell, width // model.cell)
-    noise = torch.stack([torch.randn(shape, generator=one, dtype=network.dtype) for one in generators])
+    shape = (1, network.config.in_channels, height // model.cell, width // model.cell)
+    noise = draw_noise(generators, torch.empty(shape, dtype=network.dtype, device=model.device))
     return noise - noise.mean(dim=(2, 3), keepdim=True) if settings.centre_noise else noise
 
 
@@ -179,7 +182,7 @@ def _draw(model: TextToImage, jobs: Sequence[TextJob], settings: TextSettings) -
         num_inference_steps=settings.steps,
         guidance_scale=settings.guidance,
         generator=generators,  # some schedulers draw more noise at every step
-        latents=draw_noise(model, generators, settings),
+        latents=start_latents(model, generators, settings),
         output_type="pt",
     ).images.float()
     broken = [job.seed for job, image in zip(jobs, pixels, strict=True) if not image.isfinite().all()]

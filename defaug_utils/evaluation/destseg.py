@@ -285,19 +285,19 @@ def train_destseg(
     """
     refuse_augment(recipe)
     folder, start = Path(folder), Start(backbone, weights, seed, "destseg")
-    build = build_pair  # the head's checkpoint brings the weights
+    pair = None  # the head's checkpoint brings the weights
     if not (folder / CHECKPOINT).is_file():
         of_student, plan = start._replace(detector="destseg-student"), plan_student(recipe, masked.table)
         pair = train_student(masked, folder / STUDENT, plan, of_student, on_step).model
-        build = lambda *_: pair  # noqa: E731
 
     def measure_loss(model: DeSTSeg, batch: Batch) -> Tensor:
         inputs, masks = show_masked(masked, batch, recipe, next(model.parameters()).device)
         logits = model.segment(inputs).float()
         return segmentation_loss(logits, shrink_masks(masks, logits.shape[1:]))
 
-    trained = train_network(
-        lambda *named: DeSTSeg(build(*named)), measure_loss, masked, folder, recipe, start, on_step
-    )
+    def build(backbone: str, weights: str) -> DeSTSeg:
+        return DeSTSeg(pair or build_pair(backbone, weights))
+
+    trained = train_network(build, measure_loss, masked, folder, recipe, start, on_step)
     (folder / STUDENT / CHECKPOINT).unlink(missing_ok=True)
     return trained

@@ -231,9 +231,9 @@ def count_copies(copies: pd.DataFrame, by: Sequence[str] = ("share", "epoch")) -
 def check_pool(folder: Path | str, pool: pd.DataFrame, data_folder: Path | str, looked: int = 20) -> None:
     """Check a finished pool: positives only, made from training negatives, unchanged outside their masks.
 
-    A row may have a `margin`: pixels around its mask that may also have changed; with a `paste_back` of false
-    all of them may. For the first `looked` rows,
-    the pixels are compared with those of the source, in the folder of the data set.
+    A row may have a `margin`: pixels around its mask that may also have changed; if its `paste_back` is
+    false, all may. For the first `looked` rows, the pixels are compared with those of the source, in the
+    folder of the data set.
 
     Raises:
         ManifestError: lists every row that fails.

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from defaug_utils.core.guards import check_demands
+from defaug_utils.core.guards import check_demands, describe_settings
 from defaug_utils.core.manifest import image_seed
 from defaug_utils.data.samples import Samples, hash_samples
 from defaug_utils.evaluation.jitter import draw_jitter
@@ -46,8 +46,6 @@ NEED_WEIGHTS = (
     "diag_paper",
     "diag_frozen",
 )  # recipes that fine-tune: with random weights they would not be DIAG's
-# Recorded in a training's settings only if set, so that older folders stay valid.
-LATER_FIELDS = ("augment", "warmup", "largest_gradient")
 RECIPES = {
     # In&Out, section 4, on the KSDD2 training procedure of Božič et al. 2021
     "in_and_out": Recipe("sgd", 0.01, batch_size=5, epochs=50, balanced=True),
@@ -262,9 +260,8 @@ def _describe_training(recipe: Recipe, start: Start, samples: Samples) -> dict:
     """Everything that a trained network depends on, as JSON values, including the content of weights."""
     height, width = samples.images_u8.shape[1:3]
     weights = Path(start.weights)
-    values = asdict(recipe).items()
     return {
-        **{name: value for name, value in values if value or name not in LATER_FIELDS},
+        **describe_settings(recipe, "augment", "warmup", "largest_gradient"),
         "backbone": start.backbone,
         "weights": start.weights,
         "weights_content": sha256(weights.read_bytes()).hexdigest()[:16] if weights.is_file() else "",

@@ -1,7 +1,7 @@
 """AdaBLDM's sampling in three stages, and decoding with adapted decoders (Li et al. 2024, section 3)."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from defaug_utils.core.guards import check_demands
+from defaug_utils.core.guards import check_demands, describe_settings
 from defaug_utils.diffusion import autoencoder
 from defaug_utils.diffusion.autoencoder import AdaptationSettings, decode_latents, draw_noise, encode_images
 from defaug_utils.diffusion.compositing import Box
@@ -59,9 +59,8 @@ class BlendSettings:
         check_demands("blend settings", demands)
 
     def describe(self) -> dict:
-        """In the recipe of a pool; later settings only where they are set: pools from before stay valid."""
-        later = {"keep_detail": 0.0, "paste_back": True}
-        return {name: value for name, value in asdict(self).items() if (name, value) not in later.items()}
+        """For the recipe of a pool."""
+        return describe_settings(self, "keep_detail", "paste_back")
 
     def edits_latents(self, index: int) -> bool:
         """Whether latents are edited before step `index`."""

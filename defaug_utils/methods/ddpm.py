@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from scipy.ndimage import gaussian_filter
 from skimage.filters import threshold_otsu
 
-from defaug_utils.core.images import fit_image, read_image
+from defaug_utils.core.images import fit_image, make_grey, read_image
 from defaug_utils.core.pools import GeneratedImage, list_versions
 from defaug_utils.core.prompts import Prompt, check_prompts, choose_prompt
 from defaug_utils.core.sources import count_grey, list_sources, read_dataset, survey_sources
@@ -214,8 +214,7 @@ class DDPM:
         with use_networks(self.model, self.networks):
             images_u8 = generate_images(self.model, jobs, self.settings)
         if self.stays_grey:
-            images_u8 = [np.rint(image_u8.mean(axis=2)).astype(np.uint8) for image_u8 in images_u8]
-            images_u8 = [image_u8[..., None].repeat(3, axis=2) for image_u8 in images_u8]
+            images_u8 = [make_grey(image_u8) for image_u8 in images_u8]
         return [self._describe_image(*made) for made in zip(images_u8, jobs, strict=True)]
 
     def _describe_image(self, image_u8: np.ndarray, job: TextJob) -> GeneratedImage:
